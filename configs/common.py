@@ -1,0 +1,84 @@
+"""The defaults of every experiment: each field once, with what it means."""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def get_config():
+    """Returns the defaults; an experiment's file changes only what is special about it."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # initial parameters, order of the examples, augmentations
+    config.batch_size = 128  # pairs per step over all devices
+    config.total_steps = placeholder(int)  # length of the run in steps; this or num_epochs
+    config.num_epochs = placeholder(int)  # length of the run in passes over the training data
+    config.log_every_steps = 50  # how often metrics are fetched from the device and written
+    config.eval_every_steps = 0  # how often `evals` run; 0 is only after the last step
+    config.checkpoint_every_steps = 1000  # how often, besides after the last step
+    config.keep_checkpoints = 3  # the newest so many stay
+    config.keep_every_steps = placeholder(int)  # checkpoints at multiples of this stay for good
+    config.init_from = placeholder(str)  # workdir whose newest parameters a new run starts from
+    config.max_skipped_in_a_row = 10  # non-finite steps in a row that end the run
+    config.matmul_precision = "default"  # jax_default_matmul_precision of the towers
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "RN50"  # a preset of cyclip_jax/models/presets.py; what follows overrides it
+    model.image_size = placeholder(int)  # pixels per side
+    model.embed_dim = placeholder(int)  # width of the shared embedding space
+    model.vision_layers = placeholder(object)  # blocks; a tuple of four for a ResNet
+    model.vision_width = placeholder(int)  # channels of the ViT or after the ResNet's stem
+    model.vision_heads = placeholder(int)  # by default one per 64 channels
+    model.patch_size = placeholder(int)  # pixels per side, ViT only
+    model.text_width = placeholder(int)  # channels of the text transformer
+    model.text_layers = placeholder(int)  # blocks of the text transformer
+    model.text_heads = placeholder(int)  # by default one per 64 channels
+    model.context_length = placeholder(int)  # tokens per caption, both ends included
+    model.vocab_size = placeholder(int)  # ids of the tokenizer
+    model.quick_gelu = True  # x·σ(1.702 x) as OpenAI, or the exact GELU
+    model.dtype = "float32"  # of the towers' computation, or "bfloat16"; parameters are float32
+    model.batch_norm_group_size = placeholder(int)  # images per group; default the whole batch
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.inmodal_weight = 0.25  # λ1 of the paper
+    loss.crossmodal_weight = 0.25  # λ2 of the paper
+    loss.cyclic_normalization = "reference"  # 1/N as published, or "batch_size_free": ·128/N
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 5e-4  # at the end of the warm-up
+    optimizer.warmup_steps = 10_000  # linear, then half a cosine to zero
+    optimizer.beta1 = 0.9
+    optimizer.beta2 = 0.999
+    optimizer.eps = 1e-8
+    optimizer.weight_decay = 0.1  # of kernels, projections and the token embedding
+    optimizer.gradient_clip_norm = placeholder(float)  # global norm; default no clipping
+
+    config.data = data = ml_collections.ConfigDict()
+    data.source = "csv"  # kind of `train` and `validation`; "emoji" builds its own
+    data.train = placeholder(str)  # {workdir} in any path stands for the run's directory
+    data.validation = placeholder(str)  # pairs that `evals.val` scores; default none
+    data.image_key = "image"  # column with the image's path, relative to the file
+    data.caption_key = "caption"  # column with the caption
+    data.delimiter = ","  # between columns; "\t" for TSV
+    data.shuffle = True  # anew in each epoch, by seed
+    data.tokenizer = "clip_bpe"  # or "sentencepiece"
+    data.vocabulary = placeholder(str)  # its file; default an installed package's, or trained here
+    data.augmentation = "none"  # resize and centre crop, or "random_resized_crop"
+    data.crop_scale = (0.9, 1.0)  # area that a random crop keeps
+    data.max_bad_share = 0.01  # unreadable share of the examples that stops the run
+
+    config.evals = ml_collections.ConfigDict()  # {name: evaluator and its arguments}
+    config.evals.val = retrieval(config, config.data.get_ref("validation"))
+    return config
+
+
+def retrieval(config, pairs, **arguments):
+    """Returns the settings of a retrieval evaluation of `pairs`, a file like data.train."""
+    settings = ml_collections.ConfigDict({"type": "retrieval", **arguments})
+    settings.pairs = pairs
+    for name in ("source", "image_key", "caption_key", "delimiter"):
+        settings[name] = config.data.get_ref(name)
+    return settings
+
+
+def zeroshot(folder):
+    """Returns the settings of a zero-shot evaluation of a folder with labels and classes."""
+    return ml_collections.ConfigDict({"type": "zeroshot", "folder": folder})

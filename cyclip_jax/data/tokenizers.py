@@ -1,0 +1,434 @@
+"""Captions to token ids: CLIP's byte-pair encoding, or a SentencePiece vocabulary of one's own.
+
+A tokenizer is called with texts and gives int32 [n, context_length]; its attributes are
+`vocab_size`, `context_length` and `vocabulary` (the path of the file it read). Every tokenizer
+keeps three rules:
+
+- start-of-text is vocab_size - 2 and end-of-text vocab_size - 1: the largest id, because the text
+  tower pools at the argmax of the ids;
+- padding is 0;
+- a caption too long for the context is cut so that its last token is still end-of-text.
+
+Train a SentencePiece vocabulary on the captions of a csv file with
+
+    python -m cyclip_jax.data.tokenizers --train=captions.csv --vocab_size=8000 \\
+        --output=tokenizer.model
+"""
+
+import argparse
+import contextlib
+import csv
+import gzip
+import html
+import importlib.util
+import io
+import itertools
+import math
+import os
+import sys
+import zlib
+from collections.abc import Iterable
+
+import ftfy
+import numpy as np
+import regex
+import sentencepiece
+
+from cyclip_jax.errors import UserError
+
+SPECIAL_TOKENS = 2  # start-of-text and end-of-text
+
+CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
+CLIP_PACKAGES = (
+    "open_clip",
+    "clip",
+)  # modules of open_clip_torch; of openai-clip and clip-anytorch
+CLIP_MERGES = 48_894  # of the file's 262,144; 256 bytes twice + these + 2 make CLIP's 49,408 ids
+CACHED_WORDS = 1 << 16  # some 10 MB, and hardly a word of a caption is missing
+
+# Byte pairs are merged within a word: a special token, the ending of an English contraction, a run
+# of letters, one digit, or a run of other visible characters. Texts are in lower case already, but
+# some characters (ſ, say) match only when case is ignored, and CLIP's ids depend on it.
+CLIP_WORD = regex.compile(
+    r"<start_of_text>|<end_of_text>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+    regex.IGNORECASE,
+)
+
+
+def create_tokenizer(name, *, vocab_size, context_length, vocabulary=None):
+    """The tokenizer called `name`: a function of texts (see the top of this file).
+
+    Args:
+      name: "clip_bpe" or "sentencepiece".
+      vocab_size: number of ids, the special tokens included; 49,408 for CLIP's own vocabulary.
+      context_length: tokens per text, the special tokens included.
+      vocabulary: path of the vocabulary's file. Without one, "clip_bpe" looks for CLIP's in the
+        installed packages; "sentencepiece" needs one.
+
+    Raises:
+      UserError: the name is unknown, the context has no room for the special tokens, the
+        vocabulary is missing or unreadable, or its size does not agree with `vocab_size`.
+    """
+    if name not in TOKENIZERS:
+        raise UserError(
+            f"unknown tokenizer '{name}'; set config.data.tokenizer to one of: "
+            f"{', '.join(sorted(TOKENIZERS))}"
+        )
+    if context_length < SPECIAL_TOKENS:
+        raise UserError(
+            f"a context of {context_length} has no room for start-of-text and end-of-text; "
+            f"set config.model.context_length to {SPECIAL_TOKENS} or more"
+        )
+    return TOKENIZERS[name](vocabulary, vocab_size=vocab_size, context_length=context_length)
+
+
+class ClipBpeTokenizer:
+    """CLIP's byte-pair encoding, with the ids of open_clip's default tokenizer on every text."""
+
+    def __init__(self, vocabulary=None, *, vocab_size, context_length):
+        self.vocabulary = os.fspath(vocabulary or find_clip_vocabulary())
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self._merges = read_clip_merges(self.vocabulary)
+        self._byte_ids = {byte: id_ for id_, byte in enumerate(clip_byte_characters())}
+        # Not functools.lru_cache, which could not be pickled into a worker process.
+        self._word_ids = {"<start_of_text>": (vocab_size - 2,), "<end_of_text>": (vocab_size - 1,)}
+        size = 2 * 256 + len(self._merges) + SPECIAL_TOKENS
+        if size != vocab_size:
+            raise UserError(
+                f"the vocabulary {self.vocabulary} has {size} ids but config.model.vocab_size is "
+                f"{vocab_size}; set config.model.vocab_size to {size}"
+            )
+
+    def __call__(self, texts):
+        """Token ids, int32 [n, context_length], of n texts (a single string counts as one)."""
+        texts = [texts] if isinstance(texts, str) else texts
+        return pad_and_cut([self.encode(text) for text in texts], self)
+
+    def encode(self, text):
+        """The ids of one text without special tokens, a list; no more than the context needs."""
+        ids = []
+        for match in CLIP_WORD.finditer(clean(text)):
+            ids += self._encode_word(match[0])
+            if len(ids) >= self.context_length:
+                break
+        return ids
+
+    def _encode_word(self, word):
+        ids = self._word_ids.get(word)
+        if ids is None:
+            byte_ids = [self._byte_ids[byte] for byte in word.encode()]
+            byte_ids[-1] += 256  # the last byte of a word has an id of its own
+            ids = merge_pairs(byte_ids, self._merges)
+            if len(self._word_ids) < CACHED_WORDS:
+                self._word_ids[word] = ids
+        return ids
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model below the special tokens; ids between its last piece and them are free.
+
+    Any model serves whose pieces leave room for the two special tokens; one from
+    `train_sentencepiece` also keeps id 0 for padding alone.
+    """
+
+    def __init__(self, vocabulary, *, vocab_size, context_length):
+        if not vocabulary:
+            raise UserError(
+                "the sentencepiece tokenizer needs a vocabulary; set config.data.vocabulary to a "
+                "model, as trained by `python -m cyclip_jax.data.tokenizers --train=captions.csv "
+                f"--vocab_size={vocab_size} --output=tokenizer.model`"
+            )
+        self.vocabulary = os.fspath(vocabulary)
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+        self._model = read_sentencepiece(self.vocabulary)
+        pieces = self._model.get_piece_size()
+        if pieces > vocab_size - SPECIAL_TOKENS:
+            raise UserError(
+                f"the vocabulary {self.vocabulary} has {pieces} pieces, and with {SPECIAL_TOKENS} "
+                f"special tokens does not fit into config.model.vocab_size = {vocab_size}; "
+                f"set config.model.vocab_size to {pieces + SPECIAL_TOKENS} or more"
+            )
+
+    def __call__(self, texts):
+        """Token ids, int32 [n, context_length], of n texts (a single string counts as one)."""
+        texts = [texts] if isinstance(texts, str) else texts
+        # One thread: the processes that read the data are the parallelism.
+        ids = self._model.encode([as_utf8(text) for text in texts], num_threads=1)
+        return pad_and_cut(ids, self)
+
+
+TOKENIZERS = {"clip_bpe": ClipBpeTokenizer, "sentencepiece": SentencePieceTokenizer}
+
+
+def pad_and_cut(ids_of_texts, tokenizer):
+    """The rows of a batch: start-of-text, a text's ids, end-of-text, and zeros.
+
+    Args:
+      ids_of_texts: n lists of ids of any length, without special tokens.
+      tokenizer: has the `vocab_size` and the `context_length`.
+
+    Returns:
+      int32 [n, context_length]; the ids that do not fit before end-of-text are dropped.
+    """
+    start, end = tokenizer.vocab_size - 2, tokenizer.vocab_size - 1
+    rows = np.zeros((len(ids_of_texts), tokenizer.context_length), np.int32)
+    for row, ids in zip(rows, ids_of_texts, strict=True):
+        tokens = [start, *ids[: tokenizer.context_length - SPECIAL_TOKENS], end]
+        row[: len(tokens)] = tokens
+    return rows
+
+
+# CLIP's byte-pair encoding
+
+
+def clean(text):
+    """The text as CLIP reads it: mended Unicode, no HTML entities, single spaces, lower case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))  # twice: crawled "&amp;amp;" is common
+    return " ".join(text.split()).lower()
+
+
+def clip_byte_characters():
+    """{byte: the character that stands for it in the vocabulary's file}, in the order of the ids.
+
+    First the visible characters of Latin-1, which stand for themselves; then the other bytes, for
+    which the characters from U+0100 on are visible substitutes.
+    """
+    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {byte: chr(byte) for byte in visible} | {
+        byte: chr(256 + i) for i, byte in enumerate(others)
+    }
+
+
+def read_clip_merges(path):
+    """The merges of a vocabulary's file, {(left id, right id): id of the two merged}.
+
+    The file is gzip-compressed text: a header, then one merge a line, "left right", the most
+    frequent first. The ids 0-255 are the bytes, 256-511 the bytes that end a word, and each merge
+    adds the next; lines beyond `CLIP_MERGES` are not used. A smaller file makes a smaller
+    vocabulary.
+
+    Raises:
+      UserError: the file is missing or damaged, or a line is no merge of what precedes it.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
+            lines = file.read().rstrip().split("\n")[1 : 1 + CLIP_MERGES]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read the vocabulary {path} ({error}); set config.data.vocabulary to a "
+            f"{CLIP_VOCABULARY}"
+        ) from error
+    characters = list(clip_byte_characters().values())
+    ids = {unit: i for i, unit in enumerate(characters + [c + "</w>" for c in characters])}
+    merges = {}
+    for number, line in enumerate(lines, start=2):
+        pair = line.split()
+        merged = "".join(pair)
+        if len(pair) != 2 or not ids.keys() >= set(pair) or merged in ids:
+            raise UserError(
+                f"{path}, line {number}: '{line}' is not a new merge of two earlier tokens; "
+                f"set config.data.vocabulary to an undamaged {CLIP_VOCABULARY}"
+            )
+        merges[ids[pair[0]], ids[pair[1]]] = ids[merged] = len(ids)
+    return merges
+
+
+def merge_pairs(ids, merges):
+    """The ids of one word after byte-pair merging.
+
+    Args:
+      ids: ids of the word's bytes, not empty.
+      merges: {(left id, right id): merged id}; a more frequent pair has a smaller merged id, so
+        that the smallest is the one to merge next.
+
+    Returns:
+      A tuple of ids, no two neighbours of which can be merged.
+    """
+    while len(ids) > 1:
+        best = min(itertools.pairwise(ids), key=lambda pair: merges.get(pair, math.inf))
+        if best not in merges:
+            break
+        ids = replace_pair(ids, best, merges[best])
+    return tuple(ids)
+
+
+def replace_pair(ids, pair, merged):
+    """The ids with every occurrence of `pair`, found from left to right, replaced by `merged`."""
+    replaced = []
+    right_is_merged = False
+    for left, right in itertools.pairwise([*ids, None]):
+        if right_is_merged:
+            right_is_merged = False
+        elif (left, right) == pair:
+            replaced.append(merged)
+            right_is_merged = True
+        else:
+            replaced.append(left)
+    return replaced
+
+
+def find_clip_vocabulary():
+    """Path of CLIP's vocabulary in an installed package that ships it.
+
+    The package is located but not imported, for that would import torch.
+
+    Raises:
+      UserError: no installed package has the file.
+    """
+    for package in CLIP_PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            path = os.path.join(folder, CLIP_VOCABULARY)
+            if os.path.isfile(path):
+                return path
+    raise UserError(
+        f"no installed package has {CLIP_VOCABULARY}: set config.data.vocabulary to the file or "
+        "`pip install --no-deps open_clip_torch`"
+    )
+
+
+# SentencePiece
+
+
+def as_utf8(text):
+    """The text with "?" for lone surrogates, which UTF-8 and so SentencePiece cannot express."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def read_sentencepiece(path):
+    """The SentencePiece model in the file `path`; UserError if it is missing or no such model."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+        if not content:
+            raise RuntimeError("the file is empty")
+        return sentencepiece.SentencePieceProcessor(model_proto=content)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"cannot read the SentencePiece model {path} ({error}); set config.data.vocabulary to "
+            "a model, as written by `python -m cyclip_jax.data.tokenizers`"
+        ) from error
+
+
+def train_sentencepiece(captions: Iterable[str], *, vocab_size, output) -> str:
+    """Trains a unigram SentencePiece model for `SentencePieceTokenizer`.
+
+    Texts are normalised to NFKC and lower case. Id 0 is padding, 1 stands for the unknown. Every
+    caption is used and kept in memory; the same captions give the same file.
+
+    Args:
+      captions: the texts to learn from; blank ones are passed over.
+      vocab_size: ids of the model to be, special tokens included: there will be at most
+        vocab_size - 2 pieces, fewer if the captions do not have so many.
+      output: path of the model to write, at once and only when complete.
+
+    Returns:
+      `output`.
+
+    Raises:
+      UserError: no caption has text, or the vocabulary is too small for their characters.
+    """
+    # SentencePiece drops whatever text holds "▅", its own mark of the unknown.
+    sentences = [" ".join(as_utf8(caption).replace("▅", " ").split()) for caption in captions]
+    sentences = [sentence for sentence in sentences if sentence]
+    if not sentences:
+        raise UserError("there is no caption to train on: all are empty")
+    os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size - SPECIAL_TOKENS,
+            hard_vocab_limit=False,
+            normalization_rule_name="nmt_nfkc_cf",
+            # Longer sentences would be dropped without a word; the default is 4192 bytes.
+            max_sentence_length=max(len(sentence.encode()) for sentence in sentences),
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"cannot train a vocabulary of {vocab_size} ids on {len(sentences)} captions; give a "
+            f"larger vocabulary or more text (SentencePiece says: {error})"
+        ) from error
+    write_atomically(output, model.getvalue())
+    return output
+
+
+def write_atomically(path, content):
+    """Writes bytes so that `path` holds either what it held or all of `content`, never a part."""
+    unfinished = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(content)
+        os.replace(unfinished, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(unfinished)
+
+
+def read_captions(path, *, caption_key="caption", delimiter=","):
+    """The column `caption_key` of a csv file with a header, a list of str ("" where it is missing).
+
+    Raises:
+      UserError: the file is missing or not csv in UTF-8, it has no such column, or the delimiter
+        is not one character.
+    """
+    if len(delimiter) != 1:
+        raise UserError(f"a delimiter is one character, not '{delimiter}'; set --delimiter")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, delimiter=delimiter)
+            columns = rows.fieldnames or []
+            if caption_key not in columns:
+                raise UserError(
+                    f"{path} has no column '{caption_key}' (columns: {', '.join(columns)}); "
+                    "set --caption_key or --delimiter"
+                )
+            return [row[caption_key] or "" for row in rows]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read the captions of {path}: {error}") from error
+
+
+def parse_arguments(arguments):
+    parser = argparse.ArgumentParser(
+        prog="python -m cyclip_jax.data.tokenizers",
+        description="Train a SentencePiece vocabulary on the captions of a csv file.",
+    )
+    parser.add_argument("--train", required=True, help="csv file with a header")
+    parser.add_argument("--caption_key", default="caption", help="column of the captions")
+    parser.add_argument("--delimiter", default=",", help=r"one character, or \t for a tab")
+    parser.add_argument("--vocab_size", required=True, type=int, help="ids of the model to be")
+    parser.add_argument("--output", required=True, help="path of the model to write")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    """The command line; returns its exit status."""
+    args = parse_arguments(arguments)
+    try:
+        captions = read_captions(
+            args.train,
+            caption_key=args.caption_key,
+            delimiter=args.delimiter.replace(r"\t", "\t"),
+        )
+        train_sentencepiece(captions, vocab_size=args.vocab_size, output=args.output)
+    except (UserError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    blank = sum(not caption.strip() for caption in captions)
+    pieces = read_sentencepiece(args.output).get_piece_size()
+    print(f"{args.output}: {pieces} pieces from {len(captions)} captions, {blank} of them blank")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

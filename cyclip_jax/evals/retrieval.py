@@ -1,0 +1,142 @@
+"""Retrieval in both directions, the validation loss, and consistency on held-out pairs."""
+
+import numpy as np
+
+from cyclip_jax.data.images import decode
+from cyclip_jax.data.sources import create_source
+from cyclip_jax.errors import UserError
+from cyclip_jax.losses import cyclic_consistency
+from cyclip_jax.report import retrieval_gallery
+
+_RECALL_AT = (1, 5, 10)
+_TILE_ROWS = 1024
+
+
+def retrieval(
+    encoders,
+    *,
+    pairs,
+    output,
+    source="csv",
+    image_key="image",
+    caption_key="caption",
+    delimiter=",",
+    gallery_captions=0,
+):
+    """Scores held-out pairs.
+
+    Rows with the same image or the same caption are one image or one caption with several
+    partners: a query hits at k when any partner is among its first k.
+
+    Args:
+      encoders: an Encoders.
+      pairs: file of images and captions, as data.train.
+      output: path prefix of the gallery.
+      source, image_key, caption_key, delimiter: as in config.data.
+      gallery_captions: how many captions the picture `<output>_gallery.png` shows with the images
+        that they retrieve; 0 draws none.
+
+    Returns:
+      `image_to_text_recall@k`, `text_to_image_recall@k` and `chance_…`, what a random order gets
+      (fractions); the training loss's terms, as means over groups of batch_size pairs in file
+      order, the last group smaller; `inmodal_consistency` and `crossmodal_consistency` over all
+      pairs; `images`, `captions`, `pairs`: what was scored.
+    """
+    dataset = create_source(
+        source,
+        pairs,
+        config_key="config.evals.….pairs",
+        image_key=image_key,
+        caption_key=caption_key,
+        delimiter=delimiter,
+    )
+    image_embeds, text_embeds, indices = encoders.embed_pairs(dataset)
+    if not len(indices):
+        raise UserError(f"none of the images of {pairs} can be read")
+    captions = dataset.captions()
+    image_ids, first_image = _distinct(dataset.keys(indices))
+    text_ids, first_text = _distinct([captions[index] for index in indices])
+    images, texts = image_embeds[first_image], text_embeds[first_text]
+
+    results = mean_loss(encoders, image_embeds, text_embeds)
+    inmodal, crossmodal = cyclic_consistency(image_embeds, text_embeds)
+    results["inmodal_consistency"] = max(float(inmodal), 0) / len(indices)
+    results["crossmodal_consistency"] = max(float(crossmodal), 0) / len(indices)
+    results |= recall("image_to_text", images, texts, image_ids, text_ids)
+    results |= recall("text_to_image", texts, images, text_ids, image_ids)
+    results |= {"images": len(images), "captions": len(texts), "pairs": len(indices)}
+    if gallery_captions and encoders.process_index == 0:
+        chosen = np.random.default_rng(0).permutation(len(texts))[:gallery_captions]
+        retrieval_gallery(
+            f"{output}_gallery.png",
+            captions=[captions[indices[first_text[text]]] for text in chosen],
+            ranked=np.argsort(-texts[chosen] @ images.T, axis=1),  # [captions, images]
+            partners=[set(image_ids[text_ids == text]) for text in chosen],
+            read_image=lambda image: _read(dataset, indices[first_image[image]]),
+        )
+    return results
+
+
+def mean_loss(encoders, image_embeds, text_embeds):
+    """Means of the loss's metrics over groups of batch_size pairs, weighted by their size."""
+    totals = {}
+    for first in range(0, len(image_embeds), encoders.batch_size):
+        group = slice(first, first + encoders.batch_size)
+        metrics = encoders.loss(image_embeds[group], text_embeds[group])
+        for name, value in metrics.items():
+            totals[name] = totals.get(name, 0.0) + float(value) * len(image_embeds[group])
+    return {name: total / len(image_embeds) for name, total in totals.items()}
+
+
+def recall(name, query_embeds, target_embeds, query_ids, target_ids):
+    """Recall at k of `target` by `query`, and what chance gets.
+
+    A query's rank is the number of wrong targets at least as similar as its best partner: ties are
+    misses.
+
+    Args:
+      name: prefix of the results.
+      query_embeds, target_embeds: distinct ones, [Q, D] and [T, D].
+      query_ids, target_ids: int [P], the partners as pairs of row numbers.
+
+    Returns:
+      {"<name>_recall@k": …, "chance_<name>_recall@k": …} as fractions.
+    """
+    ranks = ranks_of_best_partner(query_embeds, target_embeds, query_ids, target_ids)
+    targets = len(target_embeds)
+    partners = np.bincount(query_ids, minlength=len(query_embeds))
+    results = {}
+    for k in _RECALL_AT:
+        results[f"{name}_recall@{k}"] = float(np.mean(ranks < k))
+        # A random order misses at k when the first k are drawn from the wrong targets alone.
+        misses = [np.clip((targets - partners - i) / max(targets - i, 1), 0, 1) for i in range(k)]
+        results[f"chance_{name}_recall@{k}"] = float(np.mean(1 - np.prod(misses, axis=0)))
+    return results
+
+
+def ranks_of_best_partner(query_embeds, target_embeds, query_ids, target_ids):
+    """Rank (0 is first) of each query's best partner, int [Q], by tiles of the [Q, T] matrix."""
+    by_query = np.argsort(query_ids, kind="stable")
+    query_ids, target_ids = query_ids[by_query], target_ids[by_query]
+    ranks = []
+    for first in range(0, len(query_embeds), _TILE_ROWS):
+        similarities = query_embeds[first : first + _TILE_ROWS] @ target_embeds.T  # [tile, T]
+        low, high = np.searchsorted(query_ids, [first, first + len(similarities)])
+        rows, columns = query_ids[low:high] - first, target_ids[low:high]
+        best = np.full(len(similarities), -np.inf, similarities.dtype)
+        np.maximum.at(best, rows, similarities[rows, columns])
+        similarities[rows, columns] = -np.inf
+        ranks.append((similarities >= best[:, None]).sum(axis=1))
+    return np.concatenate(ranks)
+
+
+def _distinct(values):
+    """Number of its distinct value for each, and where each distinct value first stands."""
+    _, first, ids = np.unique(np.asarray(values, object), return_index=True, return_inverse=True)
+    return ids, first
+
+
+def _read(dataset, index):
+    """One picture of the source, uint8 [h, w, 3]."""
+    encoded, _ = dataset.read(index)
+    return decode(encoded).numpy()

@@ -1,0 +1,66 @@
+"""In-modal and cross-modal consistency: definition, closed form, and the choice by shape."""
+
+import jax
+import jax.numpy as jnp
+
+from cyclip_jax.losses.contrastive import at_least_float32, similarity
+
+
+def cyclic_consistency_dense(image_embeds, text_embeds):
+    """In-modal and cross-modal consistency, straight from the definition.
+
+    Args:
+      image_embeds: unit-norm image embeddings, float [N, D].
+      text_embeds: unit-norm text embeddings, float [N, D], row j paired with image j.
+
+    Returns:
+      (inmodal, crossmodal), two scalars of at least float32: (1/N) Σ (⟨I_j,I_k⟩ − ⟨T_j,T_k⟩)² and
+      (1/N) Σ (⟨I_j,T_k⟩ − ⟨I_k,T_j⟩)² over all j, k (Goel et al. 2022, section 2).
+    """
+    image_embeds, text_embeds = at_least_float32(image_embeds, text_embeds)
+    n = image_embeds.shape[0]
+    image_image = similarity(image_embeds, image_embeds)  # [N, N]
+    text_text = similarity(text_embeds, text_embeds)  # [N, N]
+    image_text = similarity(image_embeds, text_embeds)  # [N, N]
+    inmodal = jnp.sum((image_image - text_text) ** 2) / n
+    crossmodal = jnp.sum((image_text - image_text.T) ** 2) / n
+    return inmodal, crossmodal
+
+
+def cyclic_consistency_closed_form(image_embeds, text_embeds):
+    """The same two values in O(N·D²) time and O(D²) memory, without an N×N matrix.
+
+    With E = I − T and M = (I + T)/2, the matrix 2 E Mᵀ = (I − T)(I + T)ᵀ has I Iᵀ − T Tᵀ as its
+    symmetric and I Tᵀ − T Iᵀ as its skew part. Their squared norms are 2(a + b) and 2(a − b), with
+    a = ⟨EᵀE, MᵀM⟩ and b = ⟨EᵀM, (EᵀM)ᵀ⟩, Frobenius inner products of D×D matrices.
+
+    Forming E first, and not the Gram matrices of I and T, keeps the digits where I ≈ T. Where
+    a ≈ ±b the smaller of the two values is a difference of larger ones and may round below zero.
+
+    Args and returns: as `cyclic_consistency_dense`.
+    """
+    image_embeds, text_embeds = at_least_float32(image_embeds, text_embeds)
+    n = image_embeds.shape[0]
+    difference = image_embeds - text_embeds  # E, [N, D]
+    midpoint = (image_embeds + text_embeds) / 2  # M, [N, D]
+
+    def inner(left, right):  # leftᵀ right, [D, D]
+        return jnp.matmul(left.T, right, precision=jax.lax.Precision.HIGHEST)
+
+    a = jnp.sum(inner(difference, difference) * inner(midpoint, midpoint))
+    cross = inner(difference, midpoint)
+    b = jnp.sum(cross * cross.T)
+    return 2 * (a + b) / n, 2 * (a - b) / n
+
+
+def cyclic_consistency(image_embeds, text_embeds):
+    """In-modal and cross-modal consistency by the cheaper of two equal forms.
+
+    The definition costs three N×N×D products, the closed form three D×D×N: the closed form serves
+    when N ≥ D.
+
+    Args and returns: as `cyclic_consistency_dense`.
+    """
+    n, d = image_embeds.shape
+    form = cyclic_consistency_closed_form if n >= d else cyclic_consistency_dense
+    return form(image_embeds, text_embeds)

@@ -1,0 +1,75 @@
+"""The CyCLIP objective: contrastive term plus the two weighted cyclic terms."""
+
+import jax.numpy as jnp
+
+from cyclip_jax.losses.contrastive import contrastive_loss
+from cyclip_jax.losses.cyclic import cyclic_consistency
+
+# The batch size at which the paper chose its weights λ1 = λ2 = 0.25.
+REFERENCE_BATCH_SIZE = 128
+
+CYCLIC_NORMALIZATIONS = ("reference", "batch_size_free")
+
+
+def cyclip_loss(
+    image_embeds,
+    text_embeds,
+    logit_scale,
+    *,
+    inmodal_weight=0.25,
+    crossmodal_weight=0.25,
+    cyclic_normalization="reference",
+):
+    """Contrastive loss + λ1 · in-modal + λ2 · cross-modal consistency (Goel et al. 2022).
+
+    Args:
+      image_embeds: unit-norm image embeddings of the global batch, float [N, D].
+      text_embeds: unit-norm text embeddings, float [N, D], row j paired with image j.
+      logit_scale: 1/temperature, a scalar, already exponentiated.
+      inmodal_weight: λ1.
+      crossmodal_weight: λ2. Both 0 is CLIP; λ1 = 0 is C-CyCLIP, λ2 = 0 I-CyCLIP.
+      cyclic_normalization: "reference" divides the double sums by N, as published, so that the
+        terms grow with the batch; "batch_size_free" multiplies that by 128/N: the weights then
+        mean at any batch size what they mean at the paper's 128.
+
+    Returns:
+      (loss, metrics): a scalar of at least float32, and a dict of scalars. `inmodal_cyclic_loss`
+      and `crossmodal_cyclic_loss` are the normalised terms before their weights;
+      `inmodal_consistency` and `crossmodal_consistency` are means over all N² pairs of the squared
+      difference of cosines (lower is more consistent, comparable across batch sizes).
+
+    Raises:
+      ValueError: unequal shapes, or an unknown normalisation.
+    """
+    if image_embeds.shape != text_embeds.shape:
+        raise ValueError(
+            f"image_embeds {image_embeds.shape} and text_embeds {text_embeds.shape} must have "
+            "one shape [N, D]"
+        )
+    if cyclic_normalization not in CYCLIC_NORMALIZATIONS:
+        raise ValueError(
+            f"unknown cyclic_normalization {cyclic_normalization!r}; "
+            f"set config.loss.cyclic_normalization to one of {CYCLIC_NORMALIZATIONS}"
+        )
+    n = image_embeds.shape[0]
+    normalizer = 1.0 if cyclic_normalization == "reference" else REFERENCE_BATCH_SIZE / n
+    contrastive, (image_to_text, text_to_image) = contrastive_loss(
+        image_embeds, text_embeds, logit_scale
+    )
+    inmodal, crossmodal = cyclic_consistency(image_embeds, text_embeds)
+    loss = contrastive + normalizer * (inmodal_weight * inmodal + crossmodal_weight * crossmodal)
+    # Rounding can push the smaller consistency below zero: clip what is shown, never what is
+    # differentiated.
+    shown_inmodal, shown_crossmodal = jnp.maximum(inmodal, 0), jnp.maximum(crossmodal, 0)
+    metrics = {
+        "loss": loss,
+        "contrastive_loss": contrastive,
+        "inmodal_cyclic_loss": normalizer * shown_inmodal,
+        "crossmodal_cyclic_loss": normalizer * shown_crossmodal,
+        "inmodal_consistency": shown_inmodal / n,
+        "crossmodal_consistency": shown_crossmodal / n,
+        "temperature": 1 / jnp.asarray(logit_scale, contrastive.dtype),
+        "image_to_text_accuracy": image_to_text,
+        "text_to_image_accuracy": text_to_image,
+    }
+    return loss, metrics

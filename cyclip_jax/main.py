@@ -1,0 +1,49 @@
+"""`python -m cyclip_jax.main --config=configs/cc3m.py`: trains, or continues a run."""
+
+import os
+
+# TensorFlow only reads data here: its notices about the machine would hide ours.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pathlib
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from cyclip_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the experiment's file, e.g. configs/cc3m.py", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "directory of the run, local or gs://…; default runs/<name of the config>"
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "join the other processes of a TPU pod, SLURM or Open MPI job"
+)
+
+
+def main(_):
+    """Runs the configured experiment."""
+    try:
+        if _DISTRIBUTED.value:
+            jax.distributed.initialize()
+        from cyclip_jax.train import train
+
+        train(_CONFIG.value, _WORKDIR.value or default_workdir())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def default_workdir():
+    """runs/<name of the config file>."""
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    return str(pathlib.Path("runs") / pathlib.Path(path).stem)
+
+
+if __name__ == "__main__":
+    flags.FLAGS.set_default("verbosity", logging.WARNING)  # Orbax tells of every file it writes
+    flags.mark_flag_as_required("config")
+    app.run(main)

@@ -1,0 +1,55 @@
+"""Two towers and a learned scale."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+# The pixel statistics of OpenAI's preprocessing, for RGB in [0, 1].
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # Radford et al. 2021, section 2.5
+MAX_LOGIT_SCALE = math.log(100.0)
+
+
+def normalise_images(images, dtype=jnp.float32):
+    """uint8 RGB [N, H, W, 3] -> what the image towers take: zero mean, unit variance, `dtype`."""
+    mean, std = np.asarray(IMAGE_MEAN), np.asarray(IMAGE_STD)
+    return images.astype(dtype) * (1 / (255 * std)).astype(dtype) - (mean / std).astype(dtype)
+
+
+def unit_norm(embeds):
+    """Scales the rows of [N, D] to length 1, in float32 or wider."""
+    embeds = embeds.astype(jnp.promote_types(embeds.dtype, jnp.float32))
+    return embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
+
+
+class CLIP(nnx.Module):
+    """An image tower and a text tower with one embedding space (Radford et al. 2021).
+
+    Args:
+      visual: module from normalised images [N, H, W, 3] to [N, D].
+      text: module from token ids [N, L] to [N, D].
+    """
+
+    def __init__(self, visual, text):
+        self.visual, self.text = visual, text
+        self.logit_scale = nnx.Param(jnp.asarray(INITIAL_LOGIT_SCALE))
+
+    def encode_image(self, images):
+        """Un-normalised image embeddings [N, D] of normalised images [N, H, W, 3]."""
+        return self.visual(images)
+
+    def encode_text(self, tokens):
+        """Un-normalised text embeddings [N, D] of token ids int [N, L]."""
+        return self.text(tokens)
+
+    def __call__(self, images, tokens):
+        """Returns unit-norm image and text embeddings [N, D], and exp(logit_scale)."""
+        return (
+            unit_norm(self.encode_image(images)),
+            unit_norm(self.encode_text(tokens)),
+            jnp.exp(self.logit_scale[...]),
+        )

@@ -1,0 +1,190 @@
+"""Named model sizes, and `create_model`, which builds any size from one of them."""
+
+import difflib
+
+import jax.numpy as jnp
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.models.clip import CLIP
+from cyclip_jax.models.resnet import ModifiedResNet
+from cyclip_jax.models.text import TextTransformer
+from cyclip_jax.models.vit import VisionTransformer
+
+_TEXT = {"context_length": 77, "vocab_size": 49408, "text_width": 512, "text_layers": 12}
+
+# Radford et al. 2021, tables 19 and 20. A tuple of vision_layers makes a ResNet, a number a ViT.
+# Heads that are not named follow from the width, 64 channels each.
+PRESETS = {
+    "RN50": {
+        "image_size": 224,
+        "embed_dim": 1024,
+        "vision_layers": (3, 4, 6, 3),
+        "vision_width": 64,
+        **_TEXT,
+    },
+    "RN101": {
+        "image_size": 224,
+        "embed_dim": 512,
+        "vision_layers": (3, 4, 23, 3),
+        "vision_width": 64,
+        **_TEXT,
+    },
+    "RN50x4": {
+        "image_size": 288,
+        "embed_dim": 640,
+        "vision_layers": (4, 6, 10, 6),
+        "vision_width": 80,
+        **_TEXT,
+        "text_width": 640,
+    },
+    "ViT-B/32": {
+        "image_size": 224,
+        "embed_dim": 512,
+        "vision_layers": 12,
+        "vision_width": 768,
+        "patch_size": 32,
+        **_TEXT,
+    },
+    "ViT-B/16": {
+        "image_size": 224,
+        "embed_dim": 512,
+        "vision_layers": 12,
+        "vision_width": 768,
+        "patch_size": 16,
+        **_TEXT,
+    },
+    # Sizes of ours, for two cores: a first run, and tests.
+    "RN-tiny": {
+        "image_size": 64,
+        "embed_dim": 64,
+        "vision_layers": (1, 1, 1, 1),
+        "vision_width": 16,
+        "context_length": 16,
+        "vocab_size": 512,
+        "text_width": 64,
+        "text_layers": 2,
+        "text_heads": 2,
+    },
+    "ViT-tiny": {
+        "image_size": 32,
+        "embed_dim": 64,
+        "vision_layers": 2,
+        "vision_width": 64,
+        "vision_heads": 2,
+        "patch_size": 8,
+        "context_length": 16,
+        "vocab_size": 512,
+        "text_width": 64,
+        "text_layers": 2,
+        "text_heads": 2,
+    },
+}
+
+_SIZES = (
+    "image_size",
+    "embed_dim",
+    "vision_layers",
+    "vision_width",
+    "vision_heads",
+    "patch_size",
+    "context_length",
+    "vocab_size",
+    "text_width",
+    "text_heads",
+    "text_layers",
+)
+_DTYPES = ("float32", "bfloat16", "float64")
+
+
+def resolve_sizes(name, **overrides):
+    """Returns the sizes of preset `name` with every override that is not None, as a dict.
+
+    Raises:
+      UserError: an unknown preset or size, or a ResNet with a patch size.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown config.model.name {name!r}; choose one of {', '.join(PRESETS)}")
+    unknown = sorted(set(overrides) - set(_SIZES))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], _SIZES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(_SIZES)}"
+        raise UserError(f"unknown model size {unknown[0]!r}{hint}")
+    given = {key: value for key, value in overrides.items() if value is not None}
+    sizes = {"patch_size": None, "vision_heads": None, "text_heads": None, **PRESETS[name], **given}
+    if isinstance(sizes["vision_layers"], int):
+        sizes["vision_heads"] = sizes["vision_heads"] or sizes["vision_width"] // 64
+    else:
+        sizes["vision_layers"] = tuple(sizes["vision_layers"])
+        if sizes["patch_size"] is not None:
+            raise UserError(f"config.model.patch_size does not apply to {name}, a ResNet")
+        sizes["vision_heads"] = sizes["vision_heads"] or sizes["vision_width"] * 32 // 64
+    sizes["text_heads"] = sizes["text_heads"] or sizes["text_width"] // 64
+    _check_heads(sizes)
+    return sizes
+
+
+def _check_heads(sizes):
+    vision_features = sizes["vision_width"] * (1 if isinstance(sizes["vision_layers"], int) else 32)
+    for tower, features in (("vision", vision_features), ("text", sizes["text_width"])):
+        heads = sizes[f"{tower}_heads"]
+        if heads < 1 or features % heads:
+            raise UserError(
+                f"{features} {tower} channels do not divide into {heads} heads; "
+                f"set config.model.{tower}_heads"
+            )
+
+
+def create_model(
+    name, *, rngs, quick_gelu=True, dtype="float32", batch_norm_group_size=None, **overrides
+):
+    """Builds a CLIP model with float32 parameters.
+
+    Args:
+      name: a preset, e.g. "RN50" or "ViT-B/32" (see PRESETS).
+      rngs: nnx.Rngs for the initial parameters.
+      quick_gelu: x·σ(1.702 x) as OpenAI's models, or the exact GELU.
+      dtype: compute type of the towers, "float32", "bfloat16" (or "float64" under x64).
+      batch_norm_group_size: images per group of BatchNorm statistics; None is the whole batch.
+      **overrides: any size of the preset, e.g. image_size=64 or vision_layers=(1, 1, 1, 1).
+
+    Returns:
+      A CLIP module.
+
+    Raises:
+      UserError: an unknown name, size or dtype, or sizes that do not fit together.
+    """
+    sizes = resolve_sizes(name, **overrides)
+    if dtype not in _DTYPES:
+        raise UserError(f"unknown config.model.dtype {dtype!r}; choose one of {', '.join(_DTYPES)}")
+    shared = {"embed_dim": sizes["embed_dim"], "dtype": jnp.dtype(dtype), "rngs": rngs}
+    vision = {
+        "image_size": sizes["image_size"],
+        "layers": sizes["vision_layers"],
+        "width": sizes["vision_width"],
+        "heads": sizes["vision_heads"],
+        **shared,
+    }
+    if isinstance(sizes["vision_layers"], int):
+        if sizes["patch_size"] is None or sizes["image_size"] % sizes["patch_size"]:
+            raise UserError(
+                f"config.model.image_size {sizes['image_size']} is not a multiple of "
+                f"config.model.patch_size {sizes['patch_size']}"
+            )
+        visual = VisionTransformer(patch_size=sizes["patch_size"], quick_gelu=quick_gelu, **vision)
+    else:
+        if sizes["image_size"] % 32:
+            raise UserError(
+                f"config.model.image_size {sizes['image_size']} is not a multiple of 32, "
+                "by which a ResNet shrinks its images"
+            )
+        visual = ModifiedResNet(batch_norm_group_size=batch_norm_group_size, **vision)
+    text = TextTransformer(
+        context_length=sizes["context_length"],
+        vocab_size=sizes["vocab_size"],
+        width=sizes["text_width"],
+        layers=sizes["text_layers"],
+        heads=sizes["text_heads"],
+        quick_gelu=quick_gelu,
+        **shared,
+    )
+    return CLIP(visual, text)

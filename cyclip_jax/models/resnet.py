@@ -1,0 +1,196 @@
+"""CLIP's modified ResNet: three-convolution stem, anti-aliased down-sampling, attention pool."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel
+from cyclip_jax.models.transformer import multi_head_attention
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over the global batch, or over "ghost" groups of it.
+
+    Written out, because Flax's keeps the biased running variance (PyTorch's is n/(n−1) larger) and
+    has no groups. In training each group of `group_size` consecutive images is normalised by its
+    own mean and variance, and the running statistics follow the groups' average; None is one group
+    of all images, whatever the number of devices they are sharded over.
+    """
+
+    momentum = 0.9  # weight of the old running value: 1 − PyTorch's momentum of 0.1
+    epsilon = 1e-5
+
+    def __init__(self, features, *, group_size, scale_init=nnx.initializers.ones, dtype, rngs):
+        self.group_size, self.dtype = group_size, dtype
+        self.use_running_average = False  # set by nnx.Module.train() and .eval()
+        self.scale = nnx.Param(scale_init(rngs.params(), (features,)))
+        self.bias = nnx.Param(jnp.zeros((features,)))
+        self.mean = nnx.BatchStat(jnp.zeros((features,)))
+        self.var = nnx.BatchStat(jnp.ones((features,)))
+
+    def __call__(self, x):  # [N, H, W, C]
+        if self.use_running_average:
+            return self._normalise(x, self.mean[...], self.var[...])
+        n = x.shape[0]
+        group_size = self.group_size or n
+        if n % group_size:
+            raise ValueError(
+                f"a batch of {n} images is not a multiple of batch_norm_group_size {group_size}"
+            )
+        groups = x.reshape(n // group_size, group_size, *x.shape[1:])  # [G, g, H, W, C]
+        statistics_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        wide = groups.astype(statistics_dtype)
+        mean = wide.mean(axis=(1, 2, 3), keepdims=True)  # [G, 1, 1, 1, C]
+        var = jnp.square(wide - mean).mean(axis=(1, 2, 3), keepdims=True)
+        self._follow(mean, var, count=group_size * x.shape[1] * x.shape[2])
+        return self._normalise(groups, mean, var).reshape(x.shape)
+
+    def _normalise(self, x, mean, var):
+        multiplier = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
+        return ((x - mean) * multiplier + self.bias[...]).astype(self.dtype)
+
+    def _follow(self, mean, var, count):
+        unbiased = var * (count / max(count - 1, 1))
+        for running, new in ((self.mean, mean), (self.var, unbiased)):
+            old = running[...]
+            new = jax.lax.stop_gradient(new).reshape(-1, old.shape[0]).mean(axis=0)
+            running[...] = (self.momentum * old + (1 - self.momentum) * new).astype(old.dtype)
+
+
+def average_pool(x, size):
+    """Means over size×size squares, [N, H, W, C] -> [N, H//size, W//size, C].
+
+    Rows and columns that fill no square are dropped, as in PyTorch.
+    """
+    if size == 1:
+        return x
+    n, h, w, c = x.shape
+    h, w = h // size, w // size
+    x = x[:, : h * size, : w * size].reshape(n, h, size, w, size, c)
+    return x.mean(axis=(2, 4))
+
+
+def convolution(inputs, outputs, size, *, stride=1, dtype, rngs):
+    """A size×size convolution without bias that keeps height and width at stride 1."""
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=False,
+        kernel_init=torch_kernel,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+class Bottleneck(nnx.Module):
+    """1×1, 3×3, 1×1; down-sampled by average pooling, never by a strided convolution."""
+
+    expansion = 4
+
+    def __init__(self, inputs, planes, *, stride, group_size, dtype, rngs):
+        outputs = planes * self.expansion
+        shared = {"dtype": dtype, "rngs": rngs}
+        norm = {"group_size": group_size, **shared}
+        self.stride = stride
+        self.conv1 = convolution(inputs, planes, 1, **shared)
+        self.bn1 = BatchNorm(planes, **norm)
+        self.conv2 = convolution(planes, planes, 3, **shared)
+        self.bn2 = BatchNorm(planes, **norm)
+        self.conv3 = convolution(planes, outputs, 1, **shared)
+        # A block starts as the identity: OpenAI sets the scale of its last norm to 0.
+        self.bn3 = BatchNorm(outputs, scale_init=nnx.initializers.zeros, **norm)
+        self.downsample = stride > 1 or inputs != outputs
+        if self.downsample:
+            self.downsample_conv = convolution(inputs, outputs, 1, **shared)
+            self.downsample_bn = BatchNorm(outputs, **norm)
+
+    def __call__(self, x):
+        out = jax.nn.relu(self.bn1(self.conv1(x)))
+        out = jax.nn.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(average_pool(out, self.stride)))
+        if self.downsample:
+            x = self.downsample_bn(self.downsample_conv(average_pool(x, self.stride)))
+        return jax.nn.relu(out + x)
+
+
+class AttentionPool(nnx.Module):
+    """Attention in which the mean of all positions asks, [N, h, w, W] -> [N, embed_dim]."""
+
+    def __init__(self, positions, width, heads, embed_dim, *, dtype, rngs):
+        self.heads = heads
+        self.positional_embedding = nnx.Param(
+            normal(width**-0.5)(rngs.params(), (positions + 1, width))
+        )
+
+        def linear(outputs):
+            return nnx.Linear(
+                width,
+                outputs,
+                kernel_init=normal(width**-0.5),
+                bias_init=torch_bias(width),
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        self.q_proj, self.k_proj, self.v_proj = linear(width), linear(width), linear(width)
+        self.c_proj = linear(embed_dim)
+
+    def __call__(self, x):
+        x = x.reshape(x.shape[0], -1, x.shape[-1])  # [N, h·w, W]
+        x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
+        x = x + self.positional_embedding[...].astype(x.dtype)
+        pooled = multi_head_attention(
+            self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x), heads=self.heads
+        )
+        return self.c_proj(pooled[:, 0])
+
+
+class ModifiedResNet(nnx.Module):
+    """CLIP's image tower RN* (Radford et al. 2021, section 2.4).
+
+    Images [N, image_size, image_size, 3] -> embeddings [N, embed_dim].
+
+    Args:
+      layers: blocks per stage, a tuple of four.
+      width: channels after the stem; the last stage has 32 times as many.
+      heads: heads of the attention pool.
+      batch_norm_group_size: images per group of BatchNorm statistics; None is the whole batch.
+    """
+
+    def __init__(
+        self, *, image_size, layers, width, heads, embed_dim, batch_norm_group_size, dtype, rngs
+    ):
+        if image_size % 32:
+            raise ValueError(f"image_size {image_size} is not a multiple of 32")
+        shared = {"dtype": dtype, "rngs": rngs}
+        norm = {"group_size": batch_norm_group_size, **shared}
+        self.conv1 = convolution(3, width // 2, 3, stride=2, **shared)
+        self.bn1 = BatchNorm(width // 2, **norm)
+        self.conv2 = convolution(width // 2, width // 2, 3, **shared)
+        self.bn2 = BatchNorm(width // 2, **norm)
+        self.conv3 = convolution(width // 2, width, 3, **shared)
+        self.bn3 = BatchNorm(width, **norm)
+        self.stages = nnx.List()
+        inputs = width
+        for stage, blocks in enumerate(layers):
+            planes = width * 2**stage
+            stage_blocks = nnx.List()
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                stage_blocks.append(Bottleneck(inputs, planes, stride=stride, **norm))
+                inputs = planes * Bottleneck.expansion
+            self.stages.append(stage_blocks)
+        self.attnpool = AttentionPool((image_size // 32) ** 2, inputs, heads, embed_dim, **shared)
+
+    def __call__(self, images):
+        x = jax.nn.relu(self.bn1(self.conv1(images)))
+        x = jax.nn.relu(self.bn2(self.conv2(x)))
+        x = jax.nn.relu(self.bn3(self.conv3(x)))
+        x = average_pool(x, 2)  # [N, image_size / 4, image_size / 4, width]
+        for stage in self.stages:
+            for block in stage:
+                x = block(x)
+        return self.attnpool(x)

@@ -1,0 +1,52 @@
+"""CLIP's causal text transformer."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from cyclip_jax.models.initializers import normal
+from cyclip_jax.models.transformer import Transformer, layer_norm, text_inits
+
+
+class TextTransformer(nnx.Module):
+    """Causal transformer whose embedding is read at the end-of-text token (Radford et al. 2021).
+
+    Token ids int [N, context_length] -> embeddings [N, embed_dim]. The end-of-text token must be
+    the largest id of its row; what stands behind it is never seen.
+    """
+
+    def __init__(
+        self,
+        *,
+        context_length,
+        vocab_size,
+        width,
+        layers,
+        heads,
+        embed_dim,
+        quick_gelu,
+        dtype,
+        rngs,
+    ):
+        self.dtype = dtype
+        self.token_embedding = nnx.Param(normal(0.02)(rngs.params(), (vocab_size, width)))
+        self.positional_embedding = nnx.Param(normal(0.01)(rngs.params(), (context_length, width)))
+        self.transformer = Transformer(
+            width,
+            layers,
+            heads,
+            is_causal=True,
+            quick_gelu=quick_gelu,
+            inits=text_inits(width, layers),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.ln_final = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.text_projection = nnx.Param(normal(width**-0.5)(rngs.params(), (width, embed_dim)))
+
+    def __call__(self, tokens):
+        x = self.token_embedding[...].astype(self.dtype)[tokens]  # [N, L, W]
+        x = x + self.positional_embedding[...].astype(self.dtype)
+        x = self.ln_final(self.transformer(x))
+        end_of_text = jnp.argmax(tokens, axis=-1)  # [N]
+        x = jnp.take_along_axis(x, end_of_text[:, None, None], axis=1)[:, 0]  # [N, W]
+        return x @ self.text_projection[...].astype(x.dtype)

@@ -1,0 +1,132 @@
+"""The pre-norm transformer that both CLIP towers are made of."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel, xavier_uniform
+
+# PyTorch's LayerNorm; Flax's own default is 1e-6.
+LAYER_NORM_EPSILON = 1e-5
+
+
+def layer_norm(features, *, dtype, rngs):
+    """LayerNorm with PyTorch's epsilon and a variance computed in two passes."""
+    return nnx.LayerNorm(
+        features, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )
+
+
+def activation(quick_gelu):
+    """Returns x·σ(1.702 x), as OpenAI trained CLIP, or the exact GELU."""
+    if quick_gelu:
+        return lambda x: x * jax.nn.sigmoid(1.702 * x)
+    return lambda x: jax.nn.gelu(x, approximate=False)
+
+
+def multi_head_attention(query, key, value, *, heads, is_causal=False):
+    """Scaled dot-product attention, [N, Q, W], [N, L, W], [N, L, W] -> [N, Q, W]."""
+
+    def split_heads(x):  # [N, L, W] -> [N, L, heads, W / heads]
+        return x.reshape(*x.shape[:-1], heads, -1)
+
+    out = jax.nn.dot_product_attention(
+        split_heads(query), split_heads(key), split_heads(value), is_causal=is_causal
+    )
+    return out.reshape(query.shape)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with one kernel for query, key and value."""
+
+    def __init__(self, width, heads, *, is_causal, in_init, out_init, dtype, rngs):
+        self.heads, self.is_causal = heads, is_causal
+        self.in_proj = nnx.Linear(width, 3 * width, kernel_init=in_init, dtype=dtype, rngs=rngs)
+        self.out_proj = nnx.Linear(width, width, kernel_init=out_init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        query, key, value = jnp.split(self.in_proj(x), 3, axis=-1)  # each [N, L, W]
+        out = multi_head_attention(query, key, value, heads=self.heads, is_causal=self.is_causal)
+        return self.out_proj(out)
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width, heads, *, is_causal, quick_gelu, inits, dtype, rngs):
+        self.activation = activation(quick_gelu)
+        self.ln_1 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.attn = SelfAttention(
+            width,
+            heads,
+            is_causal=is_causal,
+            in_init=inits["in_proj"],
+            out_init=inits["out_proj"],
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.ln_2 = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.c_fc = nnx.Linear(
+            width,
+            4 * width,
+            kernel_init=inits["c_fc"],
+            bias_init=torch_bias(width),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.c_proj = nnx.Linear(
+            4 * width,
+            width,
+            kernel_init=inits["c_proj"],
+            bias_init=torch_bias(4 * width),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.c_proj(self.activation(self.c_fc(self.ln_2(x))))
+
+
+def text_inits(width, layers):
+    """OpenAI's initialisation of the text blocks: residual branches shrink with depth."""
+    residual = width**-0.5 * (2 * layers) ** -0.5
+    return {
+        "in_proj": normal(width**-0.5),
+        "out_proj": normal(residual),
+        "c_fc": normal((2 * width) ** -0.5),
+        "c_proj": normal(residual),
+    }
+
+
+def vision_inits():
+    """PyTorch's defaults, which OpenAI leaves in place for the vision transformer's blocks."""
+    return {
+        "in_proj": xavier_uniform,
+        "out_proj": torch_kernel,
+        "c_fc": torch_kernel,
+        "c_proj": torch_kernel,
+    }
+
+
+class Transformer(nnx.Module):
+    """A stack of `layers` blocks, [N, L, width] -> [N, L, width]."""
+
+    def __init__(self, width, layers, heads, *, is_causal, quick_gelu, inits, dtype, rngs):
+        self.resblocks = nnx.List(
+            Block(
+                width,
+                heads,
+                is_causal=is_causal,
+                quick_gelu=quick_gelu,
+                inits=inits,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for _ in range(layers)
+        )
+
+    def __call__(self, x):
+        for block in self.resblocks:
+            x = block(x)
+        return x

@@ -1,0 +1,62 @@
+"""CLIP's vision transformer."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from cyclip_jax.models.initializers import normal, torch_kernel
+from cyclip_jax.models.transformer import Transformer, layer_norm, vision_inits
+
+
+class VisionTransformer(nnx.Module):
+    """Patches, class token, `ln_pre`, blocks, projection of the class token (Radford et al. 2021).
+
+    Images [N, image_size, image_size, 3] -> embeddings [N, embed_dim].
+    """
+
+    def __init__(
+        self, *, image_size, patch_size, width, layers, heads, embed_dim, quick_gelu, dtype, rngs
+    ):
+        if image_size % patch_size:
+            raise ValueError(
+                f"image_size {image_size} is not a multiple of patch_size {patch_size}"
+            )
+        tokens = (image_size // patch_size) ** 2 + 1
+        scale = width**-0.5
+        self.patch_size, self.dtype = patch_size, dtype
+        self.conv1 = nnx.Conv(
+            3,
+            width,
+            (patch_size, patch_size),
+            strides=patch_size,
+            padding="VALID",
+            use_bias=False,
+            kernel_init=torch_kernel,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.class_embedding = nnx.Param(normal(scale)(rngs.params(), (width,)))
+        self.positional_embedding = nnx.Param(normal(scale)(rngs.params(), (tokens, width)))
+        self.ln_pre = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.transformer = Transformer(
+            width,
+            layers,
+            heads,
+            is_causal=False,
+            quick_gelu=quick_gelu,
+            inits=vision_inits(),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.ln_post = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.proj = nnx.Param(normal(scale)(rngs.params(), (width, embed_dim)))
+
+    def __call__(self, images):
+        x = self.conv1(images)  # [N, h, w, W]
+        n, width = x.shape[0], x.shape[-1]
+        x = x.reshape(n, -1, width)
+        class_token = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (n, 1, width))
+        x = jnp.concatenate([class_token, x], axis=1)  # [N, 1 + h·w, W]
+        x = x + self.positional_embedding[...].astype(x.dtype)
+        x = self.transformer(self.ln_pre(x))
+        x = self.ln_post(x[:, 0])  # [N, W]
+        return x @ self.proj[...].astype(x.dtype)

