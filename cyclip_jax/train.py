@@ -66,25 +66,32 @@ def split_model(model):
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
-def create_state(create, optimizer, *, seed):
+def create_state(create, optimizer, *, seed, sharding=None):
     """The state before the first step.
 
     Args:
       create: function without arguments that returns the model.
       optimizer: an optax.GradientTransformation.
       seed: of the state's random key.
+      sharding: of every array; None leaves that to JAX.
     """
-    _, params, batch_stats = split_model(create())
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(
-        step=zero,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
-        rng=jax.random.key(seed),
-        skipped_steps=zero,
-        skipped_in_a_row=zero,
-    )
+
+    def initial_state():
+        _, params, batch_stats = split_model(create())
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(
+            step=zero,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            rng=jax.random.key(seed),
+            skipped_steps=zero,
+            skipped_in_a_row=zero,
+        )
+
+    # It runs once: optimising its hundreds of small loops costs a CPU more than it saves.
+    unoptimised = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(initial_state, out_shardings=sharding, compiler_options=unoptimised)()
 
 
 def make_train_step(graphdef, optimizer, schedule, *, dtype="float32", **loss):
@@ -192,10 +199,9 @@ def train(config, workdir):
         }
     )
     model = Model(config, mesh)
-    state = jax.jit(
-        lambda: create_state(model.create, optimizer, seed=config.seed),
-        out_shardings=parallel.replicated(mesh),
-    )()
+    state = create_state(
+        model.create, optimizer, seed=config.seed, sharding=parallel.replicated(mesh)
+    )
     checkpointer = Checkpointer(
         workdir, keep=config.keep_checkpoints, keep_every_steps=config.keep_every_steps
     )

@@ -198,7 +198,7 @@ def _bicubic(image, size, scale, translation):
         kernel_type="keyscubic",
         antialias=True,
     )[0]
-    # The cubic kernel overshoots at edges; a bare cast would wrap 256 round to 0.
+    # The cubic kernel overshoots at edges, and what a cast makes of 256 depends on the processor.
     return tf.cast(tf.clip_by_value(tf.round(pixels), 0.0, 255.0), tf.uint8)
 
 

@@ -9,7 +9,6 @@ from cyclip_jax.losses import cyclic_consistency
 from cyclip_jax.report import retrieval_gallery
 
 _RECALL_AT = (1, 5, 10)
-_TILE_ROWS = 1024
 
 
 def retrieval(
@@ -114,13 +113,13 @@ def recall(name, query_embeds, target_embeds, query_ids, target_ids):
     return results
 
 
-def ranks_of_best_partner(query_embeds, target_embeds, query_ids, target_ids):
+def ranks_of_best_partner(query_embeds, target_embeds, query_ids, target_ids, tile_rows=1024):
     """Rank (0 is first) of each query's best partner, int [Q], by tiles of the [Q, T] matrix."""
     by_query = np.argsort(query_ids, kind="stable")
     query_ids, target_ids = query_ids[by_query], target_ids[by_query]
     ranks = []
-    for first in range(0, len(query_embeds), _TILE_ROWS):
-        similarities = query_embeds[first : first + _TILE_ROWS] @ target_embeds.T  # [tile, T]
+    for first in range(0, len(query_embeds), tile_rows):
+        similarities = query_embeds[first : first + tile_rows] @ target_embeds.T  # [tile, T]
         low, high = np.searchsorted(query_ids, [first, first + len(similarities)])
         rows, columns = query_ids[low:high] - first, target_ids[low:high]
         best = np.full(len(similarities), -np.inf, similarities.dtype)

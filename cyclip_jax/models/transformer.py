@@ -25,15 +25,25 @@ def activation(quick_gelu):
 
 
 def multi_head_attention(query, key, value, *, heads, is_causal=False):
-    """Scaled dot-product attention, [N, Q, W], [N, L, W], [N, L, W] -> [N, Q, W]."""
+    """softmax(Q Kᵀ / √d) V per head, [N, Q, W], [N, L, W], [N, L, W] -> [N, Q, W].
 
-    def split_heads(x):  # [N, L, W] -> [N, L, heads, W / heads]
+    Written out, because jax.nn.dot_product_attention takes its softmax in float32 even for float64
+    inputs, in which equality across devices is tested.
+    """
+
+    def split_heads(x):  # [N, L, W] -> [N, L, heads, d]
         return x.reshape(*x.shape[:-1], heads, -1)
 
-    out = jax.nn.dot_product_attention(
-        split_heads(query), split_heads(key), split_heads(value), is_causal=is_causal
-    )
-    return out.reshape(query.shape)
+    query, key, value = split_heads(query), split_heads(key), split_heads(value)
+    logits_dtype = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=logits_dtype)
+    logits = logits * query.shape[-1] ** -0.5
+    if is_causal:
+        is_seen = jnp.tril(jnp.ones(logits.shape[-2:], bool))  # [Q, L]
+        logits = jnp.where(is_seen, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    out = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
+    return out.reshape(*out.shape[:2], -1)
 
 
 class SelfAttention(nnx.Module):

@@ -1,0 +1,182 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from cyclip_jax import parallel
+from cyclip_jax.models import create_model
+from cyclip_jax.models.clip import MAX_LOGIT_SCALE
+from cyclip_jax.optim import create_optimizer
+from cyclip_jax.train import all_finite, create_state, make_train_step, split_model
+
+SIZES = {
+    "image_size": 32,
+    "vision_width": 8,
+    "vision_heads": 4,
+    "embed_dim": 12,
+    "text_width": 16,
+    "text_layers": 1,
+    "text_heads": 2,
+    "context_length": 6,
+    "vocab_size": 40,
+}
+ROWS = 16
+LOSS = {"inmodal_weight": 0.25, "crossmodal_weight": 0.25}
+
+
+def make_batch(seed=0):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, 38, (ROWS, 6), np.int32)
+    tokens[np.arange(ROWS), rng.integers(2, 6, ROWS)] = 39
+    return {"images": rng.integers(0, 256, (ROWS, 32, 32, 3), np.uint8), "tokens": tokens}
+
+
+def make_state(optimizer, dtype, *, perturb=0.0, **overrides):
+    """A state and its graphdef; perturbed, so that no residual branch is hidden by a zero scale."""
+
+    def create():
+        return create_model("RN-tiny", rngs=nnx.Rngs(0), dtype=dtype, **{**SIZES, **overrides})
+
+    state = create_state(create, optimizer, seed=0)
+    keys = iter(jax.random.split(jax.random.key(1), 1000))
+    params = jax.tree.map(
+        lambda p: p.astype(dtype) + perturb * jax.random.normal(next(keys), p.shape, dtype),
+        state.params,
+    )
+    batch_stats = jax.tree.map(lambda s: s.astype(dtype), state.batch_stats)
+    state = dataclasses.replace(
+        state, params=params, batch_stats=batch_stats, opt_state=optimizer.init(params)
+    )
+    model = nnx.eval_shape(create)
+    model.train()
+    return state, split_model(model)[0]
+
+
+def run_on(devices, state, graphdef, batch, dtype):
+    """One step of plain gradient descent, so that old − new parameters are the gradient."""
+    mesh = parallel.create_mesh(jax.devices()[:devices])
+    whole = parallel.replicated(mesh)
+    step = make_train_step(graphdef, optax.identity(), lambda step: 1.0, dtype=dtype, **LOSS)
+    new_state, metrics = jax.jit(step, out_shardings=whole)(
+        jax.device_put(state, whole), parallel.to_global(batch, mesh)
+    )
+    gradient = jax.tree.map(lambda old, new: np.asarray(old) - new, state.params, new_state.params)
+    result = {"loss": metrics["loss"], "gradient": gradient, "stats": new_state.batch_stats}
+    return jax.tree_util.tree_leaves_with_path(jax.device_get(result))
+
+
+def differences(actual, expected):
+    """{name: relative difference}; a tensor that is zero by nature, as key biases are, counts
+    relative to a thousandth of the largest."""
+    largest = max(np.abs(leaf).max() for _, leaf in expected)
+    result = {}
+    for (path, a), (_, e) in zip(actual, expected, strict=True):
+        scale = max(np.linalg.norm(e), 1e-3 * largest)
+        result[jax.tree_util.keystr(path)] = np.linalg.norm(np.subtract(a, e)) / scale
+    return result
+
+
+def gradients_and_statistics(dtype, devices, **overrides):
+    with jax.enable_x64(dtype == "float64"):
+        state, graphdef = make_state(optax.identity(), dtype, perturb=0.1, **overrides)
+        return run_on(devices, state, graphdef, make_batch(), dtype)
+
+
+def worst_difference(dtype):
+    one, eight = (gradients_and_statistics(dtype, devices) for devices in (1, 8))
+    worst = max(differences(eight, one).items(), key=lambda item: item[1])
+    print(f"{dtype}: largest relative difference of {len(one)} tensors: {worst}")
+    return worst[1]
+
+
+def test_eight_devices_give_loss_gradients_and_statistics_of_one():
+    assert worst_difference("float64") <= 1e-10
+
+
+@pytest.mark.slow
+def test_eight_devices_differ_from_one_by_rounding_alone_in_float32():
+    assert worst_difference("float32") <= 1e-4
+
+
+def test_statistics_of_each_device_alone_would_fail_that_test():
+    one = gradients_and_statistics("float64", 1)
+    grouped = gradients_and_statistics("float64", 1, batch_norm_group_size=ROWS // 8)
+    assert max(differences(grouped, one).values()) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def adamw():
+    """A state, and a compiled step by AdamW."""
+    optimizer = create_optimizer(
+        beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, gradient_clip_norm=None
+    )
+    state, graphdef = make_state(optimizer, "float32", perturb=0.01)
+    step = make_train_step(graphdef, optimizer, lambda step: 1e-2, **LOSS)
+    return state, jax.jit(step)
+
+
+def assert_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)  # NaN equals NaN here
+
+
+# XLA's maximum on a CPU turns NaN into 0, so that a ReLU hides one in the image tower from the
+# loss; BatchNorm's statistics still show it.
+@pytest.mark.parametrize("tower, loss_is_nan", [("visual", False), ("text", True)])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(adamw, tower, loss_is_nan):
+    state, step = adamw
+    before, _ = step(state, make_batch())
+    poisoned = jax.tree.map(lambda array: array, before.params)  # new dicts, the same arrays
+    module, leaf = {"visual": ("conv1", "kernel"), "text": ("ln_final", "scale")}[tower]
+    array = poisoned[tower][module][leaf]
+    poisoned[tower][module][leaf] = jnp.full_like(array, jnp.nan)
+    poisoned = dataclasses.replace(before, params=poisoned)
+
+    after, metrics = step(poisoned, make_batch(1))
+    assert np.isnan(metrics["loss"]) == loss_is_nan
+    for name in ("params", "batch_stats", "opt_state"):
+        assert_equal(getattr(after, name), getattr(poisoned, name))
+    assert (int(after.step), int(after.skipped_steps), int(after.skipped_in_a_row)) == (2, 1, 1)
+    again, metrics = step(after, make_batch(1))
+    assert (int(again.skipped_steps), int(again.skipped_in_a_row)) == (2, 2)
+    assert int(metrics["skipped_steps"]) == 2
+
+    # Once the numbers are finite again, it is as if those steps had never been.
+    healed, _ = step(dataclasses.replace(again, params=before.params), make_batch(1))
+    expected, _ = step(before, make_batch(1))
+    for name in ("params", "batch_stats", "opt_state"):
+        assert_equal(getattr(healed, name), getattr(expected, name))
+    assert (int(healed.step), int(healed.skipped_steps), int(healed.skipped_in_a_row)) == (4, 2, 0)
+
+
+def test_a_finite_step_changes_everything(adamw):
+    state, step = adamw
+    after, metrics = step(state, make_batch())
+    for name in ("params", "batch_stats"):
+        old, new = getattr(state, name), getattr(after, name)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(old):
+            changed = new
+            for key in path:
+                changed = changed[key.key]
+            assert not np.array_equal(leaf, changed), jax.tree_util.keystr(path)
+    assert float(metrics["grad_norm"]) > 0
+    assert float(metrics["learning_rate"]) == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_bad_number_anywhere_is_seen(bad):
+    good = {"a": jnp.ones((2, 3)), "b": [jnp.zeros(())]}
+    assert all_finite(good)
+    assert not all_finite({**good, "a": good["a"].at[1, 2].set(bad)})
+    assert not all_finite({**good, "b": [jnp.asarray(bad)]})
+
+
+@pytest.mark.parametrize("start, end", [(4.7, MAX_LOGIT_SCALE), (-0.5, 0.0)])
+def test_logit_scale_is_clamped_after_the_update(adamw, start, end):
+    state, step = adamw
+    params = {**state.params, "logit_scale": jnp.float32(start)}
+    after, _ = step(dataclasses.replace(state, params=params), make_batch())
+    assert float(after.params["logit_scale"]) == pytest.approx(end, abs=1e-6)
