@@ -62,6 +62,8 @@ def main(_):
     """Evaluates and prints the table."""
     from cyclip_jax.report import final_table
 
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     try:
         results = evaluate_workdir(
             _CHECKPOINT.value, step=_STEP.value, output=_OUTPUT.value, config=_CONFIG.value
@@ -73,6 +75,5 @@ def main(_):
 
 
 if __name__ == "__main__":
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # as in main.py
     flags.mark_flag_as_required("checkpoint")
     app.run(main)

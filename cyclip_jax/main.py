@@ -27,6 +27,9 @@ _DISTRIBUTED = flags.DEFINE_bool(
 
 def main(_):
     """Runs the configured experiment."""
+    # Orbax tells of every file that it writes; --verbosity=0 shows that.
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     try:
         if _DISTRIBUTED.value:
             jax.distributed.initialize()
@@ -44,6 +47,5 @@ def default_workdir():
 
 
 if __name__ == "__main__":
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # Orbax tells of every file it writes
     flags.mark_flag_as_required("config")
     app.run(main)

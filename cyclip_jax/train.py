@@ -19,6 +19,7 @@ from cyclip_jax.data.pipeline import BadExamples, Position, steps_per_epoch, tra
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses import cyclip_loss
+from cyclip_jax.losses.cyclip import check_normalization
 from cyclip_jax.models import create_model
 from cyclip_jax.models.clip import MAX_LOGIT_SCALE, normalise_images, unit_norm
 from cyclip_jax.models.presets import resolve_sizes
@@ -176,6 +177,7 @@ def train(config, workdir):
     workdir = epath.Path(workdir)
     jax.config.update("jax_default_matmul_precision", _matmul_precision(config))
     evals.check_settings(config.evals)
+    check_normalization(config.loss.cyclic_normalization)
     check_same_model(config, workdir)
     mesh = parallel.create_mesh()
     parallel.check_batch_size(config.batch_size, mesh)
@@ -385,16 +387,10 @@ def _starting_point(config, checkpointer, state, console):
 
 def _say_results(console, step, results):
     for name in dict.fromkeys(key.split("/")[0] for key in results):
-        shown = {
-            key.removeprefix(f"{name}/"): value
-            for key, value in results.items()
-            if key.startswith(f"{name}/") and key.endswith(("loss", "recall@1", "top1"))
-        }
-        shown = {key: value for key, value in shown.items() if not key.startswith("chance")}
-        console.say(
-            f"step {step}  {name}: "
-            + "  ".join(f"{key} {value:.4f}" for key, value in shown.items())
-        )
+        headlines = ("loss", "image_to_text_recall@1", "text_to_image_recall@1", "top1")
+        shown = [key for key in headlines if f"{name}/{key}" in results]
+        numbers = "  ".join(f"{key} {results[f'{name}/{key}']:.4f}" for key in shown)
+        console.say(f"step {step}  {name}: {numbers}")
 
 
 def _check_skipped(metrics, step, limit):

@@ -405,7 +405,8 @@ def _reason(source, index):
 
 
 def _first_line(error):
-    return error.message.strip().splitlines()[0]
+    """An operation's error without the name that TensorFlow gave the operation."""
+    return error.message.split("}}")[-1].strip().splitlines()[0]
 
 
 def _with_positions(loaded, tokenizer, position, size, batch_size):

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from cyclip_jax.errors import UserError
 from cyclip_jax.losses.contrastive import contrastive_loss
 from cyclip_jax.losses.cyclic import cyclic_consistency
 
@@ -46,11 +47,7 @@ def cyclip_loss(
             f"image_embeds {image_embeds.shape} and text_embeds {text_embeds.shape} must have "
             "one shape [N, D]"
         )
-    if cyclic_normalization not in CYCLIC_NORMALIZATIONS:
-        raise ValueError(
-            f"unknown cyclic_normalization {cyclic_normalization!r}; "
-            f"set config.loss.cyclic_normalization to one of {CYCLIC_NORMALIZATIONS}"
-        )
+    check_normalization(cyclic_normalization)
     n = image_embeds.shape[0]
     normalizer = 1.0 if cyclic_normalization == "reference" else REFERENCE_BATCH_SIZE / n
     contrastive, (image_to_text, text_to_image) = contrastive_loss(
@@ -73,3 +70,12 @@ def cyclip_loss(
         "text_to_image_accuracy": text_to_image,
     }
     return loss, metrics
+
+
+def check_normalization(cyclic_normalization):
+    """Raises UserError for a normalisation that there is not."""
+    if cyclic_normalization not in CYCLIC_NORMALIZATIONS:
+        raise UserError(
+            f"unknown cyclic_normalization {cyclic_normalization!r}; set "
+            f"config.loss.cyclic_normalization to one of {', '.join(CYCLIC_NORMALIZATIONS)}"
+        )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cyclip_jax.errors import UserError
 from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel
 from cyclip_jax.models.transformer import multi_head_attention
 
@@ -34,8 +35,9 @@ class BatchNorm(nnx.Module):
         n = x.shape[0]
         group_size = self.group_size or n
         if n % group_size:
-            raise ValueError(
-                f"a batch of {n} images is not a multiple of batch_norm_group_size {group_size}"
+            raise UserError(
+                f"a batch of {n} images is not a multiple of "
+                f"config.model.batch_norm_group_size {group_size}"
             )
         groups = x.reshape(n // group_size, group_size, *x.shape[1:])  # [G, g, H, W, C]
         statistics_dtype = jnp.promote_types(x.dtype, jnp.float32)

@@ -151,7 +151,9 @@ def test_ghost_groups_are_separate_batches(x64):
     expected = jnp.concatenate([part(x[2 * i : 2 * i + 2]) for i, part in enumerate(parts)])
     np.testing.assert_allclose(ghost(x), expected, rtol=1e-12)
     np.testing.assert_allclose(ghost.var[...], np.mean([p.var[...] for p in parts], 0), rtol=1e-6)
-    with pytest.raises(ValueError, match="8 images is not a multiple of batch_norm_group_size 3"):
+    with pytest.raises(
+        ValueError, match=r"8 images is not a multiple of config.model.batch_norm_group_size 3"
+    ):
         BatchNorm(3, group_size=3, dtype=jnp.float64, rngs=nnx.Rngs(0))(x)
 
 

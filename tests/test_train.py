@@ -1,0 +1,308 @@
+"""Whole runs, as a user starts, kills and continues them."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from configs import cc3m
+from cyclip_jax.errors import UserError
+from cyclip_jax.train import run_length, train
+from cyclip_jax.workdir import metrics_at, read_config, read_metrics
+from tests import tiny
+from tests.conftest import write_pairs
+from tests.test_checkpoint import data_file, flip_bit
+
+ROOT = pathlib.Path(__file__).parent.parent
+# What a line says of the clock, not of the mathematics.
+TIMINGS = ("images_per_second", "compile_seconds")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The runs of this file compile the same step: they share it."""
+    cache = tmp_path_factory.mktemp("compilation_cache")
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """24 good pairs, and two that cannot be used."""
+    path = write_pairs(tmp_path_factory.mktemp("data"))
+    (path.parent / "broken.png").write_bytes(b"no picture")
+    with open(path, "a") as file:
+        file.write("broken.png,a broken picture\nred_disc.png, \n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def start(environment, pairs):
+    """Starts a run as a process; returns it."""
+
+    def start(workdir, *overrides, module="main"):
+        command = [sys.executable, "-m", f"cyclip_jax.{module}"]
+        if module == "main":
+            command += [
+                "--config=tests/tiny.py",
+                f"--config.data.train={pairs}",
+                f"--config.data.validation={pairs}",
+                f"--workdir={workdir}",
+            ]
+        return subprocess.Popen(
+            [*command, *overrides],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+def finish(process, code=0):
+    """Waits for a run and returns what it printed."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def wait_for_step(process, workdir, step):
+    """Returns once a running process has written the metrics of `step`."""
+    deadline = time.monotonic() + 300
+    while not any(line["step"] >= step for line in read_metrics(workdir)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def mathematics(workdir):
+    """Every line of metrics.jsonl without its timings."""
+    lines = []
+    for line in read_metrics(workdir):
+        line = {name: value for name, value in line.items() if name not in TIMINGS}
+        if len(line) > 1:
+            lines.append(line)
+    return lines
+
+
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory):
+    """(workdir, output) of a run that was never interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, finish(start(workdir))
+
+
+def test_a_run_learns_its_pairs(finished):
+    workdir, _ = finished
+    first, last = metrics_at(workdir, 1), metrics_at(workdir, 120)
+    assert last["loss"] < first["loss"] / 2
+    for direction in ("image_to_text", "text_to_image"):
+        assert last[f"val/{direction}_recall@1"] > 3 * last[f"val/chance_{direction}_recall@1"]
+
+
+def test_a_run_writes_what_it_promises(finished):
+    workdir, output = finished
+    assert {path.name for path in workdir.iterdir()} >= {
+        "config.json",
+        "checkpoints",
+        "metrics.jsonl",
+        "tensorboard",
+        "tokenizer.model",
+        "train.log",
+    }
+    assert list((workdir / "tensorboard").glob("events*"))
+    lines = [line for line in mathematics(workdir) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 121))
+    assert lines[0].keys() >= {
+        "loss",
+        "contrastive_loss",
+        "inmodal_cyclic_loss",
+        "crossmodal_cyclic_loss",
+        "inmodal_consistency",
+        "crossmodal_consistency",
+        "temperature",
+        "image_to_text_accuracy",
+        "text_to_image_accuracy",
+        "learning_rate",
+        "grad_norm",
+        "skipped_steps",
+        "epoch",
+    }
+    assert lines[0]["learning_rate"] == pytest.approx(5e-4)  # 1/10 of the warm-up
+    assert lines[9]["learning_rate"] == pytest.approx(5e-3)
+    evaluated = [line["step"] for line in mathematics(workdir) if "val/loss" in line]
+    assert evaluated == [40, 80, 120]
+    saved = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert saved == [80, 100, 120]
+    described = json.loads((workdir / "config.json").read_text())
+    assert described["config"]["optimizer"]["learning_rate"] == 5e-3
+    assert described["versions"]["jax"]
+    for text in ("parameters", "train step compiled in", "step 120/120", "val", "120 steps done"):
+        assert text in output
+    assert "visual/conv1/kernel" in (workdir / "train.log").read_text()
+
+
+def test_bad_examples_are_named_and_counted(finished):
+    workdir, _ = finished
+    lines = (workdir / "bad_examples.jsonl").read_text().splitlines()
+    reasons = {json.loads(line)["index"]: json.loads(line)["reason"] for line in lines}
+    assert reasons.keys() == {24, 25}
+    assert "decoded" in reasons[24] and "caption is empty" in reasons[25]
+    assert metrics_at(workdir, 120)["val/pairs"] == 24
+
+
+def test_killed_and_terminated_and_continued_is_as_if_never_stopped(start, finished, tmp_path):
+    process = start(tmp_path)
+    wait_for_step(process, tmp_path, 30)
+    process.kill()
+    process.communicate()
+
+    process = start(tmp_path)
+    wait_for_step(process, tmp_path, 70)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process)
+    assert "continuing from step" in output and "asked to stop: saved step" in output
+
+    output = finish(start(tmp_path))
+    assert "continuing from step" in output
+    assert mathematics(tmp_path) == mathematics(finished[0])
+
+
+@pytest.mark.slow
+def test_killed_at_many_moments_is_as_if_never_stopped(start, finished, tmp_path):
+    for step in (5, 21, 40, 61, 77, 101):
+        process = start(tmp_path)
+        wait_for_step(process, tmp_path, step)
+        time.sleep(0.037 * (step % 7))
+        process.kill()
+        process.communicate()
+    finish(start(tmp_path))
+    assert mathematics(tmp_path) == mathematics(finished[0])
+
+
+def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(start, finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    path = data_file(tmp_path, 120)
+    flip_bit(path, 4 * path.stat().st_size)
+    output = finish(start(tmp_path))
+    assert "Checkpoint 120 is damaged" in output and "continuing from step 100" in output
+    assert mathematics(tmp_path) == mathematics(finished[0])
+    assert (tmp_path / "damaged_checkpoints").is_dir()
+
+
+def test_a_finished_run_only_shows_its_table_again(start, finished):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    output = finish(start(workdir))
+    assert "image_to_text_recall@1" in output
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_evaluate_gives_the_figures_of_the_run(start, finished, tmp_path):
+    workdir, _ = finished
+    output = finish(start(None, f"--checkpoint={workdir}", module="evaluate"))
+    assert "image_to_text_recall@1" in output
+    results = json.loads((workdir / "evals" / "step_120.json").read_text())
+    expected = metrics_at(workdir, 120)
+    assert results == {name: expected[name] for name in results}
+    assert len(results) > 10
+
+
+def test_another_model_in_the_same_workdir_is_refused(start, finished):
+    workdir, _ = finished
+    before = (workdir / "config.json").read_text()
+    output = finish(start(workdir, "--config.model.text_layers=2"), code=1)
+    assert output.strip().endswith(
+        f"error: {workdir} holds a run with another model: model.text_layers (1 there, 2 here); "
+        "choose another --workdir or the same model"
+    )
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_a_new_run_starts_from_the_parameters_of_another(start, finished, tmp_path):
+    process = start(tmp_path, f"--config.init_from={finished[0]}")
+    wait_for_step(process, tmp_path, 1)
+    process.kill()
+    assert "starting from the parameters of step 120" in process.communicate()[0]
+    assert metrics_at(tmp_path, 1)["loss"] < metrics_at(finished[0], 1)["loss"] / 2
+
+
+def test_a_run_of_non_finite_losses_ends_with_the_reason(start, tmp_path):
+    small = ["name=ViT-tiny", "vision_width=16", "vision_layers=1"]  # it compiles fast
+    overrides = [f"--config.model.{override}" for override in small]
+    overrides += ["--config.optimizer.learning_rate=1e30", "--config.max_skipped_in_a_row=3"]
+    output = finish(start(tmp_path, *overrides), code=1)
+    assert "not finite in 3 steps in a row" in output
+    assert "Traceback" not in output
+
+
+def test_main_says_what_is_missing_in_one_sentence(environment, tmp_path):
+    command = [sys.executable, "-m", "cyclip_jax.main", "--config=configs/cc3m.py"]
+    process = subprocess.run(
+        [*command, f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    *_, last = process.stderr.strip().splitlines()
+    assert last.startswith("error: config.data.train is empty")
+    assert "Traceback" not in process.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def tiny_config(pairs, **overrides):
+    config = tiny.get_config()
+    config.data.train = str(pairs)
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"data.train": "/no/such.csv"}, "/no/such.csv"),
+        ({"data.image_key": "file"}, r"no column 'file' \(columns: image, caption\)"),
+        ({"batch_size": 64}, "64"),
+        ({"batch_size": 12}, "12 does not split evenly over 8 devices"),
+        ({"optimizer.warmup_steps": 120}, "warmup_steps 120"),
+        ({"num_epochs": 3}, "exactly one of config.total_steps and config.num_epochs"),
+        ({"model.name": "RN5"}, "RN5"),
+        ({"data.tokenizer": "clip_bpe"}, "vocab"),
+        ({"data.tokenizer": "words"}, "unknown tokenizer 'words'"),
+        ({"data.augmentation": "mixup"}, "there is no augmentation 'mixup'"),
+        ({"evals.val.type": "recall"}, "config.evals.val.type is 'recall'"),
+        ({"loss.cyclic_normalization": "mean"}, "cyclic_normalization"),
+        ({"init_from": "/no/run"}, "/no/run has no checkpoints"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_compiled(
+    pairs, tmp_path, monkeypatch, overrides, message
+):
+    monkeypatch.setattr("cyclip_jax.train._compile", None)
+    with pytest.raises(UserError, match=message):
+        train(tiny_config(pairs, **overrides), tmp_path / "run")
+
+
+def test_length_by_epochs_leaves_out_the_tail():
+    config = cc3m.get_config()
+    assert run_length(config, 128 * 10 + 127) == 64 * 10
+
+
+def test_a_run_describes_itself(finished):
+    config = read_config(finished[0])
+    assert config.model.vision_width == 8
+    with pytest.raises(UserError, match="is not the workdir of a run"):
+        read_config("/no/run")

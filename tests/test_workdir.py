@@ -1,0 +1,93 @@
+import json
+
+import pytest
+
+from configs import common
+from cyclip_jax import report, workdir
+from cyclip_jax.workdir import Console, MetricWriter, metrics_at, read_metrics, resolve_paths
+
+
+def test_paths_in_the_config_follow_the_workdir():
+    config = common.get_config()
+    config.data.train = "{workdir}/data/train.csv"
+    config.data.validation = "{workdir}/val.csv"
+    resolved = resolve_paths(config, "/runs/x")
+    assert resolved.data.train == "/runs/x/data/train.csv"
+    assert resolved.evals.val.pairs == "/runs/x/val.csv"
+    assert config.data.train == "{workdir}/data/train.csv"
+
+
+def test_metrics_are_cut_back_to_the_restored_step(tmp_path):
+    writer = MetricWriter(tmp_path, first_step=0, enabled=True)
+    for step in range(1, 6):
+        writer.write(step, {"loss": step / 10})
+    writer.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # a kill in the middle of a line
+    writer = MetricWriter(tmp_path, first_step=3, enabled=True)
+    writer.write(4, {"loss": 9.0})
+    writer.close()
+    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [
+        (1, 0.1),
+        (2, 0.2),
+        (3, 0.3),
+        (4, 9.0),
+    ]
+
+
+def test_what_is_not_finite_is_null_and_the_file_stays_json(tmp_path):
+    writer = MetricWriter(tmp_path, first_step=0, enabled=True)
+    writer.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "learning_rate": 0.5})
+    writer.close()
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line) == {"step": 1, "loss": None, "grad_norm": None, "learning_rate": 0.5}
+    assert metrics_at(tmp_path, 1) == {"step": 1, "learning_rate": 0.5}
+
+
+def test_other_processes_write_nothing(tmp_path):
+    writer = MetricWriter(tmp_path, first_step=0, enabled=False)
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    console = Console(tmp_path, enabled=False)
+    console.say("x")
+    console.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
+    tmp_path, capsys, monkeypatch, is_terminal
+):
+    monkeypatch.setattr(workdir.sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    console = Console(tmp_path, enabled=True)
+    console.start(0, 10)
+    console.step()
+    console.report(1, 10, {"loss": 1.5, "images_per_second": 200.0}, seconds_left=61.0)
+    console.close()
+    printed = capsys.readouterr()
+    line = "step 1/10  loss 1.5000  200 images/s  1:01 left"
+    assert (line in printed.out) != is_terminal
+    assert ("1/10" in printed.err and "loss 1.5000, 200 images/s" in printed.err) == is_terminal
+    assert line in (tmp_path / "train.log").read_text()
+
+
+def test_final_table_has_a_column_for_each_evaluation_and_chance_beside_recall():
+    table = report.final_table(
+        {
+            "step": 10,
+            "loss": 1.25,
+            "images_per_second": 300.4,
+            "val/loss": 2.5,
+            "val/image_to_text_recall@1": 0.375,
+            "val/chance_image_to_text_recall@1": 0.0028,
+            "val/pairs": 360,
+            "zs/top1": 0.5,
+        }
+    )
+    rows = {line.split("  ")[0]: line.split() for line in table.splitlines()}
+    assert table.splitlines()[0].split() == ["training", "val", "zs"]
+    assert rows["loss"] == ["loss", "1.2500", "2.5000"]
+    assert rows["image_to_text_recall@1"][1:] == ["37.5%", "(0.28%)"]
+    assert rows["top1"][1:] == ["50.0%"]
+    assert rows["images/s"][1:] == ["300"]
+    assert rows["pairs"][1:] == ["360"]
