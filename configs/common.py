@@ -63,6 +63,7 @@ def get_config():
     data.vocabulary = placeholder(str)  # its file; default an installed package's, or trained here
     data.augmentation = "none"  # resize and centre crop, or "random_resized_crop"
     data.crop_scale = (0.9, 1.0)  # area that a random crop keeps
+    data.colour_jitter = 0.0  # strength of random brightness, contrast, saturation and hue
     data.max_bad_share = 0.01  # unreadable share of the examples that stops the run
 
     config.evals = ml_collections.ConfigDict()  # {name: evaluator and its arguments}

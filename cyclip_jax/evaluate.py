@@ -1,9 +1,5 @@
 """`python -m cyclip_jax.evaluate --checkpoint=WORKDIR`: evaluates a trained model."""
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as in main.py
-
 import json
 import sys
 
@@ -12,6 +8,7 @@ from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
+import cyclip_jax.quiet  # noqa: F401  (must come first)
 from cyclip_jax.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir of a run")
@@ -39,7 +36,8 @@ def evaluate_workdir(workdir, *, step=None, output=None, config=None):
     """
     from cyclip_jax import evals, parallel
     from cyclip_jax.checkpoint import restore_model
-    from cyclip_jax.train import Model, open_tokenizer
+    from cyclip_jax.data.configured import open_tokenizer
+    from cyclip_jax.inference import Model
     from cyclip_jax.workdir import read_config, resolve_paths
 
     run_config = read_config(workdir)
@@ -49,7 +47,7 @@ def evaluate_workdir(workdir, *, step=None, output=None, config=None):
     parallel.check_batch_size(run_config.batch_size, mesh)
     model = Model(run_config, mesh)
     step, restored = restore_model(workdir, model.abstract(), step=step)
-    encoders = model.encoders(**restored, tokenize=open_tokenizer(run_config, workdir))
+    encoders = model.encoders(**restored, tokenize=open_tokenizer(run_config, workdir, model.sizes))
     output = epath.Path(workdir) / "evals" if output is None else epath.Path(output)
     results = {"step": step, **evals.evaluate(config.evals, encoders, figures=output)}
     if jax.process_index() == 0:

@@ -1,10 +1,5 @@
 """`python -m cyclip_jax.main --config=configs/cc3m.py`: trains, or continues a run."""
 
-import os
-
-# TensorFlow only reads data here: its notices about the machine would hide ours.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import pathlib
 import sys
 
@@ -12,6 +7,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import cyclip_jax.quiet  # noqa: F401  (must come first)
 from cyclip_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -23,6 +19,10 @@ _WORKDIR = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "join the other processes of a TPU pod, SLURM or Open MPI job"
 )
+# For processes that no cluster started: with --distributed, all three.
+_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes there are")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this one is, from 0")
 
 
 def main(_):
@@ -32,7 +32,7 @@ def main(_):
         logging.set_verbosity(logging.WARNING)
     try:
         if _DISTRIBUTED.value:
-            jax.distributed.initialize()
+            jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         from cyclip_jax.train import train
 
         train(_CONFIG.value, _WORKDIR.value or default_workdir())

@@ -53,11 +53,8 @@ def weight_decay_mask(params):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def create_optimizer(*, beta1, beta2, eps, weight_decay, gradient_clip_norm):
+def adamw(*, beta1, beta2, eps, weight_decay, gradient_clip_norm):
     """AdamW without its learning rate, as an optax transformation.
-
-    The train step multiplies by −learning_rate(step) itself: the schedule then follows the run's
-    step, also over steps whose update was skipped and left the optimiser's state untouched.
 
     Args:
       gradient_clip_norm: largest global gradient norm, or None for no clipping.
@@ -68,3 +65,23 @@ def create_optimizer(*, beta1, beta2, eps, weight_decay, gradient_clip_norm):
         optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=weight_decay_mask),
     )
+
+
+def create_optimizer(*, total_steps, learning_rate, warmup_steps, **arguments):
+    """Builds what config.optimizer describes.
+
+    The train step multiplies by −schedule(step) itself: the learning rate then follows the run's
+    step, also over steps whose update was skipped and left the optimiser's state untouched.
+
+    Args:
+      total_steps: length of the run.
+      learning_rate, warmup_steps: as `learning_rate_schedule`.
+      **arguments: as `adamw`.
+
+    Returns:
+      (optimizer, schedule).
+    """
+    schedule = learning_rate_schedule(
+        learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
+    )
+    return adamw(**arguments), schedule

@@ -90,18 +90,19 @@ def retrieval_gallery(path, *, captions, ranked, partners, read_image, columns=6
     from matplotlib import pyplot
 
     columns = min(columns, ranked.shape[1])
+    width, height = 1.3 * columns + 2.6, 1.3 * len(captions) + 0.4  # inches; a picture has 1.3
+    margins = {"left": 2.5 / width, "right": 0.99, "bottom": 0.05 / height, "top": 1 - 0.4 / height}
     figure, axes = pyplot.subplots(
-        len(captions),
-        columns,
-        figsize=(1.3 * columns + 3.2, 1.3 * len(captions)),
-        squeeze=False,
-        gridspec_kw={"left": 3.0 / (1.3 * columns + 3.2), "right": 0.99, "top": 0.99, "bottom": 0},
+        len(captions), columns, figsize=(width, height), squeeze=False, gridspec_kw=margins
+    )
+    figure.text(
+        0.01, 1 - 0.25 / height, "Held-out captions and the images nearest to them; its own framed"
     )
     for row, caption in enumerate(captions):
         place = min(list(ranked[row]).index(partner) for partner in partners[row]) + 1
         axes[row, 0].annotate(
             f"{_wrapped(caption)}\nits image comes {_ordinal(place)} of {ranked.shape[1]}",
-            (-0.15, 0.5),
+            (-0.1, 0.5),
             xycoords="axes fraction",
             ha="right",
             va="center",
@@ -125,7 +126,7 @@ def retrieval_gallery(path, *, captions, ranked, partners, read_image, columns=6
     path.write_bytes(buffer.getvalue())
 
 
-def _wrapped(text, width=34):
+def _wrapped(text, width=30):
     import textwrap
 
     return "\n".join(textwrap.wrap(text, width)[:3])

@@ -10,7 +10,7 @@ from flax import nnx
 from configs import common
 from cyclip_jax import evals
 from cyclip_jax.models import create_model
-from cyclip_jax.optim import create_optimizer, learning_rate_schedule
+from cyclip_jax.optim import create_optimizer
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
@@ -27,14 +27,7 @@ def test_every_config_builds_its_model_optimizer_and_evals(name):
     config = load(name)
     assert isinstance(config, ml_collections.ConfigDict)
     nnx.eval_shape(lambda: create_model(**config.model, rngs=nnx.Rngs(0)))
-    optimizer = dict(config.optimizer)
-    total_steps = config.total_steps or 10**6
-    learning_rate_schedule(
-        optimizer.pop("learning_rate"),
-        warmup_steps=optimizer.pop("warmup_steps"),
-        total_steps=total_steps,
-    )
-    create_optimizer(**optimizer)
+    create_optimizer(**config.optimizer, total_steps=config.total_steps or 10**6)
     evals.check_settings(config.evals)
     assert (config.total_steps is None) != (config.num_epochs is None)
 

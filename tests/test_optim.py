@@ -7,7 +7,7 @@ from flax import nnx
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.models import create_model
-from cyclip_jax.optim import create_optimizer, learning_rate_schedule, weight_decay_mask
+from cyclip_jax.optim import adamw, learning_rate_schedule, weight_decay_mask
 
 
 def test_schedule_follows_the_published_formula(x64):
@@ -47,7 +47,7 @@ def adamw_arguments(**overrides):
 
 def test_updates_are_those_of_adamw(x64):
     params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
-    ours = create_optimizer(**adamw_arguments())
+    ours = adamw(**adamw_arguments())
     theirs = optax.adamw(0.01, b1=0.9, b2=0.99, weight_decay=0.1, mask=weight_decay_mask)
     our_params = their_params = params
     our_state, their_state = ours.init(params), theirs.init(params)
@@ -65,8 +65,8 @@ def test_updates_are_those_of_adamw(x64):
 def test_clipping_bounds_the_global_norm():
     params = {"kernel": jnp.zeros((1, 2)), "bias": jnp.zeros(1)}
     grads = {"kernel": jnp.array([[30.0, 0.0]]), "bias": jnp.array([40.0])}
-    clipped = create_optimizer(**adamw_arguments(gradient_clip_norm=5.0, eps=1e8))
-    plain = create_optimizer(**adamw_arguments(eps=1e8))  # so large an eps makes Adam linear
+    clipped = adamw(**adamw_arguments(gradient_clip_norm=5.0, eps=1e8))
+    plain = adamw(**adamw_arguments(eps=1e8))  # so large an eps makes Adam linear
     small, _ = clipped.update(grads, clipped.init(params), params)
     large, _ = plain.update(grads, plain.init(params), params)
     np.testing.assert_allclose(large["bias"], 10 * small["bias"], rtol=1e-5)

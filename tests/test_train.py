@@ -12,8 +12,9 @@ import time
 import pytest
 
 from configs import cc3m
+from cyclip_jax.data.configured import run_length
 from cyclip_jax.errors import UserError
-from cyclip_jax.train import run_length, train
+from cyclip_jax.train import train
 from cyclip_jax.workdir import metrics_at, read_config, read_metrics
 from tests import tiny
 from tests.conftest import write_pairs
@@ -172,7 +173,7 @@ def test_killed_and_terminated_and_continued_is_as_if_never_stopped(start, finis
     wait_for_step(process, tmp_path, 70)
     process.send_signal(signal.SIGTERM)
     output = finish(process)
-    assert "continuing from step" in output and "asked to stop: saved step" in output
+    assert "continuing from step" in output and "asked to stop at step" in output
 
     output = finish(start(tmp_path))
     assert "continuing from step" in output

@@ -8,10 +8,11 @@ import pytest
 from flax import nnx
 
 from cyclip_jax import parallel
+from cyclip_jax.inference import split_model
 from cyclip_jax.models import create_model
 from cyclip_jax.models.clip import MAX_LOGIT_SCALE
-from cyclip_jax.optim import create_optimizer
-from cyclip_jax.train import all_finite, create_state, make_train_step, split_model
+from cyclip_jax.optim import adamw
+from cyclip_jax.train import all_finite, create_state, make_train_step
 
 SIZES = {
     "image_size": 32,
@@ -109,11 +110,9 @@ def test_statistics_of_each_device_alone_would_fail_that_test():
 
 
 @pytest.fixture(scope="module")
-def adamw():
+def adamw_step():
     """A state, and a compiled step by AdamW."""
-    optimizer = create_optimizer(
-        beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, gradient_clip_norm=None
-    )
+    optimizer = adamw(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, gradient_clip_norm=None)
     state, graphdef = make_state(optimizer, "float32", perturb=0.01)
     step = make_train_step(graphdef, optimizer, lambda step: 1e-2, **LOSS)
     return state, jax.jit(step)
@@ -126,8 +125,8 @@ def assert_equal(actual, expected):
 # XLA's maximum on a CPU turns NaN into 0, so that a ReLU hides one in the image tower from the
 # loss; BatchNorm's statistics still show it.
 @pytest.mark.parametrize("tower, loss_is_nan", [("visual", False), ("text", True)])
-def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(adamw, tower, loss_is_nan):
-    state, step = adamw
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(adamw_step, tower, loss_is_nan):
+    state, step = adamw_step
     before, _ = step(state, make_batch())
     poisoned = jax.tree.map(lambda array: array, before.params)  # new dicts, the same arrays
     module, leaf = {"visual": ("conv1", "kernel"), "text": ("ln_final", "scale")}[tower]
@@ -152,8 +151,8 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(adamw, tower
     assert (int(healed.step), int(healed.skipped_steps), int(healed.skipped_in_a_row)) == (4, 2, 0)
 
 
-def test_a_finite_step_changes_everything(adamw):
-    state, step = adamw
+def test_a_finite_step_changes_everything(adamw_step):
+    state, step = adamw_step
     after, metrics = step(state, make_batch())
     for name in ("params", "batch_stats"):
         old, new = getattr(state, name), getattr(after, name)
@@ -175,8 +174,8 @@ def test_one_bad_number_anywhere_is_seen(bad):
 
 
 @pytest.mark.parametrize("start, end", [(4.7, MAX_LOGIT_SCALE), (-0.5, 0.0)])
-def test_logit_scale_is_clamped_after_the_update(adamw, start, end):
-    state, step = adamw
+def test_logit_scale_is_clamped_after_the_update(adamw_step, start, end):
+    state, step = adamw_step
     params = {**state.params, "logit_scale": jnp.float32(start)}
     after, _ = step(dataclasses.replace(state, params=params), make_batch())
     assert float(after.params["logit_scale"]) == pytest.approx(end, abs=1e-6)

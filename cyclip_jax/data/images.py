@@ -107,6 +107,31 @@ def random_resized_crop(image, size, seed, scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3
     return _bicubic(box, size, tf.cast(size / tf.stack([height, width]), tf.float32), [0.0, 0.0])
 
 
+def colour_jitter(image, seed, strength):
+    """Brightness, contrast, saturation and hue moved at random, in this order.
+
+    A pure function of its arguments.
+
+    Args:
+      image: uint8 [h, w, 3].
+      seed: int64 [2], see `example_seed`.
+      strength: in [0, 1): brightness moves by up to ± this share of the whole range, contrast and
+        saturation by a factor in 1 ± this, hue by up to ± a quarter of this of the colour circle.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    seeds = tf.random.split(seed, 4, alg="philox")
+    low, high = 1 - strength, 1 + strength
+    image = tf.image.convert_image_dtype(image, tf.float32)
+    image = tf.image.stateless_random_brightness(image, strength, seeds[0])
+    image = tf.image.stateless_random_contrast(image, low, high, seeds[1])
+    image = tf.clip_by_value(image, 0, 1)  # the two that follow want colours
+    image = tf.image.stateless_random_saturation(image, low, high, seeds[2])
+    image = tf.image.stateless_random_hue(image, strength / 4, seeds[3])
+    return tf.image.convert_image_dtype(image, tf.uint8, saturate=True)
+
+
 def example_seed(seed, epoch, index):
     """The seed of everything random about one example in one epoch.
 

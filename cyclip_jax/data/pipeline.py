@@ -88,6 +88,7 @@ def train_batches(
     augmentation,
     crop_scale,
     bad_examples,
+    colour_jitter=0.0,
     process_index=0,
     process_count=1,
 ):
@@ -110,6 +111,7 @@ def train_batches(
       augmentation: "none" (resize and centre crop) or "random_resized_crop".
       crop_scale: least and greatest share of the image that a random crop keeps.
       bad_examples: the `BadExamples` that counts those that cannot be read.
+      colour_jitter: strength of random changes of colour, see images.py; 0 is none.
       process_index, process_count: which part of each batch is read here.
 
     Returns:
@@ -140,10 +142,15 @@ def train_batches(
     def load(index, epoch):
         """(uint8 [image_size, image_size, 3], caption) of one example."""
         image, caption = _read(source, index)
+        example_seed = images.example_seed(seed, epoch, index)
         if augmentation == "random_resized_crop":
-            example_seed = images.example_seed(seed, epoch, index)
-            return images.random_resized_crop(image, image_size, example_seed, crop_scale), caption
-        return images.resize_and_centre_crop(image, image_size), caption
+            image = images.random_resized_crop(image, image_size, example_seed, crop_scale)
+        else:
+            image = images.resize_and_centre_crop(image, image_size)
+        if colour_jitter:
+            # A stream of its own, apart from the one that crops the example.
+            image = images.colour_jitter(image, example_seed + 1, colour_jitter)
+        return image, caption
 
     def load_or_replace(epoch, index):
         # A stream of its own, apart from the one that crops the example.

@@ -80,7 +80,7 @@ PRESETS = {
     },
 }
 
-_SIZES = (
+SIZES = (
     "image_size",
     "embed_dim",
     "vision_layers",
@@ -104,10 +104,10 @@ def resolve_sizes(name, **overrides):
     """
     if name not in PRESETS:
         raise UserError(f"unknown config.model.name {name!r}; choose one of {', '.join(PRESETS)}")
-    unknown = sorted(set(overrides) - set(_SIZES))
+    unknown = sorted(set(overrides) - set(SIZES))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], _SIZES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(_SIZES)}"
+        near = difflib.get_close_matches(unknown[0], SIZES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(SIZES)}"
         raise UserError(f"unknown model size {unknown[0]!r}{hint}")
     given = {key: value for key, value in overrides.items() if value is not None}
     sizes = {"patch_size": None, "vision_heads": None, "text_heads": None, **PRESETS[name], **given}

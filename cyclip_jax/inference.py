@@ -1,0 +1,90 @@
+"""The configured model on a mesh: created, restored, and as the encoders that evaluators see."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cyclip_jax import parallel
+from cyclip_jax.evals import Encoders
+from cyclip_jax.losses import cyclip_loss
+from cyclip_jax.models import create_model
+from cyclip_jax.models.clip import normalise_images, unit_norm
+from cyclip_jax.models.presets import SIZES, resolve_sizes
+
+
+def split_model(model):
+    """Splits a module into (graphdef, params, batch_stats), the latter two nested dicts."""
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def model_sizes(config):
+    """The sizes of the config's model, overrides applied (see models/presets.py)."""
+    return resolve_sizes(config.model.name, **{size: config.model[size] for size in SIZES})
+
+
+class Model:
+    """The model of a config on a mesh.
+
+    Attributes:
+      sizes: as `model_sizes`.
+      train_graphdef: with params and batch_stats it makes the module in training mode.
+    """
+
+    def __init__(self, config, mesh):
+        self._config, self._mesh = config, mesh
+        self.sizes = model_sizes(config)
+        abstract = nnx.eval_shape(self.create)
+        abstract.train()
+        self.train_graphdef = split_model(abstract)[0]
+        abstract.eval()
+        graphdef = split_model(abstract)[0]
+
+        def encode_image(params, batch_stats, images):
+            images = normalise_images(images, jnp.dtype(config.model.dtype))
+            return unit_norm(nnx.merge(graphdef, params, batch_stats).encode_image(images))
+
+        def encode_text(params, batch_stats, tokens):
+            return unit_norm(nnx.merge(graphdef, params, batch_stats).encode_text(tokens))
+
+        whole = parallel.replicated(mesh)
+        self._encode_image = jax.jit(encode_image, out_shardings=whole)
+        self._encode_text = jax.jit(encode_text, out_shardings=whole)
+        self._gather = jax.jit(lambda rows: rows, out_shardings=whole)
+        self._loss = jax.jit(lambda *embeds: cyclip_loss(*embeds, **config.loss)[1])
+
+    def create(self):
+        """A new module with the seed's initial parameters."""
+        return create_model(**self._config.model, rngs=nnx.Rngs(self._config.seed))
+
+    def abstract(self):
+        """Shapes and shardings of {"params", "batch_stats"}, to restore a checkpoint into."""
+        params, batch_stats = jax.eval_shape(lambda: split_model(self.create())[1:])
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=parallel.replicated(self._mesh)
+            ),
+            {"params": params, "batch_stats": batch_stats},
+        )
+
+    def encoders(self, params, batch_stats, tokenize):
+        """The model with these parameters as an evaluator sees it."""
+
+        def of_rows(function, *leading):
+            def encode(rows):
+                return jax.device_get(function(*leading, parallel.to_global(rows, self._mesh)))
+
+            return encode
+
+        scale = jnp.exp(params["logit_scale"])
+        return Encoders(
+            encode_image=of_rows(self._encode_image, params, batch_stats),
+            encode_text=of_rows(self._encode_text, params, batch_stats),
+            gather=of_rows(self._gather),
+            loss=lambda images, texts: jax.device_get(self._loss(images, texts, scale)),
+            tokenize=tokenize,
+            image_size=self.sizes["image_size"],
+            batch_size=self._config.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
