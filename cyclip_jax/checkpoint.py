@@ -63,27 +63,46 @@ class Checkpointer:
 
         Returns:
           (step, model, training, meta), or None where there is no checkpoint.
+
+        Raises:
+          UserError: every checkpoint is damaged, or the newest good one holds another state.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        step = self._newest_good_step()
+        if step is None:
+            return None
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardRestore(model),
+                    training=ocp.args.StandardRestore(training),
+                    meta=ocp.args.JsonRestore(),
+                ),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"checkpoint {step} of {self._workdir} does not fit the config's model and "
+                f"optimizer; restore the old config, or choose another --workdir ({error})"
+            ) from error
+        return step, restored.model, restored.training, restored.meta
+
+    def _newest_good_step(self):
+        """The newest step whose files are what was written; those after it are set aside."""
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
             try:
-                verify(self._directory / str(step))
-                restored = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        model=ocp.args.StandardRestore(model),
-                        training=ocp.args.StandardRestore(training),
-                        meta=ocp.args.JsonRestore(),
-                    ),
-                )
-            except Exception as error:  # Orbax raises many types for a broken file; none is fatal
+                # Only the newest can lack its checksums without being damaged: by a kill.
+                verify(self._directory / str(step), may_lack_checksums=step == steps[0])
+            except ChecksumError as error:
                 self._set_aside(step, error)
                 continue
-            return step, restored.model, restored.training, restored.meta
+            return step
+        if steps:
+            raise UserError(
+                f"every checkpoint of {self._workdir} was damaged; they are in "
+                f"{self._workdir / _DAMAGED}, and the same command starts from scratch"
+            )
         return None
-
-    def all_steps(self):
-        """Steps of the committed checkpoints, ascending."""
-        return sorted(self._manager.all_steps())
 
     def reached_preemption(self, step):
         """Whether the cluster asked all processes to stop after this step (see Orbax)."""
@@ -146,7 +165,7 @@ def restore_model(workdir, abstract_model, *, step=None):
     if step not in steps:
         raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}")
     try:
-        verify(directory / str(step))
+        verify(directory / str(step), may_lack_checksums=step == steps[-1])
     except ChecksumError as error:
         raise UserError(f"checkpoint {step} of {workdir} is damaged: {error}") from error
     with ocp.StandardCheckpointer() as checkpointer:
@@ -165,14 +184,16 @@ def write_checksums(directory):
     temporary.rename(directory / _CHECKSUMS)
 
 
-def verify(directory):
+def verify(directory, *, may_lack_checksums=False):
     """Raises ChecksumError where a file is missing or differs from what was written.
 
     A checkpoint whose run was killed between commit and checksums has none: it is whole (a commit
-    is atomic) and is used, with a warning.
+    is atomic) and passes with a warning where it `may_lack_checksums`.
     """
     path = directory / _CHECKSUMS
     if not path.exists():
+        if not may_lack_checksums:
+            raise ChecksumError(f"{_CHECKSUMS} is missing")
         logging.warning("%s has no %s: its bits cannot be verified.", directory, _CHECKSUMS)
         return
     try:

@@ -1,11 +1,11 @@
 """`python -m cyclip_jax.evaluate --checkpoint=WORKDIR`: evaluates a trained model."""
 
 import json
+import math
 import sys
 
 import jax
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import config_flags
 
 import cyclip_jax.quiet  # noqa: F401  (must come first)
@@ -37,19 +37,22 @@ def evaluate_workdir(workdir, *, step=None, output=None, config=None):
     from cyclip_jax import evals, parallel
     from cyclip_jax.checkpoint import restore_model
     from cyclip_jax.data.configured import open_tokenizer
-    from cyclip_jax.inference import Model
-    from cyclip_jax.workdir import read_config, resolve_paths
+    from cyclip_jax.inference import Model, set_matmul_precision
+    from cyclip_jax.workdir import absolute, read_config, resolve_paths
 
-    run_config = read_config(workdir)
+    workdir = absolute(workdir)
+    run_config = resolve_paths(read_config(workdir), workdir)
     config = run_config if config is None else resolve_paths(config, workdir)
-    evals.check_settings(config.evals)
-    mesh = parallel.create_mesh()
-    parallel.check_batch_size(run_config.batch_size, mesh)
+    evaluators = evals.create_evaluators(config.evals)
+    set_matmul_precision(run_config)
+    # The run may have had other devices: take as many as its batch divides among.
+    devices = jax.devices()
+    mesh = parallel.create_mesh(devices[: math.gcd(run_config.batch_size, len(devices))])
     model = Model(run_config, mesh)
     step, restored = restore_model(workdir, model.abstract(), step=step)
     encoders = model.encoders(**restored, tokenize=open_tokenizer(run_config, workdir, model.sizes))
-    output = epath.Path(workdir) / "evals" if output is None else epath.Path(output)
-    results = {"step": step, **evals.evaluate(config.evals, encoders, figures=output)}
+    output = workdir / "evals" if output is None else absolute(output)
+    results = {"step": step, **evals.evaluate(evaluators, encoders, figures=output)}
     if jax.process_index() == 0:
         output.mkdir(parents=True, exist_ok=True)
         (output / f"step_{step}.json").write_text(json.dumps(results, indent=1) + "\n")

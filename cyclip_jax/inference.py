@@ -23,6 +23,12 @@ def model_sizes(config):
     return resolve_sizes(config.model.name, **{size: config.model[size] for size in SIZES})
 
 
+def set_matmul_precision(config):
+    """Sets JAX's default precision of matrix products to the config's, for this process."""
+    precision = None if config.matmul_precision == "default" else config.matmul_precision
+    jax.config.update("jax_default_matmul_precision", precision)
+
+
 class Model:
     """The model of a config on a mesh.
 

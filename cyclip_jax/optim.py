@@ -59,9 +59,10 @@ def adamw(*, beta1, beta2, eps, weight_decay, gradient_clip_norm):
     Args:
       gradient_clip_norm: largest global gradient norm, or None for no clipping.
     """
-    clip = () if gradient_clip_norm is None else (optax.clip_by_global_norm(gradient_clip_norm),)
+    # Without clipping the state has the same structure: a run may be continued with it.
+    clip = gradient_clip_norm is not None
     return optax.chain(
-        *clip,
+        optax.clip_by_global_norm(gradient_clip_norm) if clip else optax.identity(),
         optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=weight_decay_mask),
     )

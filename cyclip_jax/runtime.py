@@ -43,8 +43,9 @@ class Stopwatch:
         self._step, self._start, self._paused = step, time.perf_counter(), 0.0
 
     @contextlib.contextmanager
-    def paused(self):
-        """A context whose time does not count."""
+    def paused(self, state):
+        """A context whose time does not count; what is still computing `state` does."""
+        jax.block_until_ready(state)
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start

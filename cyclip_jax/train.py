@@ -18,7 +18,7 @@ from cyclip_jax.checkpoint import Checkpointer, restore_model
 from cyclip_jax.data.configured import open_batches, open_source, open_tokenizer, run_length
 from cyclip_jax.data.pipeline import Position
 from cyclip_jax.errors import UserError
-from cyclip_jax.inference import Model, split_model
+from cyclip_jax.inference import Model, set_matmul_precision, split_model
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.losses.cyclip import check_normalization
 from cyclip_jax.models.clip import MAX_LOGIT_SCALE, normalise_images
@@ -29,6 +29,7 @@ from cyclip_jax.workdir import (
     LOG,
     Console,
     MetricWriter,
+    absolute,
     check_same_model,
     describe_run,
     metrics_at,
@@ -50,6 +51,7 @@ class TrainState:
       rng: typed key; what is random in a step derives from it and the step.
       skipped_steps: steps whose update was left out because something was not finite, int32.
       skipped_in_a_row: the same since the last update, int32.
+      most_skipped_in_a_row: the largest that this ever was, int32.
     """
 
     step: jax.Array
@@ -59,6 +61,7 @@ class TrainState:
     rng: jax.Array
     skipped_steps: jax.Array
     skipped_in_a_row: jax.Array
+    most_skipped_in_a_row: jax.Array
 
 
 def create_state(create, optimizer, *, seed, sharding=None):
@@ -82,6 +85,7 @@ def create_state(create, optimizer, *, seed, sharding=None):
             rng=jax.random.key(seed),
             skipped_steps=zero,
             skipped_in_a_row=zero,
+            most_skipped_in_a_row=zero,
         )
 
     # It runs once: optimising its hundreds of small loops costs a CPU more than it saves.
@@ -128,12 +132,16 @@ def make_train_step(graphdef, optimizer, schedule, *, dtype="float32", **loss):
             (params, batch_stats, opt_state),
             (state.params, state.batch_stats, state.opt_state),
         )
-        skipped = jnp.where(finite, 0, 1)
+        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        counters = {
+            "skipped_steps": state.skipped_steps + jnp.where(finite, 0, 1),
+            "skipped_in_a_row": in_a_row,
+            "most_skipped_in_a_row": jnp.maximum(in_a_row, state.most_skipped_in_a_row),
+        }
         metrics |= {
             "learning_rate": learning_rate,
             "grad_norm": optax.global_norm(grads),
-            "skipped_steps": state.skipped_steps + skipped,
-            "skipped_in_a_row": jnp.where(finite, 0, state.skipped_in_a_row + 1),
+            **counters,
         }
         new_state = dataclasses.replace(
             state,
@@ -141,8 +149,7 @@ def make_train_step(graphdef, optimizer, schedule, *, dtype="float32", **loss):
             params=kept[0],
             batch_stats=kept[1],
             opt_state=kept[2],
-            skipped_steps=metrics["skipped_steps"].astype(jnp.int32),
-            skipped_in_a_row=metrics["skipped_in_a_row"].astype(jnp.int32),
+            **counters,
         )
         return new_state, metrics
 
@@ -167,17 +174,16 @@ def train(config, workdir):
     Raises:
       UserError: something in the config, the data or the workdir that the user can mend.
     """
-    config = resolve_paths(config, workdir)
-    workdir = epath.Path(workdir)
-    evals.check_settings(config.evals)
+    workdir = absolute(workdir)
+    written_config, config = config, resolve_paths(config, workdir)
     check_normalization(config.loss.cyclic_normalization)
     check_same_model(config, workdir)
-    precision = None if config.matmul_precision == "default" else config.matmul_precision
-    jax.config.update("jax_default_matmul_precision", precision)
+    set_matmul_precision(config)
     mesh = parallel.create_mesh()
     parallel.check_batch_size(config.batch_size, mesh)
     model = Model(config, mesh)
     source = parallel.process_zero_first(lambda: open_source(config))
+    evaluators = evals.create_evaluators(config.evals)
     total_steps = run_length(config, len(source))
     optimizer, schedule = create_optimizer(**config.optimizer, total_steps=total_steps)
     tokenizer = parallel.process_zero_first(
@@ -206,8 +212,13 @@ def train(config, workdir):
             position=position,
         )
         stack.enter_context(contextlib.closing(batches))
+        if int(state.step) > total_steps:
+            raise UserError(
+                f"{workdir} is at step {int(state.step)}, past this config's {total_steps} steps; "
+                "set config.total_steps or num_epochs higher, or choose another --workdir"
+            )
         if is_first_process:
-            write_config(config, workdir)
+            write_config(written_config, workdir)
         writer = MetricWriter(workdir, first_step=int(state.step), enabled=is_first_process)
         stack.enter_context(contextlib.closing(writer))
         console.say(
@@ -216,7 +227,16 @@ def train(config, workdir):
             f"{mesh.devices.flat[0].device_kind} device(s); workdir {workdir}"
         )
         run = Run(
-            config, workdir, mesh, model, tokenizer, total_steps, console, checkpointer, writer
+            config,
+            workdir,
+            mesh,
+            model,
+            tokenizer,
+            evaluators,
+            total_steps,
+            console,
+            checkpointer,
+            writer,
         )
         step_fn = make_train_step(
             model.train_graphdef, optimizer, schedule, dtype=config.model.dtype, **config.loss
@@ -233,6 +253,7 @@ class Run:
     mesh: jax.sharding.Mesh
     model: Model
     tokenizer: object
+    evaluators: dict
     total_steps: int
     console: Console
     checkpointer: Checkpointer
@@ -250,11 +271,11 @@ def _loop(run, state, position, step_fn, batches, stop):
     while True:
         is_new, is_last = step > first_step, step == run.total_steps
         if is_new and (is_last or _is_due(step, config.eval_every_steps)):
-            with stopwatch.paused():
+            with stopwatch.paused(state):
                 _evaluate(run, step, state)
         preempted = stop.requested or run.checkpointer.reached_preemption(step)
         if is_new and (is_last or preempted or _is_due(step, config.checkpoint_every_steps)):
-            with stopwatch.paused():
+            with stopwatch.paused(state):
                 _save(run, step, state, position)
         if is_last or preempted:
             break
@@ -302,7 +323,7 @@ def _compile(run, step_fn, state, batches):
 
 def _evaluate(run, step, state):
     encoders = run.model.encoders(state.params, state.batch_stats, run.tokenizer)
-    results = evals.evaluate(run.config.evals, encoders, figures=run.workdir / FIGURES)
+    results = evals.evaluate(run.evaluators, encoders, figures=run.workdir / FIGURES)
     run.writer.write(step, results)
     for name in dict.fromkeys(key.split("/")[0] for key in results):
         headlines = ("loss", "image_to_text_recall@1", "text_to_image_recall@1", "top1")
@@ -312,12 +333,13 @@ def _evaluate(run, step, state):
 
 
 def _log(run, step, position, metrics, seconds_per_step):
+    # The most, not the latest: the metrics of most steps are never fetched.
+    skipped = int(metrics.pop("most_skipped_in_a_row"))
     metrics["images_per_second"] = run.config.batch_size / seconds_per_step
     metrics["epoch"] = position.epoch
     run.writer.write(step, metrics)
     seconds_left = (run.total_steps - step) * seconds_per_step
     run.console.report(step, run.total_steps, metrics, seconds_left)
-    skipped = int(metrics["skipped_in_a_row"])
     if skipped >= run.config.max_skipped_in_a_row:
         raise UserError(
             f"the loss or its gradient was not finite in {skipped} steps in a row, up to step "
@@ -350,6 +372,8 @@ def _starting_point(config, checkpointer, state, console):
     if restored is not None:
         step, model, training, meta = restored
         console.say(f"continuing from step {step}")
+        # What ended the run before is mended, or the next steps will show that it is not.
+        training["most_skipped_in_a_row"] = jnp.zeros_like(training["most_skipped_in_a_row"])
         return TrainState(**model, **training), Position(**meta["position"])
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     console.log(overview)
@@ -357,7 +381,8 @@ def _starting_point(config, checkpointer, state, console):
     position = Position(epoch=0, examples=0, seed=config.seed)
     if config.init_from is None:
         return state, position
-    step, model = restore_model(config.init_from, model)
+    check_same_model(config, config.init_from)
+    step, model = restore_model(absolute(config.init_from), model)
     console.say(f"starting from the parameters of step {step} of {config.init_from}")
     return dataclasses.replace(state, **model), position
 

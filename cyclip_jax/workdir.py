@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 
@@ -21,6 +22,12 @@ FIGURES = "figures"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu")
 
 
+def absolute(path):
+    """The path, made absolute where it is local: Orbax wants that."""
+    path = str(path)
+    return epath.Path(path if "://" in path else os.path.abspath(path))
+
+
 def resolve_paths(config, workdir):
     """A locked copy of the config in which {workdir} in any string is the run's directory."""
 
@@ -34,10 +41,9 @@ def resolve_paths(config, workdir):
 
 def check_same_model(config, workdir):
     """Raises UserError where the workdir holds a run of another model or tokenizer."""
-    path = epath.Path(workdir) / CONFIG
-    if not path.exists():
+    if not (epath.Path(workdir) / CONFIG).exists():
         return
-    old = json.loads(path.read_text())["config"]
+    old = json.loads(json.dumps(read_config(workdir).to_dict()))
     new = json.loads(json.dumps(config.to_dict()))
     differing = [
         f"model.{key} ({old['model'].get(key)!r} there, {new['model'].get(key)!r} here)"
@@ -50,7 +56,7 @@ def check_same_model(config, workdir):
     if differing:
         raise UserError(
             f"{workdir} holds a run with another model: {', '.join(differing)}; "
-            "choose another --workdir or the same model"
+            "choose another directory or the same model"
         )
 
 
@@ -64,21 +70,27 @@ def describe_run(config):
 
 
 def write_config(config, workdir):
-    """Writes config.json."""
-    text = json.dumps(describe_run(config), indent=2)
-    (epath.Path(workdir) / CONFIG).write_text(text + "\n")
+    """Writes config.json, whole or not at all."""
+    path = epath.Path(workdir) / CONFIG
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(describe_run(config), indent=2) + "\n")
+    temporary.replace(path)
 
 
 def read_config(workdir):
-    """The config of a run, from its config.json.
+    """The config of a run, from its config.json, with {workdir} as it was written.
 
     Raises:
-      UserError: the workdir has none.
+      UserError: the workdir has none, or it cannot be read.
     """
     path = epath.Path(workdir) / CONFIG
     if not path.exists():
         raise UserError(f"{workdir} is not the workdir of a run: it has no {CONFIG}")
-    return ml_collections.ConfigDict(json.loads(path.read_text())["config"]).lock()
+    try:
+        config = json.loads(path.read_text())["config"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error!r}") from error
+    return ml_collections.ConfigDict(config).lock()
 
 
 def _versions():

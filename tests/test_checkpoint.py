@@ -113,6 +113,31 @@ def test_a_kill_between_commit_and_checksums_loses_nothing(tmp_path, caplog):
     assert "cannot be verified" in caplog.text
 
 
+def test_an_older_checkpoint_without_checksums_is_damaged(tmp_path):
+    save_steps(tmp_path, [1, 2, 3])
+    flip_bit(data_file(tmp_path, 3), 999)
+    (tmp_path / "checkpoints" / "2" / "checksums.json").unlink()
+    assert restore(tmp_path)[0] == 1
+
+
+def test_when_all_are_damaged_the_run_does_not_silently_start_anew(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    for step in (1, 2):
+        flip_bit(data_file(tmp_path, step), 999)
+    with pytest.raises(UserError, match=r"every checkpoint of .* was damaged"):
+        restore(tmp_path)
+
+
+def test_a_good_checkpoint_of_another_state_is_refused_and_stays(tmp_path):
+    save_steps(tmp_path, [1])
+    checkpointer = Checkpointer(tmp_path)
+    model, training = make_items(0)
+    with pytest.raises(UserError, match="does not fit the config's model and optimizer"):
+        checkpointer.restore_newest(model={**model, "other": jnp.ones(2)}, training=training)
+    checkpointer.close()
+    assert restore(tmp_path)[0] == 1
+
+
 def test_a_half_written_checkpoint_is_not_seen(tmp_path):
     save_steps(tmp_path, [1])
     half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"

@@ -226,9 +226,22 @@ def test_another_model_in_the_same_workdir_is_refused(start, finished):
     output = finish(start(workdir, "--config.model.text_layers=2"), code=1)
     assert output.strip().endswith(
         f"error: {workdir} holds a run with another model: model.text_layers (1 there, 2 here); "
-        "choose another --workdir or the same model"
+        "choose another directory or the same model"
     )
     assert (workdir / "config.json").read_text() == before
+
+
+def test_a_shorter_run_than_the_one_there_is_refused(start, finished):
+    output = finish(start(finished[0], "--config.total_steps=100"), code=1)
+    assert "is at step 120, past this config's 100 steps" in output
+
+
+def test_a_relative_workdir_is_a_folder_here(start, finished, tmp_path):
+    process = start(os.path.relpath(tmp_path, ROOT))
+    wait_for_step(process, tmp_path, 25)  # past the first checkpoint
+    process.kill()
+    assert "Traceback" not in process.communicate()[0]
+    assert (tmp_path / "checkpoints" / "20").is_dir()
 
 
 def test_a_new_run_starts_from_the_parameters_of_another(start, finished, tmp_path):
@@ -285,6 +298,7 @@ def tiny_config(pairs, **overrides):
         ({"data.tokenizer": "words"}, "unknown tokenizer 'words'"),
         ({"data.augmentation": "mixup"}, "there is no augmentation 'mixup'"),
         ({"evals.val.type": "recall"}, "config.evals.val.type is 'recall'"),
+        ({"data.validation": "/no/val.csv"}, "/no/val.csv"),
         ({"loss.cyclic_normalization": "mean"}, "cyclic_normalization"),
         ({"init_from": "/no/run"}, "/no/run has no checkpoints"),
     ],
@@ -295,6 +309,14 @@ def test_bad_input_is_refused_before_anything_is_compiled(
     monkeypatch.setattr("cyclip_jax.train._compile", None)
     with pytest.raises(UserError, match=message):
         train(tiny_config(pairs, **overrides), tmp_path / "run")
+
+
+def test_a_misspelt_setting_of_an_evaluation_is_named(pairs, tmp_path):
+    config = tiny_config(pairs)
+    with config.unlocked():
+        config.evals.val.galery_captions = 3
+    with pytest.raises(UserError, match=r"config.evals.val: .*galery_captions"):
+        train(config, tmp_path / "run")
 
 
 def test_length_by_epochs_leaves_out_the_tail():

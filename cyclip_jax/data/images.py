@@ -1,34 +1,34 @@
 """From an encoded picture to uint8 pixels: decode, resize, crop, stateless augmentation.
 
-Everything here is a TensorFlow graph function of one picture, made for `tf.data.Dataset.map`: no
-Python runs per image. Images stay uint8; normalisation happens on the device.
+Everything here is a TensorFlow graph function of one picture, made for `tf.data.Dataset.map`: for
+usual formats no Python runs per image. Images stay uint8; normalisation happens on the device.
 
 The yardstick is Pillow, with which the published models were trained: the tests bound the
 distance between each function here and its Pillow counterpart.
 """
 
+import io
+
+import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 # The accelerators belong to JAX; TensorFlow would otherwise reserve their memory.
 tf.config.set_visible_devices([], "GPU")
 
-# Of the flags in a WebP file's VP8X header (developers.google.com/speed/webp/docs/riff_container).
+# A flag in a WebP file's VP8X header (developers.google.com/speed/webp/docs/riff_container).
 ANIMATION_FLAG = 0x02
-ALPHA_FLAG = 0x10
-BYTES_WITH_ALPHA_FLAG = [bytes([flags | ALPHA_FLAG]) for flags in range(256)]
 
 
 def decode(encoded):
-    """Decodes a JPEG, PNG, GIF (first frame), WebP (first frame) or BMP file.
+    """Decodes a JPEG, PNG, WebP, GIF or BMP file, of an animation the first frame.
 
     The format is found in the content. Grey becomes RGB and an alpha channel is dropped without
-    blending, as Pillow's `convert("RGB")` does. Against Pillow:
-
-    - JPEG (also CMYK and progressive), PNG up to 8 bits, WebP, opaque GIF, and BMP of 8 bits or
-      more a pixel come out equal, up to Pillow's own build of libjpeg;
-    - transparent pixels of a GIF are black here, and of the palette's colour in Pillow;
-    - 16-bit PNG keeps the upper 8 bits; Pillow clips grey ones to 255, which leaves them white;
-    - BMP of 1 or 4 bits a pixel is refused.
+    blending, as Pillow's `convert("RGB")` does. JPEG (also CMYK and progressive), PNG and still
+    WebP are decoded in the graph and come out equal to Pillow's, up to its own build of libjpeg,
+    but for 16-bit PNG: it keeps the upper 8 bits, where Pillow clips grey ones to white. What is
+    rare (GIF, BMP, animated WebP, whose frames TensorFlow 2.21 writes past their memory) is left
+    to Pillow itself.
 
     Orientation tags are ignored, as in the reference.
 
@@ -42,18 +42,14 @@ def decode(encoded):
       tf.errors.InvalidArgumentError: the bytes are not a whole picture of a known format.
     """
     is_jpeg = tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
-    is_bmp = tf.strings.substr(encoded, 0, 2) == b"BM"
-    after_size = tf.minimum(8, tf.strings.length(encoded))
-    is_webp = (tf.strings.substr(encoded, 0, 4) == b"RIFF") & (
-        tf.strings.substr(encoded, after_size, 4) == b"WEBP"
-    )
+    is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
     image = tf.case(
         [
             (is_jpeg, lambda: _decode_jpeg(encoded)),
-            (is_webp, lambda: _decode_webp(encoded)),
-            (is_bmp, lambda: _decode_bmp(encoded)),
+            (is_png, lambda: tf.io.decode_png(encoded, channels=3)),
+            (_is_still_webp(encoded), lambda: tf.image.decode_webp(encoded)[0, :, :, :3]),
         ],
-        default=lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+        default=lambda: _decode_by_pillow(encoded),
         exclusive=True,
     )
     return tf.ensure_shape(image, [None, None, 3])
@@ -153,49 +149,31 @@ def _decode_jpeg(encoded):
     return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
 
 
-def _decode_webp(encoded):
-    """uint8 [h, w, 3], of an animation the first frame.
-
-    TensorFlow 2.21 writes four channels of every animation's frames, into memory for three where
-    the header announces no alpha channel: the process dies of it. So the header is made to announce
-    one.
-    """
-    flags = tf.io.decode_raw(tf.strings.substr(encoded, 20, 1), tf.uint8)[0]
-    is_extended = tf.strings.substr(encoded, 12, 4) == b"VP8X"
-    is_animated = is_extended & (tf.bitwise.bitwise_and(flags, ANIMATION_FLAG) > 0)
-    with_alpha_flag = tf.strings.join(
-        [
-            tf.strings.substr(encoded, 0, 20),
-            tf.gather(BYTES_WITH_ALPHA_FLAG, tf.cast(flags, tf.int32)),
-            tf.strings.substr(encoded, 21, tf.strings.length(encoded)),
-        ]
+def _is_still_webp(encoded):
+    # A file header and that of the first chunk, VP8X if there may be an animation.
+    header = tf.strings.substr(tf.strings.join([encoded, bytes(21)]), 0, 21)
+    is_webp = (tf.strings.substr(header, 0, 4) == b"RIFF") & (
+        tf.strings.substr(header, 8, 4) == b"WEBP"
     )
-    frames = tf.image.decode_webp(tf.where(is_animated, with_alpha_flag, encoded))
-    return frames[0, :, :, :3]  # of [frames, h, w, 3 or 4]
+    is_extended = tf.strings.substr(header, 12, 4) == b"VP8X"
+    flags = tf.io.decode_raw(tf.strings.substr(header, 20, 1), tf.uint8)[0]
+    is_animated = is_extended & (tf.bitwise.bitwise_and(flags, ANIMATION_FLAG) > 0)
+    return is_webp & ~is_animated
 
 
-def _decode_bmp(encoded):
-    """uint8 [h, w, 3]. TensorFlow gives a palette picture's indices; their colours come from here.
+def _decode_by_pillow(encoded):
+    def decode_first_frame(content):
+        content = np.asarray(content, object).item()  # bytes in a graph, an array outside
+        try:
+            with Image.open(io.BytesIO(content)) as picture:
+                return np.asarray(picture.convert("RGB")), np.array(True)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return np.zeros((0, 0, 3), np.uint8), np.array(False)
 
-    Header fields: Microsoft, BITMAPINFOHEADER (little-endian, after a file header of 14 bytes).
-    """
-    pixels = tf.io.decode_bmp(encoded)  # [h, w, 1, 3 or 4]
-
-    def look_up():
-        header_size = _int32_at(encoded, 14)
-        compression = _int32_at(encoded, 30)
-        colours_used = _int32_at(encoded, 46)
-        tf.debugging.assert_equal(compression, 0, "a compressed BMP cannot be decoded")
-        colours = tf.where(colours_used == 0, 256, colours_used)
-        palette = tf.strings.substr(encoded, 14 + header_size, 4 * colours)
-        palette = tf.reshape(tf.io.decode_raw(palette, tf.uint8), [-1, 4])  # blue, green, red, 0
-        return tf.gather(palette[:, 2::-1], tf.cast(pixels[..., 0], tf.int32))
-
-    return tf.cond(tf.shape(pixels)[-1] == 1, look_up, lambda: pixels[..., :3])
-
-
-def _int32_at(encoded, start):
-    return tf.io.decode_raw(tf.strings.substr(encoded, start, 4), tf.int32, little_endian=True)[0]
+    image, is_picture = tf.numpy_function(decode_first_frame, [encoded], [tf.uint8, tf.bool])
+    check = tf.debugging.assert_equal(is_picture, True, "this is no picture of a known format")
+    with tf.control_dependencies([check]):
+        return tf.identity(image)
 
 
 def _height_and_width(image):

@@ -1,43 +1,56 @@
-"""Evaluators by name. An evaluator knows no model: it gets encoders and its own arguments."""
+"""Evaluators by name.
+
+An evaluator knows no model. `EVALUATORS[type](name, **settings)` opens its data and returns a
+function (encoders, figures) -> {metric: number}, where `encoders` is an Encoders and `figures` the
+directory for pictures. So what is wrong with the data shows when a run starts, not when it ends.
+"""
+
+import inspect
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.encoders import Encoders
 from cyclip_jax.evals.retrieval import retrieval
 from cyclip_jax.evals.zeroshot import zeroshot
 
-# {type: function(encoders, *, output, **arguments) -> {name: number}}; `output` is a path prefix
-# for what is not a number.
 EVALUATORS = {"retrieval": retrieval, "zeroshot": zeroshot}
 
-__all__ = ["EVALUATORS", "Encoders", "check_settings", "evaluate"]
+__all__ = ["EVALUATORS", "Encoders", "create_evaluators", "evaluate"]
 
 
-def check_settings(evals):
-    """Raises UserError where `config.evals` names an evaluator that there is not."""
-    for name, settings in evals.items():
-        if settings.get("type") not in EVALUATORS:
-            raise UserError(
-                f"config.evals.{name}.type is {settings.get('type')!r}; "
-                f"choose one of {', '.join(EVALUATORS)}"
-            )
-
-
-def evaluate(evals, encoders, *, figures):
-    """Runs every evaluator that has data.
+def create_evaluators(evals):
+    """Opens the data of every evaluation.
 
     Args:
-      evals: {name: {"type": …, **arguments}}; one whose `pairs` or `folder` is None is left out.
-      encoders: an Encoders.
-      figures: path of the directory for pictures.
+      evals: {name: {"type": …, **settings}}; one whose `pairs` or `folder` is None is left out.
 
     Returns:
-      {"<name>/<metric>": float}.
+      {name: evaluator}.
+
+    Raises:
+      UserError: there is no such evaluator or setting, or something is wrong with the data.
     """
-    results = {}
+    evaluators = {}
     for name, settings in evals.items():
-        arguments = {key: value for key, value in settings.items() if key != "type"}
-        if any(arguments.get(key, "") is None for key in ("pairs", "folder")):
+        settings = dict(settings)
+        kind = settings.pop("type", None)
+        if kind not in EVALUATORS:
+            raise UserError(
+                f"config.evals.{name}.type is {kind!r}; choose one of {', '.join(EVALUATORS)}"
+            )
+        try:
+            inspect.signature(EVALUATORS[kind]).bind(name, **settings)
+        except TypeError as error:
+            raise UserError(f"config.evals.{name}: {error}") from error
+        if any(settings.get(data, "") is None for data in ("pairs", "folder")):
             continue
-        numbers = EVALUATORS[settings["type"]](encoders, output=figures / name, **arguments)
-        results.update({f"{name}/{key}": float(value) for key, value in numbers.items()})
-    return results
+        evaluators[name] = EVALUATORS[kind](name, **settings)
+    return evaluators
+
+
+def evaluate(evaluators, encoders, *, figures):
+    """Runs evaluators and returns {"<name>/<metric>": float}."""
+    return {
+        f"{name}/{metric}": float(value)
+        for name, evaluator in evaluators.items()
+        for metric, value in evaluator(encoders, figures).items()
+    }

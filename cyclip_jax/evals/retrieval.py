@@ -12,10 +12,9 @@ _RECALL_AT = (1, 5, 10)
 
 
 def retrieval(
-    encoders,
+    name,
     *,
     pairs,
-    output,
     source="csv",
     image_key="image",
     caption_key="caption",
@@ -28,52 +27,59 @@ def retrieval(
     partners: a query hits at k when any partner is among its first k.
 
     Args:
-      encoders: an Encoders.
+      name: of the evaluation.
       pairs: file of images and captions, as data.train.
-      output: path prefix of the gallery.
       source, image_key, caption_key, delimiter: as in config.data.
-      gallery_captions: how many captions the picture `<output>_gallery.png` shows with the images
+      gallery_captions: how many captions the picture `<name>_gallery.png` shows with the images
         that they retrieve; 0 draws none.
 
     Returns:
-      `image_to_text_recall@k`, `text_to_image_recall@k` and `chance_…`, what a random order gets
-      (fractions); the training loss's terms, as means over groups of batch_size pairs in file
-      order, the last group smaller; `inmodal_consistency` and `crossmodal_consistency` over all
-      pairs; `images`, `captions`, `pairs`: what was scored.
+      An evaluator (see evals/__init__.py) that gives `image_to_text_recall@k`,
+      `text_to_image_recall@k` and `chance_…`, what a random order gets (fractions); the training
+      loss's terms, as means over groups of batch_size pairs in file order, the last group smaller;
+      `inmodal_consistency` and `crossmodal_consistency` over all pairs; `images`, `captions`,
+      `pairs`: what was scored.
+
+    Raises:
+      UserError: what is wrong with the file.
     """
     dataset = create_source(
         source,
         pairs,
-        config_key="config.evals.….pairs",
+        config_key=f"config.evals.{name}.pairs",
         image_key=image_key,
         caption_key=caption_key,
         delimiter=delimiter,
     )
-    image_embeds, text_embeds, indices = encoders.embed_pairs(dataset)
-    if not len(indices):
-        raise UserError(f"none of the images of {pairs} can be read")
-    captions = dataset.captions()
-    image_ids, first_image = _distinct(dataset.keys(indices))
-    text_ids, first_text = _distinct([captions[index] for index in indices])
-    images, texts = image_embeds[first_image], text_embeds[first_text]
 
-    results = mean_loss(encoders, image_embeds, text_embeds)
-    inmodal, crossmodal = cyclic_consistency(image_embeds, text_embeds)
-    results["inmodal_consistency"] = max(float(inmodal), 0) / len(indices)
-    results["crossmodal_consistency"] = max(float(crossmodal), 0) / len(indices)
-    results |= recall("image_to_text", images, texts, image_ids, text_ids)
-    results |= recall("text_to_image", texts, images, text_ids, image_ids)
-    results |= {"images": len(images), "captions": len(texts), "pairs": len(indices)}
-    if gallery_captions and encoders.process_index == 0:
-        chosen = np.random.default_rng(0).permutation(len(texts))[:gallery_captions]
-        retrieval_gallery(
-            f"{output}_gallery.png",
-            captions=[captions[indices[first_text[text]]] for text in chosen],
-            ranked=np.argsort(-texts[chosen] @ images.T, axis=1),  # [captions, images]
-            partners=[set(image_ids[text_ids == text]) for text in chosen],
-            read_image=lambda image: _read(dataset, indices[first_image[image]]),
-        )
-    return results
+    def evaluate(encoders, figures):
+        image_embeds, text_embeds, indices = encoders.embed_pairs(dataset)
+        if not len(indices):
+            raise UserError(f"none of the images of {pairs} can be read")
+        captions = dataset.captions()
+        image_ids, first_image = _distinct(dataset.keys(indices))
+        text_ids, first_text = _distinct([captions[index] for index in indices])
+        images, texts = image_embeds[first_image], text_embeds[first_text]
+
+        results = mean_loss(encoders, image_embeds, text_embeds)
+        inmodal, crossmodal = cyclic_consistency(image_embeds, text_embeds)
+        results["inmodal_consistency"] = max(float(inmodal), 0) / len(indices)
+        results["crossmodal_consistency"] = max(float(crossmodal), 0) / len(indices)
+        results |= recall("image_to_text", images, texts, image_ids, text_ids)
+        results |= recall("text_to_image", texts, images, text_ids, image_ids)
+        results |= {"images": len(images), "captions": len(texts), "pairs": len(indices)}
+        if gallery_captions and encoders.process_index == 0:
+            chosen = np.random.default_rng(0).permutation(len(texts))[:gallery_captions]
+            retrieval_gallery(
+                figures / f"{name}_gallery.png",
+                captions=[captions[indices[first_text[text]]] for text in chosen],
+                ranked=np.argsort(-texts[chosen] @ images.T, axis=1),  # [captions, images]
+                partners=[set(image_ids[text_ids == text]) for text in chosen],
+                read_image=lambda image: _read(dataset, indices[first_image[image]]),
+            )
+        return results
+
+    return evaluate
 
 
 def mean_loss(encoders, image_embeds, text_embeds):
@@ -123,9 +129,11 @@ def ranks_of_best_partner(query_embeds, target_embeds, query_ids, target_ids, ti
         low, high = np.searchsorted(query_ids, [first, first + len(similarities)])
         rows, columns = query_ids[low:high] - first, target_ids[low:high]
         best = np.full(len(similarities), -np.inf, similarities.dtype)
-        np.maximum.at(best, rows, similarities[rows, columns])
+        with np.errstate(invalid="ignore"):  # NaN stays NaN
+            np.maximum.at(best, rows, similarities[rows, columns])
         similarities[rows, columns] = -np.inf
-        ranks.append((similarities >= best[:, None]).sum(axis=1))
+        # Not ">=": with this a model of NaN embeddings misses everything.
+        ranks.append((~(similarities < best[:, None])).sum(axis=1))
     return np.concatenate(ranks)
 
 

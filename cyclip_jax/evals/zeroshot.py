@@ -12,38 +12,44 @@ _TOP = (1, 3, 5, 10)
 _TILE_ROWS = 1024
 
 
-def zeroshot(encoders, *, folder, output):
+def zeroshot(name, *, folder):
     """Top-k accuracy with class embeddings made from templates (Radford et al. 2021, section 3.1).
 
     Args:
-      encoders: an Encoders.
+      name: of the evaluation, for messages.
       folder: has `labels.csv` (columns image, label: a class's number or name) and `classes.json`
         ({"classes": […], "templates": ["a photo of a {}."]}).
-      output: not used; the results are numbers.
 
     Returns:
-      `top1`, `top3`, `top5`, `top10` as fractions, those of k below the number of classes, and
-      `images`, how many were scored.
+      An evaluator (see evals/__init__.py) that gives `top1`, `top3`, `top5`, `top10` as fractions,
+      those of k below the number of classes, and `images`, how many were scored.
+
+    Raises:
+      UserError: what is wrong with the folder.
     """
-    del output
     folder = epath.Path(folder)
     classes, templates = read_classes(folder / "classes.json")
     dataset = create_source(
         "csv",
         str(folder / "labels.csv"),
-        config_key="config.evals.….folder",
+        config_key=f"config.evals.{name}.folder",
         image_key="image",
         caption_key="label",
         delimiter=",",
     )
     labels = read_labels(dataset.captions(), classes, folder / "labels.csv")
-    class_embeds = class_embeddings(encoders.embed_texts, classes, templates)  # [C, D]
-    image_embeds, _, indices = encoders.embed_pairs(dataset, with_text=False)
-    if not len(indices):
-        raise UserError(f"none of the images of {folder / 'labels.csv'} can be read")
-    ranks = ranks_of_label(image_embeds, class_embeds, labels[indices])
-    results = {f"top{k}": float(np.mean(ranks < k)) for k in _TOP if k < len(classes)}
-    return results | {"images": len(indices)}
+
+    def evaluate(encoders, figures):
+        del figures  # the results are numbers
+        class_embeds = class_embeddings(encoders.embed_texts, classes, templates)  # [C, D]
+        image_embeds, _, indices = encoders.embed_pairs(dataset, with_text=False)
+        if not len(indices):
+            raise UserError(f"none of the images of {folder / 'labels.csv'} can be read")
+        ranks = ranks_of_label(image_embeds, class_embeds, labels[indices])
+        results = {f"top{k}": float(np.mean(ranks < k)) for k in _TOP if k < len(classes)}
+        return results | {"images": len(indices)}
+
+    return evaluate
 
 
 def class_embeddings(embed_texts, classes, templates):
@@ -60,7 +66,7 @@ def ranks_of_label(image_embeds, class_embeds, labels):
         tile = slice(first, first + _TILE_ROWS)
         similarities = image_embeds[tile] @ class_embeds.T  # [tile, C]
         own = np.take_along_axis(similarities, labels[tile, None], axis=1)
-        ranks.append((similarities >= own).sum(axis=1) - 1)
+        ranks.append((~(similarities < own)).sum(axis=1) - 1)  # NaN is a miss
     return np.concatenate(ranks)
 
 
@@ -79,17 +85,20 @@ def read_classes(path):
         raise UserError(f"{path} needs lists 'classes' and 'templates' ({error!r})") from error
     if not classes or not templates or not all("{}" in template for template in templates):
         raise UserError(f"{path} needs a class and a template, and a {{}} in each template")
+    if len(set(classes)) < len(classes):
+        raise UserError(f"{path} names a class twice")
     return classes, templates
 
 
 def read_labels(labels, classes, path):
-    """Class numbers int [N] of labels that are numbers or names."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    numbers |= {str(number): number for number in range(len(classes))}
-    unknown = sorted({label for label in labels if label not in numbers})
-    if unknown:
-        raise UserError(
-            f"{path} has labels that are neither a class of classes.json nor a number below "
-            f"{len(classes)}: {', '.join(map(repr, unknown[:5]))}"
-        )
-    return np.asarray([numbers[label] for label in labels])
+    """Class numbers int [N] of labels that are all names, or else all numbers."""
+    by_name = {name: number for number, name in enumerate(classes)}
+    by_number = {str(number): number for number in range(len(classes))}
+    for numbers in (by_name, by_number):
+        if all(label in numbers for label in labels):
+            return np.asarray([numbers[label] for label in labels])
+    unknown = sorted({label for label in labels if label not in by_name | by_number})
+    raise UserError(
+        f"{path} has labels that are neither all classes of classes.json nor all numbers below "
+        f"{len(classes)}" + (f": {', '.join(map(repr, unknown[:5]))}" if unknown else "")
+    )

@@ -16,8 +16,9 @@ MAX_LOGIT_SCALE = math.log(100.0)
 
 def normalise_images(images, dtype=jnp.float32):
     """uint8 RGB [N, H, W, 3] -> what the image towers take: zero mean, unit variance, `dtype`."""
-    mean, std = np.asarray(IMAGE_MEAN), np.asarray(IMAGE_STD)
-    return images.astype(dtype) * (1 / (255 * std)).astype(dtype) - (mean / std).astype(dtype)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    mean, std = np.asarray(IMAGE_MEAN, wide), np.asarray(IMAGE_STD, wide)
+    return ((images.astype(wide) / 255 - mean) / std).astype(dtype)
 
 
 def unit_norm(embeds):

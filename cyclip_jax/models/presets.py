@@ -170,6 +170,10 @@ def create_model(
                 f"config.model.image_size {sizes['image_size']} is not a multiple of "
                 f"config.model.patch_size {sizes['patch_size']}"
             )
+        if batch_norm_group_size is not None:
+            raise UserError(
+                f"config.model.batch_norm_group_size does not apply to {name}: it has no BatchNorm"
+            )
         visual = VisionTransformer(patch_size=sizes["patch_size"], quick_gelu=quick_gelu, **vision)
     else:
         if sizes["image_size"] % 32:

@@ -44,7 +44,9 @@ class TextTransformer(nnx.Module):
         self.text_projection = nnx.Param(normal(width**-0.5)(rngs.params(), (width, embed_dim)))
 
     def __call__(self, tokens):
-        x = self.token_embedding[...].astype(self.dtype)[tokens]  # [N, L, W]
+        # Looked up before it is cast: start- and end-of-text occur in every row, and their
+        # gradient, a sum over the batch, must not be added up in bfloat16.
+        x = self.token_embedding[...][tokens].astype(self.dtype)  # [N, L, W]
         x = x + self.positional_embedding[...].astype(self.dtype)
         x = self.ln_final(self.transformer(x))
         end_of_text = jnp.argmax(tokens, axis=-1)  # [N]

@@ -17,6 +17,10 @@ TABLE = np.array(
 OWN = np.arange(4)
 
 
+def score(encoders, pairs, figures=None, **settings):
+    return retrieval("x", pairs=str(pairs), **settings)(encoders, figures)
+
+
 def test_recall_of_a_hand_made_table():
     np.testing.assert_array_equal(ranks_of_best_partner(TABLE, np.eye(4), OWN, OWN), [0, 1, 2, 3])
     results = recall("x", TABLE, np.eye(4), OWN, OWN)
@@ -40,6 +44,12 @@ def test_a_collapsed_model_hits_nothing():
     assert results["x_recall@1"] == results["x_recall@5"] == 0.0
 
 
+def test_a_diverged_model_hits_nothing():
+    images = np.full((30, 3), np.nan)
+    results = recall("x", images, np.ones((30, 3)), np.arange(30), np.arange(30))
+    assert results["x_recall@1"] == results["x_recall@10"] == 0.0
+
+
 def test_tiles_change_nothing():
     rng = np.random.default_rng(0)
     images, texts = rng.normal(size=(50, 8)), rng.normal(size=(40, 8))
@@ -54,7 +64,7 @@ def test_tiles_change_nothing():
 def test_a_model_that_knows_every_pair_scores_one_whatever_the_batch_size(
     pairs_csv, tmp_path, batch_size
 ):
-    results = retrieval(fake_encoders(batch_size), pairs=str(pairs_csv), output=tmp_path / "x")
+    results = score(fake_encoders(batch_size), pairs_csv, tmp_path)
     assert results["image_to_text_recall@1"] == results["text_to_image_recall@1"] == 1.0
     assert results["chance_image_to_text_recall@1"] == pytest.approx(1 / 24)
     assert (results["pairs"], results["images"], results["captions"]) == (24, 24, 24)
@@ -62,15 +72,15 @@ def test_a_model_that_knows_every_pair_scores_one_whatever_the_batch_size(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_mixes_up_two_colours_scores_half(pairs_csv, tmp_path):
+def test_a_model_that_mixes_up_two_colours_scores_half(pairs_csv):
     swap = {"red": "blue", "blue": "red"}
     encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
-    results = retrieval(encoders, pairs=str(pairs_csv), output=tmp_path / "x")
+    results = score(encoders, pairs_csv)
     assert results["image_to_text_recall@1"] == results["text_to_image_recall@1"] == 0.5
 
 
-def test_losses_are_means_over_groups_with_the_small_tail(pairs_csv, tmp_path):
-    results = retrieval(fake_encoders(10), pairs=str(pairs_csv), output=tmp_path / "x")
+def test_losses_are_means_over_groups_with_the_small_tail(pairs_csv):
+    results = score(fake_encoders(10), pairs_csv)
     assert results["loss"] == pytest.approx((10 * 10 + 10 * 10 + 4 * 4) / 24)  # the fake's is n
 
 
@@ -78,7 +88,7 @@ def test_captions_and_images_that_repeat_are_one_with_several_partners(tmp_path)
     path = write_pairs(tmp_path)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, "red_disc.png,a blue disc", "red_disc.png,a red disc"]))
-    results = retrieval(fake_encoders(8), pairs=str(path), output=tmp_path / "x")
+    results = score(fake_encoders(8), path)
     assert (results["pairs"], results["images"], results["captions"]) == (26, 24, 24)
     assert results["image_to_text_recall@1"] == results["text_to_image_recall@1"] == 1.0
 
@@ -86,14 +96,12 @@ def test_captions_and_images_that_repeat_are_one_with_several_partners(tmp_path)
 def test_an_unreadable_image_is_left_out_of_the_count(tmp_path):
     path = write_pairs(tmp_path)
     (tmp_path / "red_disc.png").write_bytes(b"no picture")
-    results = retrieval(fake_encoders(8), pairs=str(path), output=tmp_path / "x")
+    results = score(fake_encoders(8), path)
     assert results["pairs"] == 23
     assert results["image_to_text_recall@1"] == 1.0
 
 
 def test_the_gallery_is_drawn(pairs_csv, tmp_path):
-    retrieval(
-        fake_encoders(8), pairs=str(pairs_csv), output=tmp_path / "figures/x", gallery_captions=3
-    )
+    score(fake_encoders(8), pairs_csv, tmp_path / "figures", gallery_captions=3)
     png = (tmp_path / "figures" / "x_gallery.png").read_bytes()
     assert png.startswith(b"\x89PNG") and len(png) > 5000

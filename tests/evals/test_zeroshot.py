@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.zeroshot import class_embeddings, ranks_of_label, zeroshot
+from cyclip_jax.evals.zeroshot import class_embeddings, ranks_of_label, read_labels, zeroshot
 from tests.conftest import COLOURS, SHAPES, write_pairs
 from tests.evals.fakes import fake_encoders
 
@@ -28,6 +28,15 @@ def test_ranks_of_a_hand_made_table():
     np.testing.assert_array_equal(ranks_of_label(images, np.eye(3), labels), [0, 2, 1])
 
 
+def test_a_diverged_model_is_never_right():
+    assert ranks_of_label(np.full((1, 3), np.nan), np.eye(3), np.array([0]))[0] > 0
+
+
+def test_labels_that_are_names_are_never_taken_for_numbers():
+    np.testing.assert_array_equal(read_labels(["1", "2", "3"], ["1", "2", "3"], ""), [0, 1, 2])
+    np.testing.assert_array_equal(read_labels(["1", "2", "0"], ["a", "b", "c"], ""), [1, 2, 0])
+
+
 def test_a_class_is_the_normalised_mean_over_its_templates():
     embeds = {"a x": [1.0, 0.0], "the x": [0.0, 1.0], "a y": [0.6, 0.8], "the y": [0.6, 0.8]}
     result = class_embeddings(
@@ -38,22 +47,24 @@ def test_a_class_is_the_normalised_mean_over_its_templates():
 
 @pytest.mark.parametrize("batch_size", [7, 24])
 def test_a_model_that_sees_everything_is_right(folder, batch_size):
-    results = zeroshot(fake_encoders(batch_size), folder=folder, output=None)
+    results = zeroshot("x", folder=folder)(fake_encoders(batch_size), None)
     assert results == {"top1": 1.0, "top3": 1.0, "top5": 1.0, "top10": 1.0, "images": 24}
 
 
 def test_a_model_that_mixes_up_two_colours_is_half_right(folder):
     swap = {"red": "blue", "blue": "red"}
     encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
-    assert zeroshot(encoders, folder=folder, output=None)["top1"] == 0.5
+    assert zeroshot("x", folder=folder)(encoders, None)["top1"] == 0.5
 
 
 def test_labels_may_be_names_and_small_k_alone_are_given(folder):
-    (folder / "labels.csv").write_text("image,label\nred_disc.png,red disc\nblue_bar.png,1\n")
+    (folder / "labels.csv").write_text(
+        "image,label\nred_disc.png,red disc\nblue_bar.png,blue bar\n"
+    )
     (folder / "classes.json").write_text(
         '{"classes": ["red disc", "blue bar"], "templates": ["{}"]}'
     )
-    assert zeroshot(fake_encoders(8), folder=folder, output=None) == {"top1": 1.0, "images": 2}
+    assert zeroshot("x", folder=folder)(fake_encoders(8), None) == {"top1": 1.0, "images": 2}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +74,9 @@ def test_labels_may_be_names_and_small_k_alone_are_given(folder):
         ("classes.json", '{"classes": ["a"]}', "needs lists 'classes' and 'templates'"),
         ("classes.json", '{"classes": ["a"], "templates": ["photo"]}', r"a \{\} in each template"),
         ("classes.json", "{", "needs lists"),
-        ("labels.csv", "image,label\nred_disc.png,99\n", "neither a class .*'99'"),
+        ("labels.csv", "image,label\nred_disc.png,99\n", "neither all classes .*'99'"),
+        ("labels.csv", "image,label\nred_disc.png,red disc\nred_bar.png,1\n", "neither all"),
+        ("classes.json", '{"classes": ["a", "a"], "templates": ["{}"]}', "names a class twice"),
         ("labels.csv", "image,class\nred_disc.png,1\n", "no column 'label'"),
     ],
 )
@@ -73,4 +86,4 @@ def test_what_is_wrong_with_the_folder_is_said(folder, name, content, message):
     else:
         (folder / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        zeroshot(fake_encoders(8), folder=folder, output=None)
+        zeroshot("x", folder=folder)(fake_encoders(8), None)

@@ -85,6 +85,7 @@ def test_overrides_change_sizes():
         ({"name": "RN50", "image_size": 100}, "not a multiple of 32"),
         ({"name": "ViT-B/32", "image_size": 100}, "not a multiple of config.model.patch_size 32"),
         ({"name": "ViT-B/32", "vision_heads": 7}, "do not divide into 7 heads"),
+        ({"name": "ViT-B/32", "batch_norm_group_size": 8}, "has no BatchNorm"),
         ({"name": "RN50", "dtype": "float8"}, "unknown config.model.dtype 'float8'"),
     ],
 )
@@ -103,6 +104,24 @@ def test_bfloat16_towers_keep_float32_parameters_and_statistics():
     assert model.encode_image(jnp.ones((2, 64, 64, 3), jnp.bfloat16)).dtype == jnp.bfloat16
     kinds = {leaf.dtype for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model)))}
     assert kinds == {jnp.dtype("float32")}
+
+
+def test_the_token_embedding_of_bfloat16_towers_has_the_gradient_of_float32():
+    tokens = jnp.tile(jnp.array([[510, 5, 511] + 13 * [0]]), (2048, 1))
+
+    def gradient(dtype):
+        model = create_model("ViT-tiny", rngs=nnx.Rngs(0), dtype=dtype)
+        graphdef, params = nnx.split(model)
+
+        def mean(params):
+            embeds = nnx.merge(graphdef, params).encode_text(tokens)
+            return embeds.astype(jnp.float32).sum()
+
+        gradients = nnx.to_pure_dict(jax.grad(mean)(params))
+        return gradients["text"]["token_embedding"][5]  # once in each of the 2048 rows
+
+    exact, coarse = gradient("float32"), gradient("bfloat16")
+    assert float(jnp.linalg.norm(coarse - exact) / jnp.linalg.norm(exact)) < 0.05
 
 
 def test_openai_initialisation():
