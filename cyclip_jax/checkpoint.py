@@ -10,6 +10,7 @@ from absl import logging
 from etils import epath
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import write_atomically
 
 _CHECKSUMS = "checksums.json"
 _DIRECTORY = "checkpoints"
@@ -178,10 +179,7 @@ class ChecksumError(Exception):
 
 def write_checksums(directory):
     """Writes the SHA-256 of every file of a committed checkpoint, atomically."""
-    sums = _checksums(directory)
-    temporary = directory / f"{_CHECKSUMS}.tmp"
-    temporary.write_text(json.dumps(sums, indent=1))
-    temporary.rename(directory / _CHECKSUMS)
+    write_atomically(directory / _CHECKSUMS, json.dumps(_checksums(directory), indent=1))
 
 
 def verify(directory, *, may_lack_checksums=False):

@@ -37,8 +37,9 @@ def evaluate_workdir(workdir, *, step=None, output=None, config=None):
     from cyclip_jax import evals, parallel
     from cyclip_jax.checkpoint import restore_model
     from cyclip_jax.data.configured import open_tokenizer
+    from cyclip_jax.files import absolute
     from cyclip_jax.inference import Model, set_matmul_precision
-    from cyclip_jax.workdir import absolute, read_config, resolve_paths
+    from cyclip_jax.workdir import read_config, resolve_paths
 
     workdir = absolute(workdir)
     run_config = resolve_paths(read_config(workdir), workdir)

@@ -18,6 +18,7 @@ from cyclip_jax.checkpoint import Checkpointer, restore_model
 from cyclip_jax.data.configured import open_batches, open_source, open_tokenizer, run_length
 from cyclip_jax.data.pipeline import Position
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import absolute
 from cyclip_jax.inference import Model, set_matmul_precision, split_model
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.losses.cyclip import check_normalization
@@ -29,7 +30,6 @@ from cyclip_jax.workdir import (
     LOG,
     Console,
     MetricWriter,
-    absolute,
     check_same_model,
     describe_run,
     metrics_at,
@@ -389,5 +389,5 @@ def _starting_point(config, checkpointer, state, console):
 
 def _parameter_summary(params):
     count = parameter_overview.count_parameters
-    towers = ", ".join(f"{count(params[tower]):,} in {tower}" for tower in ("visual", "text"))
-    return f"{count(params):,} parameters, {towers} (each in {LOG})"
+    towers = ", ".join(f"{count(params[tower]):,.0f} in {tower}" for tower in ("visual", "text"))
+    return f"{count(params):,.0f} parameters, {towers} (each in {LOG})"

@@ -4,7 +4,6 @@ import importlib.metadata
 import json
 import logging
 import math
-import os
 import subprocess
 import sys
 
@@ -14,18 +13,13 @@ from clu import metric_writers
 from etils import epath
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import write_atomically
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 LOG = "train.log"
 FIGURES = "figures"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu")
-
-
-def absolute(path):
-    """The path, made absolute where it is local: Orbax wants that."""
-    path = str(path)
-    return epath.Path(path if "://" in path else os.path.abspath(path))
 
 
 def resolve_paths(config, workdir):
@@ -71,10 +65,8 @@ def describe_run(config):
 
 def write_config(config, workdir):
     """Writes config.json, whole or not at all."""
-    path = epath.Path(workdir) / CONFIG
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(describe_run(config), indent=2) + "\n")
-    temporary.replace(path)
+    text = json.dumps(describe_run(config), indent=2)
+    write_atomically(epath.Path(workdir) / CONFIG, text + "\n")
 
 
 def read_config(workdir):
@@ -127,9 +119,7 @@ class MetricWriter:
             return
         self._path = epath.Path(workdir) / METRICS
         kept = [line for line in read_metrics(workdir) if line["step"] <= first_step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
         self._summary = metric_writers.SummaryWriter(str(epath.Path(workdir) / "tensorboard"))
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -178,6 +179,21 @@ def test_killed_and_terminated_and_continued_is_as_if_never_stopped(start, finis
     output = finish(start(tmp_path))
     assert "continuing from step" in output
     assert mathematics(tmp_path) == mathematics(finished[0])
+
+
+def test_two_processes_train_as_one(start, finished, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = ["--distributed", f"--coordinator_address={address}", "--num_processes=2"]
+    processes = [start(tmp_path, *flags, f"--process_id={i}") for i in range(2)]
+    wait_for_step(processes[0], tmp_path, 12)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    losses = [line["loss"] for line in mathematics(tmp_path)][:12]  # each step once
+    expected = [line["loss"] for line in mathematics(finished[0])][:12]
+    assert losses == pytest.approx(expected, rel=1e-3)  # float32, another order of summation
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import write_atomically
 
 STYLES = ("twemoji", "openmoji")
 CSV_NAMES = {
@@ -395,10 +396,8 @@ def _clear(output_dir: Path) -> None:
 
 
 def _write_marker(output_dir: Path, marker: Mapping) -> None:
-    # Renamed into place: a marker cut short would otherwise pass for one of other settings.
-    partial = output_dir / f"{MARKER_NAME}.partial"
-    partial.write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-    partial.replace(output_dir / MARKER_NAME)
+    # Whole or not at all: a marker cut short would pass for one of other settings.
+    write_atomically(output_dir / MARKER_NAME, json.dumps(marker, indent=2) + "\n")
 
 
 LICENSES = """\

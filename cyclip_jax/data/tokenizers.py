@@ -16,7 +16,6 @@ Train a SentencePiece vocabulary on the captions of a csv file with
 """
 
 import argparse
-import contextlib
 import csv
 import gzip
 import html
@@ -33,8 +32,10 @@ import ftfy
 import numpy as np
 import regex
 import sentencepiece
+from etils import epath
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import write_atomically
 
 SPECIAL_TOKENS = 2  # start-of-text and end-of-text
 
@@ -214,7 +215,10 @@ def read_clip_merges(path):
       UserError: the file is missing or damaged, or a line is no merge of what precedes it.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
+        with (
+            epath.Path(path).open("rb") as raw,
+            gzip.open(raw, "rt", encoding="utf-8", newline="\n") as file,
+        ):
             lines = file.read().rstrip().split("\n")[1 : 1 + CLIP_MERGES]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(
@@ -301,8 +305,7 @@ def as_utf8(text):
 def read_sentencepiece(path):
     """The SentencePiece model in the file `path`; UserError if it is missing or no such model."""
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = epath.Path(path).read_bytes()
         if not content:
             raise RuntimeError("the file is empty")
         return sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -336,7 +339,6 @@ def train_sentencepiece(captions: Iterable[str], *, vocab_size, output) -> str:
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
         raise UserError("there is no caption to train on: all are empty")
-    os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -361,18 +363,6 @@ def train_sentencepiece(captions: Iterable[str], *, vocab_size, output) -> str:
         ) from error
     write_atomically(output, model.getvalue())
     return output
-
-
-def write_atomically(path, content):
-    """Writes bytes so that `path` holds either what it held or all of `content`, never a part."""
-    unfinished = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(content)
-        os.replace(unfinished, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(unfinished)
 
 
 def read_captions(path, *, caption_key="caption", delimiter=","):
