@@ -6,10 +6,10 @@ from configs import common
 def get_config():
     """The drawings come from `pip install -e '.[quickstart]'`."""
     config = common.get_config()
-    config.total_steps = 720
+    config.total_steps = 760
     config.log_every_steps = 20
-    config.eval_every_steps = 360
-    config.checkpoint_every_steps = 180
+    config.eval_every_steps = 380
+    config.checkpoint_every_steps = 190
 
     config.model.name = "RN-tiny"
     config.model.vocab_size = 1024
@@ -24,6 +24,7 @@ def get_config():
     config.data.tokenizer = "sentencepiece"
     config.data.augmentation = "random_resized_crop"
     config.data.crop_scale = (0.6, 1.0)
+    config.data.colour_jitter = 0.2
 
     config.evals = {
         name: common.retrieval(config, f"{{workdir}}/data/{name}.csv", gallery_captions=8)

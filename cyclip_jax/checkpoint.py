@@ -80,7 +80,10 @@ class Checkpointer:
                     meta=ocp.args.JsonRestore(),
                 ),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # of many types, for a broken file and for another state
+            if not (self._directory / str(step) / _CHECKSUMS).exists():
+                self._set_aside(step, error)
+                return self.restore_newest(model=model, training=training)
             raise UserError(
                 f"checkpoint {step} of {self._workdir} does not fit the config's model and "
                 f"optimizer; restore the old config, or choose another --workdir ({error})"

@@ -113,6 +113,14 @@ def test_a_kill_between_commit_and_checksums_loses_nothing(tmp_path, caplog):
     assert "cannot be verified" in caplog.text
 
 
+def test_a_broken_checkpoint_without_checksums_is_set_aside_too(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    (tmp_path / "checkpoints" / "2" / "checksums.json").unlink()
+    data_file(tmp_path, 2).write_bytes(b"")
+    assert restore(tmp_path)[0] == 1
+    assert (tmp_path / "damaged_checkpoints" / "2.0").exists()
+
+
 def test_an_older_checkpoint_without_checksums_is_damaged(tmp_path):
     save_steps(tmp_path, [1, 2, 3])
     flip_bit(data_file(tmp_path, 3), 999)
