@@ -37,7 +37,7 @@ def evaluate_workdir(workdir, *, step=None, output=None, config=None):
     from cyclip_jax import evals, parallel
     from cyclip_jax.checkpoint import restore_model
     from cyclip_jax.data.configured import open_tokenizer
-    from cyclip_jax.files import absolute
+    from cyclip_jax.files import absolute, write_atomically
     from cyclip_jax.inference import Model, set_matmul_precision
     from cyclip_jax.workdir import read_config, resolve_paths
 
@@ -55,8 +55,7 @@ def evaluate_workdir(workdir, *, step=None, output=None, config=None):
     output = workdir / "evals" if output is None else absolute(output)
     results = {"step": step, **evals.evaluate(evaluators, encoders, figures=output)}
     if jax.process_index() == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / f"step_{step}.json").write_text(json.dumps(results, indent=1) + "\n")
+        write_atomically(output / f"step_{step}.json", json.dumps(results, indent=1) + "\n")
     return results
 
 

@@ -2,7 +2,7 @@
 
 import io
 
-from etils import epath
+from cyclip_jax.files import write_atomically
 
 _TERMS = ("loss", "contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
 _CONSISTENCIES = ("inmodal_consistency", "crossmodal_consistency")
@@ -121,9 +121,7 @@ def retrieval_gallery(path, *, captions, ranked, partners, read_image, columns=6
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     pyplot.close(figure)
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def _wrapped(text, width=30):

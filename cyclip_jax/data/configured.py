@@ -77,7 +77,6 @@ def open_tokenizer(config, workdir, sizes, source=None):
     if config.data.tokenizer == "sentencepiece" and vocabulary is None:
         vocabulary = epath.Path(workdir) / "tokenizer.model"
         if not vocabulary.exists() and source is not None:
-            vocabulary.parent.mkdir(parents=True, exist_ok=True)
             tokenizers.train_sentencepiece(
                 source.captions(), vocab_size=sizes["vocab_size"], output=str(vocabulary)
             )

@@ -165,22 +165,12 @@ def create_model(
         **shared,
     }
     if isinstance(sizes["vision_layers"], int):
-        if sizes["patch_size"] is None or sizes["image_size"] % sizes["patch_size"]:
-            raise UserError(
-                f"config.model.image_size {sizes['image_size']} is not a multiple of "
-                f"config.model.patch_size {sizes['patch_size']}"
-            )
         if batch_norm_group_size is not None:
             raise UserError(
                 f"config.model.batch_norm_group_size does not apply to {name}: it has no BatchNorm"
             )
         visual = VisionTransformer(patch_size=sizes["patch_size"], quick_gelu=quick_gelu, **vision)
     else:
-        if sizes["image_size"] % 32:
-            raise UserError(
-                f"config.model.image_size {sizes['image_size']} is not a multiple of 32, "
-                "by which a ResNet shrinks its images"
-            )
         visual = ModifiedResNet(batch_norm_group_size=batch_norm_group_size, **vision)
     text = TextTransformer(
         context_length=sizes["context_length"],

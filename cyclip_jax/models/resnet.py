@@ -166,7 +166,10 @@ class ModifiedResNet(nnx.Module):
         self, *, image_size, layers, width, heads, embed_dim, batch_norm_group_size, dtype, rngs
     ):
         if image_size % 32:
-            raise ValueError(f"image_size {image_size} is not a multiple of 32")
+            raise UserError(
+                f"config.model.image_size {image_size} is not a multiple of 32, by which a ResNet "
+                "shrinks its images"
+            )
         shared = {"dtype": dtype, "rngs": rngs}
         norm = {"group_size": batch_norm_group_size, **shared}
         self.conv1 = convolution(3, width // 2, 3, stride=2, **shared)

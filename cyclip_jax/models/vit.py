@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from cyclip_jax.errors import UserError
 from cyclip_jax.models.initializers import normal, torch_kernel
 from cyclip_jax.models.transformer import Transformer, layer_norm, vision_inits
 
@@ -16,9 +17,10 @@ class VisionTransformer(nnx.Module):
     def __init__(
         self, *, image_size, patch_size, width, layers, heads, embed_dim, quick_gelu, dtype, rngs
     ):
-        if image_size % patch_size:
-            raise ValueError(
-                f"image_size {image_size} is not a multiple of patch_size {patch_size}"
+        if patch_size is None or image_size % patch_size:
+            raise UserError(
+                f"config.model.image_size {image_size} is not a multiple of "
+                f"config.model.patch_size {patch_size}"
             )
         tokens = (image_size // patch_size) ** 2 + 1
         scale = width**-0.5
