@@ -34,8 +34,8 @@ def final_table(metrics):
     for name in ("pairs", "images", "captions"):
         if name in evaluated:
             rows.append((name, [_whole(c.get(name)) for c in columns.values()]))
-    speed = metrics.get("images_per_second")
-    rows.append(("images/s", [f"{speed:.0f}" if speed else ""]))
+    if "images_per_second" in metrics:
+        rows.append(("images/s", [_whole(metrics["images_per_second"])]))
     lines = _aligned(rows)
     if any(name.startswith("chance_") for name in evaluated):
         lines.append("(in brackets: what a random order gets)")
