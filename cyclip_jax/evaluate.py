@@ -1,4 +1,4 @@
-"""`python -m cyclip_jax.evaluate --checkpoint=WORKDIR`: evaluates a trained model."""
+"""`python -m cyclip_jax.evaluate --checkpoint=WORKDIR`: evaluates any trained model."""
 
 import json
 import math
@@ -11,51 +11,68 @@ from ml_collections import config_flags
 import cyclip_jax.quiet  # noqa: F401  (must come first)
 from cyclip_jax.errors import UserError
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "workdir of a run")
-_STEP = flags.DEFINE_integer("step", None, "which checkpoint of it; default the newest")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "workdir of a run, export, folder of open_clip or transformers, weight file"
+)
+_STEP = flags.DEFINE_integer("step", None, "which checkpoint of a workdir; default the newest")
 _OUTPUT = flags.DEFINE_string("output", None, "directory for results; default <checkpoint>/evals")
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "its evals and data are used in place of the run's own", lock_config=True
+    "config", None, "its evals and data; default a run's own", lock_config=True
 )
 
 
-def evaluate_workdir(workdir, *, step=None, output=None, config=None):
-    """Runs evaluators on a checkpoint and writes `<output>/step_<step>.json`.
+def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
+    """Runs evaluators on a trained model and writes `<output>/step_<step>.json`.
 
     Args:
-      workdir: directory of a run.
-      step: which checkpoint; None is the newest.
-      output: directory for the results; None is `<workdir>/evals`.
-      config: whose `evals` to run; None is the run's own.
+      checkpoint: workdir of a run, an export, a folder of open_clip or transformers, or a PyTorch
+        or safetensors file.
+      step: which checkpoint of a workdir; None is the newest.
+      output: directory for the results; None is `<checkpoint>/evals`, or `<file>.evals`.
+      config: whose `evals` to run; a run has its own, everything else needs one. What a checkpoint
+        does not tell of its model (quick_gelu in a bare file of weights) and the batch size are
+        the config's too.
 
     Returns:
-      {"step": …, "<evaluation>/<metric>": float}.
+      {"step": …, "<evaluation>/<metric>": float}; where no step is known, the file is results.json.
 
     Raises:
-      UserError: not a run, no such checkpoint, or evaluations that cannot run.
+      UserError: no such checkpoint, or evaluations that cannot run.
     """
     from cyclip_jax import evals, parallel
-    from cyclip_jax.checkpoint import restore_model
     from cyclip_jax.data.configured import open_tokenizer
     from cyclip_jax.files import absolute, write_atomically
     from cyclip_jax.inference import Model, set_matmul_precision
-    from cyclip_jax.workdir import read_config, resolve_paths
+    from cyclip_jax.interop.weights import fit
+    from cyclip_jax.pretrained import described_by, open_checkpoint
+    from cyclip_jax.workdir import resolve_paths
 
-    workdir = absolute(workdir)
-    run_config = resolve_paths(read_config(workdir), workdir)
-    config = run_config if config is None else resolve_paths(config, workdir)
-    evaluators = evals.create_evaluators(config.evals)
+    path = absolute(checkpoint)
+    opened = open_checkpoint(path, step=step)
+    if opened.config is None and config is None:
+        raise UserError(f"{path} is not the workdir of a run: its data are to be named by --config")
+    evaluated = resolve_paths(config or opened.config, path)
+    evaluators = evals.create_evaluators(evaluated.evals)
+    if opened.config is None:
+        run_config = described_by(opened, evaluated)
+    else:
+        run_config = resolve_paths(opened.config, path)
     set_matmul_precision(run_config)
     # The run may have had other devices: take as many as its batch divides among.
     devices = jax.devices()
     mesh = parallel.create_mesh(devices[: math.gcd(run_config.batch_size, len(devices))])
     model = Model(run_config, mesh)
-    step, restored = restore_model(workdir, model.abstract(), step=step)
-    encoders = model.encoders(**restored, tokenize=open_tokenizer(run_config, workdir, model.sizes))
-    output = workdir / "evals" if output is None else absolute(output)
-    results = {"step": step, **evals.evaluate(evaluators, encoders, figures=output)}
+    abstract = model.abstract()
+    tree = parallel.place(fit(opened.weights, abstract, source=opened.source), abstract)
+    encoders = model.encoders(**tree, tokenize=open_tokenizer(run_config, path, model.sizes))
+    if output is None:
+        output = path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
+    output = absolute(output)
+    step = {} if opened.step is None else {"step": opened.step}
+    results = step | evals.evaluate(evaluators, encoders, figures=output)
     if jax.process_index() == 0:
-        write_atomically(output / f"step_{step}.json", json.dumps(results, indent=1) + "\n")
+        name = f"step_{opened.step}" if step else "results"
+        write_atomically(output / f"{name}.json", json.dumps(results, indent=1) + "\n")
     return results
 
 
@@ -66,12 +83,13 @@ def main(_):
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     try:
-        results = evaluate_workdir(
+        results = evaluate_checkpoint(
             _CHECKPOINT.value, step=_STEP.value, output=_OUTPUT.value, config=_CONFIG.value
         )
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"step {results['step']}")
+    if "step" in results:
+        print(f"step {results['step']}")
     print(final_table(results))
 
 

@@ -1,5 +1,7 @@
 """The configured model on a mesh: created, restored, and as the encoders that evaluators see."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,14 +10,8 @@ from cyclip_jax import parallel
 from cyclip_jax.evals import Encoders
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models import create_model
-from cyclip_jax.models.clip import normalise_images, unit_norm
+from cyclip_jax.models.clip import normalise_images, split_model, unit_norm
 from cyclip_jax.models.presets import SIZES, resolve_sizes
-
-
-def split_model(model):
-    """Splits a module into (graphdef, params, batch_stats), the latter two nested dicts."""
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
 def model_sizes(config):
@@ -34,6 +30,7 @@ class Model:
 
     Attributes:
       sizes: as `model_sizes`.
+      normalise: function from uint8 images to what the image tower takes.
       train_graphdef: with params and batch_stats it makes the module in training mode.
     """
 
@@ -45,16 +42,27 @@ class Model:
         self.train_graphdef = split_model(abstract)[0]
         abstract.eval()
         graphdef = split_model(abstract)[0]
+        self.normalise = functools.partial(
+            normalise_images,
+            dtype=jnp.dtype(config.model.dtype),
+            mean=config.data.image_mean,
+            std=config.data.image_std,
+        )
+
+        def encode_features(params, batch_stats, images):
+            model = nnx.merge(graphdef, params, batch_stats)
+            features = model.encode_image(self.normalise(images))
+            return features.astype(jnp.promote_types(features.dtype, jnp.float32))
 
         def encode_image(params, batch_stats, images):
-            images = normalise_images(images, jnp.dtype(config.model.dtype))
-            return unit_norm(nnx.merge(graphdef, params, batch_stats).encode_image(images))
+            return unit_norm(encode_features(params, batch_stats, images))
 
         def encode_text(params, batch_stats, tokens):
             return unit_norm(nnx.merge(graphdef, params, batch_stats).encode_text(tokens))
 
         whole = parallel.replicated(mesh)
         self._encode_image = jax.jit(encode_image, out_shardings=whole)
+        self._encode_features = jax.jit(encode_features, out_shardings=whole)
         self._encode_text = jax.jit(encode_text, out_shardings=whole)
         self._gather = jax.jit(lambda rows: rows, out_shardings=whole)
         self._loss = jax.jit(lambda *embeds: cyclip_loss(*embeds, **config.loss)[1])
@@ -85,6 +93,7 @@ class Model:
         scale = jnp.exp(params["logit_scale"])
         return Encoders(
             encode_image=of_rows(self._encode_image, params, batch_stats),
+            encode_features=of_rows(self._encode_features, params, batch_stats),
             encode_text=of_rows(self._encode_text, params, batch_stats),
             gather=of_rows(self._gather),
             loss=lambda images, texts: jax.device_get(self._loss(images, texts, scale)),

@@ -1,34 +1,44 @@
 """AdamW, with the learning rate and the weight decay of the published recipe."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.interop.names import torch_name
 
 _NEVER_DECAYED = ("positional_embedding", "class_embedding")
+_NOT_DECAYED_BY_OFFICIAL_NAME = ("bn", "ln", "bias", "logit_scale")
 
 
-def learning_rate_schedule(learning_rate, *, warmup_steps, total_steps):
+def learning_rate_schedule(learning_rate, *, warmup_steps, total_steps, offset_steps=0):
     """Linear warm-up, then half a cosine to zero.
 
     base·(t+1)/w for t < w, else base·½(1 + cos(π(t−w)/(S−w))), with w = warmup_steps and
     S = total_steps.
 
+    Args:
+      offset_steps: added to the step. The schedule then starts that late, and the last so many
+        steps lie past its end, where the cosine rises again.
+
     Returns:
       A function of the step t = 0, 1, … (int scalar) that gives a float scalar.
 
     Raises:
-      UserError: a warm-up that is negative or as long as the run.
+      UserError: a warm-up that is negative or as long as the run, or a negative offset.
     """
     if not 0 <= warmup_steps < total_steps:
         raise UserError(
             f"config.optimizer.warmup_steps {warmup_steps} must be at least 0 and less than the "
             f"run's {total_steps} steps"
         )
+    if offset_steps < 0:
+        raise UserError("config.optimizer.schedule_offset_epochs must be at least 0")
 
     def schedule(step):
-        step = jnp.asarray(step, jnp.result_type(float))
+        step = jnp.asarray(step + offset_steps, jnp.result_type(float))
         warmup = (step + 1) / max(warmup_steps, 1)
         progress = (step - warmup_steps) / (total_steps - warmup_steps)
         cosine = (1 + jnp.cos(jnp.pi * progress)) / 2
@@ -37,38 +47,72 @@ def learning_rate_schedule(learning_rate, *, warmup_steps, total_steps):
     return schedule
 
 
-def weight_decay_mask(params):
-    """True for kernels, projections and the token embedding; False for vectors, scalars, positions.
+def weight_decay_mask(params, rule="matrices"):
+    """Which parameters are decayed.
 
     Args:
-      params: nested dict of arrays or shapes.
+      params: nested dict of arrays or shapes, as of a model.
+      rule: "matrices" decays kernels, projections and the token embedding, but no vector, scalar,
+        positional or class embedding. "official_names" decays what has none of the official code's
+        substrings in its PyTorch name: besides those above, the down-sampling BatchNorms' scales
+        ("downsample.1.weight") and the positional and class embeddings.
 
     Returns:
       The same tree with booleans.
+
+    Raises:
+      UserError: there is no such rule.
     """
+    if rule not in _WEIGHT_DECAY_RULES:
+        raise UserError(
+            f"unknown weight_decay_rule {rule!r}; set config.optimizer.weight_decay_rule to one of "
+            f"{', '.join(_WEIGHT_DECAY_RULES)}"
+        )
+    decays = _WEIGHT_DECAY_RULES[rule]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: decays(tuple(part.key for part in path), leaf), params
+    )
 
-    def decays(path, leaf):
-        return leaf.ndim >= 2 and path[-1].key not in _NEVER_DECAYED
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+def _is_matrix(path, leaf):
+    return leaf.ndim >= 2 and path[-1] not in _NEVER_DECAYED
 
 
-def adamw(*, beta1, beta2, eps, weight_decay, gradient_clip_norm):
+def _is_decayed_by_official_name(path, leaf):
+    del leaf
+    return not any(part in torch_name(path) for part in _NOT_DECAYED_BY_OFFICIAL_NAME)
+
+
+_WEIGHT_DECAY_RULES = {"matrices": _is_matrix, "official_names": _is_decayed_by_official_name}
+
+
+def adamw(*, beta1, beta2, eps, weight_decay, gradient_clip_norm, weight_decay_rule="matrices"):
     """AdamW without its learning rate, as an optax transformation.
 
     Args:
       gradient_clip_norm: largest global gradient norm, or None for no clipping.
+      weight_decay_rule: as `weight_decay_mask`.
     """
     # Without clipping the state has the same structure: a run may be continued with it.
     clip = gradient_clip_norm is not None
     return optax.chain(
         optax.clip_by_global_norm(gradient_clip_norm) if clip else optax.identity(),
         optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps),
-        optax.add_decayed_weights(weight_decay, mask=weight_decay_mask),
+        optax.add_decayed_weights(
+            weight_decay, mask=functools.partial(weight_decay_mask, rule=weight_decay_rule)
+        ),
     )
 
 
-def create_optimizer(*, total_steps, learning_rate, warmup_steps, **arguments):
+def create_optimizer(
+    *,
+    total_steps,
+    steps_per_epoch,
+    learning_rate,
+    warmup_steps,
+    schedule_offset_epochs=0,
+    **arguments,
+):
     """Builds what config.optimizer describes.
 
     The train step multiplies by −schedule(step) itself: the learning rate then follows the run's
@@ -76,13 +120,18 @@ def create_optimizer(*, total_steps, learning_rate, warmup_steps, **arguments):
 
     Args:
       total_steps: length of the run.
+      steps_per_epoch: steps of one pass over the training data.
       learning_rate, warmup_steps: as `learning_rate_schedule`.
+      schedule_offset_epochs: how many passes late the schedule starts.
       **arguments: as `adamw`.
 
     Returns:
       (optimizer, schedule).
     """
     schedule = learning_rate_schedule(
-        learning_rate, warmup_steps=warmup_steps, total_steps=total_steps
+        learning_rate,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+        offset_steps=schedule_offset_epochs * steps_per_epoch,
     )
     return adamw(**arguments), schedule

@@ -41,6 +41,17 @@ def to_global(batch, mesh):
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
+def place(tree, abstract):
+    """Host arrays, the same on every process -> global arrays with the shardings of `abstract`."""
+    return jax.tree.map(
+        lambda array, like: jax.make_array_from_callback(
+            array.shape, like.sharding, lambda index: array[index]
+        ),
+        tree,
+        abstract,
+    )
+
+
 def process_zero_first(make):
     """Calls `make` on process 0, then on all others: what it writes is written once."""
     if jax.process_index() == 0:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import time
 
@@ -14,16 +15,17 @@ from etils import epath
 from flax import nnx
 
 from cyclip_jax import evals, parallel, report
-from cyclip_jax.checkpoint import Checkpointer, restore_model
+from cyclip_jax.checkpoint import Checkpointer
 from cyclip_jax.data.configured import open_batches, open_source, open_tokenizer, run_length
-from cyclip_jax.data.pipeline import Position
+from cyclip_jax.data.pipeline import Position, steps_per_epoch
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute
-from cyclip_jax.inference import Model, set_matmul_precision, split_model
+from cyclip_jax.inference import Model, set_matmul_precision
 from cyclip_jax.losses import cyclip_loss
-from cyclip_jax.losses.cyclip import check_normalization
-from cyclip_jax.models.clip import MAX_LOGIT_SCALE, normalise_images
+from cyclip_jax.losses.cyclip import check_loss
+from cyclip_jax.models.clip import MAX_LOGIT_SCALE, normalise_images, split_model
 from cyclip_jax.optim import create_optimizer
+from cyclip_jax.pretrained import inherit_vocabulary, starting_point
 from cyclip_jax.runtime import StopOnSignal, Stopwatch
 from cyclip_jax.workdir import (
     FIGURES,
@@ -64,36 +66,37 @@ class TrainState:
     most_skipped_in_a_row: jax.Array
 
 
-def create_state(create, optimizer, *, seed, sharding=None):
+def initial_state(create, optimizer, *, seed):
     """The state before the first step.
 
     Args:
       create: function without arguments that returns the model.
       optimizer: an optax.GradientTransformation.
       seed: of the state's random key.
-      sharding: of every array; None leaves that to JAX.
     """
+    _, params, batch_stats = split_model(create())
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        rng=jax.random.key(seed),
+        skipped_steps=zero,
+        skipped_in_a_row=zero,
+        most_skipped_in_a_row=zero,
+    )
 
-    def initial_state():
-        _, params, batch_stats = split_model(create())
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(
-            step=zero,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=optimizer.init(params),
-            rng=jax.random.key(seed),
-            skipped_steps=zero,
-            skipped_in_a_row=zero,
-            most_skipped_in_a_row=zero,
-        )
 
+def create_state(create, optimizer, *, seed, sharding=None):
+    """`initial_state`, computed; `sharding` is every array's, None leaves that to JAX."""
     # It runs once: optimising its hundreds of small loops costs a CPU more than it saves.
     unoptimised = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(initial_state, out_shardings=sharding, compiler_options=unoptimised)()
+    state = functools.partial(initial_state, create, optimizer, seed=seed)
+    return jax.jit(state, out_shardings=sharding, compiler_options=unoptimised)()
 
 
-def make_train_step(graphdef, optimizer, schedule, *, dtype="float32", **loss):
+def make_train_step(graphdef, optimizer, schedule, *, normalise=normalise_images, **loss):
     """The train step, a pure function (state, batch) -> (state, metrics).
 
     The batch is global: {"images": uint8 [N, H, W, 3], "tokens": int32 [N, L]}. Under jit with rows
@@ -105,15 +108,15 @@ def make_train_step(graphdef, optimizer, schedule, *, dtype="float32", **loss):
       graphdef: of the model in training mode.
       optimizer: gives updates to be multiplied by −learning rate.
       schedule: function from step to learning rate.
-      dtype: of the normalised images.
+      normalise: function from uint8 images to what the image tower takes.
       **loss: keyword arguments of `cyclip_loss`.
     """
 
     def train_step(state, batch):
         def loss_fn(params):
             model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
-            images = normalise_images(batch["images"], jnp.dtype(dtype))
-            loss_value, metrics = cyclip_loss(*model(images, batch["tokens"]), **loss)
+            embeds = model(normalise(batch["images"]), batch["tokens"])
+            loss_value, metrics = cyclip_loss(*embeds, **loss)
             return loss_value, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
         (loss_value, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -176,7 +179,7 @@ def train(config, workdir):
     """
     workdir = absolute(workdir)
     written_config, config = config, resolve_paths(config, workdir)
-    check_normalization(config.loss.cyclic_normalization)
+    check_loss(**config.loss)
     check_same_model(config, workdir)
     set_matmul_precision(config)
     mesh = parallel.create_mesh()
@@ -185,7 +188,12 @@ def train(config, workdir):
     source = parallel.process_zero_first(lambda: open_source(config))
     evaluators = evals.create_evaluators(config.evals)
     total_steps = run_length(config, len(source))
-    optimizer, schedule = create_optimizer(**config.optimizer, total_steps=total_steps)
+    optimizer, schedule = create_optimizer(
+        **config.optimizer,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch(len(source), config.batch_size),
+    )
+    parallel.process_zero_first(lambda: inherit_vocabulary(config, workdir))
     tokenizer = parallel.process_zero_first(
         lambda: open_tokenizer(config, workdir, model.sizes, source)
     )
@@ -199,10 +207,7 @@ def train(config, workdir):
             workdir, keep=config.keep_checkpoints, keep_every_steps=config.keep_every_steps
         )
         stack.enter_context(contextlib.closing(checkpointer))
-        state = create_state(
-            model.create, optimizer, seed=config.seed, sharding=parallel.replicated(mesh)
-        )
-        state, position = _starting_point(config, checkpointer, state, console)
+        state, position = _starting_point(config, model, optimizer, checkpointer, mesh, console)
         batches = open_batches(
             config,
             workdir,
@@ -239,7 +244,7 @@ def train(config, workdir):
             writer,
         )
         step_fn = make_train_step(
-            model.train_graphdef, optimizer, schedule, dtype=config.model.dtype, **config.loss
+            model.train_graphdef, optimizer, schedule, normalise=model.normalise, **config.loss
         )
         return _loop(run, state, position, step_fn, batches, stack.enter_context(StopOnSignal()))
 
@@ -362,29 +367,28 @@ def _checkpoint_items(state):
     return model, fields
 
 
-def _starting_point(config, checkpointer, state, console):
+def _starting_point(config, model, optimizer, checkpointer, mesh, console):
     """(state, position): the newest good checkpoint, else config.init_from, else from scratch."""
+    whole, seed = parallel.replicated(mesh), config.seed
     abstract = jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), state
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        jax.eval_shape(functools.partial(initial_state, model.create, optimizer, seed=seed)),
     )
-    model, training = _checkpoint_items(abstract)
-    restored = checkpointer.restore_newest(model=model, training=training)
+    abstract_model, abstract_training = _checkpoint_items(abstract)
+    restored = checkpointer.restore_newest(model=abstract_model, training=abstract_training)
     if restored is not None:
-        step, model, training, meta = restored
+        step, trained, training, meta = restored
         console.say(f"continuing from step {step}")
         # What ended the run before is mended, or the next steps will show that it is not.
         training["most_skipped_in_a_row"] = jnp.zeros_like(training["most_skipped_in_a_row"])
-        return TrainState(**model, **training), Position(**meta["position"])
+        return TrainState(**trained, **training), Position(**meta["position"])
+    # Before anything is computed: what does not fit is said at once.
+    given = {} if config.init_from is None else starting_point(config, abstract_model, console)
+    state = create_state(model.create, optimizer, seed=seed, sharding=whole)
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     console.log(overview)
     console.say(_parameter_summary(state.params))
-    position = Position(epoch=0, examples=0, seed=config.seed)
-    if config.init_from is None:
-        return state, position
-    check_same_model(config, config.init_from)
-    step, model = restore_model(absolute(config.init_from), model)
-    console.say(f"starting from the parameters of step {step} of {config.init_from}")
-    return dataclasses.replace(state, **model), position
+    return dataclasses.replace(state, **given), Position(epoch=0, examples=0, seed=seed)
 
 
 def _parameter_summary(params):

@@ -12,6 +12,7 @@ import tqdm
 from clu import metric_writers
 from etils import epath
 
+from configs import common
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
 
@@ -69,8 +70,21 @@ def write_config(config, workdir):
     write_atomically(epath.Path(workdir) / CONFIG, text + "\n")
 
 
+def is_workdir(path):
+    """Whether a directory is that of a run: transformers, too, calls its settings config.json."""
+    path = epath.Path(path)
+    if (path / "checkpoints").is_dir():
+        return True
+    try:
+        return "config" in json.loads((path / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+
+
 def read_config(workdir):
     """The config of a run, from its config.json, with {workdir} as it was written.
+
+    A field that is younger than the run has its default: that is what the run did.
 
     Raises:
       UserError: the workdir has none, or it cannot be read.
@@ -82,7 +96,18 @@ def read_config(workdir):
         config = json.loads(path.read_text())["config"]
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error!r}") from error
-    return ml_collections.ConfigDict(config).lock()
+    return ml_collections.ConfigDict(_completed(config, common.get_config().to_dict())).lock()
+
+
+def _completed(config, defaults):
+    """The nested dict `config` with the fields of `defaults` that it lacks, but for evaluations."""
+    missing = {key: value for key, value in defaults.items() if key not in config}
+    return missing | {
+        key: _completed(value, defaults[key])
+        if isinstance(defaults.get(key), dict) and key != "evals"
+        else value
+        for key, value in config.items()
+    }
 
 
 def _versions():

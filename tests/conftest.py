@@ -1,4 +1,4 @@
-"""Eight fake devices for every test, and small pictures with captions."""
+"""Eight fake devices for every test, small pictures with captions, and one real run."""
 
 import csv
 import os
@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.runs import finish, start_process
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -51,6 +53,61 @@ def write_pairs(folder, name="train.csv"):
 def pairs_csv(tmp_path_factory):
     """A CSV of 24 pictures of shapes and their captions."""
     return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """Of all runs: they compile the same step and share it, and none may import PyTorch."""
+    cache = tmp_path_factory.mktemp("compilation_cache")
+    poison = tmp_path_factory.mktemp("poison")
+    for name in ("torch", "transformers", "open_clip", "safetensors", "onnx", "onnxruntime"):
+        (poison / name).mkdir()
+        (poison / name / "__init__.py").write_text(f"raise RuntimeError('a run imports {name}')")
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(poison),
+    }
+
+
+@pytest.fixture(scope="session")
+def environment_with_torch(environment):
+    """The same, but PyTorch and what it brings may be imported."""
+    return {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """24 good pairs, and two that cannot be used."""
+    path = write_pairs(tmp_path_factory.mktemp("data"))
+    (path.parent / "broken.png").write_bytes(b"no picture")
+    with open(path, "a") as file:
+        file.write("broken.png,a broken picture\nred_disc.png, \n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def start(environment, pairs):
+    """Starts a run of tests/tiny.py, or another module of the package, as a process."""
+
+    def start(workdir, *overrides, module="main"):
+        flags = [
+            "--config=tests/tiny.py",
+            f"--config.data.train={pairs}",
+            f"--config.data.validation={pairs}",
+            f"--workdir={workdir}",
+        ]
+        return start_process(environment, module, *(flags if module == "main" else []), *overrides)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def finished(start, tmp_path_factory):
+    """(workdir, output) of a run that was never interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, finish(start(workdir))
 
 
 @pytest.fixture

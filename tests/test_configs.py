@@ -1,6 +1,7 @@
 import importlib
 import inspect
 import itertools
+import json
 import pathlib
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from flax import nnx
 
 from configs import common
 from cyclip_jax import evals
+from cyclip_jax.losses.cyclip import check_loss
 from cyclip_jax.models import create_model
 from cyclip_jax.optim import create_optimizer
+from cyclip_jax.workdir import check_same_model, read_config, write_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
@@ -29,7 +32,9 @@ def test_every_config_builds_its_model_optimizer_and_evals(name):
     config = load(name)
     assert isinstance(config, ml_collections.ConfigDict)
     nnx.eval_shape(lambda: create_model(**config.model, rngs=nnx.Rngs(0)))
-    create_optimizer(**config.optimizer, total_steps=config.total_steps or 10**6)
+    length = {"total_steps": config.total_steps or 10**6, "steps_per_epoch": 10**4}
+    create_optimizer(**config.optimizer, **length)
+    check_loss(**config.loss)
     for settings in config.evals.values():
         inspect.signature(evals.EVALUATORS[settings.type]).bind("x", **_without_type(settings))
     assert (config.total_steps is None) != (config.num_epochs is None)
@@ -54,10 +59,12 @@ def test_every_config_keeps_to_the_fields_of_common(name):
 
 def test_every_default_has_a_comment():
     lines = (ROOT / "configs" / "common.py").read_text().splitlines()
-    clear = ("optimizer.beta1", "optimizer.beta2", "optimizer.eps")
+    clear = ("optimizer.beta1", "optimizer.beta2", "optimizer.eps", "settings.pairs")
     for before, line in itertools.pairwise(lines):
         name, _, value = line.strip().partition(" = ")
-        is_field = name.startswith(("config.", "model.", "loss.", "optimizer.", "data."))
+        is_field = name.startswith(
+            ("config.", "model.", "loss.", "optimizer.", "data.", "settings.")
+        )
         if is_field and value and "ConfigDict()" not in value and ".evals." not in name:
             assert "#" in line or before.strip().startswith("#") or name in clear, line
 
@@ -68,13 +75,16 @@ def test_cc3m_is_the_published_recipe():
     assert (config.batch_size, config.num_epochs) == (128, 64)
     assert config.loss.inmodal_weight == config.loss.crossmodal_weight == 0.25
     assert config.loss.cyclic_normalization == "reference"
+    assert config.loss.detached_gather_devices == 1
     assert dict(config.optimizer) == {
         "learning_rate": 5e-4,
         "warmup_steps": 10_000,
+        "schedule_offset_epochs": 0,
         "beta1": 0.9,
         "beta2": 0.999,
         "eps": 1e-8,
         "weight_decay": 0.1,
+        "weight_decay_rule": "matrices",
         "gradient_clip_norm": None,
     }
     assert (config.data.augmentation, config.data.tokenizer) == ("none", "clip_bpe")
@@ -84,6 +94,65 @@ def test_cc3m_clip_differs_in_the_two_weights_alone():
     cyclip, clip = load("cc3m").to_dict(), load("cc3m_clip").to_dict()
     assert clip.pop("loss") == {**cyclip.pop("loss"), "inmodal_weight": 0, "crossmodal_weight": 0}
     assert cyclip == clip
+
+
+def test_cc3m_reference_differs_from_cc3m_in_the_quirks_alone():
+    def fields(config, *path):
+        for key, value in config.items():
+            if isinstance(value, dict):
+                yield from fields(value, *path, key)
+            else:
+                yield ".".join((*path, key)), value
+
+    right, reference = (dict(fields(load(name).to_dict())) for name in ("cc3m", "cc3m_reference"))
+    differing = {
+        name: value
+        for name, value in reference.items()
+        if name not in right or right[name] != value
+    }
+    columns = {
+        f"evals.coco.{name}": right[f"data.{name}"]
+        for name in ("source", "image_key", "caption_key", "delimiter")
+    }
+    assert right.keys() < reference.keys()
+    assert differing == columns | {
+        "optimizer.schedule_offset_epochs": 1,
+        "optimizer.weight_decay_rule": "official_names",
+        "loss.detached_gather_devices": 4,
+        "model.batch_norm_group_size": 32,
+        "model.initial_weights_dtype": "float16",
+        "data.keep_end_of_text": False,
+        "evals.coco.type": "retrieval",
+        "evals.coco.pairs": None,
+        "evals.coco.captions_per_image": 1,
+        "evals.coco.published_recall": True,
+        "evals.linear_probe.type": "linear_probe",
+        "evals.linear_probe.train": None,
+        "evals.linear_probe.test": None,
+        "evals.linear_probe.batch_size": 128,
+    }
+
+
+def test_a_run_from_before_a_field_has_its_default(tmp_path):
+    config = load("quickstart")
+    write_config(config, tmp_path)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    for section, name in (("model", "initial_weights_dtype"), ("loss", "detached_gather_devices")):
+        del written["config"][section][name]
+    del written["config"]["max_skipped_in_a_row"]
+    for settings in written["config"]["evals"].values():
+        del settings["captions_per_image"], settings["published_recall"]
+    path.write_text(json.dumps(written))
+    read = read_config(tmp_path)
+    assert read.model.initial_weights_dtype == "float32"
+    assert read.loss.detached_gather_devices == 1
+    assert read.max_skipped_in_a_row == 10
+    assert read.total_steps == config.total_steps and read.model.vocab_size == 1024
+    # An evaluation's own defaults are those of its evaluator, and none is added.
+    assert read.evals.keys() == config.evals.keys()
+    assert "published_recall" not in read.evals.new_drawings
+    check_same_model(config, tmp_path)
 
 
 def test_a_misspelt_key_names_the_right_one(tmp_path):

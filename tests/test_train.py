@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import socket
@@ -18,74 +17,11 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.train import train
 from cyclip_jax.workdir import metrics_at, read_config, read_metrics
 from tests import tiny
-from tests.conftest import write_pairs
+from tests.runs import ROOT, finish, wait_for_step
 from tests.test_checkpoint import data_file, flip_bit
 
-ROOT = pathlib.Path(__file__).parent.parent
 # What a line says of the clock, not of the mathematics.
 TIMINGS = ("images_per_second", "compile_seconds")
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """The runs of this file compile the same step: they share it."""
-    cache = tmp_path_factory.mktemp("compilation_cache")
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """24 good pairs, and two that cannot be used."""
-    path = write_pairs(tmp_path_factory.mktemp("data"))
-    (path.parent / "broken.png").write_bytes(b"no picture")
-    with open(path, "a") as file:
-        file.write("broken.png,a broken picture\nred_disc.png, \n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def start(environment, pairs):
-    """Starts a run as a process; returns it."""
-
-    def start(workdir, *overrides, module="main"):
-        command = [sys.executable, "-m", f"cyclip_jax.{module}"]
-        if module == "main":
-            command += [
-                "--config=tests/tiny.py",
-                f"--config.data.train={pairs}",
-                f"--config.data.validation={pairs}",
-                f"--workdir={workdir}",
-            ]
-        return subprocess.Popen(
-            [*command, *overrides],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    return start
-
-
-def finish(process, code=0):
-    """Waits for a run and returns what it printed."""
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == code, output
-    return output
-
-
-def wait_for_step(process, workdir, step):
-    """Returns once a running process has written the metrics of `step`."""
-    deadline = time.monotonic() + 300
-    while not any(line["step"] >= step for line in read_metrics(workdir)):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def mathematics(workdir):
@@ -96,13 +32,6 @@ def mathematics(workdir):
         if len(line) > 1:
             lines.append(line)
     return lines
-
-
-@pytest.fixture(scope="module")
-def finished(start, tmp_path_factory):
-    """(workdir, output) of a run that was never interrupted."""
-    workdir = tmp_path_factory.mktemp("finished")
-    return workdir, finish(start(workdir))
 
 
 def test_a_run_learns_its_pairs(finished):
@@ -321,7 +250,7 @@ def tiny_config(pairs, **overrides):
         ({"evals.val.type": "recall"}, "config.evals.val.type is 'recall'"),
         ({"data.validation": "/no/val.csv"}, "/no/val.csv"),
         ({"loss.cyclic_normalization": "mean"}, "cyclic_normalization"),
-        ({"init_from": "/no/run"}, "/no/run has no checkpoints"),
+        ({"init_from": "/no/run"}, "there is no file or directory /no/run"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_compiled(

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,8 @@ import pytest
 from flax import nnx
 
 from cyclip_jax import parallel
-from cyclip_jax.inference import split_model
 from cyclip_jax.models import create_model
-from cyclip_jax.models.clip import MAX_LOGIT_SCALE
+from cyclip_jax.models.clip import MAX_LOGIT_SCALE, normalise_images, split_model
 from cyclip_jax.optim import adamw
 from cyclip_jax.train import all_finite, create_state, make_train_step
 
@@ -61,7 +61,10 @@ def run_on(devices, state, graphdef, batch, dtype):
     """One step of plain gradient descent, so that old − new parameters are the gradient."""
     mesh = parallel.create_mesh(jax.devices()[:devices])
     whole = parallel.replicated(mesh)
-    step = make_train_step(graphdef, optax.identity(), lambda step: 1.0, dtype=dtype, **LOSS)
+    normalise = functools.partial(normalise_images, dtype=jnp.dtype(dtype))
+    step = make_train_step(
+        graphdef, optax.identity(), lambda step: 1.0, normalise=normalise, **LOSS
+    )
     new_state, metrics = jax.jit(step, out_shardings=whole)(
         jax.device_put(state, whole), parallel.to_global(batch, mesh)
     )

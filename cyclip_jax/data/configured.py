@@ -73,16 +73,16 @@ def open_tokenizer(config, workdir, sizes, source=None):
     Raises:
       UserError: no vocabulary, or one of another size than the model's.
     """
-    vocabulary = config.data.vocabulary
-    if config.data.tokenizer == "sentencepiece" and vocabulary is None:
-        vocabulary = epath.Path(workdir) / "tokenizer.model"
-        if not vocabulary.exists() and source is not None:
-            tokenizers.train_sentencepiece(
-                source.captions(), vocab_size=sizes["vocab_size"], output=str(vocabulary)
-            )
+    vocabulary = tokenizers.vocabulary_of(config.data, workdir)
+    is_own = vocabulary is not None and config.data.vocabulary is None
+    if is_own and source is not None and not epath.Path(vocabulary).exists():
+        tokenizers.train_sentencepiece(
+            source.captions(), vocab_size=sizes["vocab_size"], output=vocabulary
+        )
     return tokenizers.create_tokenizer(
         config.data.tokenizer,
-        vocabulary=None if vocabulary is None else str(vocabulary),
+        vocabulary=vocabulary,
         vocab_size=sizes["vocab_size"],
         context_length=sizes["context_length"],
+        keep_end_of_text=config.data.keep_end_of_text,
     )

@@ -7,7 +7,8 @@ keeps three rules:
 - start-of-text is vocab_size - 2 and end-of-text vocab_size - 1: the largest id, because the text
   tower pools at the argmax of the ids;
 - padding is 0;
-- a caption too long for the context is cut so that its last token is still end-of-text.
+- a caption too long for the context is cut so that its last token is still end-of-text, unless
+  `keep_end_of_text` is false.
 
 Train a SentencePiece vocabulary on the captions of a csv file with
 
@@ -56,7 +57,7 @@ CLIP_WORD = regex.compile(
 )
 
 
-def create_tokenizer(name, *, vocab_size, context_length, vocabulary=None):
+def create_tokenizer(name, *, vocab_size, context_length, vocabulary=None, keep_end_of_text=True):
     """The tokenizer called `name`: a function of texts (see the top of this file).
 
     Args:
@@ -65,6 +66,9 @@ def create_tokenizer(name, *, vocab_size, context_length, vocabulary=None):
       context_length: tokens per text, the special tokens included.
       vocabulary: path of the vocabulary's file. Without one, "clip_bpe" looks for CLIP's in the
         installed packages; "sentencepiece" needs one.
+      keep_end_of_text: whether a text too long for the context still ends with end-of-text. If not,
+        the text tower reads it at start-of-text, its largest id, and so sees nothing of it: as in
+        the official CyCLIP.
 
     Raises:
       UserError: the name is unknown, the context has no room for the special tokens, the
@@ -80,16 +84,34 @@ def create_tokenizer(name, *, vocab_size, context_length, vocabulary=None):
             f"a context of {context_length} has no room for start-of-text and end-of-text; "
             f"set config.model.context_length to {SPECIAL_TOKENS} or more"
         )
-    return TOKENIZERS[name](vocabulary, vocab_size=vocab_size, context_length=context_length)
+    return TOKENIZERS[name](
+        vocabulary,
+        vocab_size=vocab_size,
+        context_length=context_length,
+        keep_end_of_text=keep_end_of_text,
+    )
+
+
+def vocabulary_of(data, workdir):
+    """Path of a run's vocabulary as a str, or None for the one of an installed package.
+
+    Args:
+      data: the run's config.data.
+      workdir: of the run; a SentencePiece model that is not named is trained there.
+    """
+    if data.vocabulary is None and data.tokenizer == "sentencepiece":
+        return str(epath.Path(workdir) / "tokenizer.model")
+    return data.vocabulary
 
 
 class ClipBpeTokenizer:
     """CLIP's byte-pair encoding, with the ids of open_clip's default tokenizer on every text."""
 
-    def __init__(self, vocabulary=None, *, vocab_size, context_length):
+    def __init__(self, vocabulary=None, *, vocab_size, context_length, keep_end_of_text=True):
         self.vocabulary = os.fspath(vocabulary or find_clip_vocabulary())
         self.vocab_size = vocab_size
         self.context_length = context_length
+        self.keep_end_of_text = keep_end_of_text
         self._merges = read_clip_merges(self.vocabulary)
         self._byte_ids = {byte: id_ for id_, byte in enumerate(clip_byte_characters())}
         # Not functools.lru_cache, which could not be pickled into a worker process.
@@ -133,7 +155,7 @@ class SentencePieceTokenizer:
     `train_sentencepiece` also keeps id 0 for padding alone.
     """
 
-    def __init__(self, vocabulary, *, vocab_size, context_length):
+    def __init__(self, vocabulary, *, vocab_size, context_length, keep_end_of_text=True):
         if not vocabulary:
             raise UserError(
                 "the sentencepiece tokenizer needs a vocabulary; set config.data.vocabulary to a "
@@ -143,6 +165,7 @@ class SentencePieceTokenizer:
         self.vocabulary = os.fspath(vocabulary)
         self.vocab_size = vocab_size
         self.context_length = context_length
+        self.keep_end_of_text = keep_end_of_text
         self._model = read_sentencepiece(self.vocabulary)
         pieces = self._model.get_piece_size()
         if pieces > vocab_size - SPECIAL_TOKENS:
@@ -168,15 +191,19 @@ def pad_and_cut(ids_of_texts, tokenizer):
 
     Args:
       ids_of_texts: n lists of ids of any length, without special tokens.
-      tokenizer: has the `vocab_size` and the `context_length`.
+      tokenizer: has the `vocab_size`, the `context_length` and `keep_end_of_text`.
 
     Returns:
-      int32 [n, context_length]; the ids that do not fit before end-of-text are dropped.
+      int32 [n, context_length]; the ids that do not fit before end-of-text are dropped, or else
+      those that do not fit, end-of-text with them.
     """
+    length = tokenizer.context_length
     start, end = tokenizer.vocab_size - 2, tokenizer.vocab_size - 1
-    rows = np.zeros((len(ids_of_texts), tokenizer.context_length), np.int32)
+    rows = np.zeros((len(ids_of_texts), length), np.int32)
     for row, ids in zip(rows, ids_of_texts, strict=True):
-        tokens = [start, *ids[: tokenizer.context_length - SPECIAL_TOKENS], end]
+        if tokenizer.keep_end_of_text:
+            ids = ids[: length - SPECIAL_TOKENS]
+        tokens = [start, *ids, end][:length]
         row[: len(tokens)] = tokens
     return rows
 

@@ -9,10 +9,12 @@ import inspect
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.encoders import Encoders
+from cyclip_jax.evals.linear_probe import linear_probe
 from cyclip_jax.evals.retrieval import retrieval
 from cyclip_jax.evals.zeroshot import zeroshot
 
-EVALUATORS = {"retrieval": retrieval, "zeroshot": zeroshot}
+EVALUATORS = {"retrieval": retrieval, "zeroshot": zeroshot, "linear_probe": linear_probe}
+_DATA = ("pairs", "folder", "train", "test")  # settings that name an evaluation's data
 
 __all__ = ["EVALUATORS", "Encoders", "create_evaluators", "evaluate"]
 
@@ -21,7 +23,8 @@ def create_evaluators(evals):
     """Opens the data of every evaluation.
 
     Args:
-      evals: {name: {"type": …, **settings}}; one whose `pairs` or `folder` is None is left out.
+      evals: {name: {"type": …, **settings}}; one whose data (`pairs`, `folder`, `train` or `test`)
+        is None is left out.
 
     Returns:
       {name: evaluator}.
@@ -41,7 +44,7 @@ def create_evaluators(evals):
             inspect.signature(EVALUATORS[kind]).bind(name, **settings)
         except TypeError as error:
             raise UserError(f"config.evals.{name}: {error}") from error
-        if any(settings.get(data, "") is None for data in ("pairs", "folder")):
+        if any(settings.get(data, "") is None for data in _DATA):
             continue
         evaluators[name] = EVALUATORS[kind](name, **settings)
     return evaluators

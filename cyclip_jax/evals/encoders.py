@@ -15,6 +15,7 @@ class Encoders:
     Attributes:
       encode_image: this process's rows, uint8 [b, H, W, 3] -> unit-norm float32 [B, D] of all
         processes' rows, in NumPy.
+      encode_features: the same without the unit norm: what a linear probe is trained on.
       encode_text: the same for token ids int32 [b, L].
       gather: any array with this process's rows -> all processes' rows, in NumPy.
       loss: (image_embeds [n, D], text_embeds [n, D]) -> the training loss's metrics, a dict.
@@ -25,6 +26,7 @@ class Encoders:
     """
 
     encode_image: Callable
+    encode_features: Callable
     encode_text: Callable
     gather: Callable
     loss: Callable
@@ -41,7 +43,24 @@ class Encoders:
           (image_embeds [M, D], text_embeds [M, D] or None, indices [M]) of the M examples that
           could be read; `indices` are their places in the source.
         """
-        image_embeds, text_embeds, masks = [], [], []
+        encoders = {"images": self.encode_image}
+        if with_text:
+            encoders["tokens"] = self.encode_text
+        embeds, indices = self._embed(source, encoders)
+        return embeds["images"], embeds.get("tokens"), indices
+
+    def embed_features(self, source):
+        """Embeds a whole source's images in file order, without the unit norm.
+
+        Returns:
+          (features [M, D], indices [M]) of the M examples that could be read, as `embed_pairs`.
+        """
+        features, indices = self._embed(source, {"images": self.encode_features})
+        return features["images"], indices
+
+    def _embed(self, source, encoders):
+        """({key of a batch: what its encoder makes of it, [M, D]}, indices [M])."""
+        embeds, masks = {key: [] for key in encoders}, []
         for batch in eval_batches(
             source,
             self.tokenize,
@@ -51,13 +70,11 @@ class Encoders:
             process_count=self.process_count,
         ):
             masks.append(self.gather(batch["mask"]))
-            image_embeds.append(self.encode_image(batch["images"]))
-            if with_text:
-                text_embeds.append(self.encode_text(batch["tokens"]))
+            for key, encode in encoders.items():
+                embeds[key].append(encode(batch[key]))
         mask = np.concatenate(masks)
-        images = np.concatenate(image_embeds)[mask]
-        texts = np.concatenate(text_embeds)[mask] if with_text else None
-        return images, texts, np.flatnonzero(mask)
+        whole = {key: np.concatenate(parts)[mask] for key, parts in embeds.items()}
+        return whole, np.flatnonzero(mask)
 
     def embed_texts(self, texts):
         """Unit-norm embeddings [n, D] of any number of texts."""

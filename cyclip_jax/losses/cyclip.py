@@ -1,5 +1,6 @@
 """The CyCLIP objective: contrastive term plus the two weighted cyclic terms."""
 
+import jax
 import jax.numpy as jnp
 
 from cyclip_jax.errors import UserError
@@ -20,6 +21,7 @@ def cyclip_loss(
     inmodal_weight=0.25,
     crossmodal_weight=0.25,
     cyclic_normalization="reference",
+    detached_gather_devices=1,
 ):
     """Contrastive loss + λ1 · in-modal + λ2 · cross-modal consistency (Goel et al. 2022).
 
@@ -32,6 +34,10 @@ def cyclip_loss(
       cyclic_normalization: "reference" divides the double sums by N, as published, so that the
         terms grow with the batch; "batch_size_free" multiplies that by 128/N: the weights then
         mean at any batch size what they mean at the paper's 128.
+      detached_gather_devices: W, over which the official run gathered its embeddings without their
+        gradient. Each device then has the gradient of its own rows alone, and their mean over the
+        devices is 1/W of the true gradient in both towers, but the true one in the logit scale. 1
+        is the true gradient; values are the same for any W.
 
     Returns:
       (loss, metrics): a scalar of at least float32, and a dict of scalars. `inmodal_cyclic_loss`
@@ -40,14 +46,17 @@ def cyclip_loss(
       difference of cosines (lower is more consistent, comparable across batch sizes).
 
     Raises:
-      ValueError: unequal shapes, or an unknown normalisation.
+      ValueError: unequal shapes.
+      UserError: an unknown normalisation, or no device to gather over.
     """
     if image_embeds.shape != text_embeds.shape:
         raise ValueError(
             f"image_embeds {image_embeds.shape} and text_embeds {text_embeds.shape} must have "
             "one shape [N, D]"
         )
-    check_normalization(cyclic_normalization)
+    check_loss(cyclic_normalization, detached_gather_devices)
+    image_embeds = scale_gradient(image_embeds, 1 / detached_gather_devices)
+    text_embeds = scale_gradient(text_embeds, 1 / detached_gather_devices)
     n = image_embeds.shape[0]
     normalizer = 1.0 if cyclic_normalization == "reference" else REFERENCE_BATCH_SIZE / n
     contrastive, (image_to_text, text_to_image) = contrastive_loss(
@@ -72,10 +81,22 @@ def cyclip_loss(
     return loss, metrics
 
 
-def check_normalization(cyclic_normalization):
-    """Raises UserError for a normalisation that there is not."""
+def scale_gradient(x, factor):
+    """Returns x itself, with `factor` times its gradient."""
+    constant = jax.lax.stop_gradient(x)
+    return constant + factor * (x - constant)
+
+
+def check_loss(cyclic_normalization, detached_gather_devices, **weights):
+    """Raises UserError for settings of `cyclip_loss` that there are not; any weight will do."""
+    del weights
     if cyclic_normalization not in CYCLIC_NORMALIZATIONS:
         raise UserError(
             f"unknown cyclic_normalization {cyclic_normalization!r}; set "
             f"config.loss.cyclic_normalization to one of {', '.join(CYCLIC_NORMALIZATIONS)}"
+        )
+    if detached_gather_devices < 1:
+        raise UserError(
+            f"config.loss.detached_gather_devices {detached_gather_devices} must be at least 1, "
+            "which is the true gradient"
         )

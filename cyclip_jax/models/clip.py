@@ -14,10 +14,10 @@ INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # Radford et al. 2021, section 2.5
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
-def normalise_images(images, dtype=jnp.float32):
-    """uint8 RGB [N, H, W, 3] -> what the image towers take: zero mean, unit variance, `dtype`."""
+def normalise_images(images, dtype=jnp.float32, mean=IMAGE_MEAN, std=IMAGE_STD):
+    """uint8 RGB [N, H, W, 3] -> what the image towers take: (images / 255 − mean) / std."""
     wide = jnp.promote_types(dtype, jnp.float32)
-    mean, std = np.asarray(IMAGE_MEAN, wide), np.asarray(IMAGE_STD, wide)
+    mean, std = np.asarray(mean, wide), np.asarray(std, wide)
     return ((images.astype(wide) / 255 - mean) / std).astype(dtype)
 
 
@@ -25,6 +25,12 @@ def unit_norm(embeds):
     """Scales the rows of [N, D] to length 1, in float32 or wider."""
     embeds = embeds.astype(jnp.promote_types(embeds.dtype, jnp.float32))
     return embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
+
+
+def split_model(model):
+    """Splits a module into (graphdef, params, batch_stats), the latter two nested dicts."""
+    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
 class CLIP(nnx.Module):

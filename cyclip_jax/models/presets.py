@@ -2,7 +2,9 @@
 
 import difflib
 
+import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.clip import CLIP
@@ -94,6 +96,7 @@ SIZES = (
     "text_layers",
 )
 _DTYPES = ("float32", "bfloat16", "float64")
+_INITIAL_WEIGHTS_DTYPES = ("float32", "float16")
 
 
 def resolve_sizes(name, **overrides):
@@ -111,20 +114,29 @@ def resolve_sizes(name, **overrides):
         raise UserError(f"unknown model size {unknown[0]!r}{hint}")
     given = {key: value for key, value in overrides.items() if value is not None}
     sizes = {"patch_size": None, "vision_heads": None, "text_heads": None, **PRESETS[name], **given}
-    if isinstance(sizes["vision_layers"], int):
-        sizes["vision_heads"] = sizes["vision_heads"] or sizes["vision_width"] // 64
-    else:
+    if not isinstance(sizes["vision_layers"], int):
         sizes["vision_layers"] = tuple(sizes["vision_layers"])
         if sizes["patch_size"] is not None:
             raise UserError(f"config.model.patch_size does not apply to {name}, a ResNet")
-        sizes["vision_heads"] = sizes["vision_heads"] or sizes["vision_width"] * 32 // 64
-    sizes["text_heads"] = sizes["text_heads"] or sizes["text_width"] // 64
+    vision = sizes["vision_layers"], sizes["vision_width"]
+    sizes["vision_heads"] = sizes["vision_heads"] or head_count(*vision)
+    sizes["text_heads"] = sizes["text_heads"] or head_count(1, sizes["text_width"])
     _check_heads(sizes)
     return sizes
 
 
+def attention_width(layers, width):
+    """Channels of a tower's attention: a ResNet, whose `layers` are a tuple, has 32 times more."""
+    return width if isinstance(layers, int) else 32 * width
+
+
+def head_count(layers, width):
+    """Heads of 64 channels, as in all of OpenAI's models."""
+    return attention_width(layers, width) // 64
+
+
 def _check_heads(sizes):
-    vision_features = sizes["vision_width"] * (1 if isinstance(sizes["vision_layers"], int) else 32)
+    vision_features = attention_width(sizes["vision_layers"], sizes["vision_width"])
     for tower, features in (("vision", vision_features), ("text", sizes["text_width"])):
         heads = sizes[f"{tower}_heads"]
         if heads < 1 or features % heads:
@@ -135,7 +147,14 @@ def _check_heads(sizes):
 
 
 def create_model(
-    name, *, rngs, quick_gelu=True, dtype="float32", batch_norm_group_size=None, **overrides
+    name,
+    *,
+    rngs,
+    quick_gelu=True,
+    dtype="float32",
+    batch_norm_group_size=None,
+    initial_weights_dtype="float32",
+    **overrides,
 ):
     """Builds a CLIP model with float32 parameters.
 
@@ -145,6 +164,8 @@ def create_model(
       quick_gelu: x·σ(1.702 x) as OpenAI's models, or the exact GELU.
       dtype: compute type of the towers, "float32", "bfloat16" (or "float64" under x64).
       batch_norm_group_size: images per group of BatchNorm statistics; None is the whole batch.
+      initial_weights_dtype: "float32", or "float16" to which OpenAI's code rounds the weights that
+        `round_to_float16` names.
       **overrides: any size of the preset, e.g. image_size=64 or vision_layers=(1, 1, 1, 1).
 
     Returns:
@@ -156,6 +177,11 @@ def create_model(
     sizes = resolve_sizes(name, **overrides)
     if dtype not in _DTYPES:
         raise UserError(f"unknown config.model.dtype {dtype!r}; choose one of {', '.join(_DTYPES)}")
+    if initial_weights_dtype not in _INITIAL_WEIGHTS_DTYPES:
+        raise UserError(
+            f"unknown config.model.initial_weights_dtype {initial_weights_dtype!r}; choose one of "
+            f"{', '.join(_INITIAL_WEIGHTS_DTYPES)}"
+        )
     shared = {"embed_dim": sizes["embed_dim"], "dtype": jnp.dtype(dtype), "rngs": rngs}
     vision = {
         "image_size": sizes["image_size"],
@@ -181,4 +207,30 @@ def create_model(
         quick_gelu=quick_gelu,
         **shared,
     )
-    return CLIP(visual, text)
+    model = CLIP(visual, text)
+    if initial_weights_dtype == "float16":
+        round_to_float16(model)
+    return model
+
+
+def round_to_float16(model):
+    """Rounds weights in place to the nearest float16; their dtype stays.
+
+    Those that OpenAI keeps in float16: weights and biases of convolutions and linear layers,
+    those of attention included, and the projections `text_projection` and `proj`; no embedding, no
+    norm, not the logit scale.
+    """
+    for _, module in nnx.iter_modules(model):
+        is_layer = isinstance(module, nnx.Conv | nnx.Linear)
+        for name in ("kernel", "bias") if is_layer else ("text_projection", "proj"):
+            weight = getattr(module, name, None)
+            if weight is not None:
+                weight[...] = _nearest_float16(weight[...])
+
+
+def _nearest_float16(x):
+    """The nearest float16 numbers, in the dtype of x."""
+    # Not two conversions: XLA may leave out both.
+    normal = jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
+    subnormal = jnp.round(x * 2**24) / 2**24
+    return jnp.where(jnp.abs(x) < 2**-14, subnormal, normal)

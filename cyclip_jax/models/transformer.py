@@ -64,7 +64,7 @@ class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, width, heads, *, is_causal, quick_gelu, inits, dtype, rngs):
-        self.activation = activation(quick_gelu)
+        self.quick_gelu = quick_gelu
         self.ln_1 = layer_norm(width, dtype=dtype, rngs=rngs)
         self.attn = SelfAttention(
             width,
@@ -95,7 +95,7 @@ class Block(nnx.Module):
 
     def __call__(self, x):
         x = x + self.attn(self.ln_1(x))
-        return x + self.c_proj(self.activation(self.c_fc(self.ln_2(x))))
+        return x + self.c_proj(activation(self.quick_gelu)(self.c_fc(self.ln_2(x))))
 
 
 def text_inits(width, layers):

@@ -2,11 +2,14 @@
 
 import gzip
 import pickle
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cyclip_jax.data import tokenizers
 from cyclip_jax.data.tokenizers import (
@@ -288,6 +291,156 @@ def test_vocabulary_that_no_package_has_names_the_cure(only_packages_of):
         UserError, match=r"config\.data\.vocabulary .* `pip install --no-deps open_clip_torch`"
     ):
         find_clip_vocabulary()
+
+
+# CLIP's own vocabulary, against open_clip
+
+PLAIN = [
+    *("a photo of a", "Two dogs", "CAT", "standing", "at 10:30", "the man's", "I'LL", "won't"),
+    *("they've", "we're", "she'd", "I'm", "it'S", "'", "''", "1234567", "3.14", "½", "٣", "²"),
+    *("!!!", "?!", "...", "…", "—", "“quoted”", "‘s", "don’t", "#tag", "@user", "$5", "100%"),
+    *("supercalifragilisticexpialidocious", "antidisestablishmentarianism", "x" * 60, "-" * 40),
+]
+WORLD = [
+    *(
+        "日本語",
+        "一只猫在睡觉",
+        "고양이",
+        "\u1112\u1161\u11ab",
+        "ねこ",
+        "か\u3099",
+        "ｶﾞ",
+        "кошка",
+        "גָּדוֹל",
+    ),
+    *("قطة", "बिल्ली", "แมว", "Ελληνικά ΟΔΟΣ", "ΣΑΣ", "İstanbul", "ıI", "ſ", "'ſ", "Straße", "ẞ"),
+    *(
+        "ﬁ",
+        "ﬄ",
+        "ǅ",
+        "Ａｂｃ１",
+        "①",
+        "Ⅷ",
+        "㍿",
+        "e\u0301",
+        "E\u0301\u0323",
+        "a\u20dd",
+        "Z\u0351\u036b",
+    ),
+]
+EMOJI = [
+    *(
+        "😀",
+        "👩‍👩‍👧‍👦",
+        "🏳️‍🌈",
+        "👍🏽",
+        "🤦🏿‍♀️",
+        "🇩🇪🇫🇷",
+        "🇺",
+        "1️⃣",
+        "❤️",
+        "☎",
+        "©️",
+        "\U000e0067",
+        "\u200d",
+    ),
+]
+MARKUP = [
+    *("&amp;", "&amp;amp;", "&amp;amp;lt;", "&lt;b&gt;", "&quot;", "&#39;", "&amp;#39;", "&#x27;"),
+    *("&eacute;", "&amp;eacute;", "&nbsp;", "&AMP;", "&amp", "&notanentity;", "&#0;", "&#x1F600;"),
+    *("<b>bold</b>", "<", ">", "&", "<start_of_text>", "<end_of_text>", "<End_Of_Text>"),
+    *("https://example.com/a?b=1&amp;c=2#d", "www.x.org", "me@example.org", "image_001.JPG"),
+]
+DAMAGED = [
+    *(
+        "lÃ¶w",
+        "cafÃ©",
+        "â€œquoteâ€\x9d",
+        "â€™s",
+        "Ã\xa0",
+        "schÃƒÂ¶n",
+        "ðŸ˜€",
+        "Ñ‚ÐµÑÑ‚",
+        "\ufffd",
+        "\ufeff",
+    ),
+    *(
+        "\x00",
+        "\x07",
+        "\x1b[31m",
+        "\x1f",
+        "\x7f",
+        "\x85",
+        "\x93",
+        "\u200b",
+        "\xad",
+        "\u2028",
+        "\u202e",
+    ),
+    *(
+        "\r\n",
+        "\t",
+        "\n\n",
+        "\u3000",
+        "\xa0",
+        "\x0b",
+        "\x0c",
+        "\ud83d",
+        "\ud83d\ude00",
+        "\U0010ffff",
+    ),
+]
+FRAGMENTS = [*PLAIN, *WORLD, *EMOJI, *MARKUP, *DAMAGED]
+
+
+def some_captions(odd_fragments, count):
+    """`count` captions drawn from all fragments; one in seven is repeated, and so often cut."""
+    generator = random.Random(ascii(odd_fragments))
+    captions = []
+    for _ in range(count):
+        sources = generator.choices((FRAGMENTS, PLAIN, odd_fragments), (5, 3, 2), k=7)
+        words = [generator.choice(source) for source in sources[: generator.randint(1, 7)]]
+        caption = generator.choice(("", " ", " ", "  ")).join(words)
+        captions.append(caption * (generator.randint(3, 7) if generator.random() < 1 / 7 else 1))
+    return captions
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return create_tokenizer(
+        "clip_bpe", vocab_size=49408, context_length=77, vocabulary=find_clip_vocabulary()
+    )
+
+
+def test_ids_are_those_of_open_clip_on_ten_thousand_texts(clip):
+    from tests.pytorch import open_clip
+
+    reference = open_clip.get_tokenizer("RN50-quickgelu")
+    checked, cut = set(), 0
+
+    @settings(max_examples=110, derandomize=True, database=None, deadline=None)
+    @given(st.lists(st.text(min_size=1, max_size=8), min_size=8, max_size=8, unique=True))
+    def ids_agree(odd_fragments):
+        nonlocal cut
+        texts = [*odd_fragments, *some_captions(odd_fragments, 100)]
+        expected = reference(texts).numpy()
+        np.testing.assert_array_equal(clip(texts), expected)
+        checked.update(texts)
+        cut += np.count_nonzero(expected[:, -1])
+
+    ids_agree()
+    assert len(checked) >= 10_000  # all different
+    assert cut > 500  # texts that fill the context
+
+
+@pytest.mark.parametrize(
+    "unit", ["a dog and a cat ", "antidisestablishmentarianism", "😀", "日本", "7"]
+)
+def test_long_caption_ends_with_the_end_of_text_of_clip(clip, unit):
+    (row,) = clip([unit * 200])
+    assert row.shape == (77,)
+    assert (row[0], row[-1]) == (49406, 49407)
+    assert np.all(row[1:-1] < 49406)
 
 
 # SentencePiece

@@ -28,6 +28,7 @@ def fake_encoders(batch_size, misread=lambda colour: colour):
 
     return Encoders(
         encode_image=encode_image,
+        encode_features=lambda images: 3 * encode_image(images),
         encode_text=lambda tokens: table[tokens[:, 0]],
         gather=lambda rows: rows,
         loss=lambda images, texts: {"loss": len(images)},

@@ -1,0 +1,100 @@
+"""`python -m benchmarks.open_clip_recall --export=DIR --pairs=val.csv`: recall as open_clip has it.
+
+An export is loaded by open_clip alone, pictures go through its own transform, and captions are the
+token ids of our tokenizer. Prints recall as JSON, to be compared with what `evaluate` says.
+"""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+import cyclip_jax
+import cyclip_jax.quiet
+from cyclip_jax.data.sources import create_source
+from cyclip_jax.pretrained import completed, open_checkpoint, tokenizer_of
+from tests.pytorch import open_clip, torch
+
+
+def main():
+    """Prints {"image_to_text_recall@1": …, …, "pairs": …}; unreadable pairs are left out."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--export", required=True, help="folder in open_clip's format")
+    parser.add_argument("--pairs", required=True, help="csv of images and captions")
+    parser.add_argument(
+        "--pixels", choices=("open_clip", "ours"), default="open_clip", help="whose preprocessing"
+    )
+    args = parser.parse_args()
+
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{args.export}")
+    tokenize = tokenizer_of(completed(open_checkpoint(args.export)))
+    paths, captions = readable_pairs(args.pairs)
+    with torch.no_grad():
+        if args.pixels == "ours":
+            pixels = np.array(cyclip_jax.load(args.export)[1](list(paths)))
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        else:
+            images = torch.stack([transform(open_image(path)) for path in paths])
+        tokens = torch.from_numpy(tokenize(captions)).long()
+        image_embeds = model.eval().encode_image(images, normalize=True).numpy()
+        text_embeds = model.encode_text(tokens, normalize=True).numpy()
+    print(json.dumps(recalls(image_embeds, text_embeds, paths, captions)))
+
+
+def readable_pairs(path):
+    """(paths, captions) of the pairs whose picture opens and whose caption is not empty."""
+    source = create_source(
+        "csv",
+        path,
+        config_key="--pairs",
+        image_key="image",
+        caption_key="caption",
+        delimiter=",",
+    )
+    folder = pathlib.Path(path).parent
+    kept = [
+        (folder / key, caption)
+        for key, caption in zip(source.keys(range(len(source))), source.captions(), strict=True)
+        if caption.strip() and opens(folder / key)
+    ]
+    return tuple(zip(*kept, strict=True))
+
+
+def open_image(path):
+    """A PIL image in memory."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def opens(path):
+    """Whether Pillow can read a file."""
+    try:
+        open_image(path)
+    except OSError:
+        return False
+    return True
+
+
+def recalls(image_embeds, text_embeds, paths, captions):
+    """Recall at 1, 5 and 10 both ways; equal captions are one, and so are equal pictures."""
+    distinct_images, image_ids = np.unique([str(path) for path in paths], return_inverse=True)
+    distinct_texts, text_ids = np.unique(captions, return_inverse=True)
+    images = image_embeds[[list(image_ids).index(i) for i in range(len(distinct_images))]]
+    texts = text_embeds[[list(text_ids).index(i) for i in range(len(distinct_texts))]]
+    is_pair = np.zeros((len(images), len(texts)), bool)
+    is_pair[image_ids, text_ids] = True
+    result = {}
+    for name, similarities, partners in (
+        ("image_to_text", images @ texts.T, is_pair),
+        ("text_to_image", texts @ images.T, is_pair.T),
+    ):
+        best = np.where(partners, similarities, -np.inf).max(axis=1, keepdims=True)
+        ranks = np.sum((similarities >= best) & ~partners, axis=1)
+        result |= {f"{name}_recall@{k}": float(np.mean(ranks < k)) for k in (1, 5, 10)}
+    return result | {"pairs": len(paths)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""cc3m.py with every quirk of the official code, to reproduce the published run as it was."""
+
+from ml_collections.config_dict import placeholder
+
+from configs import cc3m, common
+
+
+def get_config():
+    """Run with --config.data.train=/data/cc3m/train.csv.
+
+    COCO and the linear probe are scored where their data are given: --config.evals.coco.pairs=…,
+    --config.evals.linear_probe.train=… and .test=….
+    """
+    config = cc3m.get_config()
+
+    # Epochs count from 1 while the schedule's step is epoch·batches + i: at CC3M's size the warm-up
+    # is skipped, and in the last epoch, past its end, the cosine rises again.
+    config.optimizer.schedule_offset_epochs = 1
+    # Decayed is what has none of "bn", "ln", "bias" and "logit_scale" in its PyTorch name, and so
+    # down-sampling BatchNorms ("downsample.1.weight") and positional embeddings are.
+    config.optimizer.weight_decay_rule = "official_names"
+
+    # Embeddings are gathered from 4 GPUs without their gradient: that of the towers is a quarter of
+    # the true one. Adam divides by its size: without clipping only eps tells the difference.
+    config.loss.detached_gather_devices = 4
+
+    # BatchNorm sees the 32 images of one GPU.
+    config.model.batch_norm_group_size = 32
+    # Weights of convolutions, linear layers and projections start as float16 numbers.
+    config.model.initial_weights_dtype = "float16"
+
+    # A caption of more than 77 tokens loses its end-of-text, the token that it is read at.
+    config.data.keep_end_of_text = False
+
+    config.evals.coco = common.retrieval(
+        config,
+        placeholder(str),
+        captions_per_image=1,  # the script that writes COCO's csv keeps one of five captions
+        published_recall=True,  # text retrieval counts four hits besides each image's true rank
+    )
+    config.evals.linear_probe = common.linear_probe(
+        placeholder(str),
+        placeholder(str),
+        batch_size=128,  # the official trainer's; the probe script has 16
+    )
+    return config

@@ -1,0 +1,70 @@
+"""PyTorch checkpoints in and out: open_clip, the official CyCLIP code, transformers, ONNX."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cyclip_jax.interop.files import from_tensor
+from cyclip_jax.interop.folders import check_settings, read_checkpoint
+from cyclip_jax.interop.weights import fit, weights_of
+from cyclip_jax.models.clip import split_model
+
+__all__ = ["load_torch", "to_torch"]
+
+
+def to_torch(model):
+    """The parameters and statistics of a model under OpenAI's names.
+
+    Args:
+      model: a CLIP module (see models/clip.py).
+
+    Returns:
+      {name: numpy array} in PyTorch's layouts: open_clip's model takes it as its state dict, once
+      the arrays are tensors.
+    """
+    _, params, batch_stats = split_model(model)
+    return weights_of({"params": params, "batch_stats": batch_stats})
+
+
+def load_torch(model, source):
+    """Replaces the parameters and statistics of a model by PyTorch weights, all or none.
+
+    Args:
+      model: a CLIP module; it keeps its dtypes.
+      source: a state dict under OpenAI's names (tensors or arrays), or the path of a PyTorch or
+        safetensors file, of a folder of open_clip or transformers, or of an export.
+
+    Raises:
+      UserError: what does not fit, everything in one list; the model is then unchanged.
+    """
+    if isinstance(source, str | os.PathLike):
+        checkpoint = read_checkpoint(source)
+        check_settings(checkpoint, _settings(model))
+        weights, name = checkpoint.weights, str(source)
+    else:
+        weights, name = {key: _as_array(value) for key, value in source.items()}, "the state dict"
+    _, params, batch_stats = split_model(model)
+    tree = fit(weights, {"params": params, "batch_stats": batch_stats}, source=name)
+    for kind, variables in (("params", nnx.Param), ("batch_stats", nnx.BatchStat)):
+        state = nnx.state(model, variables)
+        nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, tree[kind]))
+        nnx.update(model, state)
+
+
+def _settings(model):
+    """What a model computes that no shape tells."""
+    visual, blocks = model.visual, model.text.transformer.resblocks
+    attention = visual.attnpool if hasattr(visual, "attnpool") else None
+    attention = attention or visual.transformer.resblocks[0].attn
+    return {
+        "quick_gelu": blocks[0].quick_gelu,
+        "vision_heads": attention.heads,
+        "text_heads": blocks[0].attn.heads,
+    }
+
+
+def _as_array(value):
+    return from_tensor(value) if hasattr(value, "detach") else np.asarray(value)

@@ -1,0 +1,145 @@
+"""The README.md of an export: what the model is, how it was trained, how it is loaded."""
+
+import json
+import math
+
+from cyclip_jax import __version__
+from cyclip_jax.report import final_table
+
+_OPEN_CLIP = """```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
+model.eval()
+```
+
+In CLIP_benchmark: `--model local-dir:{folder}`, with `--no_amp` to compare numbers.
+`openai.pt`, where present, has the same weights as a bare state dict under OpenAI's names."""
+
+_CYCLIP = """The official CyCLIP code reads `cyclip.pt`: `--checkpoint {folder}/cyclip.pt`."""
+
+_TRANSFORMERS = """```python
+from transformers import CLIPModel, CLIPProcessor
+
+model = CLIPModel.from_pretrained("{folder}")
+processor = CLIPProcessor.from_pretrained("{folder}")
+inputs = processor(text=texts, images=images, padding=True, truncation=True, return_tensors="pt")
+```"""
+
+_ONNX = """`image.onnx` takes `images`, uint8 [batch, {image_size}, {image_size}, 3]: RGB pixels,
+the shorter side resized to {image_size} (bicubic, antialiased) and the centre cut out; it
+normalises them itself. `text.onnx` takes `tokens`, int64 [batch, {context_length}]. Both give embeddings of
+unit norm, and their metadata say all this again.
+
+```python
+import onnxruntime
+
+image_encoder = onnxruntime.InferenceSession("{folder}/image.onnx")
+text_encoder = onnxruntime.InferenceSession("{folder}/text.onnx")
+(image_embeds,) = image_encoder.run(None, {{"images": images}})
+(text_embeds,) = text_encoder.run(None, {{"tokens": tokens}})
+probabilities = {scale:.2f} * image_embeds @ text_embeds.T  # softmax over the texts
+```"""
+
+_HOW_TO_LOAD = {
+    "open_clip": _OPEN_CLIP,
+    "cyclip": _CYCLIP,
+    "transformers": _TRANSFORMERS,
+    "onnx": _ONNX,
+}
+_LIBRARIES = {"open_clip": "open_clip", "transformers": "transformers", "onnx": "onnx"}
+
+_OURS = """With cyclip_jax:
+
+```python
+import cyclip_jax
+
+model, preprocess, tokenize = cyclip_jax.load("{folder}")
+image_embeds, text_embeds, scale = model(preprocess("cat.jpg"), tokenize("a cat"))
+```
+"""
+
+
+def model_card(checkpoint, *, name, export_format, dtype, license_name):
+    """The text of a model card, with the metadata that model hubs read in front.
+
+    Args:
+      checkpoint: a completed Checkpoint.
+      name: of the folder.
+      export_format: a format of export.py.
+      dtype: of the weights.
+      license_name: as hubs write it, e.g. "apache-2.0" or "unknown".
+    """
+    values = {
+        "folder": name,
+        "scale": math.exp(checkpoint.weights["logit_scale"]),
+        **checkpoint.model,
+    }
+    library = _LIBRARIES.get(export_format)
+    parts = [
+        "---",
+        f"license: {license_name}",
+        *([f"library_name: {library}"] if library else []),
+        "pipeline_tag: zero-shot-image-classification",
+        "tags: [clip, cyclip, contrastive, image-text]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"{_objective(checkpoint.config)}, exported by cyclip_jax {__version__} from "
+        f"{_origin(checkpoint)}, with weights in {dtype}.",
+        "",
+        "## How to load it",
+        "",
+        _HOW_TO_LOAD[export_format].format(**values),
+        "",
+    ]
+    if export_format != "onnx":
+        parts.append(_OURS.format(**values))
+    parts += ["## Model", "", _table(checkpoint.model)]
+    if checkpoint.config is not None:
+        parts += ["## Training", "", _training(checkpoint)]
+    return "\n".join(parts)
+
+
+def _objective(config):
+    if config is None:
+        return "An image-text model"
+    weights = config.loss.inmodal_weight, config.loss.crossmodal_weight
+    if not any(weights):
+        return "An image-text model trained with the contrastive objective of CLIP"
+    return (
+        "An image-text model trained with the objective of CyCLIP "
+        "([Goel et al. 2022](https://arxiv.org/abs/2205.14459); in-modal weight "
+        f"{weights[0]:g}, cross-modal weight {weights[1]:g})"
+    )
+
+
+def _origin(checkpoint):
+    if checkpoint.step is None:
+        return "a file of weights"
+    return f"step {checkpoint.step} of a run"
+
+
+def _table(rows):
+    known = {key: value for key, value in rows.items() if value is not None}
+    lines = ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in known.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _training(checkpoint):
+    config = checkpoint.config
+    rows = {
+        "training data": config.data.train,
+        "pairs per step": config.batch_size,
+        "steps": checkpoint.step,
+        "seed": config.seed,
+    }
+    parts = [_table(rows)]
+    if checkpoint.metrics:
+        parts += ["At that step:", "", "```", final_table(checkpoint.metrics), "```", ""]
+    settings = json.dumps(config.to_dict(), indent=2)
+    parts += ["<details><summary>The whole configuration</summary>", "", "```json", settings]
+    parts += ["```", "", "</details>", ""]
+    return "\n".join(parts)

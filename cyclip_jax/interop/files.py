@@ -1,0 +1,183 @@
+"""Weight files: safetensors, and PyTorch's own, which alone need PyTorch."""
+
+import importlib
+import io
+import pickle
+import re
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import write_atomically
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+_SAFETENSORS_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+}
+
+# What wraps a model (DistributedDataParallel, torch.compile) prefixes the name of every weight.
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
+
+
+def read_weights(path):
+    """The weights of a safetensors or PyTorch file, told apart by content.
+
+    A PyTorch file holds a state dict, or a dict with one under "state_dict". Nothing in it is
+    executed: PyTorch's restricted unpickler knows tensors and plain containers alone.
+
+    Args:
+      path: local or remote.
+
+    Returns:
+      {name: numpy array} without the prefix of a wrapper; what is float16 or bfloat16 in the file
+      is float32.
+
+    Raises:
+      UserError: not such a file, a damaged one, one with code in it, or PyTorch is missing.
+    """
+    try:
+        content = epath.Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    # A safetensors file starts with eight bytes of length and a JSON object.
+    if content[8:9] == b"{":
+        weights = _read_safetensors(content, path)
+    else:
+        weights = _read_pytorch(content, path)
+    return {_WRAPPERS.sub("", name): _widened(array) for name, array in weights.items()}
+
+
+def write_safetensors(path, weights):
+    """Writes {name: numpy array}, whole or not at all."""
+    numpy_format = _require("safetensors.numpy", "safetensors")
+    contiguous = {name: np.array(array, order="C") for name, array in weights.items()}
+    # Readers of PyTorch ask for this mark.
+    write_atomically(path, numpy_format.save(contiguous, metadata={"format": "pt"}))
+
+
+def write_pytorch(path, weights, **entries):
+    """Writes a state dict with torch.save; with `entries`, {"state_dict": …, **entries}."""
+    torch = require_torch(path)
+    state_dict = {name: to_tensor(torch, array) for name, array in weights.items()}
+    buffer = io.BytesIO()
+    torch.save({**entries, "state_dict": state_dict} if entries else state_dict, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def to_tensor(torch, array):
+    """A tensor that owns its memory, of the array's dtype, bfloat16 too."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+def cast(weights, dtype):
+    """The weights in "float32", "float16" or "bfloat16"; whole numbers stay as they are.
+
+    Raises:
+      UserError: an unknown dtype, or a number too large for it.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+
+    def cast_one(name, array):
+        if array.dtype.kind == "i":
+            return array
+        with np.errstate(over="ignore"):
+            result = array.astype(DTYPES[dtype])
+        if not np.isfinite(result.astype(np.float32)).all():
+            raise UserError(f"{name} has numbers too large for {dtype}; export another dtype")
+        return result
+
+    return {name: cast_one(name, array) for name, array in weights.items()}
+
+
+def require_torch(path):
+    """The module torch, or a UserError that says how to install it."""
+    try:
+        return importlib.import_module("torch")
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a PyTorch file and PyTorch is not installed: pip install "
+            "'cyclip_jax[torch]', or use safetensors, which do without"
+        ) from error
+
+
+def _require(module, package):
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{package} is not installed: pip install 'cyclip_jax[torch]'") from error
+
+
+def _read_safetensors(content, path):
+    # Not safetensors.numpy.load, which knows no bfloat16.
+    safetensors = _require("safetensors", "safetensors")
+    try:
+        tensors = safetensors.deserialize(content)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is a damaged safetensors file: {error}") from error
+    unknown = sorted({tensor["dtype"] for _, tensor in tensors} - _SAFETENSORS_DTYPES.keys())
+    if unknown:
+        raise UserError(f"{path} has weights of the types {', '.join(unknown)}: ours are floats")
+    return {
+        name: np.frombuffer(tensor["data"], _SAFETENSORS_DTYPES[tensor["dtype"]]).reshape(
+            tensor["shape"]
+        )
+        for name, tensor in tensors
+    }
+
+
+def _read_pytorch(content, path):
+    torch = require_torch(path)
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(_why_not_opened(path, str(error))) from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path} holds a {type(loaded).__name__}, not a dict of weights")
+    other = [str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
+    if other:
+        raise UserError(
+            f"{path} holds no weights by name: {', '.join(other[:5])} are not tensors; save "
+            "model.state_dict() alone, or under 'state_dict'"
+        )
+    return {name: from_tensor(tensor) for name, tensor in loaded.items()}
+
+
+def from_tensor(tensor):
+    """The numpy array of a PyTorch tensor, float32 where numpy lacks the dtype."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+
+
+def _why_not_opened(path, message):
+    first_line = message.split("\n")[0]
+    if "TorchScript" in message:
+        return (
+            f"{path} is a TorchScript program, as OpenAI published CLIP; save its weights alone: "
+            "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
+        )
+    if "Weights only load failed" in message or "Unsupported" in message:
+        return (
+            f"{path} was not opened, and nothing in it was executed: besides tensors it holds "
+            "Python objects, which could run code. If you trust it, save its weights alone: "
+            f"torch.save(model.state_dict(), 'weights.pt'). (PyTorch says: {first_line})"
+        )
+    return f"{path} is neither a safetensors nor a whole PyTorch file: {first_line}"
+
+
+def _widened(array):
+    """float16 and bfloat16 as float32, which holds them exactly."""
+    is_half = array.dtype in (np.float16, ml_dtypes.bfloat16)
+    return array.astype(np.float32) if is_half else array

@@ -1,0 +1,199 @@
+"""Writing what others read: the folders of open_clip, the official CyCLIP code and transformers.
+
+Each writer takes (folder, checkpoint, tokenizer, dtype): an epath.Path, a Checkpoint whose `model`
+is complete, a tokenizer of data/tokenizers.py, and the weights' dtype. It returns the names of the
+files with all weights, the one to be read back first.
+"""
+
+import importlib.util
+import json
+
+import numpy as np
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import write_atomically
+from cyclip_jax.interop.files import cast, write_pytorch, write_safetensors
+from cyclip_jax.interop.folders import CLIP_VOCAB_SIZE, OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
+from cyclip_jax.interop.hf_tokenizer import tokenizer_files
+from cyclip_jax.interop.names import COUNT, to_transformers
+from cyclip_jax.models.presets import attention_width
+
+_BICUBIC = 3  # PIL's number of the filter
+
+
+def write_open_clip(folder, checkpoint, tokenizer, dtype):
+    """open_clip's `local-dir:FOLDER`, its tokenizer included, and openai.pt where torch is there.
+
+    openai.pt is a bare state dict in OpenAI's names, which their own `clip.load` takes too.
+    """
+    write_safetensors(folder / "open_clip_model.safetensors", cast(checkpoint.weights, dtype))
+    uses_clips_tokenizer = _is_clips(checkpoint)
+    if not uses_clips_tokenizer:
+        _write_files(folder, tokenizer_files(tokenizer))
+    config = open_clip_config(checkpoint, hf_tokenizer=not uses_clips_tokenizer)
+    write_json(folder / OPEN_CLIP_CONFIG, config)
+    written = ["open_clip_model.safetensors"]
+    if _has_torch():
+        write_pytorch(folder / "openai.pt", _with_step(checkpoint, cast(checkpoint.weights, dtype)))
+        written.append("openai.pt")
+    return written
+
+
+def write_cyclip(folder, checkpoint, tokenizer, dtype):
+    """cyclip.pt, which the official CyCLIP code reads as --checkpoint, to evaluate with it."""
+    del tokenizer  # the code has CLIP's own
+    weights = _with_step(checkpoint, cast(checkpoint.weights, dtype))
+    # "epoch" counts those that are done: going on, the code starts with the next.
+    epoch = checkpoint.metrics.get("epoch", 0)
+    write_pytorch(folder / "cyclip.pt", weights, epoch=int(epoch), name="cyclip_jax")
+    return ["cyclip.pt"]
+
+
+def write_transformers(folder, checkpoint, tokenizer, dtype):
+    """What `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read."""
+    if not isinstance(checkpoint.model["vision_layers"], int):
+        raise UserError(
+            "transformers has no CLIP with a ResNet; the formats open_clip, cyclip and onnx have"
+        )
+    weights = to_transformers(cast(checkpoint.weights, dtype))
+    write_safetensors(folder / "model.safetensors", weights)
+    write_json(folder / TRANSFORMERS_CONFIG, transformers_config(checkpoint, dtype))
+    write_json(folder / "preprocessor_config.json", preprocessor_config(checkpoint))
+    _write_files(folder, tokenizer_files(tokenizer))
+    return ["model.safetensors"]
+
+
+def open_clip_config(checkpoint, *, hf_tokenizer):
+    """The content of open_clip_config.json.
+
+    Args:
+      hf_tokenizer: whether the folder holds a Hugging Face tokenizer, in place of CLIP's own.
+    """
+    model, preprocess = checkpoint.model, checkpoint.preprocess
+    layers, width = model["vision_layers"], model["vision_width"]
+    text = {
+        "context_length": model["context_length"],
+        "vocab_size": model["vocab_size"],
+        "width": model["text_width"],
+        "heads": model["text_heads"],
+        "layers": model["text_layers"],
+    }
+    if hf_tokenizer:
+        # From a local folder open_clip takes the files there; the name says which kind they are.
+        text |= {"hf_tokenizer_name": "cyclip_jax", "tokenizer_kwargs": {"clean": "whitespace"}}
+    return {
+        "model_cfg": {
+            "embed_dim": model["embed_dim"],
+            "quick_gelu": model["quick_gelu"],
+            "vision_cfg": {
+                "image_size": model["image_size"],
+                "layers": layers,
+                "width": width,
+                "head_width": attention_width(layers, width) // model["vision_heads"],
+                "patch_size": model["patch_size"],
+            },
+            "text_cfg": text,
+        },
+        "preprocess_cfg": {
+            "mean": preprocess["image_mean"],
+            "std": preprocess["image_std"],
+            "interpolation": preprocess["interpolation"],
+            "resize_mode": preprocess["resize_mode"],
+        },
+    }
+
+
+def transformers_config(checkpoint, dtype):
+    """The content of config.json, of a CLIPModel."""
+    model = checkpoint.model
+    shared = {
+        "hidden_act": "quick_gelu" if model["quick_gelu"] else "gelu",
+        "layer_norm_eps": 1e-5,
+        "projection_dim": model["embed_dim"],
+    }
+    end_of_text = model["vocab_size"] - 1
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "dtype": dtype,
+        "projection_dim": model["embed_dim"],
+        "logit_scale_init_value": float(checkpoint.weights["logit_scale"]),
+        "text_config": {
+            "model_type": "clip_text_model",
+            "vocab_size": model["vocab_size"],
+            "max_position_embeddings": model["context_length"],
+            "hidden_size": model["text_width"],
+            "intermediate_size": 4 * model["text_width"],
+            "num_hidden_layers": model["text_layers"],
+            "num_attention_heads": model["text_heads"],
+            "bos_token_id": end_of_text - 1,
+            "eos_token_id": end_of_text,
+            "pad_token_id": end_of_text if _is_clips(checkpoint) else 0,
+            **shared,
+        },
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "image_size": model["image_size"],
+            "patch_size": model["patch_size"],
+            "hidden_size": model["vision_width"],
+            "intermediate_size": 4 * model["vision_width"],
+            "num_hidden_layers": model["vision_layers"],
+            "num_attention_heads": model["vision_heads"],
+            **shared,
+        },
+    }
+
+
+def preprocessor_config(checkpoint):
+    """The content of preprocessor_config.json, of a CLIPImageProcessor."""
+    size = checkpoint.model["image_size"]
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "CLIPProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": _BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": checkpoint.preprocess["image_mean"],
+        "image_std": checkpoint.preprocess["image_std"],
+    }
+
+
+def write_json(path, content):
+    """Writes an object as indented JSON, whole or not at all."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _is_clips(checkpoint):
+    """Whether the tokenizer is CLIP's own, which open_clip and the official code have built in."""
+    is_bpe = (checkpoint.tokenizer or {}).get("tokenizer") == "clip_bpe"
+    return is_bpe and checkpoint.model["vocab_size"] == CLIP_VOCAB_SIZE
+
+
+def _with_step(checkpoint, weights):
+    """BatchNorm's counts as PyTorch would have them: a batch for every step."""
+    return {
+        name: np.asarray(checkpoint.step or 0) if name.endswith(COUNT) else array
+        for name, array in weights.items()
+    }
+
+
+def _write_files(folder, files):
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+
+
+def _has_torch():
+    return importlib.util.find_spec("torch") is not None
+
+
+WRITERS = {
+    "open_clip": write_open_clip,
+    "cyclip": write_cyclip,
+    "transformers": write_transformers,
+}

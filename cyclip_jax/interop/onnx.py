@@ -1,0 +1,206 @@
+"""ONNX: each tower as one file that onnxruntime serves, without JAX or PyTorch.
+
+The way is by open_clip's model with the same weights, which PyTorch's own converter traces. Both
+files are run against the JAX model before they are let out.
+"""
+
+import importlib
+import json
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cyclip_jax import __version__
+from cyclip_jax.errors import UserError
+from cyclip_jax.interop.files import to_tensor
+from cyclip_jax.interop.formats import open_clip_config
+from cyclip_jax.models.clip import normalise_images, unit_norm
+
+# Largest absolute difference to the JAX model that an entry of a unit-norm embedding may have:
+# float32 differs by a few 1e-6, weights rounded to float16 by some 1e-3.
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
+
+# Smaller arrays (biases, scales, constants) stay in float32: they are no part of a file's size.
+_SMALLEST_ROUNDED = 1024
+
+
+def write_onnx(folder, checkpoint, model, dtype):
+    """Writes image.onnx and text.onnx, and compares them with the model.
+
+    image.onnx: `images` uint8 [batch, image_size, image_size, 3], RGB pixels, resized and cropped
+    -> `image_embeds` float32 [batch, embed_dim] of unit norm. It normalises the pixels itself.
+    text.onnx: `tokens` int64 [batch, context_length] -> `text_embeds` float32 [batch, embed_dim] of
+    unit norm. int64 is what NumPy makes of a list of ids, and other tokenizers give.
+
+    The metadata of each say, in JSON, logit_scale (the factor, exponentiated), the sizes, and how
+    pictures are prepared.
+
+    Args:
+      folder: a local epath.Path.
+      checkpoint: a completed Checkpoint.
+      model: its CLIP module in evaluation mode.
+      dtype: of the stored weights; "float16" halves the files. What is computed stays float32.
+
+    Returns:
+      {"image.onnx": difference, "text.onnx": difference}: the largest absolute difference of an
+      entry of an embedding to the JAX model's.
+
+    Raises:
+      UserError: another dtype, or a package is missing.
+      RuntimeError: a file does not give what the model gives (see TOLERANCES).
+    """
+    if dtype not in TOLERANCES:
+        raise UserError(f"an ONNX file has the dtype {' or '.join(TOLERANCES)}, not {dtype!r}")
+    torch, open_clip, onnx, _ = require_packages()
+    towers = _towers(torch, _open_clip_model(torch, open_clip, checkpoint), checkpoint.preprocess)
+    metadata = {
+        "producer": f"cyclip_jax {__version__}",
+        "logit_scale": float(jnp.exp(model.logit_scale[...])),
+        "dtype": dtype,
+        **checkpoint.preprocess,
+        **checkpoint.model,
+    }
+    examples = _examples(checkpoint.model)
+    differences = {}
+    for name, tower in towers.items():
+        path, inputs = folder / f"{name}.onnx", examples[name]
+        _convert(torch, onnx, tower, torch.from_numpy(inputs), path, dtype, metadata)
+        expected = _expected(model, inputs, checkpoint.preprocess)
+        differences[path.name] = check_onnx(path, inputs, expected, TOLERANCES[dtype])
+    return differences
+
+
+def check_onnx(path, inputs, expected, tolerance):
+    """Runs a file in onnxruntime.
+
+    Args:
+      path: of an ONNX file with one input and one output.
+      inputs: its input.
+      expected: what it should give.
+      tolerance: largest absolute difference.
+
+    Returns:
+      The largest absolute difference.
+
+    Raises:
+      RuntimeError: it is above the tolerance.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: inputs})
+    difference = float(np.max(np.abs(found - expected)))
+    if not difference <= tolerance:  # not "above": NaN fails too
+        raise RuntimeError(
+            f"{path.name} gives embeddings that differ from the model's by {difference:.2g}, more "
+            f"than {tolerance:g}"
+        )
+    return difference
+
+
+def require_packages():
+    """The modules torch, open_clip, onnx and onnxruntime, or a UserError that names the extra."""
+    try:
+        importlib.import_module("onnxscript")  # the converter's own
+        return [
+            importlib.import_module(name) for name in ("torch", "open_clip", "onnx", "onnxruntime")
+        ]
+    except ImportError as error:
+        raise UserError(f"{error}: for ONNX pip install 'cyclip_jax[onnx]'") from error
+
+
+def _open_clip_model(torch, open_clip, checkpoint):
+    model = open_clip.CLIP(**open_clip_config(checkpoint, hf_tokenizer=False)["model_cfg"])
+    weights = {name: to_tensor(torch, array) for name, array in checkpoint.weights.items()}
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _towers(torch, model, preprocess):
+    """{"image": module of uint8 pixels, "text": module of token ids}, with unit-norm embeddings."""
+    mean = torch.tensor(preprocess["image_mean"])[:, None, None]
+    std = torch.tensor(preprocess["image_std"])[:, None, None]
+
+    class Image(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model.visual
+
+        def forward(self, images):
+            pixels = images.permute(0, 3, 1, 2).float() / 255
+            return torch.nn.functional.normalize(self.model((pixels - mean) / std), dim=-1)
+
+    class Text(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens):
+            return self.model.encode_text(tokens, normalize=True)
+
+    return {"image": Image().eval(), "text": Text().eval()}
+
+
+def _convert(torch, onnx, tower, inputs, path, dtype, metadata):
+    """Traces a tower and writes its file, with weights of `dtype`."""
+    name = path.name.removesuffix(".onnx")
+    program = torch.onnx.export(
+        tower,
+        (inputs,),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        input_names=["images" if name == "image" else "tokens"],
+        output_names=[f"{name}_embeds"],
+        verbose=False,
+    )
+    graph = program.model_proto
+    if dtype == "float16":
+        _store_in_float16(onnx, graph)
+    for key, value in metadata.items():
+        graph.metadata_props.add(key=key, value=json.dumps(value))
+    size = graph.ByteSize()
+    # A protobuf message ends at 2 GiB: more weights go into a file of their own.
+    is_large = size > 2**31 - 2**20
+    onnx.save(graph, str(path), save_as_external_data=is_large, location=f"{path.name}.data")
+    onnx.checker.check_model(str(path))
+
+
+def _store_in_float16(onnx, graph):
+    """Rounds the large weights and casts them back where they are used: half the file."""
+    for initializer in list(graph.graph.initializer):
+        is_float = initializer.data_type == onnx.TensorProto.FLOAT
+        if not is_float or np.prod(initializer.dims) < _SMALLEST_ROUNDED:
+            continue
+        name = initializer.name
+        rounded = onnx.numpy_helper.to_array(initializer).astype(np.float16)
+        initializer.CopyFrom(onnx.numpy_helper.from_array(rounded, f"{name}.float16"))
+        cast = onnx.helper.make_node("Cast", [f"{name}.float16"], [name], to=onnx.TensorProto.FLOAT)
+        graph.graph.node.insert(0, cast)
+
+
+def _examples(sizes):
+    """{"image": uint8 pictures, "text": token ids}, three of each."""
+    rng = np.random.default_rng(0)
+    size, length, vocab_size = (sizes[k] for k in ("image_size", "context_length", "vocab_size"))
+    tokens = rng.integers(1, vocab_size - 2, (3, length))
+    for row, end in zip(tokens, rng.integers(1, length, 3), strict=True):
+        row[end], row[end + 1 :] = vocab_size - 1, 0
+    return {"image": rng.integers(0, 256, (3, size, size, 3), np.uint8), "text": tokens}
+
+
+@nnx.jit
+def _embed_images(model, images):
+    return unit_norm(model.encode_image(images))
+
+
+@nnx.jit
+def _embed_texts(model, tokens):
+    return unit_norm(model.encode_text(tokens))
+
+
+def _expected(model, inputs, preprocess):
+    if inputs.dtype != np.uint8:
+        return np.asarray(_embed_texts(model, jnp.asarray(inputs, jnp.int32)))
+    mean, std = preprocess["image_mean"], preprocess["image_std"]
+    return np.asarray(_embed_images(model, normalise_images(inputs, mean=mean, std=std)))

@@ -1,0 +1,211 @@
+"""Weights under OpenAI names (see names.py): taken from a model, measured, fitted into one."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.interop.names import (
+    COUNT,
+    from_torch_layout,
+    layer_count,
+    to_torch_layout,
+    torch_name,
+    torch_shape,
+)
+
+_LISTED = 20  # names per kind of mismatch in an error
+# The position embeddings that follow from the image size, [1 + grid², width].
+_VIT_POSITIONS = "visual.positional_embedding"
+_RESNET_POSITIONS = "visual.attnpool.positional_embedding"
+# What OpenAI's and older files hold besides weights.
+_NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+
+
+def weights_of(tree):
+    """The weights of a model.
+
+    Args:
+      tree: {"params": …, "batch_stats": …}, nested dicts of arrays.
+
+    Returns:
+      {OpenAI name: numpy array}, with a count of zero beside BatchNorm's statistics.
+    """
+    weights = {}
+    for name, path, leaf in _named_leaves(tree):
+        array = np.asarray(leaf)
+        weights[name] = np.array(to_torch_layout(path, array), order="C")
+        if name.endswith(".running_var"):
+            weights[name.replace("running_var", COUNT)] = np.zeros((), np.int64)
+    return weights
+
+
+def shapes_of(abstract):
+    """{OpenAI name: shape in PyTorch} of a model's trees, without BatchNorm's counts."""
+    return {name: torch_shape(path, leaf.shape) for name, path, leaf in _named_leaves(abstract)}
+
+
+def fit(weights, abstract, *, source):
+    """Arranges weights as a model's trees.
+
+    A position embedding of another image size is interpolated, and said to be.
+
+    Args:
+      weights: {OpenAI name: numpy array}; logit_scale may be [1], BatchNorm's counts may be absent.
+      abstract: {"params": …, "batch_stats": …}, nested dicts of arrays or jax.ShapeDtypeStruct.
+      source: what to call the weights in messages.
+
+    Returns:
+      The same trees with numpy arrays, of the abstract's dtypes.
+
+    Raises:
+      UserError: lists everything that is missing, unexpected, of another shape or not finite.
+    """
+    weights = {
+        name: array.reshape(()) if name == "logit_scale" and array.size == 1 else array
+        for name, array in weights.items()
+        if not name.endswith(COUNT) and name not in _NO_WEIGHTS
+    }
+    expected = shapes_of(abstract)
+    weights = _interpolated(weights, expected, source)
+    _check(weights, expected, source)
+    leaves = [
+        from_torch_layout(path, weights[name]).astype(leaf.dtype)
+        for name, path, leaf in _named_leaves(abstract)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def sizes_of(weights, *, source):
+    """The keyword arguments of `create_model` that the shapes of weights tell.
+
+    All but the numbers of heads, which are in no shape.
+
+    Raises:
+      UserError: the weights are not those of a CLIP model as OpenAI builds them.
+    """
+    try:
+        return _vision_sizes(weights) | _text_sizes(weights)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            f"{source} holds no CLIP model with the names of OpenAI, open_clip or transformers: "
+            f"{error} (its first names: {', '.join(list(weights)[:5])})"
+        ) from error
+
+
+def _vision_sizes(weights):
+    is_resnet = "visual.attnpool.q_proj.weight" in weights
+    positions = len(weights[_RESNET_POSITIONS if is_resnet else _VIT_POSITIONS])
+    grid = _grid(positions)
+    if grid is None:
+        raise ValueError(f"{positions} image positions are not a square and one")
+    if is_resnet:
+        return {
+            "name": "RN50",
+            "image_size": 32 * grid,
+            "vision_layers": tuple(
+                layer_count(weights, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)
+            ),
+            "vision_width": weights["visual.layer1.0.conv1.weight"].shape[0],
+        }
+    width, _, patch_size, _ = weights["visual.conv1.weight"].shape
+    return {
+        "name": "ViT-B/32",
+        "image_size": patch_size * grid,
+        "vision_layers": layer_count(weights, "visual.transformer.resblocks."),
+        "vision_width": width,
+        "patch_size": patch_size,
+    }
+
+
+def _text_sizes(weights):
+    width, embed_dim = weights["text_projection"].shape
+    return {
+        "embed_dim": embed_dim,
+        "context_length": weights["positional_embedding"].shape[0],
+        "vocab_size": weights["token_embedding.weight"].shape[0],
+        "text_width": width,
+        "text_layers": layer_count(weights, "transformer.resblocks."),
+    }
+
+
+def _named_leaves(tree):
+    """(OpenAI name, path without its first key, leaf) of each leaf, in JAX's order."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = tuple(entry.key for entry in path[1:])
+        yield torch_name(path), path, leaf
+
+
+def _check(weights, expected, source):
+    shared = [name for name in expected if name in weights]
+    not_finite = [name for name in shared if not np.isfinite(weights[name]).all()]
+    wrong_shapes = [
+        f"{name} ({list(weights[name].shape)} there, {list(expected[name])} in the model)"
+        for name in shared
+        if weights[name].shape != expected[name]
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+        "of another shape": wrong_shapes,
+        "not finite": not_finite,
+    }
+    if any(problems.values()):
+        listed = "".join(_listed(kind, names) for kind, names in problems.items() if names)
+        raise UserError(f"the weights of {source} do not fit the model; nothing is changed{listed}")
+
+
+def _listed(kind, names):
+    shown = "".join(f"\n    {name}" for name in names[:_LISTED])
+    rest = f"\n    and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"\n  {kind} ({len(names)}):{shown}{rest}"
+
+
+def _grid(positions):
+    """Side of the grid of 1 + side² positions, or None."""
+    side = math.isqrt(max(positions - 1, 0))
+    return side if side and 1 + side**2 == positions else None
+
+
+def _interpolated(weights, expected, source):
+    for name in (_VIT_POSITIONS, _RESNET_POSITIONS):
+        if name not in expected or name not in weights:
+            continue
+        old, (positions, width) = weights[name], expected[name]
+        if old.shape == (positions, width) or old.ndim != 2 or old.shape[1] != width:
+            continue
+        old_side, side = _grid(len(old)), _grid(positions)
+        if old_side is None or side is None:
+            continue  # the shapes are reported
+        logging.warning(
+            "%s has position embeddings for %d×%d places of an image; they are interpolated "
+            "to %d×%d.",
+            source,
+            old_side,
+            old_side,
+            side,
+            side,
+        )
+        weights = {**weights, name: interpolate_positions(old, side)}
+    return weights
+
+
+def interpolate_positions(embedding, side):
+    """Position embeddings for another grid: bicubic and antialiased, as open_clip does.
+
+    Args:
+      embedding: [1 + old_side², width], the first row for the class token or the mean.
+      side: of the new grid.
+
+    Returns:
+      [1 + side², width] of the same dtype.
+    """
+    old_side = _grid(len(embedding))
+    width = embedding.shape[1]
+    grid = jnp.asarray(embedding[1:], jnp.float32).reshape(old_side, old_side, width)
+    grid = jax.image.resize(grid, (side, side, width), "cubic", antialias=True)
+    grid = np.asarray(grid, embedding.dtype).reshape(side * side, width)
+    return np.concatenate([embedding[:1], grid])

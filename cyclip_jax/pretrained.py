@@ -1,0 +1,264 @@
+"""Any trained model, whoever wrote it: opened, made into a module, and used as a starting point."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from flax import nnx
+from PIL import Image
+
+from cyclip_jax import parallel
+from cyclip_jax.checkpoint import restore_model
+from cyclip_jax.data.tokenizers import create_tokenizer, vocabulary_of
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import absolute, write_atomically
+from cyclip_jax.interop.folders import OUR_PREPROCESS, Checkpoint, check_settings, read_checkpoint
+from cyclip_jax.interop.weights import fit, weights_of
+from cyclip_jax.models import create_model
+from cyclip_jax.models.clip import normalise_images, split_model
+from cyclip_jax.models.presets import SIZES, resolve_sizes
+from cyclip_jax.workdir import is_workdir, metrics_at, read_config, resolve_paths
+
+
+def open_checkpoint(path, *, step=None):
+    """Reads a trained model.
+
+    Args:
+      path: the workdir of a run, an export, a folder of open_clip or transformers, or a PyTorch or
+        safetensors file.
+      step: which checkpoint of a workdir; None is the newest.
+
+    Returns:
+      A Checkpoint (see interop/folders.py).
+
+    Raises:
+      UserError: what is not there, cannot be read, or is of another architecture.
+    """
+    path = absolute(path)
+    if is_workdir(path):
+        return _of_workdir(path, step)
+    if step is not None:
+        raise UserError(f"{path} is not the workdir of a run: it has no step {step} to choose")
+    return read_checkpoint(path)
+
+
+def load(path, *, step=None, **model):
+    """See cyclip_jax.load."""
+    checkpoint = completed(open_checkpoint(path, step=step), **model)
+    settings = checkpoint.model
+    if checkpoint.tokenizer is None:
+        tokenize = _no_tokenizer(checkpoint)
+    else:
+        tokenize = tokenizer_of(checkpoint)
+    return module_of(checkpoint), _preprocess(checkpoint, settings["image_size"]), tokenize
+
+
+def completed(checkpoint, **model):
+    """A checkpoint whose `model` lacks nothing: as given, as it says, or as in OpenAI's models."""
+    known = checkpoint.model | model
+    if "quick_gelu" not in known:
+        logging.warning(
+            "%s does not say its activation; it is taken to be OpenAI's (quick_gelu=True).",
+            checkpoint.source,
+        )
+    sizes = resolve_sizes(known["name"], **{size: known.get(size) for size in SIZES})
+    return dataclasses.replace(checkpoint, model={"quick_gelu": True, **known, **sizes})
+
+
+def module_of(checkpoint):
+    """The CLIP module of a completed checkpoint, in evaluation mode."""
+    graphdef, tree = _abstract(checkpoint.model)
+    tree = jax.tree.map(jnp.asarray, fit(checkpoint.weights, tree, source=checkpoint.source))
+    return nnx.merge(graphdef, tree["params"], tree["batch_stats"])
+
+
+def tokenizer_of(checkpoint):
+    """The tokenizer of a completed checkpoint.
+
+    Raises:
+      UserError: it is none of ours, or its vocabulary is missing.
+    """
+    if checkpoint.tokenizer is None:
+        raise UserError(f"{checkpoint.source} has a tokenizer that is not ours")
+    arguments = dict(checkpoint.tokenizer)
+    return create_tokenizer(
+        arguments.pop("tokenizer"),
+        vocab_size=checkpoint.model["vocab_size"],
+        context_length=checkpoint.model["context_length"],
+        **arguments,
+    )
+
+
+def starting_point(config, abstract, console):
+    """The model that a run starts from, as config.init_from names it.
+
+    Args:
+      config: of the run; its model is the one to be filled.
+      abstract: {"params": …, "batch_stats": …}, trees of jax.ShapeDtypeStruct with shardings.
+      console: is told where the parameters come from.
+
+    Returns:
+      The same trees with global arrays.
+
+    Raises:
+      UserError: another model or tokenizer, everything that does not fit in one list.
+    """
+    checkpoint = open_checkpoint(config.init_from)
+    sizes = resolve_sizes(config.model.name, **{size: config.model[size] for size in SIZES})
+    heads = {name: sizes[name] for name in ("vision_heads", "text_heads")}
+    check_settings(checkpoint, {"quick_gelu": config.model.quick_gelu, **heads})
+    tokenizer = (checkpoint.tokenizer or {}).get("tokenizer", config.data.tokenizer)
+    if tokenizer != config.data.tokenizer:
+        raise UserError(
+            f"{checkpoint.source} has the tokenizer {tokenizer!r}; set config.data.tokenizer to it"
+        )
+    tree = fit(checkpoint.weights, abstract, source=checkpoint.source)
+    of_step = "" if checkpoint.step is None else f" of step {checkpoint.step}"
+    console.say(f"starting from the parameters{of_step} of {config.init_from}")
+    return parallel.place(tree, abstract)
+
+
+def inherit_vocabulary(config, workdir):
+    """Copies the vocabulary of config.init_from into the workdir of a run that names none.
+
+    The embedding of a token is of use only where the token keeps its number.
+    """
+    own = vocabulary_of(config.data, workdir)
+    if config.init_from is None or config.data.vocabulary is not None or own is None:
+        return
+    if epath.Path(own).exists():
+        return
+    origin = absolute(config.init_from)
+    if is_workdir(origin):
+        tokenizer = _tokenizer_of(resolve_paths(read_config(origin), origin), origin)
+    else:
+        tokenizer = read_checkpoint(origin).tokenizer
+    if tokenizer and tokenizer["tokenizer"] == config.data.tokenizer:
+        write_atomically(own, epath.Path(tokenizer["vocabulary"]).read_bytes())
+
+
+def described_by(checkpoint, config):
+    """A copy of a config with all that a checkpoint knows of its own model and data.
+
+    Raises:
+      UserError: a preprocessing or a tokenizer that we do not have.
+    """
+    config = config.copy_and_resolve_references()
+    preprocess = _own_preprocess(checkpoint)
+    with config.unlocked():
+        config.model.update(checkpoint.model)
+        config.data.image_mean = tuple(preprocess["image_mean"])
+        config.data.image_std = tuple(preprocess["image_std"])
+        if checkpoint.tokenizer is not None:
+            config.data.update(checkpoint.tokenizer)
+    return config
+
+
+def _of_workdir(workdir, step):
+    written = read_config(workdir)
+    config = resolve_paths(written, workdir)
+    # One device holds it, unless several processes have to restore together.
+    devices = jax.devices()[: None if jax.process_count() > 1 else 1]
+    whole = parallel.replicated(parallel.create_mesh(devices))
+    _, tree = _abstract(config.model.to_dict(), whole)
+    step, tree = restore_model(workdir, tree, step=step)
+    sizes = resolve_sizes(config.model.name, **{size: config.model[size] for size in SIZES})
+    model = {"name": config.model.name, "quick_gelu": config.model.quick_gelu, **sizes}
+    return Checkpoint(
+        source=str(workdir),
+        weights=weights_of(jax.device_get(tree)),
+        model=model,
+        tokenizer=_tokenizer_of(config, workdir),
+        preprocess=OUR_PREPROCESS
+        | {"image_mean": config.data.image_mean, "image_std": config.data.image_std},
+        step=step,
+        config=written,
+        metrics=metrics_at(workdir, step),
+    )
+
+
+def _tokenizer_of(config, workdir):
+    return {
+        "tokenizer": config.data.tokenizer,
+        "vocabulary": vocabulary_of(config.data, workdir),
+        "keep_end_of_text": config.data.keep_end_of_text,
+    }
+
+
+def _abstract(settings, sharding=None):
+    """(graphdef in evaluation mode, trees of shapes) of create_model(**settings)."""
+    model = nnx.eval_shape(lambda: create_model(**settings, rngs=nnx.Rngs(0)))
+    model.eval()
+    graphdef, params, batch_stats = split_model(model)
+    tree = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        {"params": params, "batch_stats": batch_stats},
+    )
+    return graphdef, tree
+
+
+def _own_preprocess(checkpoint):
+    """The checkpoint's preprocessing; UserError where it resizes in a way that we do not have."""
+    differing = [
+        f"{name} {checkpoint.preprocess[name]!r} (ours is {OUR_PREPROCESS[name]!r})"
+        for name in ("resize_mode", "interpolation")
+        if checkpoint.preprocess[name] != OUR_PREPROCESS[name]
+    ]
+    if differing:
+        raise UserError(f"{checkpoint.source} wants its images with {' and '.join(differing)}")
+    return checkpoint.preprocess
+
+
+def _preprocess(checkpoint, size):
+    wanted = _own_preprocess(checkpoint)
+
+    def preprocess(images):
+        """One picture or several -> normalised float32 [N, size, size, 3].
+
+        Args:
+          images: a path, an encoded file's bytes, a PIL image or uint8 [h, w, 3], or a list.
+        """
+        from cyclip_jax.data.images import resize_and_centre_crop  # TensorFlow: slow to import
+
+        several = images if isinstance(images, list | tuple) else [images]
+        pixels = [resize_and_centre_crop(_pixels(image), size).numpy() for image in several]
+        return normalise_images(
+            jnp.asarray(np.stack(pixels)), mean=wanted["image_mean"], std=wanted["image_std"]
+        )
+
+    return preprocess
+
+
+def _pixels(image):
+    """One picture of any kind as uint8 [h, w, 3]."""
+    import tensorflow as tf
+
+    from cyclip_jax.data.images import decode
+
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise UserError(
+                f"a picture is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"
+            )
+        return image
+    encoded = image if isinstance(image, bytes) else epath.Path(image).read_bytes()
+    try:
+        return decode(encoded)
+    except tf.errors.InvalidArgumentError as error:
+        name = "the bytes given" if isinstance(image, bytes) else image
+        raise UserError(f"{name} cannot be decoded as a picture: {error.message}") from error
+
+
+def _no_tokenizer(checkpoint):
+    def tokenize(texts):
+        """Raises UserError: embedding images wants no tokenizer, so only its use is an error."""
+        raise UserError(
+            f"{checkpoint.source} has a tokenizer that is not ours: give the model token ids"
+        )
+
+    return tokenize

@@ -1,0 +1,39 @@
+"""Runs as a user starts them: as processes."""
+
+import pathlib
+import subprocess
+import sys
+import time
+
+from cyclip_jax.workdir import read_metrics
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def start_process(environment, *arguments):
+    """Starts `python -m cyclip_jax.<arguments>` in the repository and returns the process."""
+    module, *flags = arguments
+    return subprocess.Popen(
+        [sys.executable, "-m", f"cyclip_jax.{module}", *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, code=0):
+    """Waits for a run and returns what it printed."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == code, output
+    return output
+
+
+def wait_for_step(process, workdir, step):
+    """Returns once a running process has written the metrics of `step`."""
+    deadline = time.monotonic() + 300
+    while not any(line["step"] >= step for line in read_metrics(workdir)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
