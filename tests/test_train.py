@@ -194,14 +194,6 @@ def test_a_relative_workdir_is_a_folder_here(start, finished, tmp_path):
     assert (tmp_path / "checkpoints" / "20").is_dir()
 
 
-def test_a_new_run_starts_from_the_parameters_of_another(start, finished, tmp_path):
-    process = start(tmp_path, f"--config.init_from={finished[0]}")
-    wait_for_step(process, tmp_path, 1)
-    process.kill()
-    assert "starting from the parameters of step 120" in process.communicate()[0]
-    assert metrics_at(tmp_path, 1)["loss"] < metrics_at(finished[0], 1)["loss"] / 2
-
-
 def test_a_run_of_non_finite_losses_ends_with_the_reason(start, tmp_path):
     small = ["name=ViT-tiny", "vision_width=16", "vision_layers=1"]  # it compiles fast
     overrides = [f"--config.model.{override}" for override in small]

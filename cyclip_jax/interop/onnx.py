@@ -6,6 +6,8 @@ files are run against the JAX model before they are let out.
 
 import importlib
 import json
+import logging
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -108,6 +110,10 @@ def require_packages():
         ]
     except ImportError as error:
         raise UserError(f"{error}: for ONNX pip install 'cyclip_jax[onnx]'") from error
+    except RuntimeError as error:
+        raise UserError(
+            f"open_clip cannot be imported ({error}); PyTorch and torchvision must be of one build"
+        ) from error
 
 
 def _open_clip_model(torch, open_clip, checkpoint):
@@ -145,15 +151,19 @@ def _towers(torch, model, preprocess):
 def _convert(torch, onnx, tower, inputs, path, dtype, metadata):
     """Traces a tower and writes its file, with weights of `dtype`."""
     name = path.name.removesuffix(".onnx")
-    program = torch.onnx.export(
-        tower,
-        (inputs,),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        input_names=["images" if name == "image" else "tokens"],
-        output_names=[f"{name}_embeds"],
-        verbose=False,
-    )
+    # The converter warns of its own dependencies and of what it does not optimise.
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            tower,
+            (inputs,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            input_names=["images" if name == "image" else "tokens"],
+            output_names=[f"{name}_embeds"],
+            verbose=False,
+        )
     graph = program.model_proto
     if dtype == "float16":
         _store_in_float16(onnx, graph)
