@@ -1,13 +1,21 @@
 """`python -m cyclip_jax.export --checkpoint=WORKDIR --format=open_clip --output=DIR`."""
 
 import argparse
+import json
+import os
 import sys
+import uuid
 
 from absl import logging
+from etils import epath
 
 import cyclip_jax.quiet  # noqa: F401  (must come first)
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import absolute
+from cyclip_jax.interop.card import model_card
 from cyclip_jax.interop.files import DTYPES
+from cyclip_jax.interop.folders import DESCRIPTION
+from cyclip_jax.interop.formats import WRITERS, check_format, write_json
 
 FORMATS = ("open_clip", "cyclip", "transformers", "onnx")
 _VOCABULARIES = {"sentencepiece": "tokenizer.model", "clip_bpe": "bpe_simple_vocab_16e6.txt.gz"}
@@ -33,42 +41,19 @@ def export_checkpoint(
       UserError: no such checkpoint, a format that cannot hold the model, a directory with something
         else in it. Nothing is then written.
     """
-    from cyclip_jax.files import absolute
-    from cyclip_jax.interop.card import model_card
-    from cyclip_jax.interop.folders import DESCRIPTION
-    from cyclip_jax.interop.formats import WRITERS, write_json
-    from cyclip_jax.pretrained import completed, module_of, open_checkpoint, tokenizer_of
+    from cyclip_jax.pretrained import completed, open_checkpoint, tokenizer_of, verified
 
     if export_format not in FORMATS:
         raise UserError(f"unknown format {export_format!r}; choose one of {', '.join(FORMATS)}")
-    output = absolute(output)
-    _check_replaceable(output, DESCRIPTION)
-    opened = completed(open_checkpoint(checkpoint, step=step))
+    output = _real(output)
+    _check_replaceable(output, _real(checkpoint))
+    opened = verified(completed(open_checkpoint(checkpoint, step=step)))
+    check_format(opened, export_format)
     tokenizer = tokenizer_of(opened)
-    folder = output.parent / f"{output.name}.unfinished"
-    if folder.exists():
-        folder.rmtree()
-    folder.mkdir(parents=True)
+    folder = output.parent / f".{output.name}.{uuid.uuid4().hex}"
     try:
-        if export_format == "onnx":
-            from cyclip_jax.interop.onnx import write_onnx
-
-            write_onnx(folder, opened, module_of(opened), dtype)
-            weight_files = []
-        else:
-            weight_files = WRITERS[export_format](folder, opened, tokenizer, dtype)
-        vocabulary = _VOCABULARIES[opened.tokenizer["tokenizer"]]
-        absolute(tokenizer.vocabulary).copy(folder / vocabulary)
-        description = {
-            "format": export_format,
-            "weights": weight_files,
-            "dtype": dtype,
-            "step": opened.step,
-            "model": {key: value for key, value in opened.model.items() if key != "dtype"},
-            "tokenizer": {**opened.tokenizer, "vocabulary": vocabulary},
-            "preprocess": opened.preprocess,
-        }
-        write_json(folder / DESCRIPTION, description)
+        folder.mkdir(parents=True)
+        weight_files = _write_model(folder, opened, tokenizer, export_format, dtype)
         card = model_card(
             opened,
             name=output.name,
@@ -77,23 +62,80 @@ def export_checkpoint(
             license_name=license_name,
         )
         (folder / "README.md").write_text(card)
-    except BaseException:
-        folder.rmtree()
-        raise
-    if output.exists():
-        output.rmtree()
-    folder.rename(output)
+        _write_description(
+            folder, opened, tokenizer, weight_files, format=export_format, dtype=dtype
+        )
+        _put_in_place(folder, output)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error}") from error
+    finally:
+        if folder.exists():
+            folder.rmtree()
     return sorted(path.name for path in output.iterdir())
 
 
-def _check_replaceable(output, description):
+def _write_model(folder, opened, tokenizer, export_format, dtype):
+    """Writes the weights in their format; returns the files from which they can be read back."""
+    if export_format != "onnx":
+        return WRITERS[export_format](folder, opened, tokenizer, dtype)
+    from cyclip_jax.interop.onnx import write_onnx
+    from cyclip_jax.pretrained import module_of
+
+    write_onnx(folder, opened, module_of(opened), dtype)
+    return []
+
+
+def _write_description(folder, opened, tokenizer, weight_files, **values):
+    """Writes the vocabulary, and what no format has a place for."""
+    vocabulary = _VOCABULARIES[opened.tokenizer["tokenizer"]]
+    absolute(tokenizer.vocabulary).copy(folder / vocabulary)
+    description = {
+        **values,
+        "weights": weight_files,
+        "step": opened.step,
+        "model": {key: value for key, value in opened.model.items() if key != "dtype"},
+        "tokenizer": {**opened.tokenizer, "vocabulary": vocabulary},
+        "preprocess": opened.preprocess,
+        "files": sorted([*(path.name for path in folder.iterdir()), DESCRIPTION]),
+    }
+    write_json(folder / DESCRIPTION, description)
+
+
+def _real(path):
+    """The absolute path, without links where it is local."""
+    path = absolute(path)
+    return path if "://" in str(path) else epath.Path(os.path.realpath(path))
+
+
+def _check_replaceable(output, checkpoint):
+    """Raises UserError where the output would take the place of anything but an export's files."""
+    if output == checkpoint or output in checkpoint.parents:
+        raise UserError(f"{output} holds what is to be exported; choose another --output")
     if not output.exists():
         return
-    if not output.is_dir() or (any(output.iterdir()) and not (output / description).exists()):
+    try:
+        listed = json.loads((output / DESCRIPTION).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        listed = []
+    other = (
+        sorted({path.name for path in output.iterdir()} - set(listed)) if output.is_dir() else []
+    )
+    if other or not output.is_dir():
         raise UserError(
-            f"{output} exists and is no earlier export, so that it is left alone; choose another "
-            "--output"
+            f"{output} is left alone, as it is no export or holds something else "
+            f"({', '.join(other[:5]) or 'a file'}); choose another --output"
         )
+
+
+def _put_in_place(folder, output):
+    """Gives a folder its name; what had it, an earlier export, goes only then."""
+    if not output.exists():
+        folder.rename(output)
+        return
+    earlier = output.parent / f"{folder.name}.earlier"
+    output.rename(earlier)
+    folder.rename(output)
+    earlier.rmtree()
 
 
 def parse_arguments(arguments):

@@ -6,9 +6,9 @@ from etils import epath
 
 
 def absolute(path):
-    """The path as an epath.Path, made absolute where it is local: Orbax wants that."""
+    """The path as an epath.Path, made absolute where it is local: Orbax wants that; ~ is home."""
     path = str(path)
-    return epath.Path(path if "://" in path else os.path.abspath(path))
+    return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
 
 
 def write_atomically(path, content):

@@ -53,9 +53,22 @@ def place(tree, abstract):
 
 
 def process_zero_first(make):
-    """Calls `make` on process 0, then on all others: what it writes is written once."""
-    if jax.process_index() == 0:
-        made = make()
+    """Calls `make` on process 0, then on all others: what it writes is written once.
+
+    Raises:
+      UserError: on the others, where process 0 failed: none is left waiting.
+    """
+    made = failure = None
+    is_first = jax.process_index() == 0
+    if is_first:
+        try:
+            made = make()
+        except Exception as error:
+            failure = error
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("process_zero_first")
-    return made if jax.process_index() == 0 else make()
+        failed = multihost_utils.broadcast_one_to_all(np.asarray(failure is not None))
+        if failed and not is_first:
+            raise UserError("process 0 cannot go on, and says why")
+    if failure is not None:
+        raise failure
+    return made if is_first else make()

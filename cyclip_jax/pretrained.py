@@ -15,7 +15,13 @@ from cyclip_jax.checkpoint import restore_model
 from cyclip_jax.data.tokenizers import create_tokenizer, vocabulary_of
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, write_atomically
-from cyclip_jax.interop.folders import OUR_PREPROCESS, Checkpoint, check_settings, read_checkpoint
+from cyclip_jax.interop.folders import (
+    OUR_PREPROCESS,
+    Checkpoint,
+    check_settings,
+    read_checkpoint,
+    warn_of_guesses,
+)
 from cyclip_jax.interop.weights import fit, weights_of
 from cyclip_jax.models import create_model
 from cyclip_jax.models.clip import normalise_images, split_model
@@ -57,22 +63,37 @@ def load(path, *, step=None, **model):
 
 
 def completed(checkpoint, **model):
-    """A checkpoint whose `model` lacks nothing: as given, as it says, or as in OpenAI's models."""
+    """A checkpoint that lacks no setting: as given, as it says, or as in OpenAI's models."""
     known = checkpoint.model | model
-    if "quick_gelu" not in known:
-        logging.warning(
-            "%s does not say its activation; it is taken to be OpenAI's (quick_gelu=True).",
-            checkpoint.source,
-        )
     sizes = resolve_sizes(known["name"], **{size: known.get(size) for size in SIZES})
-    return dataclasses.replace(checkpoint, model={"quick_gelu": True, **known, **sizes})
+    settings = {"quick_gelu": True, **known, **sizes}
+    unseen = ("quick_gelu", "vision_heads", "text_heads")
+    warn_of_guesses(checkpoint, {name: settings[name] for name in unseen if name not in known})
+    return dataclasses.replace(
+        checkpoint, model=settings, preprocess=OUR_PREPROCESS | checkpoint.preprocess
+    )
 
 
 def module_of(checkpoint):
-    """The CLIP module of a completed checkpoint, in evaluation mode."""
+    """The CLIP module of a completed checkpoint, in evaluation mode.
+
+    Raises:
+      UserError: its weights are not those of its model.
+    """
     graphdef, tree = _abstract(checkpoint.model)
     tree = jax.tree.map(jnp.asarray, fit(checkpoint.weights, tree, source=checkpoint.source))
     return nnx.merge(graphdef, tree["params"], tree["batch_stats"])
+
+
+def verified(checkpoint):
+    """A completed checkpoint with all weights that its model has, and no others.
+
+    Raises:
+      UserError: as `fit`.
+    """
+    _, tree = _abstract(checkpoint.model | {"dtype": "float32"})
+    weights = weights_of(fit(checkpoint.weights, tree, source=checkpoint.source))
+    return dataclasses.replace(checkpoint, weights=weights)
 
 
 def tokenizer_of(checkpoint):
@@ -107,6 +128,7 @@ def starting_point(config, abstract, console):
       UserError: another model or tokenizer, everything that does not fit in one list.
     """
     checkpoint = open_checkpoint(config.init_from)
+    _warn_of_other_data(checkpoint, config.data)
     sizes = resolve_sizes(config.model.name, **{size: config.model[size] for size in SIZES})
     heads = {name: sizes[name] for name in ("vision_heads", "text_heads")}
     check_settings(checkpoint, {"quick_gelu": config.model.quick_gelu, **heads})
@@ -121,10 +143,27 @@ def starting_point(config, abstract, console):
     return parallel.place(tree, abstract)
 
 
+def _warn_of_other_data(checkpoint, data):
+    told = checkpoint.preprocess | {
+        key: value
+        for key, value in (checkpoint.tokenizer or {}).items()
+        if key == "keep_end_of_text"
+    }
+    for name, value in told.items():
+        here = OUR_PREPROCESS.get(name) if name not in data else data[name]
+        if np.any(np.asarray(value) != np.asarray(here)):
+            logging.warning(
+                "%s was trained with %s %s; this run has %s.", checkpoint.source, name, value, here
+            )
+
+
 def inherit_vocabulary(config, workdir):
     """Copies the vocabulary of config.init_from into the workdir of a run that names none.
 
     The embedding of a token is of use only where the token keeps its number.
+
+    Raises:
+      UserError: what the run starts from has no such vocabulary.
     """
     own = vocabulary_of(config.data, workdir)
     if config.init_from is None or config.data.vocabulary is not None or own is None:
@@ -136,8 +175,15 @@ def inherit_vocabulary(config, workdir):
         tokenizer = _tokenizer_of(resolve_paths(read_config(origin), origin), origin)
     else:
         tokenizer = read_checkpoint(origin).tokenizer
-    if tokenizer and tokenizer["tokenizer"] == config.data.tokenizer:
+    if not tokenizer or tokenizer["tokenizer"] != config.data.tokenizer:
+        raise UserError(
+            f"{config.init_from} has no vocabulary of the tokenizer {config.data.tokenizer!r}; set "
+            "config.data.tokenizer to its own, or config.data.vocabulary to its file"
+        )
+    try:
         write_atomically(own, epath.Path(tokenizer["vocabulary"]).read_bytes())
+    except OSError as error:
+        raise UserError(f"the vocabulary of {config.init_from} cannot be read: {error}") from error
 
 
 def described_by(checkpoint, config):
@@ -150,8 +196,9 @@ def described_by(checkpoint, config):
     preprocess = _own_preprocess(checkpoint)
     with config.unlocked():
         config.model.update(checkpoint.model)
-        config.data.image_mean = tuple(preprocess["image_mean"])
-        config.data.image_std = tuple(preprocess["image_std"])
+        for name in ("image_mean", "image_std"):
+            if name in preprocess:
+                config.data[name] = tuple(preprocess[name])
         if checkpoint.tokenizer is not None:
             config.data.update(checkpoint.tokenizer)
     return config
@@ -205,7 +252,7 @@ def _own_preprocess(checkpoint):
     differing = [
         f"{name} {checkpoint.preprocess[name]!r} (ours is {OUR_PREPROCESS[name]!r})"
         for name in ("resize_mode", "interpolation")
-        if checkpoint.preprocess[name] != OUR_PREPROCESS[name]
+        if checkpoint.preprocess.get(name, OUR_PREPROCESS[name]) != OUR_PREPROCESS[name]
     ]
     if differing:
         raise UserError(f"{checkpoint.source} wants its images with {' and '.join(differing)}")
@@ -224,6 +271,8 @@ def _preprocess(checkpoint, size):
         from cyclip_jax.data.images import resize_and_centre_crop  # TensorFlow: slow to import
 
         several = images if isinstance(images, list | tuple) else [images]
+        if not several:
+            raise UserError("there is no picture to prepare")
         pixels = [resize_and_centre_crop(_pixels(image), size).numpy() for image in several]
         return normalise_images(
             jnp.asarray(np.stack(pixels)), mean=wanted["image_mean"], std=wanted["image_std"]
@@ -246,9 +295,10 @@ def _pixels(image):
                 f"a picture is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"
             )
         return image
-    encoded = image if isinstance(image, bytes) else epath.Path(image).read_bytes()
     try:
-        return decode(encoded)
+        return decode(image if isinstance(image, bytes) else epath.Path(image).read_bytes())
+    except OSError as error:
+        raise UserError(f"{image} cannot be read: {error}") from error
     except tf.errors.InvalidArgumentError as error:
         name = "the bytes given" if isinstance(image, bytes) else image
         raise UserError(f"{name} cannot be decoded as a picture: {error.message}") from error

@@ -73,12 +73,10 @@ def write_config(config, workdir):
 def is_workdir(path):
     """Whether a directory is that of a run: transformers, too, calls its settings config.json."""
     path = epath.Path(path)
-    if (path / "checkpoints").is_dir():
-        return True
     try:
         return "config" in json.loads((path / CONFIG).read_text())
     except (OSError, ValueError):
-        return False
+        return (path / "checkpoints").is_dir()
 
 
 def read_config(workdir):

@@ -8,6 +8,7 @@ import pytest
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.export import export_checkpoint, main
+from cyclip_jax.interop.files import read_weights, write_safetensors
 from cyclip_jax.workdir import metrics_at
 from tests.runs import ROOT, finish, start_process
 
@@ -30,7 +31,9 @@ def exported(finished, environment_with_torch, tmp_path_factory):
 def test_the_command_says_what_it_wrote(exported):
     folder, output = exported
     files = sorted(path.name for path in folder.iterdir())
-    assert output.strip() == f"{folder}: {', '.join(files)}"
+    *warnings, last = output.strip().splitlines()
+    assert last == f"{folder}: {', '.join(files)}"
+    assert len(warnings) == 1 and "Readers of openai.pt" in warnings[0]
     assert {"open_clip_config.json", "open_clip_model.safetensors", "openai.pt"} < set(files)
     assert {"README.md", "tokenizer.json", "tokenizer.model", "cyclip_jax.json"} < set(files)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -115,11 +118,37 @@ def test_an_earlier_export_is_replaced_and_nothing_else(finished, tmp_path):
     export(tmp_path / "x", dtype="float16", step=100)
     description = json.loads((tmp_path / "x" / "cyclip_jax.json").read_text())
     assert (description["dtype"], description["step"]) == ("float16", 100)
-    for other in (finished[0], tmp_path):
-        before = sorted(other.rglob("*"))
-        with pytest.raises(UserError, match="exists and is no earlier export"):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "y").mkdir()  # empty: nothing is lost
+    export(tmp_path / "y")
+    (tmp_path / "y" / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    export(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    for other, message in (
+        (finished[0], "holds what is to be exported"),
+        (finished[0].parent, "holds what is to be exported"),
+        (tmp_path, r"is left alone.*\(file, link, x, y\)"),
+        (tmp_path / "y", r"is left alone.*\(notes.txt\)"),
+        (tmp_path / "file", "is left alone"),
+        (tmp_path / "file" / "z", "cannot be written"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(UserError, match=message):
             export(other)
-        assert sorted(other.rglob("*")) == before
+        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UserError, match="holds what is to be exported"):
+        export_checkpoint(tmp_path / "x", export_format="cyclip", output=tmp_path / "x")
+
+
+def test_weights_that_are_not_the_models_are_not_exported(finished, tmp_path):
+    export_checkpoint(finished[0], export_format="open_clip", output=tmp_path / "x")
+    weights = read_weights(tmp_path / "x" / "open_clip_model.safetensors")
+    del weights["ln_final.bias"]
+    write_safetensors(tmp_path / "x" / "open_clip_model.safetensors", weights)
+    with pytest.raises(UserError, match=r"missing \(1\):\n    ln_final.bias"):
+        export_checkpoint(tmp_path / "x", export_format="cyclip", output=tmp_path / "y")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_half_precision_halves_the_file(finished, tmp_path):

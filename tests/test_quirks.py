@@ -371,6 +371,7 @@ def test_captions_per_image_scores_the_first_captions_alone(tmp_path):
 # All of them in one run
 
 
+@pytest.mark.slow
 def test_the_reference_config_takes_a_step(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "cyclip_jax.parallel.create_mesh",

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cyclip_jax.interop.files import from_tensor
-from cyclip_jax.interop.folders import check_settings, read_checkpoint
+from cyclip_jax.errors import UserError
+from cyclip_jax.interop.files import from_tensor, unwrapped
+from cyclip_jax.interop.folders import check_settings, openai_names, read_checkpoint
 from cyclip_jax.interop.weights import fit, weights_of
 from cyclip_jax.models.clip import split_model
 
@@ -34,8 +35,9 @@ def load_torch(model, source):
 
     Args:
       model: a CLIP module; it keeps its dtypes.
-      source: a state dict under OpenAI's names (tensors or arrays), or the path of a PyTorch or
-        safetensors file, of a folder of open_clip or transformers, or of an export.
+      source: a state dict under the names of OpenAI, open_clip or transformers (tensors or arrays),
+        or the path of a PyTorch or safetensors file, of a folder of open_clip or transformers, or
+        of an export. (The workdir of a run is opened by `cyclip_jax.load`.)
 
     Raises:
       UserError: what does not fit, everything in one list; the model is then unchanged.
@@ -45,7 +47,9 @@ def load_torch(model, source):
         check_settings(checkpoint, _settings(model))
         weights, name = checkpoint.weights, str(source)
     else:
-        weights, name = {key: _as_array(value) for key, value in source.items()}, "the state dict"
+        name = "the state dict"
+        arrays = {key: _as_array(value, key) for key, value in source.items()}
+        weights = openai_names(unwrapped(arrays, name), name)
     _, params, batch_stats = split_model(model)
     tree = fit(weights, {"params": params, "batch_stats": batch_stats}, source=name)
     for kind, variables in (("params", nnx.Param), ("batch_stats", nnx.BatchStat)):
@@ -66,5 +70,8 @@ def _settings(model):
     }
 
 
-def _as_array(value):
-    return from_tensor(value) if hasattr(value, "detach") else np.asarray(value)
+def _as_array(value, name):
+    array = from_tensor(value, name) if hasattr(value, "detach") else np.asarray(value)
+    if not isinstance(name, str) or array.dtype.kind in "OSUc":
+        raise UserError(f"a state dict has names and numbers, not {name!r}: {type(value).__name__}")
+    return array

@@ -29,8 +29,8 @@ inputs = processor(text=texts, images=images, padding=True, truncation=True, ret
 
 _ONNX = """`image.onnx` takes `images`, uint8 [batch, {image_size}, {image_size}, 3]: RGB pixels,
 the shorter side resized to {image_size} (bicubic, antialiased) and the centre cut out; it
-normalises them itself. `text.onnx` takes `tokens`, int64 [batch, {context_length}]. Both give embeddings of
-unit norm, and their metadata say all this again.
+normalises them itself. `text.onnx` takes `tokens`, int64 [batch, {context_length}]. Both give
+embeddings of unit norm, and their metadata say all this again.
 
 ```python
 import onnxruntime

@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import pickle
 import re
 
 import ml_dtypes
@@ -22,6 +21,8 @@ _SAFETENSORS_DTYPES = {
     "I64": np.int64,
     "I32": np.int32,
 }
+
+_TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32")
 
 # What wraps a model (DistributedDataParallel, torch.compile) prefixes the name of every weight.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
@@ -52,7 +53,15 @@ def read_weights(path):
         weights = _read_safetensors(content, path)
     else:
         weights = _read_pytorch(content, path)
-    return {_WRAPPERS.sub("", name): _widened(array) for name, array in weights.items()}
+    return unwrapped({name: _widened(array) for name, array in weights.items()}, path)
+
+
+def unwrapped(weights, source):
+    """The weights without the prefix of a wrapper, e.g. "module."; UserError if two become one."""
+    result = {_WRAPPERS.sub("", name): array for name, array in weights.items()}
+    if len(result) < len(weights):
+        raise UserError(f"{source} has the same weight with and without the prefix of a wrapper")
+    return result
 
 
 def write_safetensors(path, weights):
@@ -140,25 +149,36 @@ def _read_pytorch(content, path):
     torch = require_torch(path)
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # of a dozen types, for a file that is damaged or something else
         raise UserError(_why_not_opened(path, str(error))) from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict):
         raise UserError(f"{path} holds a {type(loaded).__name__}, not a dict of weights")
-    other = [str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
+    other = [
+        str(name)
+        for name, value in loaded.items()
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
+    ]
     if other:
         raise UserError(
             f"{path} holds no weights by name: {', '.join(other[:5])} are not tensors; save "
             "model.state_dict() alone, or under 'state_dict'"
         )
-    return {name: from_tensor(tensor) for name, tensor in loaded.items()}
+    return {name: from_tensor(tensor, name) for name, tensor in loaded.items()}
 
 
-def from_tensor(tensor):
-    """The numpy array of a PyTorch tensor, float32 where numpy lacks the dtype."""
+def from_tensor(tensor, name):
+    """The numpy array of a PyTorch tensor, float32 where numpy lacks the dtype.
+
+    Raises:
+      UserError: it is sparse, quantised, or of a type that is neither a float nor an integer.
+    """
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind not in _TORCH_DTYPES or "strided" not in str(tensor.layout) or tensor.is_meta:
+        raise UserError(f"the weight {name} is no dense tensor of floats: it is {kind}")
     tensor = tensor.detach().cpu()
-    return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    return (tensor.float() if kind == "bfloat16" else tensor).numpy()
 
 
 def _why_not_opened(path, message):

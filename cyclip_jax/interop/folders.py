@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+from absl import logging
 from etils import epath
 
 from cyclip_jax.errors import UserError
@@ -31,7 +32,8 @@ _RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _NO_MATTER = {"output_tokens", "patch_dropout", "pad_id", "eos_id", "hf_model_pretrained"}
 _NO_MATTER |= {"timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"}
 _NO_MATTER |= {"attn_pooler_queries", "attn_pooler_heads", "timm_proj_bias", "hf_proj_type"}
-_NO_MATTER |= {"hf_pooler_type", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"}
+_TOKENIZER = {"hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"}
+_NO_MATTER |= {"hf_pooler_type"} | _TOKENIZER
 _SIZES = {"image_size", "layers", "width", "head_width", "patch_size", "heads"}
 _SIZES |= {"context_length", "vocab_size"}
 _FIXED = {"mlp_ratio": (4, 4.0), "pool_type": ("tok", "argmax"), "proj_type": ("linear",)}
@@ -48,7 +50,7 @@ class Checkpoint:
       model: keyword arguments of `create_model`: the sizes; numbers of heads and quick_gelu are
         absent where nothing tells them.
       tokenizer: {"tokenizer": name, "vocabulary": path or None} as in config.data; None: not ours.
-      preprocess: {"image_mean", "image_std", "resize_mode", "interpolation"} in open_clip's terms.
+      preprocess: what is known of OUR_PREPROCESS's keys, in open_clip's terms.
       step: of the run; None where unknown.
       config: of the run, a ConfigDict with {workdir} as written; None but for a workdir.
       metrics: what the run wrote at that step, {name: number}; empty but for a workdir.
@@ -88,10 +90,7 @@ def read_checkpoint(path):
     if not path.exists():
         raise UserError(f"there is no file or directory {path}")
     if not path.is_dir():
-        description = _description(path.parent)
-        if path.name not in description.get("weights", ()):
-            description = {}
-        return _assemble(path, path, description)
+        return _assemble(path, path, _beside(path))
     if (path / DESCRIPTION).exists():
         description = _description(path)
         if not description["weights"]:
@@ -100,19 +99,45 @@ def read_checkpoint(path):
             )
         return _assemble(path, path / description["weights"][0], description)
     if (path / OPEN_CLIP_CONFIG).exists():
-        return _assemble(path, _weight_file(path), _of_open_clip(path))
+        return _assemble(path, _weight_file(path), _understood(_of_open_clip, path))
     if (path / TRANSFORMERS_CONFIG).exists():
-        return _assemble(path, _weight_file(path), _of_transformers(path))
+        return _assemble(path, _weight_file(path), _understood(_of_transformers, path))
     return _assemble(path, _weight_file(path), {})
 
 
+def _beside(path):
+    """What the files beside a weight file say of it."""
+    description, folder = _description(path.parent), path.parent
+    if path.name in description.get("weights", ()):
+        return description
+    if path.name not in _WEIGHT_FILES:
+        return {}
+    if (folder / OPEN_CLIP_CONFIG).exists():
+        return _understood(_of_open_clip, folder)
+    is_transformers = (folder / TRANSFORMERS_CONFIG).exists()
+    return _understood(_of_transformers, folder) if is_transformers else {}
+
+
+def _understood(read, folder):
+    """What a config says, or a UserError where it is not as its program writes it."""
+    try:
+        return read(folder)
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"the settings in {folder} cannot be understood: {error!r}") from error
+
+
 def check_settings(checkpoint, settings):
-    """Raises UserError where a model computes otherwise than the checkpoint's, though it would fit.
+    """Compares what a model computes with the checkpoint, and warns of what that does not tell.
 
     Args:
       checkpoint: a Checkpoint.
       settings: {"quick_gelu": …, "vision_heads": …, "text_heads": …} of the model.
+
+    Raises:
+      UserError: the model would compute something else, though the weights may fit.
     """
+    unknown = {name: value for name, value in settings.items() if name not in checkpoint.model}
+    warn_of_guesses(checkpoint, unknown)
     differing = [
         f"{name} is {checkpoint.model[name]!r} there and {value!r} here"
         for name, value in settings.items()
@@ -125,9 +150,18 @@ def check_settings(checkpoint, settings):
         )
 
 
+def warn_of_guesses(checkpoint, settings):
+    """Warns of settings that are taken to be something, as no shape shows them."""
+    if settings:
+        told = ", ".join(f"{name}={value}" for name, value in settings.items())
+        logging.warning(
+            "%s does not say all of its settings; taken to be: %s.", checkpoint.source, told
+        )
+
+
 def _assemble(source, path, description):
     """The Checkpoint of a weight file, or of the index of several, and what is known of it."""
-    weights = _openai_names(_read_all(path))
+    weights = openai_names(_read_all(path), path)
     sizes = sizes_of(weights, source=path)
     model = sizes | description.get("model", {})
     differing = [
@@ -144,38 +178,42 @@ def _assemble(source, path, description):
         weights=weights,
         model=model | {"image_size": sizes["image_size"]},
         tokenizer=description.get("tokenizer", by_size),
-        preprocess=OUR_PREPROCESS | description.get("preprocess", {}),
+        preprocess=description.get("preprocess", {}),
         step=description.get("step"),
     )
 
 
 def _read_all(path):
     if path.name.endswith(".index.json"):
-        files = sorted(set(_json(path)["weight_map"].values()))
+        files = sorted(set(_json(path, "weight_map")["weight_map"].values()))
         return {k: v for file in files for k, v in read_weights(path.parent / file).items()}
     return read_weights(path)
 
 
-def _openai_names(weights):
+def openai_names(weights, source):
+    """The weights under OpenAI's names, from those or from open_clip's or transformers'."""
     if any(name.startswith(("vision_model.", "text_model.")) for name in weights):
-        return from_transformers(weights)
+        try:
+            return from_transformers(weights)
+        except ValueError as error:
+            raise UserError(f"{source} has weights that do not go together: {error}") from error
     if "text.positional_embedding" in weights:  # open_clip's models with a text tower of its own
         return {name.removeprefix("text."): array for name, array in weights.items()}
     return weights
 
 
 def _weight_file(folder):
-    indices = sorted(folder.glob("*.index.json"))
-    if indices:
-        return indices[0]
     for name in _WEIGHT_FILES:
-        if (folder / name).exists():
-            return folder / name
+        for whole_or_index in (folder / name, folder / f"{name}.index.json"):
+            if whole_or_index.exists():
+                return whole_or_index
     files = sorted(path for path in folder.iterdir() if path.name.endswith(_ENDINGS))
     if len(files) == 1:
         return files[0]
     found = f"several: {', '.join(path.name for path in files)}; name one" if files else "none"
-    raise UserError(f"{folder} should hold one file of weights, and holds {found}")
+    raise UserError(
+        f"{folder} is no workdir of a run and should hold one file of weights, and holds {found}"
+    )
 
 
 def _json(path, *keys):
@@ -184,6 +222,8 @@ def _json(path, *keys):
         content = json.loads(epath.Path(path).read_text())
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not an object with settings")
     for key in keys:
         if key not in content:
             raise UserError(f"{path} lacks {key!r}: it was not written by its program")
@@ -214,6 +254,9 @@ def _of_open_clip(folder):
     ]
     if problems:
         raise UserError(f"open_clip's model has what ours has not: {', '.join(problems)}")
+    size = vision.get("image_size", 224)
+    if isinstance(size, list) and len(set(size)) > 1:
+        raise UserError(f"open_clip's model has images of {size} pixels; ours are square")
     is_resnet = isinstance(vision.get("layers", 12), list)
     attention_width = vision.get("width", 768) * (32 if is_resnet else 1)
     description = {
@@ -233,7 +276,7 @@ def _of_open_clip(folder):
             if (value := config.get("preprocess_cfg", {}).get(theirs)) is not None
         },
     }
-    if text.get("hf_tokenizer_name"):
+    if any(text.get(name) for name in _TOKENIZER):
         description["tokenizer"] = None
     return description
 
@@ -245,7 +288,10 @@ def _of_transformers(folder):
             f"{folder} is neither the workdir of a run nor a CLIP model of transformers: its "
             f"{TRANSFORMERS_CONFIG} says model_type {config.get('model_type')!r}"
         )
-    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    vision, text = (
+        {**(config.get(f"{tower}_config") or {}), **(config.get(f"{tower}_config_dict") or {})}
+        for tower in ("vision", "text")
+    )
     activations = {tower.get("hidden_act", "quick_gelu") for tower in (vision, text)}
     epsilons = {tower.get("layer_norm_eps", 1e-5) for tower in (vision, text)}
     if len(activations) > 1 or not activations <= {"quick_gelu", "gelu"} or epsilons != {1e-5}:
@@ -253,21 +299,40 @@ def _of_transformers(folder):
             f"{folder} has activations {sorted(activations)} and LayerNorm epsilons "
             f"{sorted(epsilons)}; ours are quick_gelu or gelu in both towers, and 1e-5"
         )
-    description = {
+    # 2 is what old configs say, and transformers then looks for the largest id, as we do.
+    last = text.get("vocab_size", CLIP_VOCAB_SIZE) - 1
+    if text.get("eos_token_id", last) not in (2, last):
+        raise UserError(
+            f"{folder} reads texts at token {text['eos_token_id']}; ours at the largest, {last}"
+        )
+    return {
         "model": {
             "quick_gelu": activations == {"quick_gelu"},
             "vision_heads": vision.get("num_attention_heads", 12),
             "text_heads": text.get("num_attention_heads", 8),
-        }
+        },
+        "preprocess": _transformers_preprocess(folder),
     }
-    path = folder / "preprocessor_config.json"
-    if path.exists():
-        processor = _json(path)
-        known = {name: processor[name] for name in ("image_mean", "image_std") if name in processor}
-        filter_name = _RESAMPLING.get(processor.get("resample", 3), "another")
-        crops = processor.get("do_center_crop", True)
-        description["preprocess"] = known | {
-            "interpolation": filter_name,
-            "resize_mode": "shortest" if crops else "squash",
-        }
-    return description
+
+
+def _transformers_preprocess(folder):
+    """What is told of the preprocessing, by files of transformers before and from version 5."""
+    if (folder / "preprocessor_config.json").exists():
+        processor = _json(folder / "preprocessor_config.json")
+    elif (folder / "processor_config.json").exists():
+        processor = _json(folder / "processor_config.json").get("image_processor", {})
+    else:
+        return {}
+    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+    left_out = [step for step in steps if not processor.get(step, True)]
+    if left_out or abs(255 * processor.get("rescale_factor", 1 / 255) - 1) > 1e-6:
+        raise UserError(
+            f"{folder} prepares images without {', '.join(left_out) or 'scaling them to [0, 1]'}"
+        )
+    size = processor.get("size", {})
+    is_shortest = isinstance(size, int) or "shortest_edge" in size or not size
+    known = {name: processor[name] for name in ("image_mean", "image_std") if processor.get(name)}
+    return known | {
+        "interpolation": _RESAMPLING.get(processor.get("resample", 3), "another"),
+        "resize_mode": "shortest" if is_shortest else "squash",
+    }

@@ -9,16 +9,60 @@ import importlib.util
 import json
 
 import numpy as np
+from absl import logging
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
 from cyclip_jax.interop.files import cast, write_pytorch, write_safetensors
-from cyclip_jax.interop.folders import CLIP_VOCAB_SIZE, OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
+from cyclip_jax.interop.folders import (
+    CLIP_VOCAB_SIZE,
+    OPEN_CLIP_CONFIG,
+    OUR_PREPROCESS,
+    TRANSFORMERS_CONFIG,
+)
 from cyclip_jax.interop.hf_tokenizer import tokenizer_files
 from cyclip_jax.interop.names import COUNT, to_transformers
-from cyclip_jax.models.presets import attention_width
+from cyclip_jax.models.presets import attention_width, head_count
 
 _BICUBIC = 3  # PIL's number of the filter
+
+
+def check_format(checkpoint, export_format):
+    """Raises UserError where a format cannot hold a model, and warns where its readers err.
+
+    Args:
+      checkpoint: a completed Checkpoint.
+      export_format: "open_clip", "cyclip", "transformers" or "onnx".
+    """
+    layers, width = checkpoint.model["vision_layers"], checkpoint.model["vision_width"]
+    if export_format == "transformers" and not isinstance(layers, int):
+        raise UserError(
+            "transformers has no CLIP with a ResNet; the formats open_clip, cyclip and onnx have"
+        )
+    differing = [
+        name
+        for name in ("resize_mode", "interpolation")
+        if checkpoint.preprocess[name] != OUR_PREPROCESS[name]
+    ]
+    if export_format in ("transformers", "onnx") and differing:
+        raise UserError(
+            f"{checkpoint.source} prepares its images with another {' and '.join(differing)}, "
+            f"which the format {export_format} cannot say"
+        )
+    # A bare state dict has no place for these: its readers take them from the widths.
+    assumed = {
+        "quick_gelu": True,
+        "vision_heads": head_count(layers, width),
+        "text_heads": head_count(1, checkpoint.model["text_width"]),
+    }
+    other = {name: checkpoint.model[name] for name, value in assumed.items()}
+    if export_format in ("open_clip", "cyclip") and other != assumed:
+        logging.warning(
+            "Readers of %s that know OpenAI's models alone compute %s where this model has %s.",
+            "cyclip.pt" if export_format == "cyclip" else "openai.pt",
+            assumed,
+            other,
+        )
 
 
 def write_open_clip(folder, checkpoint, tokenizer, dtype):
@@ -51,10 +95,6 @@ def write_cyclip(folder, checkpoint, tokenizer, dtype):
 
 def write_transformers(folder, checkpoint, tokenizer, dtype):
     """What `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read."""
-    if not isinstance(checkpoint.model["vision_layers"], int):
-        raise UserError(
-            "transformers has no CLIP with a ResNet; the formats open_clip, cyclip and onnx have"
-        )
     weights = to_transformers(cast(checkpoint.weights, dtype))
     write_safetensors(folder / "model.safetensors", weights)
     write_json(folder / TRANSFORMERS_CONFIG, transformers_config(checkpoint, dtype))

@@ -71,11 +71,14 @@ def fit(weights, abstract, *, source):
     }
     expected = shapes_of(abstract)
     weights = _interpolated(weights, expected, source)
+    with np.errstate(over="ignore"):
+        weights |= {
+            name: weights[name].astype(leaf.dtype)
+            for name, _, leaf in _named_leaves(abstract)
+            if name in weights
+        }
     _check(weights, expected, source)
-    leaves = [
-        from_torch_layout(path, weights[name]).astype(leaf.dtype)
-        for name, path, leaf in _named_leaves(abstract)
-    ]
+    leaves = [from_torch_layout(path, weights[name]) for name, path, _ in _named_leaves(abstract)]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
@@ -89,7 +92,7 @@ def sizes_of(weights, *, source):
     """
     try:
         return _vision_sizes(weights) | _text_sizes(weights)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
             f"{source} holds no CLIP model with the names of OpenAI, open_clip or transformers: "
             f"{error} (its first names: {', '.join(list(weights)[:5])})"

@@ -56,9 +56,10 @@ def drawn(tree, seed=0):
             return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
         if len(leaf.shape) < 2:
             return rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype)
-        array = rng.normal(0, (1.5 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
+        array = rng.normal(0, (3 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
         # What all channels share, as they do behind a ReLU, would outweigh what differs.
-        return (array - array.mean(axis=-2, keepdims=True)).astype(leaf.dtype)
+        inputs = tuple(range(array.ndim - 1))
+        return (array - array.mean(axis=inputs, keepdims=True)).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, tree)
 

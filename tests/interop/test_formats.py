@@ -12,7 +12,7 @@ from cyclip_jax.export import export_checkpoint
 from cyclip_jax.interop import load_torch, to_torch
 from cyclip_jax.interop.files import write_pytorch, write_safetensors
 from cyclip_jax.interop.folders import read_checkpoint
-from cyclip_jax.interop.formats import WRITERS, write_open_clip
+from cyclip_jax.interop.formats import WRITERS, check_format, write_open_clip
 from cyclip_jax.interop.names import COUNT, to_transformers
 from cyclip_jax.pretrained import load
 from tests.interop.models import (
@@ -37,6 +37,8 @@ ONNX = json.dumps(
         "step": 1,
     }
 )
+EOS = json.dumps({"model_type": "clip", "text_config": {"eos_token_id": 7}})
+NULLS = json.dumps({"model_cfg": {"vision_cfg": None}})
 CAPTIONS = ["a red square", "two blue rings", "a grey cross", "the green bar"] * 3
 
 
@@ -144,12 +146,22 @@ def open_clip_settings(settings):
     return open_clip_config(made, hf_tokenizer=False)["model_cfg"]
 
 
-def test_transformers_has_no_resnet(tmp_path, tokenizer):
-    with pytest.raises(
-        UserError, match="no CLIP with a ResNet; the formats open_clip, cyclip and onnx"
-    ):
-        WRITERS["transformers"](tmp_path, checkpoint(RESNET, tokenizer), tokenizer, "float32")
-    assert not list(tmp_path.iterdir())
+def test_what_a_format_cannot_hold_is_refused(tokenizer):
+    message = "no CLIP with a ResNet; the formats open_clip, cyclip and onnx have"
+    with pytest.raises(UserError, match=message):
+        check_format(checkpoint(RESNET, tokenizer), "transformers")
+    made = checkpoint(VIT, tokenizer)
+    squashed = dataclasses.replace(made, preprocess=made.preprocess | {"resize_mode": "squash"})
+    for name in ("transformers", "onnx"):
+        check_format(made, name)
+        with pytest.raises(UserError, match=f"another resize_mode, which the format {name}"):
+            check_format(squashed, name)
+
+
+def test_what_a_bare_state_dict_cannot_say_is_said(tokenizer, caplog):
+    with caplog.at_level("WARNING"):
+        check_format(checkpoint(VIT, tokenizer), "cyclip")
+    assert "Readers of cyclip.pt" in caplog.text and "'text_heads': 2" in caplog.text
 
 
 def test_old_and_sharded_files_of_transformers_are_read(tmp_path):
@@ -258,6 +270,9 @@ def test_a_tokenizer_that_is_not_ours_is_an_error_only_where_it_is_used(tmp_path
         ({"a.pt": "", "b.pt": ""}, "several: a.pt, b.pt; name one"),
         ({"config.json": '{"model_type": "bert"}', "model.safetensors": ""}, "model_type 'bert'"),
         ({"config.json": "{", "model.safetensors": ""}, "config.json cannot be read"),
+        ({"config.json": "[]", "model.safetensors": ""}, "config.json holds a list"),
+        ({"config.json": EOS, "model.safetensors": ""}, "reads texts at token 7"),
+        ({"open_clip_config.json": NULLS, "a.pt": ""}, "cannot be understood"),
         ({"open_clip_config.json": "{}", "a.pt": ""}, "open_clip_config.json lacks 'model_cfg'"),
         ({"cyclip_jax.json": "{}"}, "cyclip_jax.json lacks 'format'"),
         ({"cyclip_jax.json": ONNX}, "holds an onnx export, from which no weights are read"),

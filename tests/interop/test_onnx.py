@@ -150,14 +150,17 @@ def test_onnxruntime_needs_neither_jax_nor_torch_nor_this_package(exported):
     assert largest_difference(np.load(folder / "embeds.npz"), exported.expected) <= 2e-5
 
 
-def test_float16_weights_hardly_move_the_embeddings(exported, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_export, "_SMALLEST_ROUNDED", 2)  # these models are small
+@pytest.mark.parametrize("exported", ["resnet"], indirect=True)  # one is enough: tracing is slow
+def test_float16_weights_halve_the_file_and_hardly_move_the_embeddings(
+    exported, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(onnx_export, "_SMALLEST_ROUNDED", 2)  # this model is small
     exported.write(tmp_path, "float16")
-    difference = largest_difference(from_onnx(tmp_path, exported.inputs), exported.expected)
-    assert 1e-6 < difference <= 5e-3
-    if exported.tower == "resnet":  # the other's graph outweighs its weights
-        sizes = [(folder / "image.onnx").stat().st_size for folder in (tmp_path, exported.folder)]
-        assert sizes[0] < 0.7 * sizes[1]
+    for name, found in from_onnx(tmp_path, exported.inputs).items():
+        cosines = np.sum(found * exported.expected[name], axis=1)
+        assert 0.999 < cosines.min() < 1 - 1e-7
+    sizes = [(folder / "image.onnx").stat().st_size for folder in (tmp_path, exported.folder)]
+    assert sizes[0] < 0.7 * sizes[1]
 
 
 def test_a_block_of_the_wrong_sign_is_noticed(exported):
