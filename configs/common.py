@@ -18,7 +18,7 @@ def get_config():
     config.checkpoint_every_steps = 1000  # how often, besides after the last step
     config.keep_checkpoints = 3  # the newest so many stay
     config.keep_every_steps = placeholder(int)  # checkpoints at multiples of this stay for good
-    config.init_from = placeholder(str)  # workdir whose newest parameters a new run starts from
+    config.init_from = placeholder(str)  # a workdir, export or file whose weights a new run takes
     config.max_skipped_in_a_row = 10  # non-finite steps in a row that end the run
     # Of the towers: by default TPUs multiply float32 in bfloat16 and GPUs in TF32; "float32" does
     # not. The losses are always computed in full precision.

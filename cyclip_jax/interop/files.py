@@ -66,10 +66,11 @@ def unwrapped(weights, source):
 
 def write_safetensors(path, weights):
     """Writes {name: numpy array}, whole or not at all."""
-    numpy_format = _require("safetensors.numpy", "safetensors")
+    from safetensors.numpy import save  # here, as training has no use for it
+
     contiguous = {name: np.array(array, order="C") for name, array in weights.items()}
     # Readers of PyTorch ask for this mark.
-    write_atomically(path, numpy_format.save(contiguous, metadata={"format": "pt"}))
+    write_atomically(path, save(contiguous, metadata={"format": "pt"}))
 
 
 def write_pytorch(path, weights, **entries):
@@ -120,16 +121,9 @@ def require_torch(path):
         ) from error
 
 
-def _require(module, package):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"{package} is not installed: pip install 'cyclip_jax[torch]'") from error
-
-
 def _read_safetensors(content, path):
-    # Not safetensors.numpy.load, which knows no bfloat16.
-    safetensors = _require("safetensors", "safetensors")
+    import safetensors  # not safetensors.numpy.load, which knows no bfloat16
+
     try:
         tensors = safetensors.deserialize(content)
     except safetensors.SafetensorError as error:
