@@ -27,6 +27,7 @@ WEIGHT_TOLERANCE = {"float64": 1e-10, "float32": 1e-3}
 
 TINY = {"ViT-tiny": {}}
 MODELS = {**parity.SMALL, **TINY}
+LARGEST = "RN50x4"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,7 +39,10 @@ def one_thread():
     parity.torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(LARGEST, marks=pytest.mark.slow), *sorted(set(MODELS) - {LARGEST})],
+)
 def case(request):
     return parity.draw_case(request.param, **MODELS[request.param])
 
