@@ -128,6 +128,7 @@ def starting_point(config, abstract, console):
       UserError: another model or tokenizer, everything that does not fit in one list.
     """
     checkpoint = open_checkpoint(config.init_from)
+    tree = fit(checkpoint.weights, abstract, source=checkpoint.source)
     _warn_of_other_data(checkpoint, config.data)
     sizes = resolve_sizes(config.model.name, **{size: config.model[size] for size in SIZES})
     heads = {name: sizes[name] for name in ("vision_heads", "text_heads")}
@@ -137,7 +138,6 @@ def starting_point(config, abstract, console):
         raise UserError(
             f"{checkpoint.source} has the tokenizer {tokenizer!r}; set config.data.tokenizer to it"
         )
-    tree = fit(checkpoint.weights, abstract, source=checkpoint.source)
     of_step = "" if checkpoint.step is None else f" of step {checkpoint.step}"
     console.say(f"starting from the parameters{of_step} of {config.init_from}")
     return parallel.place(tree, abstract)

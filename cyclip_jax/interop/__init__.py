@@ -44,14 +44,16 @@ def load_torch(model, source):
     """
     if isinstance(source, str | os.PathLike):
         checkpoint = read_checkpoint(source)
-        check_settings(checkpoint, _settings(model))
         weights, name = checkpoint.weights, str(source)
     else:
+        checkpoint = None
         name = "the state dict"
         arrays = {key: _as_array(value, key) for key, value in source.items()}
         weights = openai_names(unwrapped(arrays, name), name)
     _, params, batch_stats = split_model(model)
     tree = fit(weights, {"params": params, "batch_stats": batch_stats}, source=name)
+    if checkpoint is not None:
+        check_settings(checkpoint, _settings(model))
     for kind, variables in (("params", nnx.Param), ("batch_stats", nnx.BatchStat)):
         state = nnx.state(model, variables)
         nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, tree[kind]))
