@@ -25,6 +25,7 @@ def load(path, *, step=None, **model):
     Raises:
       UserError: what is not there, cannot be read, or is of another architecture.
     """
+    import cyclip_jax.quiet  # noqa: F401  (before TensorFlow)
     from cyclip_jax import pretrained  # brings Orbax, which the losses and models do without
 
     return pretrained.load(path, step=step, **model)
