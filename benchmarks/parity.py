@@ -21,8 +21,8 @@ from cyclip_jax.interop.folders import OUR_PREPROCESS, Checkpoint
 from cyclip_jax.interop.formats import open_clip_config, transformers_config
 from cyclip_jax.interop.names import COUNT, to_transformers
 from cyclip_jax.interop.weights import fit, weights_of
-from cyclip_jax.models import create_model
-from cyclip_jax.models.clip import normalise_images, split_model
+from cyclip_jax.models import presets
+from cyclip_jax.models.clip import normalise_images
 from cyclip_jax.models.presets import resolve_sizes
 from cyclip_jax.optim import create_optimizer
 from cyclip_jax.train import create_state, make_train_step
@@ -166,15 +166,10 @@ def draw_batch(sizes, n, seed):
 
 def abstract_model(name, sizes, *, is_training=False, dtype="float32", quick_gelu=True):
     """(graphdef, {"params": …, "batch_stats": …}) of our model, with shapes in place of arrays."""
-    model = nnx.eval_shape(
-        lambda: create_model(name, rngs=nnx.Rngs(0), dtype=dtype, quick_gelu=quick_gelu, **sizes)
-    )
-    model.train() if is_training else model.eval()
-    graphdef, params, batch_stats = split_model(model)
-    return graphdef, jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype),
-        {"params": params, "batch_stats": batch_stats},
-    )
+    settings = {"name": name, "dtype": dtype, "quick_gelu": quick_gelu, **sizes}
+    train_graphdef, graphdef, tree = presets.abstract_model(settings)
+    tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
+    return (train_graphdef if is_training else graphdef), tree
 
 
 def our_encoder(name, sizes, *, quick_gelu=True):

@@ -62,16 +62,18 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
     devices = jax.devices()
     mesh = parallel.create_mesh(devices[: math.gcd(run_config.batch_size, len(devices))])
     model = Model(run_config, mesh)
-    abstract = model.abstract()
-    tree = parallel.place(fit(opened.weights, abstract, source=opened.source), abstract)
+    tree = fit(opened.weights, model.abstract, source=opened.source)
+    tree = parallel.place(tree, model.abstract)
     encoders = model.encoders(**tree, tokenize=open_tokenizer(run_config, path, model.sizes))
     if output is None:
         output = path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
     output = absolute(output)
-    step = {} if opened.step is None else {"step": opened.step}
-    results = step | evals.evaluate(evaluators, encoders, figures=output)
+    results = evals.evaluate(evaluators, encoders, figures=output)
+    name = "results"
+    if opened.step is not None:
+        results = {"step": opened.step, **results}
+        name = f"step_{opened.step}"
     if jax.process_index() == 0:
-        name = f"step_{opened.step}" if step else "results"
         write_atomically(output / f"{name}.json", json.dumps(results, indent=1) + "\n")
     return results
 

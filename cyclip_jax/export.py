@@ -17,7 +17,7 @@ from cyclip_jax.interop.files import DTYPES
 from cyclip_jax.interop.folders import DESCRIPTION
 from cyclip_jax.interop.formats import WRITERS, check_format, write_json
 
-FORMATS = ("open_clip", "cyclip", "transformers", "onnx")
+FORMATS = (*WRITERS, "onnx")
 _VOCABULARIES = {"sentencepiece": "tokenizer.model", "clip_bpe": "bpe_simple_vocab_16e6.txt.gz"}
 
 
@@ -93,7 +93,7 @@ def _write_description(folder, opened, tokenizer, weight_files, **values):
         **values,
         "weights": weight_files,
         "step": opened.step,
-        "model": {key: value for key, value in opened.model.items() if key != "dtype"},
+        "model": opened.model,
         "tokenizer": {**opened.tokenizer, "vocabulary": vocabulary},
         "preprocess": opened.preprocess,
         "files": sorted([*(path.name for path in folder.iterdir()), DESCRIPTION]),
@@ -139,6 +139,7 @@ def _put_in_place(folder, output):
 
 
 def parse_arguments(arguments):
+    """The command line's arguments; None takes those of the process."""
     parser = argparse.ArgumentParser(
         prog="python -m cyclip_jax.export", description="Write a trained model for others to read."
     )

@@ -10,13 +10,8 @@ from cyclip_jax import parallel
 from cyclip_jax.evals import Encoders
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models import create_model
-from cyclip_jax.models.clip import normalise_images, split_model, unit_norm
-from cyclip_jax.models.presets import SIZES, resolve_sizes
-
-
-def model_sizes(config):
-    """The sizes of the config's model, overrides applied (see models/presets.py)."""
-    return resolve_sizes(config.model.name, **{size: config.model[size] for size in SIZES})
+from cyclip_jax.models.clip import normalise_images, unit_norm
+from cyclip_jax.models.presets import abstract_model, sizes_in
 
 
 def set_matmul_precision(config):
@@ -29,19 +24,17 @@ class Model:
     """The model of a config on a mesh.
 
     Attributes:
-      sizes: as `model_sizes`.
+      sizes: of the config's model, overrides applied (see `resolve_sizes`).
       normalise: function from uint8 images to what the image tower takes.
       train_graphdef: with params and batch_stats it makes the module in training mode.
+      abstract: shapes and shardings of {"params", "batch_stats"}, to restore weights into.
     """
 
     def __init__(self, config, mesh):
         self._config, self._mesh = config, mesh
-        self.sizes = model_sizes(config)
-        abstract = nnx.eval_shape(self.create)
-        abstract.train()
-        self.train_graphdef = split_model(abstract)[0]
-        abstract.eval()
-        graphdef = split_model(abstract)[0]
+        whole = parallel.replicated(mesh)
+        self.sizes = sizes_in(config.model)
+        self.train_graphdef, graphdef, self.abstract = abstract_model(config.model, sharding=whole)
         self.normalise = functools.partial(
             normalise_images,
             dtype=jnp.dtype(config.model.dtype),
@@ -60,7 +53,6 @@ class Model:
         def encode_text(params, batch_stats, tokens):
             return unit_norm(nnx.merge(graphdef, params, batch_stats).encode_text(tokens))
 
-        whole = parallel.replicated(mesh)
         self._encode_image = jax.jit(encode_image, out_shardings=whole)
         self._encode_features = jax.jit(encode_features, out_shardings=whole)
         self._encode_text = jax.jit(encode_text, out_shardings=whole)
@@ -70,16 +62,6 @@ class Model:
     def create(self):
         """A new module with the seed's initial parameters."""
         return create_model(**self._config.model, rngs=nnx.Rngs(self._config.seed))
-
-    def abstract(self):
-        """Shapes and shardings of {"params", "batch_stats"}, to restore a checkpoint into."""
-        params, batch_stats = jax.eval_shape(lambda: split_model(self.create())[1:])
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=parallel.replicated(self._mesh)
-            ),
-            {"params": params, "batch_stats": batch_stats},
-        )
 
     def encoders(self, params, batch_stats, tokenize):
         """The model with these parameters as an evaluator sees it."""

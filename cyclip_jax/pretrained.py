@@ -16,16 +16,19 @@ from cyclip_jax.data.tokenizers import create_tokenizer, vocabulary_of
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, write_atomically
 from cyclip_jax.interop.folders import (
+    IMAGE_SETTINGS,
     OUR_PREPROCESS,
+    UNSEEN,
     Checkpoint,
     check_settings,
+    other_resizing,
     read_checkpoint,
+    settings_of,
     warn_of_guesses,
 )
 from cyclip_jax.interop.weights import fit, weights_of
-from cyclip_jax.models import create_model
-from cyclip_jax.models.clip import normalise_images, split_model
-from cyclip_jax.models.presets import SIZES, resolve_sizes
+from cyclip_jax.models.clip import normalise_images
+from cyclip_jax.models.presets import abstract_model, sizes_in
 from cyclip_jax.workdir import is_workdir, metrics_at, read_config, resolve_paths
 
 
@@ -65,10 +68,8 @@ def load(path, *, step=None, **model):
 def completed(checkpoint, **model):
     """A checkpoint that lacks no setting: as given, as it says, or as in OpenAI's models."""
     known = checkpoint.model | model
-    sizes = resolve_sizes(known["name"], **{size: known.get(size) for size in SIZES})
-    settings = {"quick_gelu": True, **known, **sizes}
-    unseen = ("quick_gelu", "vision_heads", "text_heads")
-    warn_of_guesses(checkpoint, {name: settings[name] for name in unseen if name not in known})
+    settings = {"quick_gelu": True, **known, **sizes_in(known)}
+    warn_of_guesses(checkpoint, {name: settings[name] for name in UNSEEN if name not in known})
     return dataclasses.replace(
         checkpoint, model=settings, preprocess=OUR_PREPROCESS | checkpoint.preprocess
     )
@@ -80,7 +81,7 @@ def module_of(checkpoint):
     Raises:
       UserError: its weights are not those of its model.
     """
-    graphdef, tree = _abstract(checkpoint.model)
+    _, graphdef, tree = abstract_model(checkpoint.model)
     tree = jax.tree.map(jnp.asarray, fit(checkpoint.weights, tree, source=checkpoint.source))
     return nnx.merge(graphdef, tree["params"], tree["batch_stats"])
 
@@ -91,7 +92,7 @@ def verified(checkpoint):
     Raises:
       UserError: as `fit`.
     """
-    _, tree = _abstract(checkpoint.model | {"dtype": "float32"})
+    *_, tree = abstract_model(checkpoint.model)
     weights = weights_of(fit(checkpoint.weights, tree, source=checkpoint.source))
     return dataclasses.replace(checkpoint, weights=weights)
 
@@ -130,13 +131,13 @@ def starting_point(config, abstract, console):
     checkpoint = open_checkpoint(config.init_from)
     tree = fit(checkpoint.weights, abstract, source=checkpoint.source)
     _warn_of_other_data(checkpoint, config.data)
-    sizes = resolve_sizes(config.model.name, **{size: config.model[size] for size in SIZES})
-    heads = {name: sizes[name] for name in ("vision_heads", "text_heads")}
-    check_settings(checkpoint, {"quick_gelu": config.model.quick_gelu, **heads})
-    tokenizer = (checkpoint.tokenizer or {}).get("tokenizer", config.data.tokenizer)
-    if tokenizer != config.data.tokenizer:
+    settings = {"quick_gelu": config.model.quick_gelu, **sizes_in(config.model)}
+    check_settings(checkpoint, {name: settings[name] for name in UNSEEN})
+    tokenizer = checkpoint.tokenizer
+    if tokenizer is not None and tokenizer["tokenizer"] != config.data.tokenizer:
         raise UserError(
-            f"{checkpoint.source} has the tokenizer {tokenizer!r}; set config.data.tokenizer to it"
+            f"{checkpoint.source} has the tokenizer {tokenizer['tokenizer']!r}; "
+            "set config.data.tokenizer to it"
         )
     of_step = "" if checkpoint.step is None else f" of step {checkpoint.step}"
     console.say(f"starting from the parameters{of_step} of {config.init_from}")
@@ -144,13 +145,10 @@ def starting_point(config, abstract, console):
 
 
 def _warn_of_other_data(checkpoint, data):
-    told = checkpoint.preprocess | {
-        key: value
-        for key, value in (checkpoint.tokenizer or {}).items()
-        if key == "keep_end_of_text"
-    }
-    for name, value in told.items():
-        here = OUR_PREPROCESS.get(name) if name not in data else data[name]
+    ours = OUR_PREPROCESS | {name: data[name] for name in (*IMAGE_SETTINGS, "keep_end_of_text")}
+    told = checkpoint.preprocess | (checkpoint.tokenizer or {})
+    for name in [name for name in told if name in ours]:
+        value, here = told[name], ours[name]
         if np.any(np.asarray(value) != np.asarray(here)):
             logging.warning(
                 "%s was trained with %s %s; this run has %s.", checkpoint.source, name, value, here
@@ -174,7 +172,7 @@ def inherit_vocabulary(config, workdir):
     if is_workdir(origin):
         tokenizer = _tokenizer_of(resolve_paths(read_config(origin), origin), origin)
     else:
-        tokenizer = read_checkpoint(origin).tokenizer
+        tokenizer = settings_of(origin).get("tokenizer")  # not its weights: they are read later
     if not tokenizer or tokenizer["tokenizer"] != config.data.tokenizer:
         raise UserError(
             f"{config.init_from} has no vocabulary of the tokenizer {config.data.tokenizer!r}; set "
@@ -196,7 +194,7 @@ def described_by(checkpoint, config):
     preprocess = _own_preprocess(checkpoint)
     with config.unlocked():
         config.model.update(checkpoint.model)
-        for name in ("image_mean", "image_std"):
+        for name in IMAGE_SETTINGS:
             if name in preprocess:
                 config.data[name] = tuple(preprocess[name])
         if checkpoint.tokenizer is not None:
@@ -210,17 +208,19 @@ def _of_workdir(workdir, step):
     # One device holds it, unless several processes have to restore together.
     devices = jax.devices()[: None if jax.process_count() > 1 else 1]
     whole = parallel.replicated(parallel.create_mesh(devices))
-    _, tree = _abstract(config.model.to_dict(), whole)
+    *_, tree = abstract_model(config.model, sharding=whole)
     step, tree = restore_model(workdir, tree, step=step)
-    sizes = resolve_sizes(config.model.name, **{size: config.model[size] for size in SIZES})
-    model = {"name": config.model.name, "quick_gelu": config.model.quick_gelu, **sizes}
+    model = {
+        "name": config.model.name,
+        "quick_gelu": config.model.quick_gelu,
+        **sizes_in(config.model),
+    }
     return Checkpoint(
         source=str(workdir),
         weights=weights_of(jax.device_get(tree)),
         model=model,
         tokenizer=_tokenizer_of(config, workdir),
-        preprocess=OUR_PREPROCESS
-        | {"image_mean": config.data.image_mean, "image_std": config.data.image_std},
+        preprocess=OUR_PREPROCESS | {name: config.data[name] for name in IMAGE_SETTINGS},
         step=step,
         config=written,
         metrics=metrics_at(workdir, step),
@@ -235,24 +235,11 @@ def _tokenizer_of(config, workdir):
     }
 
 
-def _abstract(settings, sharding=None):
-    """(graphdef in evaluation mode, trees of shapes) of create_model(**settings)."""
-    model = nnx.eval_shape(lambda: create_model(**settings, rngs=nnx.Rngs(0)))
-    model.eval()
-    graphdef, params, batch_stats = split_model(model)
-    tree = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        {"params": params, "batch_stats": batch_stats},
-    )
-    return graphdef, tree
-
-
 def _own_preprocess(checkpoint):
     """The checkpoint's preprocessing; UserError where it resizes in a way that we do not have."""
     differing = [
         f"{name} {checkpoint.preprocess[name]!r} (ours is {OUR_PREPROCESS[name]!r})"
-        for name in ("resize_mode", "interpolation")
-        if checkpoint.preprocess.get(name, OUR_PREPROCESS[name]) != OUR_PREPROCESS[name]
+        for name in other_resizing(checkpoint)
     ]
     if differing:
         raise UserError(f"{checkpoint.source} wants its images with {' and '.join(differing)}")

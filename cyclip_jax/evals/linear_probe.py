@@ -4,12 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from etils import epath
 
 from cyclip_jax.data.pipeline import order
-from cyclip_jax.data.sources import create_source
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.zeroshot import ranks_of_label
+from cyclip_jax.evals.zeroshot import open_labelled, ranks_of_label
 
 
 def linear_probe(
@@ -34,9 +32,10 @@ def linear_probe(
     """
     if batch_size < 1:
         raise UserError(f"config.evals.{name}.batch_size {batch_size} must be at least 1")
-    train_set, train_labels, path = _open(train, f"config.evals.{name}.train")
-    test_set, test_labels, test_path = _open(test, f"config.evals.{name}.test")
-    classes, train_labels = np.unique(train_labels, return_inverse=True)
+    train_set, path = open_labelled(train, f"config.evals.{name}.train")
+    test_set, test_path = open_labelled(test, f"config.evals.{name}.test")
+    test_labels = test_set.captions()
+    classes, train_labels = np.unique(train_set.captions(), return_inverse=True)
     unknown = sorted(set(test_labels) - set(classes))
     if unknown:
         raise UserError(f"{test_path} has labels that {path} has not: {', '.join(unknown[:5])}")
@@ -120,11 +119,3 @@ def train_classifier(
         rows = np.pad(order(seed, epoch, n), (0, steps * batch_size - n), constant_values=-1)
         state = run_epoch(state, rows.reshape(steps, batch_size), features, labels)
     return jax.device_get(state[0])
-
-
-def _open(folder, config_key):
-    """(source, labels, path) of a folder's labels.csv."""
-    path = epath.Path(folder) / "labels.csv"
-    columns = {"image_key": "image", "caption_key": "label", "delimiter": ","}
-    labelled = create_source("csv", str(path), config_key=config_key, **columns)
-    return labelled, labelled.captions(), path

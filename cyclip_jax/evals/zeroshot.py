@@ -29,27 +29,31 @@ def zeroshot(name, *, folder):
     """
     folder = epath.Path(folder)
     classes, templates = read_classes(folder / "classes.json")
-    dataset = create_source(
-        "csv",
-        str(folder / "labels.csv"),
-        config_key=f"config.evals.{name}.folder",
-        image_key="image",
-        caption_key="label",
-        delimiter=",",
-    )
-    labels = read_labels(dataset.captions(), classes, folder / "labels.csv")
+    dataset, path = open_labelled(folder, f"config.evals.{name}.folder")
+    labels = read_labels(dataset.captions(), classes, path)
 
     def evaluate(encoders, figures):
         del figures  # the results are numbers
         class_embeds = class_embeddings(encoders.embed_texts, classes, templates)  # [C, D]
         image_embeds, _, indices = encoders.embed_pairs(dataset, with_text=False)
         if not len(indices):
-            raise UserError(f"none of the images of {folder / 'labels.csv'} can be read")
+            raise UserError(f"none of the images of {path} can be read")
         ranks = ranks_of_label(image_embeds, class_embeds, labels[indices])
         results = {f"top{k}": float(np.mean(ranks < k)) for k in _TOP if k < len(classes)}
         return results | {"images": len(indices)}
 
     return evaluate
+
+
+def open_labelled(folder, config_key):
+    """(source, path) of a folder's labels.csv, with columns image and label.
+
+    Raises:
+      UserError: what is wrong with it; `config_key` names it.
+    """
+    path = epath.Path(folder) / "labels.csv"
+    columns = {"image_key": "image", "caption_key": "label", "delimiter": ","}
+    return create_source("csv", str(path), config_key=config_key, **columns), path
 
 
 def class_embeddings(embed_texts, classes, templates):

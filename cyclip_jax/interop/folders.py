@@ -12,6 +12,7 @@ from cyclip_jax.interop.files import read_weights
 from cyclip_jax.interop.names import from_transformers
 from cyclip_jax.interop.weights import sizes_of
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD
+from cyclip_jax.models.presets import attention_width
 
 # What an export says of itself, beside what its format has a place for.
 DESCRIPTION = "cyclip_jax.json"
@@ -29,15 +30,25 @@ _ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # PIL's numbers of resampling filters.
 _RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 # Settings of open_clip's towers that change nothing here, and those that our towers have fixed.
-_NO_MATTER = {"output_tokens", "patch_dropout", "pad_id", "eos_id", "hf_model_pretrained"}
-_NO_MATTER |= {"timm_model_pretrained", "timm_pool", "timm_proj", "timm_drop", "timm_drop_path"}
-_NO_MATTER |= {"attn_pooler_queries", "attn_pooler_heads", "timm_proj_bias", "hf_proj_type"}
-_TOKENIZER = {"hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"}
-_NO_MATTER |= {"hf_pooler_type"} | _TOKENIZER
-_SIZES = {"image_size", "layers", "width", "head_width", "patch_size", "heads"}
-_SIZES |= {"context_length", "vocab_size"}
-_FIXED = {"mlp_ratio": (4, 4.0), "pool_type": ("tok", "argmax"), "proj_type": ("linear",)}
-_FIXED |= {"pos_embed_type": ("learnable",)}
+_TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
+_NO_MATTER = (
+    *("output_tokens", "patch_dropout", "pad_id", "eos_id", "hf_model_pretrained"),
+    *("hf_proj_type", "hf_pooler_type", "attn_pooler_queries", "attn_pooler_heads"),
+    *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"),
+    *("timm_drop", "timm_drop_path"),
+)
+_SIZES = (
+    *("image_size", "layers", "width", "head_width", "patch_size", "heads"),
+    *("context_length", "vocab_size"),
+)
+_FIXED = {
+    "mlp_ratio": (4, 4.0),
+    "pool_type": ("tok", "argmax"),
+    "proj_type": ("linear",),
+    "pos_embed_type": ("learnable",),
+}
+# What a model computes that no shape of its weights shows.
+UNSEEN = ("quick_gelu", "vision_heads", "text_heads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +83,7 @@ OUR_PREPROCESS = {
     "resize_mode": "shortest",
     "interpolation": "bicubic",
 }
+IMAGE_SETTINGS = ("image_mean", "image_std")  # those of them that are in config.data
 
 
 def read_checkpoint(path):
@@ -87,35 +99,45 @@ def read_checkpoint(path):
       UserError: what is not there, not such a file, or of an architecture that ours cannot express.
     """
     path = absolute(path)
+    settings = settings_of(path)
+    if not path.is_dir():
+        return _assemble(path, path, settings)
+    if "weights" not in settings:
+        return _assemble(path, _weight_file(path), settings)
+    if not settings["weights"]:
+        raise UserError(
+            f"{path} holds an {settings['format']} export, from which no weights are read"
+        )
+    return _assemble(path, path / settings["weights"][0], settings)
+
+
+def settings_of(path):
+    """What is said of weights beside them, and so without reading them.
+
+    Args:
+      path: as `read_checkpoint`.
+
+    Returns:
+      A dict with "model", "preprocess" and "tokenizer" as in a Checkpoint, each where it is told;
+      of an export all that it says of itself; of a file only what is about that very file.
+
+    Raises:
+      UserError: as `read_checkpoint`.
+    """
+    path = absolute(path)
     if not path.exists():
         raise UserError(f"there is no file or directory {path}")
-    if not path.is_dir():
-        return _assemble(path, path, _beside(path))
-    if (path / DESCRIPTION).exists():
-        description = _description(path)
-        if not description["weights"]:
-            raise UserError(
-                f"{path} holds an {description['format']} export, from which no weights are read"
-            )
-        return _assemble(path, path / description["weights"][0], description)
-    if (path / OPEN_CLIP_CONFIG).exists():
-        return _assemble(path, _weight_file(path), _understood(_of_open_clip, path))
-    if (path / TRANSFORMERS_CONFIG).exists():
-        return _assemble(path, _weight_file(path), _understood(_of_transformers, path))
-    return _assemble(path, _weight_file(path), {})
-
-
-def _beside(path):
-    """What the files beside a weight file say of it."""
-    description, folder = _description(path.parent), path.parent
-    if path.name in description.get("weights", ()):
+    folder = path if path.is_dir() else path.parent
+    description = _description(folder)
+    if description and (path.is_dir() or path.name in description["weights"]):
         return description
-    if path.name not in _WEIGHT_FILES:
+    if not path.is_dir() and path.name not in _WEIGHT_FILES:
         return {}
     if (folder / OPEN_CLIP_CONFIG).exists():
         return _understood(_of_open_clip, folder)
-    is_transformers = (folder / TRANSFORMERS_CONFIG).exists()
-    return _understood(_of_transformers, folder) if is_transformers else {}
+    if (folder / TRANSFORMERS_CONFIG).exists():
+        return _understood(_of_transformers, folder)
+    return {}
 
 
 def _understood(read, folder):
@@ -148,6 +170,13 @@ def check_settings(checkpoint, settings):
             f"the model of {checkpoint.source} is another one: {', '.join(differing)}; set "
             f"config.model.{differing[0].split()[0]} to its value"
         )
+
+
+def other_resizing(checkpoint):
+    """Which settings of how images are resized are not ours."""
+    resizing = OUR_PREPROCESS.keys() - IMAGE_SETTINGS
+    told = checkpoint.preprocess
+    return sorted(name for name in resizing & told.keys() if told[name] != OUR_PREPROCESS[name])
 
 
 def warn_of_guesses(checkpoint, settings):
@@ -250,19 +279,20 @@ def _of_open_clip(folder):
         f"{tower}_cfg.{name} = {value!r}"
         for tower, settings in (("vision", vision), ("text", text))
         for name, value in settings.items()
-        if name not in _NO_MATTER | _SIZES and value not in _FIXED.get(name, (None, False, {}))
+        if name not in (*_NO_MATTER, *_TOKENIZER, *_SIZES)
+        and value not in _FIXED.get(name, (None, False, {}))
     ]
     if problems:
         raise UserError(f"open_clip's model has what ours has not: {', '.join(problems)}")
     size = vision.get("image_size", 224)
     if isinstance(size, list) and len(set(size)) > 1:
         raise UserError(f"open_clip's model has images of {size} pixels; ours are square")
-    is_resnet = isinstance(vision.get("layers", 12), list)
-    attention_width = vision.get("width", 768) * (32 if is_resnet else 1)
+    vision_features = attention_width(vision.get("layers", 12), vision.get("width", 768))
+    preprocess = config.get("preprocess_cfg", {})
     description = {
         "model": {
             "quick_gelu": bool(model.get("quick_gelu", False)),
-            "vision_heads": attention_width // vision.get("head_width", 64),
+            "vision_heads": vision_features // vision.get("head_width", 64),
             "text_heads": text.get("heads", 8),
         },
         "preprocess": {
@@ -273,7 +303,7 @@ def _of_open_clip(folder):
                 ("resize_mode", "resize_mode"),
                 ("interpolation", "interpolation"),
             )
-            if (value := config.get("preprocess_cfg", {}).get(theirs)) is not None
+            if (value := preprocess.get(theirs)) is not None
         },
     }
     if any(text.get(name) for name in _TOKENIZER):

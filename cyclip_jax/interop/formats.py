@@ -17,8 +17,8 @@ from cyclip_jax.interop.files import cast, write_pytorch, write_safetensors
 from cyclip_jax.interop.folders import (
     CLIP_VOCAB_SIZE,
     OPEN_CLIP_CONFIG,
-    OUR_PREPROCESS,
     TRANSFORMERS_CONFIG,
+    other_resizing,
 )
 from cyclip_jax.interop.hf_tokenizer import tokenizer_files
 from cyclip_jax.interop.names import COUNT, to_transformers
@@ -39,11 +39,7 @@ def check_format(checkpoint, export_format):
         raise UserError(
             "transformers has no CLIP with a ResNet; the formats open_clip, cyclip and onnx have"
         )
-    differing = [
-        name
-        for name in ("resize_mode", "interpolation")
-        if checkpoint.preprocess[name] != OUR_PREPROCESS[name]
-    ]
+    differing = other_resizing(checkpoint)
     if export_format in ("transformers", "onnx") and differing:
         raise UserError(
             f"{checkpoint.source} prepares its images with another {' and '.join(differing)}, "
@@ -70,7 +66,8 @@ def write_open_clip(folder, checkpoint, tokenizer, dtype):
 
     openai.pt is a bare state dict in OpenAI's names, which their own `clip.load` takes too.
     """
-    write_safetensors(folder / "open_clip_model.safetensors", cast(checkpoint.weights, dtype))
+    weights = cast(checkpoint.weights, dtype)
+    write_safetensors(folder / "open_clip_model.safetensors", weights)
     uses_clips_tokenizer = _is_clips(checkpoint)
     if not uses_clips_tokenizer:
         _write_files(folder, tokenizer_files(tokenizer))
@@ -78,7 +75,7 @@ def write_open_clip(folder, checkpoint, tokenizer, dtype):
     write_json(folder / OPEN_CLIP_CONFIG, config)
     written = ["open_clip_model.safetensors"]
     if _has_torch():
-        write_pytorch(folder / "openai.pt", _with_step(checkpoint, cast(checkpoint.weights, dtype)))
+        write_pytorch(folder / "openai.pt", _with_step(checkpoint, weights))
         written.append("openai.pt")
     return written
 

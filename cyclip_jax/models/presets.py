@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.models.clip import CLIP
+from cyclip_jax.models.clip import CLIP, split_model
 from cyclip_jax.models.resnet import ModifiedResNet
 from cyclip_jax.models.text import TextTransformer
 from cyclip_jax.models.vit import VisionTransformer
@@ -125,6 +125,12 @@ def resolve_sizes(name, **overrides):
     return sizes
 
 
+def sizes_in(settings):
+    """`resolve_sizes` of settings like config.model, which hold more than sizes, or fewer."""
+    given = {size: settings[size] for size in SIZES if size in settings}
+    return resolve_sizes(settings["name"], **given)
+
+
 def attention_width(layers, width):
     """Channels of a tower's attention: a ResNet, whose `layers` are a tuple, has 32 times more."""
     return width if isinstance(layers, int) else 32 * width
@@ -211,6 +217,25 @@ def create_model(
     if initial_weights_dtype == "float16":
         round_to_float16(model)
     return model
+
+
+def abstract_model(settings, *, sharding=None):
+    """What `create_model(**settings)` would be, without computing any of it.
+
+    Returns:
+      (train_graphdef, graphdef, {"params": …, "batch_stats": …}): the module without its numbers in
+      training and in evaluation mode, and nested dicts of jax.ShapeDtypeStruct with the sharding.
+    """
+    model = nnx.eval_shape(lambda: create_model(**settings, rngs=nnx.Rngs(0)))
+    model.train()
+    train_graphdef, _, _ = split_model(model)
+    model.eval()
+    graphdef, params, batch_stats = split_model(model)
+    tree = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        {"params": params, "batch_stats": batch_stats},
+    )
+    return train_graphdef, graphdef, tree
 
 
 def round_to_float16(model):

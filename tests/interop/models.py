@@ -7,9 +7,7 @@ from flax import nnx
 
 from cyclip_jax.interop.folders import OUR_PREPROCESS, Checkpoint
 from cyclip_jax.interop.weights import fit, weights_of
-from cyclip_jax.models import create_model
-from cyclip_jax.models.clip import split_model
-from cyclip_jax.models.presets import SIZES, resolve_sizes
+from cyclip_jax.models.presets import abstract_model, sizes_in
 
 TEXT = {
     "embed_dim": 12,
@@ -41,9 +39,7 @@ SMALL = {"resnet": RESNET, "vit": VIT}
 
 def abstract(settings):
     """Shapes of {"params", "batch_stats"} of a model."""
-    model = nnx.eval_shape(lambda: create_model(**settings, rngs=nnx.Rngs(0)))
-    _, params, batch_stats = split_model(model)
-    return {"params": params, "batch_stats": batch_stats}
+    return abstract_model(settings)[2]
 
 
 def drawn(tree, seed=0):
@@ -73,11 +69,9 @@ def drawn_weights(settings, seed=0):
 
 def drawn_model(settings, seed=0):
     """A CLIP module in evaluation mode with those weights."""
-    model = nnx.eval_shape(lambda: create_model(**settings, rngs=nnx.Rngs(0)))
-    model.eval()
-    trees = fit(drawn_weights(settings, seed), abstract(settings), source="the test")
-    trees = jax.tree.map(jnp.asarray, trees)
-    return nnx.merge(split_model(model)[0], trees["params"], trees["batch_stats"])
+    _, graphdef, shapes = abstract_model(settings)
+    trees = jax.tree.map(jnp.asarray, fit(drawn_weights(settings, seed), shapes, source="x"))
+    return nnx.merge(graphdef, trees["params"], trees["batch_stats"])
 
 
 @nnx.jit
@@ -88,11 +82,10 @@ def embed(model, images, tokens):
 
 def drawn_checkpoint(settings, tokenizer, seed=0):
     """A Checkpoint with those weights, and all that an export wants to know."""
-    sizes = resolve_sizes(settings["name"], **{size: settings.get(size) for size in SIZES})
     return Checkpoint(
         source="the test",
         weights=drawn_weights(settings, seed),
-        model={"quick_gelu": True, "name": settings["name"], **sizes},
+        model={"quick_gelu": True, "name": settings["name"], **sizes_in(settings)},
         tokenizer=tokenizer,
         preprocess=OUR_PREPROCESS,
         step=7,
