@@ -15,6 +15,7 @@ from etils import epath
 from configs import common
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
+from cyclip_jax.models.presets import portable
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -35,15 +36,19 @@ def resolve_paths(config, workdir):
 
 
 def check_same_model(config, workdir):
-    """Raises UserError where the workdir holds a run of another model or tokenizer."""
+    """Raises UserError where the workdir holds a run of another model or tokenizer.
+
+    How the model is computed may differ.
+    """
     if not (epath.Path(workdir) / CONFIG).exists():
         return
     old = json.loads(json.dumps(read_config(workdir).to_dict()))
     new = json.loads(json.dumps(config.to_dict()))
+    old_model, new_model = portable(old["model"]), portable(new["model"])
     differing = [
-        f"model.{key} ({old['model'].get(key)!r} there, {new['model'].get(key)!r} here)"
-        for key in sorted(old["model"].keys() | new["model"].keys())
-        if old["model"].get(key) != new["model"].get(key)
+        f"model.{key} ({old_model.get(key)!r} there, {new_model.get(key)!r} here)"
+        for key in sorted(old_model.keys() | new_model.keys())
+        if old_model.get(key) != new_model.get(key)
     ]
     if old["data"]["tokenizer"] != new["data"]["tokenizer"]:
         there, here = old["data"]["tokenizer"], new["data"]["tokenizer"]
@@ -82,7 +87,9 @@ def is_workdir(path):
 def read_config(workdir):
     """The config of a run, from its config.json, with {workdir} as it was written.
 
-    A field that is younger than the run has its default: that is what the run did.
+    A field that is younger than the run has its default: that is what the run did. So have those
+    that say how the model is computed (see `presets.EXECUTION`): another machine may not be able
+    to compute it as the run's did.
 
     Raises:
       UserError: the workdir has none, or it cannot be read.
@@ -92,6 +99,7 @@ def read_config(workdir):
         raise UserError(f"{workdir} is not the workdir of a run: it has no {CONFIG}")
     try:
         config = json.loads(path.read_text())["config"]
+        config["model"] = portable(config["model"])
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error!r}") from error
     return ml_collections.ConfigDict(_completed(config, common.get_config().to_dict())).lock()

@@ -4,7 +4,17 @@ import pytest
 
 from configs import common
 from cyclip_jax import report, workdir
-from cyclip_jax.workdir import Console, MetricWriter, metrics_at, read_metrics, resolve_paths
+from cyclip_jax.errors import UserError
+from cyclip_jax.models.presets import EXECUTION
+from cyclip_jax.workdir import (
+    Console,
+    MetricWriter,
+    check_same_model,
+    metrics_at,
+    read_metrics,
+    resolve_paths,
+    write_config,
+)
 
 
 def test_paths_in_the_config_follow_the_workdir():
@@ -15,6 +25,25 @@ def test_paths_in_the_config_follow_the_workdir():
     assert resolved.data.train == "/runs/x/data/train.csv"
     assert resolved.evals.val.pairs == "/runs/x/val.csv"
     assert config.data.train == "{workdir}/data/train.csv"
+
+
+def test_a_run_may_go_on_with_its_model_computed_in_another_way(tmp_path):
+    config = common.get_config()
+    write_config(config, tmp_path)
+    other = {
+        "attention": "cudnn",
+        "vision_remat": "full",
+        "text_remat": "dots",
+        "scan_blocks": True,
+    }
+    assert other.keys() == set(EXECUTION)
+    config.model.update(other)
+    check_same_model(config, tmp_path)
+    config.model.quick_gelu = False
+    with pytest.raises(
+        UserError, match=r"another model: model.quick_gelu \(True there, False here"
+    ):
+        check_same_model(config, tmp_path)
 
 
 def test_metrics_are_cut_back_to_the_restored_step(tmp_path):

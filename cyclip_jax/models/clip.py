@@ -37,7 +37,7 @@ class CLIP(nnx.Module):
     """An image tower and a text tower with one embedding space (Radford et al. 2021).
 
     Args:
-      visual: module from normalised images [N, H, W, 3] to [N, D].
+      visual: module from normalised images [N, H, W, 3], and the patches kept of them, to [N, D].
       text: module from token ids [N, L] to [N, D].
     """
 
@@ -45,18 +45,23 @@ class CLIP(nnx.Module):
         self.visual, self.text = visual, text
         self.logit_scale = nnx.Param(jnp.asarray(INITIAL_LOGIT_SCALE))
 
-    def encode_image(self, images):
-        """Un-normalised image embeddings [N, D] of normalised images [N, H, W, 3]."""
-        return self.visual(images)
+    def encode_image(self, images, kept_patches=None):
+        """Un-normalised image embeddings [N, D] of normalised images [N, H, W, 3].
+
+        Args:
+          images: float [N, H, W, 3].
+          kept_patches: indices [N, K] of the patches that a ViT sees of each image; None is all.
+        """
+        return self.visual(images, kept_patches)
 
     def encode_text(self, tokens):
         """Un-normalised text embeddings [N, D] of token ids int [N, L]."""
         return self.text(tokens)
 
-    def __call__(self, images, tokens):
+    def __call__(self, images, tokens, kept_patches=None):
         """Returns unit-norm image and text embeddings [N, D], and exp(logit_scale)."""
         return (
-            unit_norm(self.encode_image(images)),
+            unit_norm(self.encode_image(images, kept_patches)),
             unit_norm(self.encode_text(tokens)),
             jnp.exp(self.logit_scale[...]),
         )

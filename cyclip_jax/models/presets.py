@@ -8,6 +8,7 @@ from flax import nnx
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.clip import CLIP, split_model
+from cyclip_jax.models.rematerialisation import check_policy
 from cyclip_jax.models.resnet import ModifiedResNet
 from cyclip_jax.models.text import TextTransformer
 from cyclip_jax.models.vit import VisionTransformer
@@ -95,6 +96,8 @@ SIZES = (
     "text_heads",
     "text_layers",
 )
+# How a model is computed, not which it is: settings that a run and what is made of it may change.
+EXECUTION = ("attention", "vision_remat", "text_remat", "scan_blocks")
 _DTYPES = ("float32", "bfloat16", "float64")
 _INITIAL_WEIGHTS_DTYPES = ("float32", "float16")
 
@@ -131,6 +134,19 @@ def sizes_in(settings):
     return resolve_sizes(settings["name"], **given)
 
 
+def portable(settings):
+    """Settings like config.model without EXECUTION: the same model on whatever computes it."""
+    return {name: value for name, value in settings.items() if name not in EXECUTION}
+
+
+def patch_grid(sizes):
+    """(h, w) patches of an image for a ViT's resolved sizes; None for a ResNet's."""
+    if not isinstance(sizes["vision_layers"], int):
+        return None
+    side = sizes["image_size"] // sizes["patch_size"]
+    return side, side
+
+
 def attention_width(layers, width):
     """Channels of a tower's attention: a ResNet, whose `layers` are a tuple, has 32 times more."""
     return width if isinstance(layers, int) else 32 * width
@@ -160,6 +176,10 @@ def create_model(
     dtype="float32",
     batch_norm_group_size=None,
     initial_weights_dtype="float32",
+    attention="auto",
+    vision_remat="none",
+    text_remat="none",
+    scan_blocks=False,
     **overrides,
 ):
     """Builds a CLIP model with float32 parameters.
@@ -172,15 +192,25 @@ def create_model(
       batch_norm_group_size: images per group of BatchNorm statistics; None is the whole batch.
       initial_weights_dtype: "float32", or "float16" to which OpenAI's code rounds the weights that
         `round_to_float16` names.
+      attention: of the transformers, "xla", "cudnn" (bfloat16 on NVIDIA's GPUs), or "auto", which
+        is "cudnn" wherever that is possible.
+      vision_remat: what the image tower's blocks keep for the gradient: "none", all activations;
+        "dots", outputs of matrix products and convolutions; "full", nothing but their inputs.
+      text_remat: the same of the text tower.
+      scan_blocks: compute a transformer's blocks as one loop, which compiles faster but, without
+        remat, keeps more of every block.
       **overrides: any size of the preset, e.g. image_size=64 or vision_layers=(1, 1, 1, 1).
 
     Returns:
       A CLIP module.
 
     Raises:
-      UserError: an unknown name, size or dtype, or sizes that do not fit together.
+      UserError: an unknown name, size, dtype or the like, sizes that do not fit together, or an
+        attention that cannot be computed here.
     """
     sizes = resolve_sizes(name, **overrides)
+    check_policy(vision_remat, field="vision_remat")
+    check_policy(text_remat, field="text_remat")
     if dtype not in _DTYPES:
         raise UserError(f"unknown config.model.dtype {dtype!r}; choose one of {', '.join(_DTYPES)}")
     if initial_weights_dtype not in _INITIAL_WEIGHTS_DTYPES:
@@ -189,11 +219,13 @@ def create_model(
             f"{', '.join(_INITIAL_WEIGHTS_DTYPES)}"
         )
     shared = {"embed_dim": sizes["embed_dim"], "dtype": jnp.dtype(dtype), "rngs": rngs}
+    transformer = {"quick_gelu": quick_gelu, "attention": attention, "scan_blocks": scan_blocks}
     vision = {
         "image_size": sizes["image_size"],
         "layers": sizes["vision_layers"],
         "width": sizes["vision_width"],
         "heads": sizes["vision_heads"],
+        "remat": vision_remat,
         **shared,
     }
     if isinstance(sizes["vision_layers"], int):
@@ -201,7 +233,7 @@ def create_model(
             raise UserError(
                 f"config.model.batch_norm_group_size does not apply to {name}: it has no BatchNorm"
             )
-        visual = VisionTransformer(patch_size=sizes["patch_size"], quick_gelu=quick_gelu, **vision)
+        visual = VisionTransformer(patch_size=sizes["patch_size"], **transformer, **vision)
     else:
         visual = ModifiedResNet(batch_norm_group_size=batch_norm_group_size, **vision)
     text = TextTransformer(
@@ -210,7 +242,8 @@ def create_model(
         width=sizes["text_width"],
         layers=sizes["text_layers"],
         heads=sizes["text_heads"],
-        quick_gelu=quick_gelu,
+        remat=text_remat,
+        **transformer,
         **shared,
     )
     model = CLIP(visual, text)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.models.attention import multi_head_attention
 from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel
-from cyclip_jax.models.transformer import multi_head_attention
+from cyclip_jax.models.rematerialisation import run_block
 
 
 class BatchNorm(nnx.Module):
@@ -144,6 +145,7 @@ class AttentionPool(nnx.Module):
         x = x.reshape(x.shape[0], -1, x.shape[-1])  # [N, h·w, W]
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
         x = x + self.positional_embedding[...].astype(x.dtype)
+        # There is one query to an image: its weights are few, and a fast form would save nothing.
         pooled = multi_head_attention(
             self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x), heads=self.heads
         )
@@ -160,16 +162,28 @@ class ModifiedResNet(nnx.Module):
       width: channels after the stem; the last stage has 32 times as many.
       heads: heads of the attention pool.
       batch_norm_group_size: images per group of BatchNorm statistics; None is the whole batch.
+      remat: what the blocks keep for their gradient, one of POLICIES.
     """
 
     def __init__(
-        self, *, image_size, layers, width, heads, embed_dim, batch_norm_group_size, dtype, rngs
+        self,
+        *,
+        image_size,
+        layers,
+        width,
+        heads,
+        embed_dim,
+        batch_norm_group_size,
+        dtype,
+        rngs,
+        remat="none",
     ):
         if image_size % 32:
             raise UserError(
                 f"config.model.image_size {image_size} is not a multiple of 32, by which a ResNet "
                 "shrinks its images"
             )
+        self.remat = remat
         shared = {"dtype": dtype, "rngs": rngs}
         norm = {"group_size": batch_norm_group_size, **shared}
         self.conv1 = convolution(3, width // 2, 3, stride=2, **shared)
@@ -190,12 +204,16 @@ class ModifiedResNet(nnx.Module):
             self.stages.append(stage_blocks)
         self.attnpool = AttentionPool((image_size // 32) ** 2, inputs, heads, embed_dim, **shared)
 
-    def __call__(self, images):
+    def __call__(self, images, kept_patches=None):
+        if kept_patches is not None:
+            raise UserError(
+                "config.tokens.patch_dropping does not apply to a ResNet: it has no patches"
+            )
         x = jax.nn.relu(self.bn1(self.conv1(images)))
         x = jax.nn.relu(self.bn2(self.conv2(x)))
         x = jax.nn.relu(self.bn3(self.conv3(x)))
         x = average_pool(x, 2)  # [N, image_size / 4, image_size / 4, width]
         for stage in self.stages:
             for block in stage:
-                x = block(x)
+                x = run_block(block, x, policy=self.remat)
         return self.attnpool(x)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
+from cyclip_jax.errors import UserError
 from cyclip_jax.models.initializers import normal
 from cyclip_jax.models.transformer import Transformer, layer_norm, text_inits
 
@@ -10,8 +11,11 @@ from cyclip_jax.models.transformer import Transformer, layer_norm, text_inits
 class TextTransformer(nnx.Module):
     """Causal transformer whose embedding is read at the end-of-text token (Radford et al. 2021).
 
-    Token ids int [N, context_length] -> embeddings [N, embed_dim]. The end-of-text token must be
-    the largest id of its row; what stands behind it is never seen.
+    Token ids int [N, L] -> embeddings [N, embed_dim], for any L up to context_length. The
+    end-of-text token must be the largest id of its row; what stands behind it is never seen.
+
+    Args:
+      **execution: `attention`, `remat` and `scan_blocks` of the Transformer.
     """
 
     def __init__(
@@ -26,6 +30,7 @@ class TextTransformer(nnx.Module):
         quick_gelu,
         dtype,
         rngs,
+        **execution,
     ):
         self.dtype = dtype
         self.token_embedding = nnx.Param(normal(0.02)(rngs.params(), (vocab_size, width)))
@@ -39,15 +44,22 @@ class TextTransformer(nnx.Module):
             inits=text_inits(width, layers),
             dtype=dtype,
             rngs=rngs,
+            **execution,
         )
         self.ln_final = layer_norm(width, dtype=dtype, rngs=rngs)
         self.text_projection = nnx.Param(normal(width**-0.5)(rngs.params(), (width, embed_dim)))
 
     def __call__(self, tokens):
+        length, context_length = tokens.shape[1], self.positional_embedding.shape[0]
+        if length > context_length:
+            raise UserError(
+                f"texts of {length} tokens do not fit into config.model.context_length "
+                f"{context_length}"
+            )
         # Looked up before it is cast: start- and end-of-text occur in every row, and their
         # gradient, a sum over the batch, must not be added up in bfloat16.
         x = self.token_embedding[...][tokens].astype(self.dtype)  # [N, L, W]
-        x = x + self.positional_embedding[...].astype(self.dtype)
+        x = x + self.positional_embedding[:length].astype(self.dtype)
         x = self.ln_final(self.transformer(x))
         end_of_text = jnp.argmax(tokens, axis=-1)  # [N]
         x = jnp.take_along_axis(x, end_of_text[:, None, None], axis=1)[:, 0]  # [N, W]

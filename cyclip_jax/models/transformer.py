@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cyclip_jax.models.attention import choose_attention, fast_attention
 from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel, xavier_uniform
+from cyclip_jax.models.rematerialisation import run_block, scan_blocks
 
 # PyTorch's LayerNorm; Flax's own default is 1e-6.
 LAYER_NORM_EPSILON = 1e-5
@@ -24,52 +26,39 @@ def activation(quick_gelu):
     return lambda x: jax.nn.gelu(x, approximate=False)
 
 
-def multi_head_attention(query, key, value, *, heads, is_causal=False):
-    """softmax(Q Kᵀ / √d) V per head, [N, Q, W], [N, L, W], [N, L, W] -> [N, Q, W].
-
-    Written out, because jax.nn.dot_product_attention takes its softmax in float32 even for float64
-    inputs, in which equality across devices is tested.
-    """
-
-    def split_heads(x):  # [N, L, W] -> [N, L, heads, d]
-        return x.reshape(*x.shape[:-1], heads, -1)
-
-    query, key, value = split_heads(query), split_heads(key), split_heads(value)
-    logits_dtype = jnp.promote_types(query.dtype, jnp.float32)
-    logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=logits_dtype)
-    logits = logits * query.shape[-1] ** -0.5
-    if is_causal:
-        is_seen = jnp.tril(jnp.ones(logits.shape[-2:], bool))  # [Q, L]
-        logits = jnp.where(is_seen, logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    out = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
-    return out.reshape(*out.shape[:2], -1)
-
-
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with one kernel for query, key and value."""
 
-    def __init__(self, width, heads, *, is_causal, in_init, out_init, dtype, rngs):
+    def __init__(self, width, heads, *, is_causal, attention, in_init, out_init, dtype, rngs):
         self.heads, self.is_causal = heads, is_causal
+        self.implementation = choose_attention(attention, dtype=dtype, channels=width // heads)
         self.in_proj = nnx.Linear(width, 3 * width, kernel_init=in_init, dtype=dtype, rngs=rngs)
         self.out_proj = nnx.Linear(width, width, kernel_init=out_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
         query, key, value = jnp.split(self.in_proj(x), 3, axis=-1)  # each [N, L, W]
-        out = multi_head_attention(query, key, value, heads=self.heads, is_causal=self.is_causal)
+        out = fast_attention(
+            query,
+            key,
+            value,
+            heads=self.heads,
+            is_causal=self.is_causal,
+            implementation=self.implementation,
+        )
         return self.out_proj(out)
 
 
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width, heads, *, is_causal, quick_gelu, inits, dtype, rngs):
+    def __init__(self, width, heads, *, is_causal, attention, quick_gelu, inits, dtype, rngs):
         self.quick_gelu = quick_gelu
         self.ln_1 = layer_norm(width, dtype=dtype, rngs=rngs)
         self.attn = SelfAttention(
             width,
             heads,
             is_causal=is_causal,
+            attention=attention,
             in_init=inits["in_proj"],
             out_init=inits["out_proj"],
             dtype=dtype,
@@ -120,14 +109,36 @@ def vision_inits():
 
 
 class Transformer(nnx.Module):
-    """A stack of `layers` blocks, [N, L, width] -> [N, L, width]."""
+    """A stack of `layers` blocks, [N, L, width] -> [N, L, width].
 
-    def __init__(self, width, layers, heads, *, is_causal, quick_gelu, inits, dtype, rngs):
+    Args:
+      attention: one of ATTENTIONS.
+      remat: what the blocks keep for their gradient, one of POLICIES.
+      scan_blocks: run them as one loop rather than one after the other.
+    """
+
+    def __init__(
+        self,
+        width,
+        layers,
+        heads,
+        *,
+        is_causal,
+        quick_gelu,
+        inits,
+        dtype,
+        rngs,
+        attention="auto",
+        remat="none",
+        scan_blocks=False,
+    ):
+        self.remat, self.scan_blocks = remat, scan_blocks
         self.resblocks = nnx.List(
             Block(
                 width,
                 heads,
                 is_causal=is_causal,
+                attention=attention,
                 quick_gelu=quick_gelu,
                 inits=inits,
                 dtype=dtype,
@@ -137,6 +148,8 @@ class Transformer(nnx.Module):
         )
 
     def __call__(self, x):
+        if self.scan_blocks:
+            return scan_blocks(self.resblocks, x, policy=self.remat)
         for block in self.resblocks:
-            x = block(x)
+            x = run_block(block, x, policy=self.remat)
         return x

@@ -12,17 +12,36 @@ class VisionTransformer(nnx.Module):
     """Patches, class token, `ln_pre`, blocks, projection of the class token (Radford et al. 2021).
 
     Images [N, image_size, image_size, 3] -> embeddings [N, embed_dim].
+
+    Args:
+      **execution: `attention`, `remat` and `scan_blocks` of the Transformer.
+
+    Attributes:
+      grid: (h, w) patches of an image.
     """
 
     def __init__(
-        self, *, image_size, patch_size, width, layers, heads, embed_dim, quick_gelu, dtype, rngs
+        self,
+        *,
+        image_size,
+        patch_size,
+        width,
+        layers,
+        heads,
+        embed_dim,
+        quick_gelu,
+        dtype,
+        rngs,
+        **execution,
     ):
         if patch_size is None or image_size % patch_size:
             raise UserError(
                 f"config.model.image_size {image_size} is not a multiple of "
                 f"config.model.patch_size {patch_size}"
             )
-        tokens = (image_size // patch_size) ** 2 + 1
+        side = image_size // patch_size
+        self.grid = (side, side)
+        tokens = side**2 + 1
         scale = width**-0.5
         self.patch_size, self.dtype = patch_size, dtype
         self.conv1 = nnx.Conv(
@@ -48,17 +67,23 @@ class VisionTransformer(nnx.Module):
             inits=vision_inits(),
             dtype=dtype,
             rngs=rngs,
+            **execution,
         )
         self.ln_post = layer_norm(width, dtype=dtype, rngs=rngs)
         self.proj = nnx.Param(normal(scale)(rngs.params(), (width, embed_dim)))
 
-    def __call__(self, images):
+    def __call__(self, images, kept_patches=None):
+        """Embeds images, from the patches of which the indices [N, K] are given, or from all."""
         x = self.conv1(images)  # [N, h, w, W]
         n, width = x.shape[0], x.shape[-1]
-        x = x.reshape(n, -1, width)
-        class_token = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), (n, 1, width))
-        x = jnp.concatenate([class_token, x], axis=1)  # [N, 1 + h·w, W]
-        x = x + self.positional_embedding[...].astype(x.dtype)
+        positions = self.positional_embedding[...].astype(x.dtype)  # [1 + h·w, W]
+        x = x.reshape(n, -1, width) + positions[1:]
+        if kept_patches is not None:
+            # Where a patch is belongs to it, so its position is added before others go.
+            x = jnp.take_along_axis(x, kept_patches[:, :, None], axis=1)  # [N, K, W]
+        class_token = self.class_embedding[...].astype(x.dtype) + positions[0]
+        class_token = jnp.broadcast_to(class_token, (n, 1, width))
+        x = jnp.concatenate([class_token, x], axis=1)  # [N, 1 + K, W]
         x = self.transformer(self.ln_pre(x))
         x = self.ln_post(x[:, 0])  # [N, W]
         return x @ self.proj[...].astype(x.dtype)

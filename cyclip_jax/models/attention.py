@@ -1,0 +1,99 @@
+"""Attention: its definition, and the fast forms of the same value."""
+
+import jax
+import jax.extend.backend
+import jax.numpy as jnp
+
+from cyclip_jax.errors import UserError
+
+ATTENTIONS = ("auto", "xla", "cudnn")
+# What cuDNN's flash attention takes on every GPU that has it, Ampere and later.
+_CUDNN_CAPABILITY = 8.0
+_CUDNN_CHANNELS, _CUDNN_MULTIPLE = 128, 8
+
+
+def multi_head_attention(query, key, value, *, heads, is_causal=False):
+    """softmax(Q Kᵀ / √d) V per head, [N, Q, W], [N, L, W], [N, L, W] -> [N, Q, W]."""
+    query, key, value = (split_heads(x, heads) for x in (query, key, value))
+    logits_dtype = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=logits_dtype)
+    logits = logits * query.shape[-1] ** -0.5
+    if is_causal:
+        is_seen = jnp.tril(jnp.ones(logits.shape[-2:], bool))  # [Q, L]
+        logits = jnp.where(is_seen, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    out = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
+    return out.reshape(*out.shape[:2], -1)
+
+
+def fast_attention(query, key, value, *, heads, is_causal, implementation):
+    """`multi_head_attention`, in 16 bits by jax.nn.dot_product_attention's "xla" or "cudnn".
+
+    JAX's takes the products of the gradient, too, in 16 bits; those of the definition are float32.
+    In wider types it is the definition: JAX's is the same there, though slower on CPUs, and takes
+    its softmax in float32 even of float64.
+    """
+    if query.dtype.itemsize > 2:
+        return multi_head_attention(query, key, value, heads=heads, is_causal=is_causal)
+    count, length = query.shape[:2]
+    lengths = None
+    if implementation == "cudnn" and length % 2:
+        # JAX refuses cuDNN's gradient of odd lengths: one position more, which no other sees.
+        query, key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0))) for x in (query, key, value))
+        lengths = jnp.full(count, length, jnp.int32)
+    out = jax.nn.dot_product_attention(
+        *(split_heads(x, heads) for x in (query, key, value)),
+        is_causal=is_causal,
+        key_value_seq_lengths=lengths,
+        implementation=implementation,
+    )
+    return out[:, :length].reshape(count, length, -1)
+
+
+def split_heads(x, heads):
+    """[N, L, W] -> [N, L, heads, W / heads]."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def choose_attention(attention, *, dtype, channels):
+    """Returns the implementation for this process's devices, "xla" or "cudnn".
+
+    Args:
+      attention: one of ATTENTIONS; "auto" is "cudnn" wherever that can compute it.
+      dtype: of the tower's computation.
+      channels: per head.
+
+    Raises:
+      UserError: an unknown name, or "cudnn" where it cannot compute it.
+    """
+    if attention not in ATTENTIONS:
+        raise UserError(
+            f"unknown config.model.attention {attention!r}; choose one of {', '.join(ATTENTIONS)}"
+        )
+    if attention == "xla":
+        return "xla"
+    obstacle = _cudnn_obstacle(jnp.dtype(dtype), channels)
+    if attention == "cudnn" and obstacle:
+        raise UserError(
+            f"config.model.attention 'cudnn' {obstacle}; set it to 'auto', which is 'cudnn' "
+            "wherever that is possible"
+        )
+    return "xla" if obstacle else "cudnn"
+
+
+def _cudnn_obstacle(dtype, channels):
+    """Why cuDNN cannot compute an attention here, in words; None if it can."""
+    if dtype.itemsize != 2:
+        return f"computes in 16 bits, not in {dtype}: set config.model.dtype to 'bfloat16'"
+    if channels > _CUDNN_CHANNELS or channels % _CUDNN_MULTIPLE:
+        return (
+            f"needs heads of at most {_CUDNN_CHANNELS} channels, a multiple of {_CUDNN_MULTIPLE}; "
+            f"here they have {channels}"
+        )
+    # ROCm's devices, too, call themselves "gpu".
+    if "cuda" not in jax.extend.backend.get_backend().platform_version:
+        return f"needs an NVIDIA GPU, and this process computes on {jax.default_backend()}"
+    capability = float(jax.local_devices()[0].compute_capability)
+    if capability < _CUDNN_CAPABILITY:
+        return f"needs compute capability {_CUDNN_CAPABILITY}; this GPU has {capability}"
+    return None

@@ -1,0 +1,68 @@
+"""Which of a block's activations are kept for the gradient, and which are computed anew."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend.core.primitives import conv_general_dilated_p
+
+from cyclip_jax.errors import UserError
+
+
+def _is_convolution(primitive, *_, **__):
+    return primitive is conv_general_dilated_p
+
+
+# What besides the blocks' inputs is kept.
+POLICIES = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    # The outputs of products with weights, which are what costs; JAX's policy knows matrices alone.
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _is_convolution
+    ),
+}
+
+
+def check_policy(name, *, field):
+    """Raises UserError, which names config.model.`field`, unless `name` is one of POLICIES."""
+    if name not in POLICIES:
+        raise UserError(
+            f"unknown config.model.{field} {name!r}; choose one of {', '.join(POLICIES)}"
+        )
+
+
+def run_block(block, x, *, policy):
+    """block(x), whose gradient keeps what POLICIES[policy] says.
+
+    What the block changes in itself, BatchNorm's statistics, is changed once.
+    """
+    if policy == "none":
+        return block(x)
+    return nnx.remat(_call, policy=POLICIES[policy])(block, x)
+
+
+def scan_blocks(blocks, x, *, policy):
+    """`run_block` of one block after the other as one loop, which is compiled once.
+
+    The blocks' parameters stay separate arrays outside: they are stacked while this is computed.
+
+    Args:
+      blocks: modules that differ in their parameters alone, which they do not change.
+      x: what goes into the first, [...]; each returns what it gets in shape and dtype.
+      policy: one of POLICIES.
+    """
+    graphdef, _ = nnx.split(blocks[0])
+    params = [nnx.to_pure_dict(nnx.state(block)) for block in blocks]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+
+    def body(x, params):
+        return nnx.merge(graphdef, params)(x), None
+
+    if policy != "none":
+        # In a loop nothing can be shared between the two passes; forbidding it costs speed.
+        body = jax.checkpoint(body, prevent_cse=False, policy=POLICIES[policy])
+    return jax.lax.scan(body, x, stacked)[0]
+
+
+def _call(block, x):
+    return block(x)

@@ -1,0 +1,98 @@
+"""Training on fewer tokens: patches that are left out of images, and shortened texts."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from cyclip_jax.errors import UserError
+
+PATCH_DROPPING = ("none", "random", "grid")
+
+
+def check_patch_dropping(how, kept, grid):
+    """Checks that `choose_patches` can do what is asked of it.
+
+    Args:
+      how: as for `choose_patches`, or "none", of which nothing is asked.
+      kept: likewise.
+      grid: (h, w) patches of an image; None is a model without patches, a ResNet.
+
+    Raises:
+      UserError: it cannot.
+    """
+    if how not in PATCH_DROPPING:
+        raise UserError(
+            f"unknown config.tokens.patch_dropping {how!r}; choose one of "
+            f"{', '.join(PATCH_DROPPING)}"
+        )
+    if how == "none":
+        return
+    if grid is None:
+        raise UserError(
+            "config.tokens.patch_dropping does not apply to a ResNet: it has no patches"
+        )
+    if not 0 < kept <= 1:
+        raise UserError(
+            f"config.tokens.kept_patches {kept} is not a share of the patches; set it above 0 and "
+            "up to 1"
+        )
+    if how == "grid":
+        _window(kept, grid)
+
+
+def choose_patches(key, images, grid, kept, how):
+    """Draws the patches that each image keeps, anew for each.
+
+    Args:
+      key: of the draw.
+      images: how many.
+      grid: (h, w) patches of an image.
+      kept: share of them, in (0, 1].
+      how: "random" takes max(1, round(kept · h·w)) of them, all equally likely (FLIP, Li et al.
+        2023, arXiv:2212.00794, section 3); "grid" cuts the grid into windows of 1/kept patches, as
+        square as they tile it, and takes one of each (CLIPA, Li et al. 2023, arXiv:2305.07017).
+
+    Returns:
+      Rising indices of patches, counted row by row, int32 [images, K].
+    """
+    h, w = grid
+    if how == "random":
+        count = max(1, round(kept * h * w))
+        order = jnp.argsort(jax.random.bits(key, (images, h * w)), axis=1)
+        return jnp.sort(order[:, :count], axis=1).astype(jnp.int32)
+    a, b = _window(kept, grid)
+    inside = jax.random.randint(key, (images, h // a, w // b), 0, a * b)
+    row = jnp.arange(h // a)[:, None] * a + inside // b  # [images, h/a, w/b]
+    column = jnp.arange(w // b) * b + inside % b
+    return jnp.sort((row * w + column).reshape(images, -1), axis=1).astype(jnp.int32)
+
+
+def shorten(tokens, length):
+    """Cuts texts, [N, L] -> [N, length] with length ≤ L, and keeps their end-of-text token.
+
+    Where it, the largest id of the row, stands behind the cut, it takes the last kept place.
+    """
+    cut = tokens[:, :length]
+    end_is_cut = jnp.argmax(tokens, axis=-1) >= length  # [N]
+    last = jnp.where(end_is_cut, tokens.max(axis=-1), cut[:, -1])
+    return cut.at[:, -1].set(last)
+
+
+def _window(kept, grid):
+    """(rows, columns) of the squarest window of 1/kept patches that tiles the grid."""
+    h, w = grid
+    patches = round(1 / kept)
+    windows = [
+        (a, patches // a)
+        for a in range(1, patches + 1)
+        if patches % a == 0 and h % a == 0 and w % (patches // a) == 0
+    ]
+    # 0.33 is meant to be a third.
+    if not windows or not math.isclose(kept * patches, 1, rel_tol=0.02):
+        raise UserError(
+            f"config.tokens.patch_dropping 'grid' finds no windows of 1/{kept} patches that tile "
+            f"{h}×{w}; set config.tokens.kept_patches to another share, or patch_dropping to "
+            "'random'"
+        )
+    return min(windows, key=lambda window: abs(window[0] - window[1]))
