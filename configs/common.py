@@ -11,6 +11,9 @@ def get_config():
     config = ml_collections.ConfigDict()
     config.seed = 0  # initial parameters, order of the examples, augmentations
     config.batch_size = 128  # pairs per step over all devices
+    # Parts in which the towers take the batch, for less memory and a second forward pass. The
+    # gradient is the whole batch's; BatchNorm's statistics are each part's, and follow their mean.
+    config.micro_batches = 1
     config.total_steps = placeholder(int)  # length of the run in steps; this or num_epochs
     config.num_epochs = placeholder(int)  # length of the run in passes over the training data
     config.log_every_steps = 50  # how often metrics are fetched from the device and written
@@ -41,11 +44,27 @@ def get_config():
     model.dtype = "float32"  # of the towers' computation, or "bfloat16"; parameters are float32
     model.batch_norm_group_size = placeholder(int)  # images per group; default the whole batch
     model.initial_weights_dtype = "float32"  # or "float16": initial weights are rounded to it
+    model.attention = "auto"  # "cudnn" in bfloat16 on NVIDIA's GPUs, else "xla"; or one of them
+    model.vision_remat = "none"  # or "dots", "full": activations recomputed to save memory
+    model.text_remat = "none"  # the same of the text tower
+    model.scan_blocks = False  # transformer blocks as a loop: compiles faster; is to go with remat
+
+    # Cheaper steps: what the towers see of images and texts.
+    config.tokens = tokens = ml_collections.ConfigDict()
+    tokens.patch_dropping = "none"  # ViT: or "random", or "grid": one patch of each window
+    tokens.kept_patches = 0.5  # share of the patches that is seen where some are dropped
+    tokens.text_length = placeholder(int)  # tokens of a caption that are seen, default all
+    tokens.full_steps = 0  # so many steps at the end of the run see everything
+
+    config.mesh = mesh = ml_collections.ConfigDict()
+    mesh.fsdp = 1  # devices that share one copy of parameters and optimiser state
+    mesh.fsdp_min_size = 2**16  # parameters of fewer numbers stay whole
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.inmodal_weight = 0.25  # λ1 of the paper
     loss.crossmodal_weight = 0.25  # λ2 of the paper
     loss.cyclic_normalization = "reference"  # 1/N as published, or "batch_size_free": ·128/N
+    loss.chunk_size = 256  # rows of each device in a tile of similarities; only memory and speed
     loss.detached_gather_devices = 1  # W > 1 divides the towers' gradients by W, as published
 
     config.optimizer = optimizer = ml_collections.ConfigDict()
@@ -55,6 +74,7 @@ def get_config():
     optimizer.beta1 = 0.9
     optimizer.beta2 = 0.999
     optimizer.eps = 1e-8
+    optimizer.first_moment_dtype = "float32"  # or "bfloat16", for less memory
     optimizer.weight_decay = 0.1  # per unit of the learning rate
     # "matrices": kernels, projections and the token embedding; or "official_names": some norms'
     # scales and the positional and class embeddings too.

@@ -86,18 +86,40 @@ def _is_decayed_by_official_name(path, leaf):
 _WEIGHT_DECAY_RULES = {"matrices": _is_matrix, "official_names": _is_decayed_by_official_name}
 
 
-def adamw(*, beta1, beta2, eps, weight_decay, gradient_clip_norm, weight_decay_rule="matrices"):
+def adamw(
+    *,
+    beta1,
+    beta2,
+    eps,
+    weight_decay,
+    gradient_clip_norm,
+    weight_decay_rule="matrices",
+    first_moment_dtype="float32",
+):
     """AdamW without its learning rate, as an optax transformation.
 
     Args:
+      first_moment_dtype: of the mean of gradients; "bfloat16" saves two bytes per parameter. The
+        mean of their squares keeps the parameters' type: with beta2 = 0.999 a step moves it by a
+        thousandth, less than bfloat16's eight bits can show.
       gradient_clip_norm: largest global gradient norm, or None for no clipping.
       weight_decay_rule: as `weight_decay_mask`.
+
+    Raises:
+      UserError: another first_moment_dtype.
     """
+    if first_moment_dtype not in ("float32", "bfloat16"):
+        raise UserError(
+            f"config.optimizer.first_moment_dtype {first_moment_dtype!r} must be 'float32' or "
+            "'bfloat16'"
+        )
+    # The parameters' own type, where it is not narrower: equality is tested in float64.
+    mu_dtype = "bfloat16" if first_moment_dtype == "bfloat16" else None
     # Without clipping the state has the same structure: a run may be continued with it.
     clip = gradient_clip_norm is not None
     return optax.chain(
         optax.clip_by_global_norm(gradient_clip_norm) if clip else optax.identity(),
-        optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps),
+        optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps, mu_dtype=mu_dtype),
         optax.add_decayed_weights(
             weight_decay, mask=functools.partial(weight_decay_mask, rule=weight_decay_rule)
         ),

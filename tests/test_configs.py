@@ -83,6 +83,7 @@ def test_cc3m_is_the_published_recipe():
         "beta1": 0.9,
         "beta2": 0.999,
         "eps": 1e-8,
+        "first_moment_dtype": "float32",
         "weight_decay": 0.1,
         "weight_decay_rule": "matrices",
         "gradient_clip_norm": None,

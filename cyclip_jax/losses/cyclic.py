@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from cyclip_jax.losses.contrastive import at_least_float32, similarity
+from cyclip_jax.losses.contrastive import at_least_float32, product, similarity
 
 
 def cyclic_consistency_dense(image_embeds, text_embeds):
@@ -27,7 +27,7 @@ def cyclic_consistency_dense(image_embeds, text_embeds):
     return inmodal, crossmodal
 
 
-def cyclic_consistency_closed_form(image_embeds, text_embeds):
+def cyclic_consistency_closed_form(image_embeds, text_embeds, *, axis_names=()):
     """The same two values in O(N·D²) time and O(D²) memory, without an N×N matrix.
 
     With E = I − T and M = (I + T)/2, the matrix 2 E Mᵀ = (I − T)(I + T)ᵀ has I Iᵀ − T Tᵀ as its
@@ -37,30 +37,50 @@ def cyclic_consistency_closed_form(image_embeds, text_embeds):
     Forming E first, and not the Gram matrices of I and T, keeps the digits where I ≈ T. Where
     a ≈ ±b the smaller of the two values is a difference of larger ones and may round below zero.
 
-    Args and returns: as `cyclic_consistency_dense`.
+    Args:
+      image_embeds: as `cyclic_consistency_dense`; inside shard_map the device's rows, [n, D].
+      text_embeds: as image_embeds.
+      axis_names: the mesh axes that the rows are split over, inside shard_map: the three matrices
+        are summed over the devices, and nothing else is sent, neither back. () is one device.
+
+    Returns:
+      As `cyclic_consistency_dense`, of the global batch.
     """
     image_embeds, text_embeds = at_least_float32(image_embeds, text_embeds)
+    difference = image_embeds - text_embeds  # E, [n, D]
+    midpoint = (image_embeds + text_embeds) / 2  # M, [n, D]
+    products = jnp.stack([_gram(difference), _gram(midpoint), product(difference.T, midpoint)])
     n = image_embeds.shape[0]
-    difference = image_embeds - text_embeds  # E, [N, D]
-    midpoint = (image_embeds + text_embeds) / 2  # M, [N, D]
-
-    def inner(left, right):  # leftᵀ right, [D, D]
-        return jnp.matmul(left.T, right, precision=jax.lax.Precision.HIGHEST)
-
-    a = jnp.sum(inner(difference, difference) * inner(midpoint, midpoint))
-    cross = inner(difference, midpoint)
+    if axis_names:
+        products = jax.lax.psum(products, axis_names)  # [3, D, D]
+        n *= jax.lax.axis_size(axis_names)
+    differences, midpoints, cross = products
+    a = jnp.sum(differences * midpoints)
     b = jnp.sum(cross * cross.T)
     return 2 * (a + b) / n, 2 * (a - b) / n
 
 
-def cyclic_consistency(image_embeds, text_embeds):
+@jax.custom_vjp
+def _gram(rows):
+    """RᵀR, [n, D] -> [D, D], with a gradient of one product where the general rule takes two."""
+    return product(rows.T, rows)
+
+
+_gram.defvjp(
+    lambda rows: (_gram(rows), rows),
+    lambda rows, cotangent: (product(rows, cotangent + cotangent.T),),
+)
+
+
+def cyclic_consistency(image_embeds, text_embeds, *, axis_names=()):
     """In-modal and cross-modal consistency by the cheaper of two equal forms.
 
     The definition costs three N×N×D products, the closed form three D×D×N: the closed form serves
-    when N ≥ D.
+    when N ≥ D. Over several devices it always does: it gathers nothing.
 
-    Args and returns: as `cyclic_consistency_dense`.
+    Args and returns: as `cyclic_consistency_closed_form`.
     """
     n, d = image_embeds.shape
-    form = cyclic_consistency_closed_form if n >= d else cyclic_consistency_dense
-    return form(image_embeds, text_embeds)
+    if n >= d or axis_names:
+        return cyclic_consistency_closed_form(image_embeds, text_embeds, axis_names=axis_names)
+    return cyclic_consistency_dense(image_embeds, text_embeds)

@@ -1,10 +1,13 @@
 """The CyCLIP objective: contrastive term plus the two weighted cyclic terms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.losses.contrastive import contrastive_loss
+from cyclip_jax.losses.contrastive import CHUNK_SIZE, contrastive_loss
 from cyclip_jax.losses.cyclic import cyclic_consistency
 
 # The batch size at which the paper chose its weights λ1 = λ2 = 0.25.
@@ -22,6 +25,8 @@ def cyclip_loss(
     crossmodal_weight=0.25,
     cyclic_normalization="reference",
     detached_gather_devices=1,
+    chunk_size=CHUNK_SIZE,
+    mesh=None,
 ):
     """Contrastive loss + λ1 · in-modal + λ2 · cross-modal consistency (Goel et al. 2022).
 
@@ -38,6 +43,11 @@ def cyclip_loss(
         gradient. Each device then has the gradient of its own rows alone, and their mean over the
         devices is 1/W of the true gradient in both towers, but the true one in the logit scale. 1
         is the true gradient; values are the same for any W.
+      chunk_size: rows of each device in a tile of the similarities (see `contrastive_loss`): more
+        take more memory, fewer more and smaller products. Values do not depend on it.
+      mesh: a jax.sharding.Mesh, all of whose axes the rows are split over; N must be a multiple of
+        its size. Each device then works on its own rows (see `contrastive_loss` and
+        `cyclic_consistency_closed_form` for what is sent). None is one device.
 
     Returns:
       (loss, metrics): a scalar of at least float32, and a dict of scalars. `inmodal_cyclic_loss`
@@ -47,22 +57,30 @@ def cyclip_loss(
 
     Raises:
       ValueError: unequal shapes.
-      UserError: an unknown normalisation, or no device to gather over.
+      UserError: an unknown normalisation, no device to gather over, or an empty chunk.
     """
     if image_embeds.shape != text_embeds.shape:
         raise ValueError(
             f"image_embeds {image_embeds.shape} and text_embeds {text_embeds.shape} must have "
             "one shape [N, D]"
         )
-    check_loss(cyclic_normalization, detached_gather_devices)
+    check_loss(cyclic_normalization, detached_gather_devices, chunk_size)
     image_embeds = scale_gradient(image_embeds, 1 / detached_gather_devices)
     text_embeds = scale_gradient(text_embeds, 1 / detached_gather_devices)
     n = image_embeds.shape[0]
     normalizer = 1.0 if cyclic_normalization == "reference" else REFERENCE_BATCH_SIZE / n
-    contrastive, (image_to_text, text_to_image) = contrastive_loss(
+    terms = functools.partial(_terms, chunk_size=chunk_size)
+    if mesh is not None and mesh.size > 1:
+        rows = PartitionSpec(mesh.axis_names)
+        terms = jax.shard_map(
+            functools.partial(terms, axis_names=mesh.axis_names),
+            mesh=mesh,
+            in_specs=(rows, rows, PartitionSpec()),
+            out_specs=PartitionSpec(),
+        )
+    contrastive, (image_to_text, text_to_image), (inmodal, crossmodal) = terms(
         image_embeds, text_embeds, logit_scale
     )
-    inmodal, crossmodal = cyclic_consistency(image_embeds, text_embeds)
     loss = contrastive + normalizer * (inmodal_weight * inmodal + crossmodal_weight * crossmodal)
     # Rounding can push the smaller consistency below zero: clip what is shown, never what is
     # differentiated.
@@ -81,13 +99,21 @@ def cyclip_loss(
     return loss, metrics
 
 
+def _terms(image_embeds, text_embeds, logit_scale, *, chunk_size, axis_names=()):
+    contrastive, accuracies = contrastive_loss(
+        image_embeds, text_embeds, logit_scale, chunk_size=chunk_size, axis_names=axis_names
+    )
+    cyclic = cyclic_consistency(image_embeds, text_embeds, axis_names=axis_names)
+    return contrastive, accuracies, cyclic
+
+
 def scale_gradient(x, factor):
     """Returns x itself, with `factor` times its gradient."""
     constant = jax.lax.stop_gradient(x)
     return constant + factor * (x - constant)
 
 
-def check_loss(cyclic_normalization, detached_gather_devices, **weights):
+def check_loss(cyclic_normalization, detached_gather_devices, chunk_size, **weights):
     """Raises UserError for settings of `cyclip_loss` that there are not; any weight will do."""
     del weights
     if cyclic_normalization not in CYCLIC_NORMALIZATIONS:
@@ -100,3 +126,5 @@ def check_loss(cyclic_normalization, detached_gather_devices, **weights):
             f"config.loss.detached_gather_devices {detached_gather_devices} must be at least 1, "
             "which is the true gradient"
         )
+    if chunk_size < 1:
+        raise UserError(f"config.loss.chunk_size {chunk_size} must be at least 1")

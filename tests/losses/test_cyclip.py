@@ -61,7 +61,10 @@ def test_logit_scale_does_not_scale_the_cyclic_terms(x64):
 def test_a_term_rounded_below_zero_is_shown_as_zero_and_differentiated_as_it_is(monkeypatch):
     monkeypatch.setattr(
         "cyclip_jax.losses.cyclip.cyclic_consistency",
-        lambda images, texts: (images.sum() * 0 + 0.5, (images * texts).sum() * 1e-3 - 1.0),
+        lambda images, texts, axis_names: (
+            images.sum() * 0 + 0.5,
+            (images * texts).sum() * 1e-3 - 1.0,
+        ),
     )
     loss, metrics = loss_of(inmodal_weight=0.0, crossmodal_weight=1.0)
     assert float(metrics["crossmodal_cyclic_loss"]) == 0
