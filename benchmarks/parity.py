@@ -25,7 +25,7 @@ from cyclip_jax.models import presets
 from cyclip_jax.models.clip import normalise_images
 from cyclip_jax.models.presets import resolve_sizes
 from cyclip_jax.optim import create_optimizer
-from cyclip_jax.train import create_state, make_train_step
+from cyclip_jax.train_step import create_state, make_train_step
 from tests.pytorch import open_clip, torch
 
 SMALL_TEXT = {

@@ -1,4 +1,11 @@
-"""The mesh, and how host arrays become global ones; no model code names an axis."""
+"""The mesh, what is split over it, and how host arrays become global ones.
+
+No model code names an axis.
+"""
+
+import functools
+import math
+import re
 
 import jax
 import numpy as np
@@ -7,31 +14,132 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cyclip_jax.errors import UserError
 
-DATA_AXIS = "data"
+# The batch is split over both axes, parameters and the optimiser's state over the second: devices
+# along `fsdp` share one copy of them (fully sharded data parallelism).
+DATA_AXIS, FSDP_AXIS = "data", "fsdp"
+
+# The first rule found in a parameter's path, names joined by "/", says which dimension is split.
+_LAST_OF_2, _LAST_OF_4 = PartitionSpec(None, FSDP_AXIS), PartitionSpec(None, None, None, FSDP_AXIS)
+PARTITION_RULES = (
+    (r"conv\w*/kernel$", _LAST_OF_4),  # [height, width, in, out]
+    (r"/kernel$", _LAST_OF_2),  # [in, out]
+    (r"text/token_embedding$", _LAST_OF_2),  # [vocabulary, width]
+    (r"(visual/proj|text/text_projection)$", _LAST_OF_2),  # [width, embedding]
+    (r"/(positional_embedding|class_embedding)$", PartitionSpec()),
+    (r"/(bias|scale)$", PartitionSpec()),
+    (r"^logit_scale$", PartitionSpec()),
+)
 
 
-def create_mesh(devices=None):
-    """A one-axis mesh over `devices`, by default all of them, process by process."""
-    devices = jax.devices() if devices is None else devices
-    return jax.sharding.Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+def create_mesh(devices=None, *, fsdp=1):
+    """A mesh over `devices`, by default all of them, process by process.
+
+    Args:
+      devices: sequence of jax.Device.
+      fsdp: devices that share one copy of the parameters, neighbours in `devices`.
+
+    Returns:
+      A jax.sharding.Mesh of [devices / fsdp, fsdp].
+
+    Raises:
+      UserError: fsdp does not divide the number of devices.
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    if fsdp < 1 or devices.size % fsdp:
+        raise UserError(
+            f"config.mesh.fsdp {fsdp} does not divide the {devices.size} devices; set it to one of "
+            f"{', '.join(str(n) for n in range(1, devices.size + 1) if devices.size % n == 0)}"
+        )
+    shape = (-1, fsdp)
+    return jax.sharding.Mesh(
+        devices.reshape(shape), (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2
+    )
 
 
 def replicated(mesh):
-    """The sharding of what every device holds whole: the train state."""
+    """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh):
     """The sharding of a global batch: rows split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
-def check_batch_size(batch_size, mesh, key="config.batch_size"):
-    """Raises UserError unless every device gets the same number of rows."""
-    if batch_size < 1 or batch_size % mesh.size:
+def parameter_sharding(params, mesh, *, min_size):
+    """The shardings of parameters by PARTITION_RULES.
+
+    Args:
+      params: nested dict of arrays or shapes.
+      mesh: as `create_mesh` makes it.
+      min_size: arrays of fewer elements stay whole, as splitting them saves little and costs a
+        collective; so do those whose dimension the axis does not divide.
+
+    Returns:
+      The same tree of NamedSharding.
+
+    Raises:
+      ValueError: no rule names a parameter.
+    """
+
+    def sharding(path, leaf):
+        name = "/".join(str(part.key) for part in path)
+        specs = [spec for pattern, spec in PARTITION_RULES if re.search(pattern, name)]
+        if not specs:
+            raise ValueError(f"no rule of parallel.PARTITION_RULES names the parameter {name}")
+        spec = specs[0]
+        split = [size for size, axis in zip(leaf.shape, spec, strict=False) if axis]
+        divides = all(size % mesh.shape[FSDP_AXIS] == 0 for size in split)
+        is_whole = math.prod(leaf.shape) < min_size or not divides
+        return replicated(mesh) if is_whole else NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def gathered(params, sharding):
+    """The parameters as every device needs them to compute with.
+
+    Without it XLA may split activations by channel, to suit the parameters. The gradient comes back
+    summed over the devices and split as the parameters are.
+
+    Args:
+      params: nested dict of arrays.
+      sharding: the same tree of NamedSharding.
+    """
+    return jax.tree.map(
+        lambda array, split: array if split.is_fully_replicated else _whole(array, split),
+        params,
+        sharding,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _whole(array, sharding):
+    return jax.lax.with_sharding_constraint(array, replicated(sharding.mesh))
+
+
+def _split_gradient(sharding, _, gradient):
+    # Whole first: asked for its part alone, XLA would split by channel what it is computed from.
+    # On GPUs and TPUs it makes one reduce-scatter of the two.
+    whole = jax.lax.with_sharding_constraint(gradient, replicated(sharding.mesh))
+    return (jax.lax.with_sharding_constraint(whole, sharding),)
+
+
+_whole.defvjp(lambda array, sharding: (_whole(array, sharding), None), _split_gradient)
+
+
+def check_batch_size(batch_size, mesh, *, micro_batches=1):
+    """Raises UserError unless every device gets the same number of rows in each micro-batch."""
+    if micro_batches < 1:
+        raise UserError(f"config.micro_batches {micro_batches} must be at least 1")
+    rows = mesh.size * micro_batches
+    if batch_size < 1 or batch_size % rows:
+        parts = f"{mesh.size} devices"
+        if micro_batches > 1:
+            parts += f" and {micro_batches} micro-batches"
         raise UserError(
-            f"{key} {batch_size} does not split evenly over {mesh.size} devices; "
-            f"set it to a positive multiple of {mesh.size}"
+            f"config.batch_size {batch_size} does not split evenly over {parts}; "
+            f"set it to a positive multiple of {rows}"
         )
 
 

@@ -1,5 +1,7 @@
-"""What the loop needs of the operating system: signals and a stopwatch."""
+"""What the loop needs of the operating system: signals, a stopwatch, and the next batch in time."""
 
+import collections
+import concurrent.futures
 import contextlib
 import signal
 import time
@@ -50,9 +52,58 @@ class Stopwatch:
         yield
         self._paused += time.perf_counter() - start
 
-    def seconds_per_step(self, step):
-        """Average since the last call, or since the start."""
+    def lap(self, step):
+        """(steps, seconds) since the last call, or since the start."""
         now = time.perf_counter()
-        seconds = (now - self._start - self._paused) / max(step - self._step, 1)
+        lap = max(step - self._step, 1), now - self._start - self._paused
         self._step, self._start, self._paused = step, now, 0.0
-        return seconds
+        return lap
+
+
+class Feed:
+    """Brings batches to the device while it computes, and measures how long it waits for them.
+
+    Args:
+      batches: iterator of (host arrays, position).
+      put: function from host arrays to device arrays.
+    """
+
+    def __init__(self, batches, put):
+        self._batches, self._put = batches, put
+        self._watcher = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._finished = collections.deque()
+        self._waited = 0.0
+
+    def next(self, while_computing=None):
+        """(device arrays, position) of the next batch.
+
+        At most one more step is then waiting behind the running one: a host that ran further ahead
+        would fill the device with batches.
+
+        Args:
+          while_computing: the outputs of the step that was dispatched last.
+        """
+        if while_computing is not None:
+            self._finished.append(self._watcher.submit(_time_when_ready, while_computing))
+        batch, position = next(self._batches)
+        batch = jax.block_until_ready(self._put(batch))
+        if while_computing is not None:
+            if self._finished[-1].done():
+                self._waited += max(time.perf_counter() - self._finished[-1].result(), 0.0)
+            if len(self._finished) > 1:
+                self._finished.popleft().result()
+        return batch, position
+
+    def take_waited(self):
+        """Seconds since the last call in which the device had no step to compute."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def close(self):
+        """Ends the thread."""
+        self._watcher.shutdown()
+
+
+def _time_when_ready(arrays):
+    jax.block_until_ready(arrays)
+    return time.perf_counter()

@@ -1,15 +1,13 @@
-"""The train state, the train step and the loop, in the order in which a run goes through them."""
+"""A run from its config to its last step; the step itself is in train_step.py."""
 
 import contextlib
 import dataclasses
 import functools
-import itertools
 import time
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from clu import parameter_overview
 from etils import epath
 from flax import nnx
@@ -20,13 +18,21 @@ from cyclip_jax.data.configured import open_batches, open_source, open_tokenizer
 from cyclip_jax.data.pipeline import Position, steps_per_epoch
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute
+from cyclip_jax.flops import peak_flops, training_flops, utilisation
 from cyclip_jax.inference import Model, set_matmul_precision
-from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.losses.cyclip import check_loss
-from cyclip_jax.models.clip import MAX_LOGIT_SCALE, normalise_images, split_model
+from cyclip_jax.models.presets import abstract_model
 from cyclip_jax.optim import create_optimizer
 from cyclip_jax.pretrained import inherit_vocabulary, starting_point
-from cyclip_jax.runtime import StopOnSignal, Stopwatch
+from cyclip_jax.runtime import Feed, StopOnSignal, Stopwatch
+from cyclip_jax.train_step import (
+    TrainState,
+    create_state,
+    initial_state,
+    make_train_step,
+    state_sharding,
+)
+from cyclip_jax.views import reduced_view, see_everything
 from cyclip_jax.workdir import (
     FIGURES,
     LOG,
@@ -38,130 +44,6 @@ from cyclip_jax.workdir import (
     resolve_paths,
     write_config,
 )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """All that a step changes.
-
-    Attributes:
-      step: steps done, int32 scalar.
-      params: nested dict of float32 arrays.
-      batch_stats: nested dict of BatchNorm's running means and variances; empty without BatchNorm.
-      opt_state: of the optimiser.
-      rng: typed key; what is random in a step derives from it and the step.
-      skipped_steps: steps whose update was left out because something was not finite, int32.
-      skipped_in_a_row: the same since the last update, int32.
-      most_skipped_in_a_row: the largest that this ever was, int32.
-    """
-
-    step: jax.Array
-    params: dict
-    batch_stats: dict
-    opt_state: optax.OptState
-    rng: jax.Array
-    skipped_steps: jax.Array
-    skipped_in_a_row: jax.Array
-    most_skipped_in_a_row: jax.Array
-
-
-def initial_state(create, optimizer, *, seed):
-    """The state before the first step.
-
-    Args:
-      create: function without arguments that returns the model.
-      optimizer: an optax.GradientTransformation.
-      seed: of the state's random key.
-    """
-    _, params, batch_stats = split_model(create())
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(
-        step=zero,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
-        rng=jax.random.key(seed),
-        skipped_steps=zero,
-        skipped_in_a_row=zero,
-        most_skipped_in_a_row=zero,
-    )
-
-
-def create_state(create, optimizer, *, seed, sharding=None):
-    """`initial_state`, computed; `sharding` is every array's, None leaves that to JAX."""
-    # It runs once: optimising its hundreds of small loops costs a CPU more than it saves.
-    unoptimised = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    state = functools.partial(initial_state, create, optimizer, seed=seed)
-    return jax.jit(state, out_shardings=sharding, compiler_options=unoptimised)()
-
-
-def make_train_step(graphdef, optimizer, schedule, *, normalise=normalise_images, **loss):
-    """The train step, a pure function (state, batch) -> (state, metrics).
-
-    The batch is global: {"images": uint8 [N, H, W, 3], "tokens": int32 [N, L]}. Under jit with rows
-    sharded over a mesh, losses, gradients and BatchNorm's statistics are those of the whole batch.
-    A step in which the loss, a gradient or a new statistic is not finite changes nothing but
-    `step` and the two counters.
-
-    Args:
-      graphdef: of the model in training mode.
-      optimizer: gives updates to be multiplied by −learning rate.
-      schedule: function from step to learning rate.
-      normalise: function from uint8 images to what the image tower takes.
-      **loss: keyword arguments of `cyclip_loss`.
-    """
-
-    def train_step(state, batch):
-        def loss_fn(params):
-            model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
-            embeds = model(normalise(batch["images"]), batch["tokens"])
-            loss_value, metrics = cyclip_loss(*embeds, **loss)
-            return loss_value, (metrics, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
-
-        (loss_value, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
-        )
-        learning_rate = schedule(state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(
-            lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates
-        )
-        params["logit_scale"] = jnp.clip(params["logit_scale"], 0, MAX_LOGIT_SCALE)
-
-        finite = all_finite((loss_value, grads, batch_stats))
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, batch_stats, opt_state),
-            (state.params, state.batch_stats, state.opt_state),
-        )
-        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
-        counters = {
-            "skipped_steps": state.skipped_steps + jnp.where(finite, 0, 1),
-            "skipped_in_a_row": in_a_row,
-            "most_skipped_in_a_row": jnp.maximum(in_a_row, state.most_skipped_in_a_row),
-        }
-        metrics |= {
-            "learning_rate": learning_rate,
-            "grad_norm": optax.global_norm(grads),
-            **counters,
-        }
-        new_state = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=kept[0],
-            batch_stats=kept[1],
-            opt_state=kept[2],
-            **counters,
-        )
-        return new_state, metrics
-
-    return train_step
-
-
-def all_finite(tree):
-    """Whether every number of a tree is finite, a boolean scalar."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def train(config, workdir):
@@ -182,12 +64,13 @@ def train(config, workdir):
     check_loss(**config.loss)
     check_same_model(config, workdir)
     set_matmul_precision(config)
-    mesh = parallel.create_mesh()
-    parallel.check_batch_size(config.batch_size, mesh)
+    mesh = parallel.create_mesh(fsdp=config.mesh.fsdp)
+    parallel.check_batch_size(config.batch_size, mesh, micro_batches=config.micro_batches)
     model = Model(config, mesh)
     source = parallel.process_zero_first(lambda: open_source(config))
     evaluators = evals.create_evaluators(config.evals)
     total_steps = run_length(config, len(source))
+    views = views_of_run(model.sizes, total_steps, **config.tokens)
     optimizer, schedule = create_optimizer(
         **config.optimizer,
         total_steps=total_steps,
@@ -243,10 +126,42 @@ def train(config, workdir):
             checkpointer,
             writer,
         )
-        step_fn = make_train_step(
-            model.train_graphdef, optimizer, schedule, normalise=model.normalise, **config.loss
+        make_step = functools.partial(
+            make_train_step,
+            model.train_graphdef,
+            optimizer,
+            schedule,
+            normalise=model.normalise,
+            micro_batches=config.micro_batches,
+            mesh=mesh,
+            param_sharding=jax.tree.map(lambda array: array.sharding, state.params),
+            **config.loss,
         )
-        return _loop(run, state, position, step_fn, batches, stack.enter_context(StopOnSignal()))
+        phases = [(first_step, view, make_step(view=view)) for first_step, view in views]
+        feed = Feed(batches, functools.partial(parallel.to_global, mesh=mesh))
+        stack.enter_context(contextlib.closing(feed))
+        return _loop(run, state, position, phases, feed, stack.enter_context(StopOnSignal()))
+
+
+def views_of_run(sizes, total_steps, *, full_steps, **reduction):
+    """What the towers see in the course of a run.
+
+    Args:
+      sizes: of the model.
+      total_steps: length of the run.
+      full_steps: so many steps at the end of the run see everything.
+      **reduction: of the steps before, arguments of `reduced_view`.
+
+    Returns:
+      [(first step, view)], in the order of the steps.
+    """
+    reduced = reduced_view(sizes, **reduction)
+    if full_steps < 0:
+        raise UserError(f"config.tokens.full_steps {full_steps} must be at least 0")
+    first_full_step = max(total_steps - full_steps, 0)
+    if reduced is None or first_full_step == 0:
+        return [(0, see_everything)]
+    return [(0, reduced)] + ([(first_full_step, see_everything)] if full_steps else [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,12 +180,14 @@ class Run:
     writer: MetricWriter
 
 
-def _loop(run, state, position, step_fn, batches, stop):
+def _loop(run, state, position, phases, feed, stop):
     """Evaluate if due → save if due or pre-empted → next batch → step → log."""
     config = run.config
     first_step = step = int(state.step)
+    upcoming = None
     if step < run.total_steps:
-        step_fn, batches = _compile(run, step_fn, state, batches)
+        upcoming = feed.next()
+        phases = _compile(run, phases, state, upcoming[0])
     run.console.start(step, run.total_steps)
     stopwatch = Stopwatch(step)
     while True:
@@ -284,12 +201,20 @@ def _loop(run, state, position, step_fn, batches, stop):
                 _save(run, step, state, position)
         if is_last or preempted:
             break
-        batch, position = next(batches)
-        state, metrics = step_fn(state, parallel.to_global(batch, run.mesh))
+        batch, position = upcoming
+        phase = [phase for phase in phases if phase.first_step <= step][-1]
+        state, metrics = phase.step_fn(state, batch)
         step += 1
         run.console.step()
+        if step < run.total_steps:
+            upcoming = feed.next(while_computing=metrics)
         if _is_due(step, config.log_every_steps) or step == run.total_steps:
-            _log(run, step, position, jax.device_get(metrics), stopwatch.seconds_per_step(step))
+            metrics = jax.device_get(metrics)
+            steps, seconds = stopwatch.lap(step)
+            metrics["data_wait_share"] = feed.take_waited() / seconds
+            mfu = utilisation(phase.flops, seconds / steps, run.mesh.devices.flat)
+            metrics |= {} if mfu is None else {"model_flops_utilisation": mfu}
+            _log(run, step, position, metrics, seconds / steps)
     run.checkpointer.wait()
     if not is_last:
         run.console.say(f"asked to stop at step {step}; the same command continues from there")
@@ -304,26 +229,66 @@ def _is_due(step, every):
     return every > 0 and step % every == 0
 
 
-def _compile(run, step_fn, state, batches):
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of the run with one compiled step.
+
+    Attributes:
+      first_step: from which it holds.
+      step_fn: the compiled step.
+      flops: of the model in a step; None where the device's peak is not known.
+    """
+
+    first_step: int
+    step_fn: object
+    flops: float | None
+
+
+def _compile(run, phases, state, batch):
     """Compiles ahead of the first step, so that its time is not mistaken for a step's.
 
-    The first batch is read before: what is wrong with the data shows before anything is compiled.
+    Args:
+      phases: [(first step, view, step function)].
+      batch: the first one: what is wrong with the data shows before anything is compiled.
 
     Returns:
-      (the compiled step, the batches with the first one back in front).
+      The phases that are still to come, as Phase.
     """
-    first = next(batches)
-    whole = parallel.replicated(run.mesh)
+    last = max(first_step for first_step, *_ in phases if first_step <= int(state.step))
+    shardings = jax.tree.map(lambda array: array.sharding, state)
     start = time.perf_counter()
-    compiled = (
-        jax.jit(step_fn, donate_argnums=0, out_shardings=(whole, whole))
-        .lower(state, parallel.to_global(first[0], run.mesh))
-        .compile()
-    )
+    compiled = []
+    for first_step, view, step_fn in phases:
+        if first_step < last:
+            continue
+        step_fn = jax.jit(
+            step_fn,
+            donate_argnums=0,
+            out_shardings=(shardings, parallel.replicated(run.mesh)),
+        )
+        step_fn = step_fn.lower(state, batch).compile()
+        compiled.append(Phase(first_step, step_fn, _model_flops(run, view, state, batch)))
     seconds = time.perf_counter() - start
     run.console.say(f"train step compiled in {seconds:.1f} s")
     run.writer.write(int(state.step), {"compile_seconds": seconds})
-    return compiled, itertools.chain([first], batches)
+    return compiled
+
+
+def _model_flops(run, view, state, batch):
+    """FLOPs of the towers' training on a batch, or None where nothing can be made of them."""
+    if peak_flops(run.mesh.devices.flat[0].device_kind) is None:
+        return None
+
+    # Counted are matrix products, which a fused attention does not show.
+    graphdef, _, _ = abstract_model({**run.config.model, "attention": "xla"})
+
+    def towers(params, batch_stats, rows):
+        model = nnx.merge(graphdef, params, batch_stats, copy=True)
+        images = run.model.normalise(rows["images"])
+        return model(images, rows["tokens"], rows.get("kept_patches"))
+
+    rows = jax.eval_shape(view, state.rng, batch)
+    return training_flops(towers, state.params, state.batch_stats, rows)
 
 
 def _evaluate(run, step, state):
@@ -369,10 +334,13 @@ def _checkpoint_items(state):
 
 def _starting_point(config, model, optimizer, checkpointer, mesh, console):
     """(state, position): the newest good checkpoint, else config.init_from, else from scratch."""
-    whole, seed = parallel.replicated(mesh), config.seed
+    seed = config.seed
+    abstract = jax.eval_shape(functools.partial(initial_state, model.create, optimizer, seed=seed))
+    sharding = state_sharding(abstract, optimizer, mesh, min_size=config.mesh.fsdp_min_size)
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-        jax.eval_shape(functools.partial(initial_state, model.create, optimizer, seed=seed)),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        sharding,
     )
     abstract_model, abstract_training = _checkpoint_items(abstract)
     restored = checkpointer.restore_newest(model=abstract_model, training=abstract_training)
@@ -384,7 +352,7 @@ def _starting_point(config, model, optimizer, checkpointer, mesh, console):
         return TrainState(**trained, **training), Position(**meta["position"])
     # Before anything is computed: what does not fit is said at once.
     given = {} if config.init_from is None else starting_point(config, abstract_model, console)
-    state = create_state(model.create, optimizer, seed=seed, sharding=whole)
+    state = create_state(model.create, optimizer, seed=seed, sharding=sharding)
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     console.log(overview)
     console.say(_parameter_summary(state.params))

@@ -23,9 +23,9 @@ def start_process(environment, *arguments):
     )
 
 
-def finish(process, code=0):
+def finish(process, code=0, seconds=300):
     """Waits for a run and returns what it printed."""
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=seconds)
     assert process.returncode == code, output
     return output
 

@@ -24,7 +24,8 @@ from cyclip_jax.models.clip import normalise_images, split_model, unit_norm
 from cyclip_jax.models.presets import SIZES, round_to_float16
 from cyclip_jax.models.resnet import BatchNorm
 from cyclip_jax.optim import adamw, create_optimizer, weight_decay_mask
-from cyclip_jax.train import create_state, make_train_step, train
+from cyclip_jax.train import train
+from cyclip_jax.train_step import create_state, make_train_step
 from cyclip_jax.workdir import metrics_at, read_metrics
 from tests import tiny
 from tests.conftest import unit_rows, write_pairs

@@ -21,7 +21,7 @@ from tests.runs import ROOT, finish, wait_for_step
 from tests.test_checkpoint import data_file, flip_bit
 
 # What a line says of the clock, not of the mathematics.
-TIMINGS = ("images_per_second", "compile_seconds")
+TIMINGS = ("images_per_second", "compile_seconds", "data_wait_share")
 
 
 def mathematics(workdir):

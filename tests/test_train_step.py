@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,12 @@ from cyclip_jax import parallel
 from cyclip_jax.models import create_model
 from cyclip_jax.models.clip import MAX_LOGIT_SCALE, normalise_images, split_model
 from cyclip_jax.optim import adamw
-from cyclip_jax.train import all_finite, create_state, make_train_step
+from cyclip_jax.train_step import (
+    all_finite,
+    create_state,
+    make_train_step,
+    state_sharding,
+)
 
 SIZES = {
     "image_size": 32,
@@ -36,11 +42,11 @@ def make_batch(seed=0):
     return {"images": rng.integers(0, 256, (ROWS, 32, 32, 3), np.uint8), "tokens": tokens}
 
 
-def make_state(optimizer, dtype, *, perturb=0.0, **overrides):
+def make_state(optimizer, dtype, *, perturb=0.0, name="RN-tiny", **overrides):
     """A state and its graphdef; perturbed, so that no residual branch is hidden by a zero scale."""
 
     def create():
-        return create_model("RN-tiny", rngs=nnx.Rngs(0), dtype=dtype, **{**SIZES, **overrides})
+        return create_model(name, rngs=nnx.Rngs(0), dtype=dtype, **{**SIZES, **overrides})
 
     state = create_state(create, optimizer, seed=0)
     keys = iter(jax.random.split(jax.random.key(1), 1000))
@@ -57,16 +63,24 @@ def make_state(optimizer, dtype, *, perturb=0.0, **overrides):
     return state, split_model(model)[0]
 
 
-def run_on(devices, state, graphdef, batch, dtype):
+def run_on(devices, state, graphdef, batch, dtype, *, fsdp=1, **options):
     """One step of plain gradient descent, so that old − new parameters are the gradient."""
-    mesh = parallel.create_mesh(jax.devices()[:devices])
-    whole = parallel.replicated(mesh)
+    mesh = parallel.create_mesh(jax.devices()[:devices], fsdp=fsdp)
+    sharding = state_sharding(state, optax.identity(), mesh, min_size=100)
     normalise = functools.partial(normalise_images, dtype=jnp.dtype(dtype))
     step = make_train_step(
-        graphdef, optax.identity(), lambda step: 1.0, normalise=normalise, **LOSS
+        graphdef,
+        optax.identity(),
+        lambda step: 1.0,
+        normalise=normalise,
+        mesh=mesh,
+        param_sharding=sharding.params,
+        chunk_size=3,
+        **options,
+        **LOSS,
     )
-    new_state, metrics = jax.jit(step, out_shardings=whole)(
-        jax.device_put(state, whole), parallel.to_global(batch, mesh)
+    new_state, metrics = jax.jit(step, out_shardings=(sharding, parallel.replicated(mesh)))(
+        jax.device_put(state, sharding), parallel.to_global(batch, mesh)
     )
     gradient = jax.tree.map(lambda old, new: np.asarray(old) - new, state.params, new_state.params)
     result = {"loss": metrics["loss"], "gradient": gradient, "stats": new_state.batch_stats}
@@ -84,32 +98,83 @@ def differences(actual, expected):
     return result
 
 
-def gradients_and_statistics(dtype, devices, **overrides):
+def gradients_and_statistics(dtype, devices, *, step=MappingProxyType({}), **overrides):
     with jax.enable_x64(dtype == "float64"):
         state, graphdef = make_state(optax.identity(), dtype, perturb=0.1, **overrides)
-        return run_on(devices, state, graphdef, make_batch(), dtype)
+        return run_on(devices, state, graphdef, make_batch(), dtype, **step)
 
 
-def worst_difference(dtype):
-    one, eight = (gradients_and_statistics(dtype, devices) for devices in (1, 8))
-    worst = max(differences(eight, one).items(), key=lambda item: item[1])
-    print(f"{dtype}: largest relative difference of {len(one)} tensors: {worst}")
+def worst_difference(actual, expected):
+    worst = max(differences(actual, expected).items(), key=lambda item: item[1])
+    print(f"largest relative difference of {len(expected)} tensors: {worst}")
     return worst[1]
 
 
-def test_eight_devices_give_loss_gradients_and_statistics_of_one():
-    assert worst_difference("float64") <= 1e-10
+@pytest.fixture(scope="module")
+def resnet_on_one_device():
+    return gradients_and_statistics("float64", 1)
+
+
+# The same rows for an image and a text tower, whose gradients do not depend on one another's.
+VIT = {"name": "ViT-tiny", "vision_width": 16, "vision_heads": 2, "vision_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def vit_on_one_device():
+    return gradients_and_statistics("float64", 1, **VIT)
+
+
+def test_eight_devices_give_loss_gradients_and_statistics_of_one(resnet_on_one_device):
+    eight = gradients_and_statistics("float64", 8, step={"fsdp": 2})
+    assert worst_difference(eight, resnet_on_one_device) <= 1e-10
 
 
 @pytest.mark.slow
 def test_eight_devices_differ_from_one_by_rounding_alone_in_float32():
-    assert worst_difference("float32") <= 1e-4
+    one, eight = (gradients_and_statistics("float32", devices) for devices in (1, 8))
+    assert worst_difference(eight, one) <= 1e-4
 
 
-def test_statistics_of_each_device_alone_would_fail_that_test():
-    one = gradients_and_statistics("float64", 1)
+def test_statistics_of_each_device_alone_would_fail_that_test(resnet_on_one_device):
     grouped = gradients_and_statistics("float64", 1, batch_norm_group_size=ROWS // 8)
-    assert max(differences(grouped, one).values()) > 1e-3
+    assert max(differences(grouped, resnet_on_one_device).values()) > 1e-3
+
+
+@pytest.mark.parametrize("devices, fsdp", [(8, 1), (8, 4), (8, 8), (2, 2)])
+def test_any_mesh_gives_the_gradients_of_one_device(vit_on_one_device, devices, fsdp):
+    sharded = gradients_and_statistics("float64", devices, step={"fsdp": fsdp}, **VIT)
+    assert worst_difference(sharded, vit_on_one_device) <= 1e-10
+
+
+@pytest.mark.parametrize("devices, micro_batches", [(1, 4), (1, 16), (4, 2)])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(
+    vit_on_one_device, devices, micro_batches
+):
+    step = {"micro_batches": micro_batches}
+    parts = gradients_and_statistics("float64", devices, step=step, **VIT)
+    assert worst_difference(parts, vit_on_one_device) <= 1e-10
+
+
+def test_each_micro_batch_alone_would_fail_that_test(vit_on_one_device):
+    """What gradient accumulation does: the mean of the parts' own losses and gradients."""
+    with jax.enable_x64(True):
+        state, graphdef = make_state(optax.identity(), "float64", perturb=0.1, **VIT)
+        batches = [{name: rows[i::4] for name, rows in make_batch().items()} for i in range(4)]
+        parts = [run_on(1, state, graphdef, batch, "float64") for batch in batches]
+    mean = [(path, np.mean([dict(p)[path] for p in parts], axis=0)) for path, _ in parts[0]]
+    assert max(differences(mean, vit_on_one_device).values()) > 1e-2
+
+
+def test_batch_norm_sees_each_micro_batch_and_follows_their_mean_once():
+    """The statistics of micro-batches are those of ghost groups of the same images."""
+    groups = gradients_and_statistics("float64", 1, batch_norm_group_size=ROWS // 2)
+    with jax.enable_x64(True):
+        state, graphdef = make_state(optax.identity(), "float64", perturb=0.1)
+        # Micro-batch i has rows i, i + 2, …: put the groups there.
+        order = np.arange(ROWS).reshape(2, -1).T.ravel()
+        batch = jax.tree.map(lambda rows: rows[order], make_batch())
+        parts = run_on(1, state, graphdef, batch, "float64", micro_batches=2)
+    assert worst_difference(parts, groups) <= 1e-10
 
 
 @pytest.fixture(scope="module")

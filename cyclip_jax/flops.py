@@ -1,0 +1,156 @@
+"""What a step costs in floating point operations, and which share of a device's peak that is."""
+
+import math
+
+import jax
+
+# Dense bfloat16 peak of one device as JAX counts devices, in operations per second, by the
+# beginning of its `device_kind`. NVIDIA's data sheets print twice as much: with sparsity.
+PEAK_FLOPS_PER_SECOND = {
+    "NVIDIA A100": 312e12,  # A100 data sheet, SXM and PCIe
+    "NVIDIA H100 80GB HBM3": 989e12,  # H100 data sheet, SXM
+    "NVIDIA H100 PCIe": 756e12,  # H100 data sheet, PCIe
+    "NVIDIA H100 NVL": 835e12,  # H100 data sheet, NVL
+    "NVIDIA H200": 989e12,  # H200 data sheet, SXM
+    "NVIDIA H200 NVL": 835e12,  # H200 data sheet, NVL
+    "NVIDIA B200": 2250e12,  # DGX B200 data sheet, an eighth
+    "NVIDIA L4": 121e12,  # L4 data sheet
+    "NVIDIA L40S": 362e12,  # L40S data sheet
+    # cloud.google.com/tpu/docs, the page of each version. A v2, v3 or 7x chip is two devices.
+    "TPU v2": 45e12 / 2,
+    "TPU v3": 123e12 / 2,
+    "TPU v4": 275e12,
+    "TPU v4 lite": 137e12,  # jax.experimental.pallas's tpu_info, v4i
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,
+}
+
+
+def matmul_flops(function, *args):
+    """Floating point operations of all matrix products and convolutions of `function(*args)`.
+
+    A multiplication with its addition counts 2, so that [M, K] @ [K, N] is 2·M·K·N. They are
+    counted on the jaxpr: nothing is computed or compiled, and what a step does on all devices
+    together is counted once. All other operations are left out. So are products inside a custom
+    call, as of cuDNN's attention, which the jaxpr does not show.
+
+    A convolution counts its zero padding in, but not the zeros between the dilated inputs of a
+    strided convolution's gradient: that costs what the forward convolution costs. Of a `cond`, the
+    most expensive branch counts. In a `shard_map`, each device's work counts.
+
+    Args:
+      function: of arrays, or of trees of arrays.
+      *args: arrays or jax.ShapeDtypeStructs.
+
+    Returns:
+      An int.
+
+    Raises:
+      ValueError: products in a `while` loop or in a Pallas kernel, run nobody knows how often.
+    """
+    return _jaxpr_flops(jax.make_jaxpr(function)(*args))
+
+
+def training_flops(forward, *args):
+    """Floating point operations of a training step: 3 times the forward's.
+
+    The convention of Chowdhery et al. 2022 (PaLM), appendix B: the gradients by a product's two
+    operands cost one forward each. What rematerialisation computes again does not count, nor what
+    the optimiser does.
+
+    Args and errors: as `matmul_flops`.
+    """
+    return 3 * matmul_flops(forward, *args)
+
+
+def peak_flops(device_kind):
+    """Dense bfloat16 peak of a device in operations per second, or None for an unknown one.
+
+    Args:
+      device_kind: a jax.Device's, e.g. "NVIDIA A100-SXM4-80GB" or "TPU v5 lite".
+    """
+    if " MIG " in device_kind:  # a part of a GPU
+        return None
+    # Whole words: an L40 is no L4.
+    known = [
+        name
+        for name in PEAK_FLOPS_PER_SECOND
+        if device_kind == name or device_kind.startswith((f"{name} ", f"{name}-"))
+    ]
+    return PEAK_FLOPS_PER_SECOND[max(known, key=len)] if known else None
+
+
+def utilisation(flops_per_step, seconds_per_step, devices):
+    """Model FLOPs utilisation (MFU): the share of the devices' bfloat16 peak, 1 being all of it.
+
+    Chowdhery et al. 2022 (PaLM), appendix B.
+
+    Args:
+      flops_per_step: of the whole batch, as `training_flops` gives it.
+      seconds_per_step: wall-clock time.
+      devices: the list of jax.Devices that share a step, all of one kind.
+
+    Returns:
+      A float, or None where the device's peak is not known.
+    """
+    peak = peak_flops(devices[0].device_kind)
+    if peak is None:
+        return None
+    return flops_per_step / (seconds_per_step * len(devices) * peak)
+
+
+def _jaxpr_flops(jaxpr):
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
+
+
+def _equation_flops(equation):
+    params = equation.params
+    match equation.primitive.name:
+        case "dot_general":
+            return _dot_flops(equation)
+        case "conv_general_dilated":
+            return _convolution_flops(equation)
+        case "cond":
+            return max(_jaxpr_flops(branch) for branch in params["branches"])
+    inner = sum(_jaxpr_flops(jaxpr) for jaxpr in _jaxprs(params))
+    match equation.primitive.name:
+        case "scan":
+            return params["length"] * inner
+        case "shard_map":
+            # Those of this shard_map, not of one around it; jax 0.10.0 still had the shorter name.
+            axes = params.get("newly_manual_axes", params.get("manual_axes"))
+            return math.prod(params["mesh"].shape[axis] for axis in axes) * inner
+        case "while" | "pallas_call" as name if inner:
+            raise ValueError(
+                f"matrix products in a {name}, whose number of runs is not in the jaxpr, cannot be "
+                "counted; count an equal function with lax.scan or plain products"
+            )
+    return inner
+
+
+def _jaxprs(params):
+    """The jaxprs, open or closed, among an equation's parameters, whatever their names."""
+    for value in params.values():
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if hasattr(item, "eqns"):
+                yield item
+
+
+def _dot_flops(equation):
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    return 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution_flops(equation):
+    # Groups of either kind need no care: the kernel's second dimension is what one output sees.
+    _, inputs, *spatial = equation.params["dimension_numbers"].rhs_spec
+    kernel = equation.invars[1].aval.shape
+    products_per_output = math.prod(kernel[axis] for axis in (inputs, *spatial))
+    dilation = math.prod(equation.params["lhs_dilation"])
+    return 2 * equation.outvars[0].aval.size * products_per_output // dilation

@@ -1,0 +1,94 @@
+"""A run over eight devices with all that makes steps cheaper, continued without most of it."""
+
+import shutil
+
+import pytest
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.train import train, views_of_run
+from cyclip_jax.views import reduced_view, see_everything
+from cyclip_jax.workdir import metrics_at, read_metrics
+from tests import tiny
+
+STEPS, FULL_STEPS = 6, 2
+
+
+def configure(pairs, **mesh):
+    config = tiny.get_config()
+    config.batch_size = 16
+    config.total_steps = STEPS
+    config.checkpoint_every_steps = 3
+    config.optimizer.warmup_steps = 2
+    config.data.train = str(pairs)
+    config.evals = {}
+    config.model = type(config.model)(
+        config.model.to_dict()
+        | {
+            "name": "ViT-tiny",
+            "vision_width": 16,
+            "vision_heads": 2,
+            "vision_layers": 1,
+            "patch_size": 8,
+            "text_heads": 2,
+        }
+    )
+    config.tokens.patch_dropping = "grid"
+    config.tokens.text_length = 5
+    config.tokens.full_steps = FULL_STEPS
+    config.mesh.fsdp = mesh.get("fsdp", 1)
+    config.mesh.fsdp_min_size = 100
+    config.micro_batches = mesh.get("micro_batches", 1)
+    return config.lock()
+
+
+def test_a_run_goes_on_over_another_mesh_with_the_same_losses(pairs, tmp_path, capsys):
+    train(configure(pairs, fsdp=4, micro_batches=2), tmp_path / "first")
+    shutil.copytree(tmp_path / "first", tmp_path / "second")
+    shutil.rmtree(tmp_path / "second" / "checkpoints" / str(STEPS))
+    train(configure(pairs), tmp_path / "second")
+    assert "continuing from step 3" in capsys.readouterr().out
+    for step in range(4, STEPS + 1):
+        first, second = (metrics_at(tmp_path / name, step) for name in ("first", "second"))
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
+        assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-4)
+        assert 0 <= first["data_wait_share"] <= 1
+    # On a device whose peak is not known, no utilisation is made up.
+    assert not any("model_flops_utilisation" in line for line in read_metrics(tmp_path / "first"))
+
+
+VIT = {"vision_layers": 2, "image_size": 32, "patch_size": 8, "context_length": 16}
+DROPPING = {"patch_dropping": "random", "kept_patches": 0.5, "text_length": 8}
+NOTHING = {"patch_dropping": "none", "kept_patches": 0.5, "text_length": None}
+
+
+def test_the_last_steps_see_everything():
+    (start, first), (full, last) = views_of_run(VIT, 100, full_steps=10, **DROPPING)
+    assert (start, full, last) == (0, 90, see_everything) and first is not see_everything
+    assert len(views_of_run(VIT, 100, full_steps=0, **DROPPING)) == 1
+    assert views_of_run(VIT, 100, full_steps=100, **DROPPING) == [(0, see_everything)]
+    assert views_of_run(VIT, 100, full_steps=10, **NOTHING) == [(0, see_everything)]
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"patch_dropping": "some"}, r"config\.tokens\.patch_dropping 'some'"),
+        ({"kept_patches": 0.0}, r"config\.tokens\.kept_patches 0\.0"),
+        ({"patch_dropping": "grid", "kept_patches": 0.3}, r"1/0\.3 patches that tile 4×4"),
+        ({"text_length": 1}, r"config\.tokens\.text_length 1"),
+        ({"text_length": 17}, r"config\.tokens\.text_length 17 .* context_length 16"),
+    ],
+)
+def test_a_view_that_the_model_cannot_have_is_an_error(changed, message):
+    with pytest.raises(UserError, match=message):
+        reduced_view(VIT, **{**DROPPING, **changed})
+
+
+def test_a_resnet_has_no_patches_to_drop():
+    with pytest.raises(UserError, match=r"config\.tokens\.patch_dropping"):
+        reduced_view({**VIT, "vision_layers": (1, 1, 1, 1), "patch_size": None}, **DROPPING)
+
+
+def test_a_negative_tuning_phase_is_an_error():
+    with pytest.raises(UserError, match=r"config\.tokens\.full_steps -1"):
+        views_of_run(VIT, 100, full_steps=-1, **DROPPING)
