@@ -91,7 +91,7 @@ class Towers(nnx.Module):
         self.text = nnx.Param(jnp.asarray(rng.normal(size=(40, 5))))
         self.logit_scale = nnx.Param(jnp.asarray(1.5))
 
-    def __call__(self, images, tokens):
+    def __call__(self, images, tokens, kept_patches=None):
         image_embeds = jnp.tanh(images.reshape(len(images), -1)) @ self.visual[...]
         text_embeds = jnp.sin(self.text[...])[tokens].sum(axis=1)
         return unit_norm(image_embeds), unit_norm(text_embeds), jnp.exp(self.logit_scale[...])
