@@ -106,26 +106,33 @@ def gathered(params, sharding):
       params: nested dict of arrays.
       sharding: the same tree of NamedSharding.
     """
-    return jax.tree.map(
-        lambda array, split: array if split.is_fully_replicated else _whole(array, split),
-        params,
-        sharding,
-    )
+
+    def gather(path, array, split):
+        if split.is_fully_replicated:
+            return array
+        # XLA would split by channel what is added up into an embedding's rows.
+        return _whole(array, split, path[-1].key == "token_embedding")
+
+    return jax.tree_util.tree_map_with_path(gather, params, sharding)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _whole(array, sharding):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _whole(array, sharding, sums_gradient_whole):
+    del sums_gradient_whole
     return jax.lax.with_sharding_constraint(array, replicated(sharding.mesh))
 
 
-def _split_gradient(sharding, _, gradient):
-    # Whole first: asked for its part alone, XLA would split by channel what it is computed from.
-    # On GPUs and TPUs it makes one reduce-scatter of the two.
-    whole = jax.lax.with_sharding_constraint(gradient, replicated(sharding.mesh))
-    return (jax.lax.with_sharding_constraint(whole, sharding),)
+def _whole_forward(array, sharding, sums_gradient_whole):
+    return _whole(array, sharding, sums_gradient_whole), None
 
 
-_whole.defvjp(lambda array, sharding: (_whole(array, sharding), None), _split_gradient)
+def _whole_backward(sharding, sums_gradient_whole, _, gradient):
+    if sums_gradient_whole:
+        gradient = jax.lax.with_sharding_constraint(gradient, replicated(sharding.mesh))
+    return (jax.lax.with_sharding_constraint(gradient, sharding),)
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
 
 
 def check_batch_size(batch_size, mesh, *, micro_batches=1):

@@ -34,8 +34,8 @@ def cyclip_loss(
       image_embeds: unit-norm image embeddings of the global batch, float [N, D].
       text_embeds: unit-norm text embeddings, float [N, D], row j paired with image j.
       logit_scale: 1/temperature, a scalar, already exponentiated.
-      inmodal_weight: λ1, a Python number.
-      crossmodal_weight: λ2, likewise. Both 0 is CLIP; λ1 = 0 is C-CyCLIP, λ2 = 0 I-CyCLIP.
+      inmodal_weight: λ1.
+      crossmodal_weight: λ2. Both 0 is CLIP; λ1 = 0 is C-CyCLIP, λ2 = 0 I-CyCLIP.
       cyclic_normalization: "reference" divides the double sums by N, as published, so that the
         terms grow with the batch; "batch_size_free" multiplies that by 128/N: the weights then
         mean at any batch size what they mean at the paper's 128.
@@ -83,7 +83,8 @@ def cyclip_loss(
     )
     loss = contrastive
     for weight, term in ((inmodal_weight, inmodal), (crossmodal_weight, crossmodal)):
-        if weight:  # a weight of 0 would still cost the term's gradient
+        # Left out, a term costs no gradient; a traced weight is a number like any other.
+        if not (isinstance(weight, int | float) and weight == 0):
             loss += normalizer * weight * term
     # Rounding can push the smaller consistency below zero: clip what is shown, never what is
     # differentiated.

@@ -1,0 +1,80 @@
+"""What benchmarks share: the devices they measure on or compile for, and how they print."""
+
+import json
+import os
+
+import jax
+
+from cyclip_jax.errors import UserError
+
+
+def local_devices(count):
+    """The first `count` devices; a CPU is made to look like as many.
+
+    To be called before JAX is used, with the largest count first.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    if jax.config.jax_num_cpu_devices < count:
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices()
+    if len(devices) < count:
+        kind = devices[0].device_kind
+        raise UserError(f"--devices {count}: there are only {len(devices)} of {kind}")
+    return devices[:count]
+
+
+def slice_devices(topology):
+    """The devices of a TPU slice, to compile for: there need not be one.
+
+    To be called before JAX is used.
+
+    Args:
+      topology: e.g. "v5e:2x4".
+
+    Raises:
+      UserError: there is no such slice, or no compiler for it.
+    """
+    # The compiler would ask the machine it is on for its slice, and wait for the answer.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    jax.config.update("jax_platforms", "cpu")
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except RuntimeError as error:
+        hint = "; pip install libtpu" if "not installed" in str(error) else ""
+        raise UserError(f"--topology {topology}: {error}{hint}") from error
+
+
+def numbers(text):
+    """`"1,8"` -> [1, 8], as a type for argparse."""
+    return [int(number) for number in text.split(",")]
+
+
+def table(rows, columns):
+    """An aligned Markdown table.
+
+    Args:
+      rows: dicts; what one lacks, or has as None, is shown as a dash.
+      columns: {heading: (key, format of its values, e.g. ".1f")}.
+    """
+    lines = [list(columns)]
+    for row in rows:
+        cells = ((row.get(key), spec) for key, spec in columns.values())
+        lines.append(["–" if value is None else format(value, spec) for value, spec in cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * (width - 1) + ":" for width in widths])
+    return "\n".join(
+        f"| {' | '.join(f'{cell:>{w}}' for cell, w in zip(line, widths, strict=True))} |"
+        for line in lines
+    )
+
+
+def write_json(path, rows):
+    """Writes {"jax": its version, "rows": rows}."""
+    with open(path, "w") as file:
+        json.dump({"jax": jax.__version__, "rows": rows}, file, indent=2)
+        file.write("\n")

@@ -1,0 +1,278 @@
+"""How memory, work and traffic of a train step grow with the number of devices.
+
+    python -m benchmarks.scaling [--devices=1,8,64,256] [--fsdp=8] [--topology=v5e:2x4,v5e:8x8]
+
+The step is compiled for meshes of each size with the same number of rows per device, and what the
+compiled program says of itself is printed; nothing is run, and no parameter is ever held. On a CPU
+that is made to look like so many devices this takes half a minute each, with a transformer's blocks
+as one loop; --topology asks the TPU's compiler instead, which takes minutes. All figures are of one
+device.
+
+Of collectives the bytes are those of their results (see hlo.py). With --fsdp, a CPU program has an
+all-reduce and a slice where others may have the reduce-scatter of a split parameter's gradient.
+"""
+
+import argparse
+import ast
+import collections
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from benchmarks import hlo
+from benchmarks.report import local_devices, numbers, slice_devices, table, write_json
+from configs import common
+from cyclip_jax import parallel
+from cyclip_jax.errors import UserError
+from cyclip_jax.flops import matmul_flops, training_flops
+from cyclip_jax.losses import cyclip
+from cyclip_jax.models.clip import normalise_images
+from cyclip_jax.models.presets import abstract_model, create_model, sizes_in
+from cyclip_jax.optim import create_optimizer
+from cyclip_jax.train_step import initial_state, make_train_step, state_sharding
+
+MEBIBYTE, GIGA = 2**20, 1e9
+COLUMNS = {
+    "devices": ("devices", "d"),
+    "N": ("rows", "d"),
+    "towers, GFLOP": ("towers_gigaflop", ".1f"),
+    "loss, GFLOP": ("loss_gigaflop", ".1f"),
+    "state, MiB": ("state_mebibytes", ".1f"),
+    "temporaries, MiB": ("temporary_mebibytes", ".1f"),
+    **{kind: (kind, "") for kind in hlo.KINDS},
+}
+LIST_COLUMNS = {
+    "collective": ("kind", ""),
+    "result": ("shape", ""),
+    "times": ("times", "d"),
+    "MiB in all": ("mebibytes", ".2f"),
+}
+
+
+def configuration(args):
+    """The defaults of configs/common.py with what the command line says."""
+    config = common.get_config()
+    config.model.name = args.model
+    config.model.scan_blocks = True
+    config.micro_batches = args.micro_batches
+    config.mesh.fsdp = args.fsdp
+    if args.cyclic == "off":
+        config.loss.inmodal_weight = config.loss.crossmodal_weight = 0.0
+    config.update_from_flattened_dict(dict(args.set))
+    return config
+
+
+def field(text):
+    """ "model.vision_layers=2" -> ("model.vision_layers", 2), as a type for argparse."""
+    name, value = text.split("=", 1)
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
+
+
+def compiled_step(config, mesh, rows):
+    """The train step, compiled for a mesh and a global batch of `rows`.
+
+    Returns:
+      (compiled, the abstract state with its shardings).
+    """
+    optimizer, schedule = create_optimizer(
+        **config.optimizer, total_steps=config.optimizer.warmup_steps + 1, steps_per_epoch=1
+    )
+    graphdef, _, _ = abstract_model(config.model)
+    state = jax.eval_shape(
+        lambda: initial_state(
+            lambda: create_model(**config.model, rngs=nnx.Rngs(0)), optimizer, seed=0
+        )
+    )
+    sharding = state_sharding(state, optimizer, mesh, min_size=config.mesh.fsdp_min_size)
+    step = make_train_step(
+        graphdef,
+        optimizer,
+        schedule,
+        normalise=normaliser(config),
+        micro_batches=config.micro_batches,
+        mesh=mesh,
+        param_sharding=sharding.params,
+        **config.loss,
+    )
+
+    def step_and_loss(state, batch):
+        # Without the other metrics: terms that the loss leaves out are then not computed at all.
+        state, metrics = step(state, batch)
+        return state, metrics["loss"]
+
+    shardings = sharding, parallel.replicated(mesh)
+    compiling = jax.jit(step_and_loss, donate_argnums=0, out_shardings=shardings)
+    state = jax.tree.map(with_sharding, state, sharding)
+    batch = {
+        name: with_sharding(array, parallel.batch_sharding(mesh))
+        for name, array in batch_shapes(config, rows).items()
+    }
+    platform = mesh.devices.flat[0].platform
+    # Nothing will run: a CPU's machine code need not be good. Buffers and collectives are the same.
+    options = {"xla_backend_optimization_level": 0} if platform == "cpu" else None
+    lowered = compiling.trace(state, batch).lower(lowering_platforms=(platform,))
+    return lowered.compile(compiler_options=options), state
+
+
+def normaliser(config):
+    """The function from uint8 images to what the image tower takes."""
+    return functools.partial(normalise_images, dtype=jnp.dtype(config.model.dtype))
+
+
+def batch_shapes(config, rows):
+    """{"images", "tokens"} of so many rows, as jax.ShapeDtypeStruct."""
+    sizes = sizes_in(config.model)
+    side, length = sizes["image_size"], sizes["context_length"]
+    return {
+        "images": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
+        "tokens": jax.ShapeDtypeStruct((rows, length), jnp.int32),
+    }
+
+
+def with_sharding(array, sharding):
+    """The shape of an array, with a sharding."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+
+def towers_flops(config, rows):
+    """FLOPs of the model's training on so many rows."""
+    graphdef, _, variables = abstract_model(config.model)
+    normalise = normaliser(config)
+
+    def towers(params, batch_stats, batch):
+        model = nnx.merge(graphdef, params, batch_stats, copy=True)
+        return model(normalise(batch["images"]), batch["tokens"])
+
+    batch = batch_shapes(config, rows)
+    return training_flops(towers, variables["params"], variables["batch_stats"], batch)
+
+
+def loss_flops(config, mesh, rows):
+    """FLOPs of the loss and its gradient, of all devices together."""
+    embeds = jax.ShapeDtypeStruct((rows, sizes_in(config.model)["embed_dim"]), jnp.float32)
+    scale = jax.ShapeDtypeStruct((), jnp.float32)
+
+    def loss(*args):
+        return cyclip.cyclip_loss(*args, mesh=mesh, **config.loss)[0]
+
+    return matmul_flops(jax.value_and_grad(loss, (0, 1, 2)), embeds, embeds, scale)
+
+
+def bytes_per_device(state):
+    """Bytes of the part of a sharded tree that one device holds."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+    )
+
+
+def measure(config, devices, *, batch_per_device):
+    """What the compiled step says of one of `devices`.
+
+    Returns:
+      (row of the table, its list of hlo.Collective).
+    """
+    mesh = parallel.create_mesh(devices, fsdp=min(config.mesh.fsdp, len(devices)))
+    rows = batch_per_device * len(devices)
+    parallel.check_batch_size(rows, mesh, micro_batches=config.micro_batches)
+    compiled, state = compiled_step(config, mesh, rows)
+    text = compiled.as_text()
+    row = {
+        "devices": len(devices),
+        "rows": rows,
+        "loss_gigaflop": loss_flops(config, mesh, rows) / len(devices) / GIGA,
+        "state_mebibytes": bytes_per_device(state) / MEBIBYTE,
+        "temporary_mebibytes": compiled.memory_analysis().temp_size_in_bytes / MEBIBYTE,
+        "collectives": {
+            kind: {"executions": executions, "mebibytes": size / MEBIBYTE}
+            for kind, (executions, size) in hlo.summary(text).items()
+        },
+    }
+    return row, hlo.collectives(text)
+
+
+def with_collectives(row):
+    """A row with a cell for each kind of collective: executions × … = MiB in all."""
+    cells = {
+        kind: f"{of_kind['executions']} ×, {of_kind['mebibytes']:.2f} MiB"
+        for kind, of_kind in row["collectives"].items()
+    }
+    return row | cells
+
+
+def listed(collectives):
+    """Rows of a table of the different ones, the largest first."""
+    times = collections.Counter()
+    for each in collectives:
+        times[each.kind, each.shape, each.bytes] += each.executions
+    largest_first = sorted(times.items(), key=lambda item: -item[1] * item[0][2])
+    return [
+        {
+            "kind": kind,
+            "shape": shape if shape.count("[") < 4 else f"{shape.count('[')} arrays",
+            "times": count,
+            "mebibytes": count * size / MEBIBYTE,
+        }
+        for (kind, shape, size), count in largest_first
+    ]
+
+
+def main(argv=None):
+    """Compiles and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="ViT-B/32", help="a preset")
+    parser.add_argument(
+        "--set",
+        type=field,
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="fields of configs/common.py, e.g. model.vision_layers=2 loss.chunk_size=128; "
+        "model.scan_blocks is True unless set",
+    )
+    parser.add_argument("--devices", type=numbers, default=[1, 8, 64, 256], help="how many, list")
+    parser.add_argument("--topology", help="TPU slices in place of --devices, e.g. v5e:2x4,v5e:8x8")
+    parser.add_argument("--batch-per-device", type=int, default=64, help="rows")
+    parser.add_argument("--fsdp", type=int, default=1, help="as config.mesh has it, or all devices")
+    parser.add_argument("--micro-batches", type=int, default=1, help="as in the config")
+    parser.add_argument(
+        "--cyclic",
+        choices=("on", "off"),
+        default="on",
+        help="off: weights of 0, and the terms not even measured (though counted in the loss)",
+    )
+    parser.add_argument("--list", action="store_true", help="print the different collectives too")
+    parser.add_argument("--json", help="file to write the table's rows to")
+    args = parser.parse_args(argv)
+    config = configuration(args)
+    towers = {"towers_gigaflop": towers_flops(config, args.batch_per_device) / GIGA}
+    rows = []
+    try:
+        if args.topology:
+            slices = [slice_devices(topology) for topology in args.topology.split(",")]
+        else:
+            devices = local_devices(max(args.devices))
+            slices = [devices[:count] for count in args.devices]
+        for devices in slices:
+            row, collectives = measure(config, devices, batch_per_device=args.batch_per_device)
+            rows.append(row | towers)
+            if args.list:
+                print(f"{len(devices)} devices\n")
+                print(table(listed(collectives), LIST_COLUMNS), end="\n\n", flush=True)
+    except UserError as error:
+        parser.error(str(error))
+    print(f"{config.model.name} on {slices[0][0].device_kind}, {args.batch_per_device} rows each\n")
+    cells = [with_collectives(row) for row in rows]
+    print(table(cells, {h: c for h, c in COLUMNS.items() if any(c[0] in row for row in cells)}))
+    if args.json:
+        write_json(args.json, rows)
+
+
+if __name__ == "__main__":
+    main()

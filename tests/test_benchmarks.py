@@ -1,0 +1,107 @@
+"""Each benchmark at its smallest: nothing is timed here, but everything runs."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import loss, report, scaling
+
+SMALL_LOSS = ("--rows=8", "--dim=4", "--chunk-size=3", "--repeats=2")
+SMALL_STEP = (
+    "--model=ViT-tiny",
+    "--batch-per-device=2",
+    "--set",
+    *("model.image_size=16", "model.vision_layers=1", "model.text_layers=1"),
+    *("model.context_length=4", "model.vocab_size=16", "mesh.fsdp_min_size=64"),
+)
+
+
+def run(benchmark, tmp_path, *args):
+    """The rows that a benchmark writes."""
+    path = tmp_path / "rows.json"
+    benchmark.main([*args, f"--json={path}"])
+    return json.loads(path.read_text())["rows"]
+
+
+def numbers_of(tree):
+    """All numbers of a nested dict."""
+    for value in tree.values():
+        if isinstance(value, dict):
+            yield from numbers_of(value)
+        elif isinstance(value, int | float):
+            yield value
+
+
+@pytest.mark.parametrize("module", [loss, scaling])
+def test_help_names_every_option_that_the_docstring_shows(module, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        module.main(["--help"])
+    shown = {word.strip("[],").split("=")[0] for word in module.__doc__.split() if "--" in word}
+    assert len(shown) > 1
+    assert shown <= set(capsys.readouterr().out.replace(",", " ").split())
+
+
+def test_benchmarks_need_neither_pytorch_nor_tensorflow(environment):
+    check = "assert not {'torch', 'tensorflow'} & set(sys.modules)"
+    code = f"import sys, benchmarks.loss, benchmarks.scaling; {check}"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_loss_measures_every_form_of_both_losses(tmp_path, capsys):
+    rows = run(loss, tmp_path, *SMALL_LOSS, "--side-by-side")
+    forms = [(row["loss"], row["form"]) for row in rows]
+    assert forms == list(itertools.product(loss.LOSSES, ("ours", "dense", "PyTorch")))
+    for row in rows:
+        assert all(map(math.isfinite, numbers_of(row)))
+        assert row["milliseconds"] > 0
+        assert row["difference"] < 1e-4
+    assert "time / PyTorch" in capsys.readouterr().out
+
+
+def test_loss_leaves_out_what_does_not_fit_and_says_so(tmp_path, capsys):
+    args = (*SMALL_LOSS, "--devices=2", "--memory-only", "--dense-limit=1e-9")
+    rows = run(loss, tmp_path, *args)
+    assert [row["form"] for row in rows] == ["ours", "ours"]
+    assert all(row["temporary_mebibytes"] > 0 for row in rows)
+    assert "No dense form of N = 8 on 2" in capsys.readouterr().out
+
+
+def test_a_form_that_computes_something_else_is_no_form():
+    forms = {
+        "ours": loss.Form(lambda: [1.0], fetch=list),
+        "dense": loss.Form(lambda: [1.1], fetch=list),
+    }
+    with pytest.raises(ValueError, match="dense differs by"):
+        loss.differences(forms, tolerance=1e-4)
+
+
+def test_scaling_shows_state_split_over_devices_and_what_is_sent(tmp_path, capsys):
+    with_cyclic, without = (
+        run(
+            scaling, tmp_path, *SMALL_STEP, "--devices=2", "--fsdp=2", "--list", f"--cyclic={terms}"
+        )
+        for terms in ("on", "off")
+    )
+    for (row,) in (with_cyclic, without):
+        assert all(map(math.isfinite, numbers_of(row)))
+        assert row["rows"] == 4
+        assert row["collectives"]["all-gather"]["executions"] > 1
+    sent = [row["collectives"]["all-reduce"]["mebibytes"] for (row,) in (with_cyclic, without)]
+    assert (sent[0] - sent[1]) * 2**20 == pytest.approx(3 * 64**2 * 4)  # three D×D matrices
+    assert "all-gather" in capsys.readouterr().out
+
+
+def test_a_table_is_aligned_and_shows_what_is_missing():
+    columns = {"name": ("name", ""), "share": ("share", ".2f")}
+    expected = [
+        "|   name | share |",
+        "| -----: | ----: |",
+        "| towers |  0.50 |",
+        "|   loss |     – |",
+    ]
+    rows = [{"name": "towers", "share": 0.5}, {"name": "loss", "share": None}]
+    assert report.table(rows, columns).splitlines() == expected
