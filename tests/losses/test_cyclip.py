@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cyclip_jax.flops import matmul_flops
 from cyclip_jax.losses import contrastive_loss, cyclic_consistency, cyclip_loss
 from tests.conftest import unit_rows
 
@@ -81,3 +82,21 @@ def test_wrong_arguments_are_named():
         cyclip_loss(IMAGES, TEXTS[:23], 14.0)
     with pytest.raises(ValueError, match="batch_size_free"):
         loss_of(cyclic_normalization="mean")
+
+
+def test_a_term_of_weight_zero_is_measured_and_not_differentiated():
+    n, d = 32, 8
+
+    def products(weight):
+        def gradient(images, texts):
+            weights = {"inmodal_weight": weight, "crossmodal_weight": weight}
+            return jax.grad(lambda *embeds: cyclip_loss(*embeds, 14.0, **weights)[0], (0, 1))(
+                images, texts
+            )
+
+        return matmul_flops(gradient, *[jax.ShapeDtypeStruct((n, d), jnp.float32)] * 2) // (
+            2 * n * d * d
+        )
+
+    assert products(0.25) - products(0.0) == 4  # one of each Gram matrix, two of EᵀM
+    assert float(loss_of(inmodal_weight=0.0)[1]["inmodal_cyclic_loss"]) > 0
