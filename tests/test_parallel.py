@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 
 from cyclip_jax import parallel
 from cyclip_jax.errors import UserError
-from cyclip_jax.models.presets import PRESETS, abstract_model
+from cyclip_jax.models.presets import abstract_model
 from cyclip_jax.optim import adamw
 from cyclip_jax.train_step import TrainState, state_sharding
 
@@ -18,7 +18,8 @@ def create_mesh(fsdp, devices=8):
     return parallel.create_mesh(jax.devices()[:devices], fsdp=fsdp)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+# The other presets differ from these in sizes alone.
+@pytest.mark.parametrize("preset", ["RN50", "ViT-B/32", "RN-tiny", "ViT-tiny"])
 def test_every_parameter_of_every_model_has_a_rule(preset):
     """And nearly all of the large ones are split: what stays whole is little."""
     _, _, model = abstract_model({"name": preset})
