@@ -14,7 +14,6 @@ is made to look like several devices the memory is right, but times mean little.
 import argparse
 import dataclasses
 import functools
-import importlib.util
 import os
 import statistics
 import time
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from benchmarks.pytorch import cyclic_terms, has_pytorch
 from benchmarks.report import local_devices, numbers, slice_devices, table, write_json
 from cyclip_jax import parallel
 from cyclip_jax.errors import UserError
@@ -146,9 +146,7 @@ def pytorch_form(loss, embeds, platform):
         images, texts, logit_scale = (tensor.float() for tensor in inputs)
         value = clip_loss(images, texts, logit_scale)
         if loss == "whole":
-            cross = images @ texts.T  # [N, N]
-            inmodal = (images @ images.T - texts @ texts.T).square().sum() / len(images)
-            crossmodal = (cross - cross.T).square().sum() / len(images)
+            inmodal, crossmodal = cyclic_terms(images, texts)
             value = value + INMODAL_WEIGHT * inmodal + CROSSMODAL_WEIGHT * crossmodal
         gradients = torch.autograd.grad(value, inputs)
         if device == "cuda":
@@ -260,11 +258,6 @@ def rows_and_notes(args, devices, side_by_side):
     return rows, notes
 
 
-def has_pytorch():
-    """Whether PyTorch and open_clip are installed."""
-    return all(importlib.util.find_spec(name) for name in ("torch", "open_clip"))
-
-
 def main(argv=None):
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -310,11 +303,10 @@ def main(argv=None):
             rows, notes = rows + new_rows, notes + new_notes
     except UserError as error:
         parser.error(str(error))
-    shown = {h: c for h, c in COLUMNS.items() if any(row.get(c[0]) is not None for row in rows)}
     print(
         f"{meshes[0][0].device_kind}, {args.dtype}, D = {args.dim}, chunk size {args.chunk_size}\n"
     )
-    print(table(rows, shown))
+    print(table(rows, COLUMNS))
     for note in notes:
         print(f"No dense form of {note}.")
     if args.json:

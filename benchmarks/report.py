@@ -59,8 +59,13 @@ def table(rows, columns):
 
     Args:
       rows: dicts; what one lacks, or has as None, is shown as a dash.
-      columns: {heading: (key, format of its values, e.g. ".1f")}.
+      columns: {heading: (key, format of its values, e.g. ".1f")}; one that no row has is left out.
     """
+    columns = {
+        heading: column
+        for heading, column in columns.items()
+        if any(row.get(column[0]) is not None for row in rows)
+    }
     lines = [list(columns)]
     for row in rows:
         cells = ((row.get(key), spec) for key, spec in columns.values())

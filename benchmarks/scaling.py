@@ -27,12 +27,12 @@ from benchmarks.report import local_devices, numbers, slice_devices, table, writ
 from configs import common
 from cyclip_jax import parallel
 from cyclip_jax.errors import UserError
-from cyclip_jax.flops import matmul_flops, training_flops
+from cyclip_jax.flops import matmul_flops, model_flops
 from cyclip_jax.losses import cyclip
 from cyclip_jax.models.clip import normalise_images
 from cyclip_jax.models.presets import abstract_model, create_model, sizes_in
 from cyclip_jax.optim import create_optimizer
-from cyclip_jax.train_step import initial_state, make_train_step, state_sharding
+from cyclip_jax.train_step import abstract_state, make_train_step
 
 MEBIBYTE, GIGA = 2**20, 1e9
 COLUMNS = {
@@ -84,17 +84,19 @@ def compiled_step(config, mesh, rows):
         **config.optimizer, total_steps=config.optimizer.warmup_steps + 1, steps_per_epoch=1
     )
     graphdef, _, _ = abstract_model(config.model)
-    state = jax.eval_shape(
-        lambda: initial_state(
-            lambda: create_model(**config.model, rngs=nnx.Rngs(0)), optimizer, seed=0
-        )
+    state = abstract_state(
+        lambda: create_model(**config.model, rngs=nnx.Rngs(0)),
+        optimizer,
+        mesh,
+        seed=0,
+        min_size=config.mesh.fsdp_min_size,
     )
-    sharding = state_sharding(state, optimizer, mesh, min_size=config.mesh.fsdp_min_size)
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_train_step(
         graphdef,
         optimizer,
         schedule,
-        normalise=normaliser(config),
+        normalise=functools.partial(normalise_images, dtype=jnp.dtype(config.model.dtype)),
         micro_batches=config.micro_batches,
         mesh=mesh,
         param_sharding=sharding.params,
@@ -108,11 +110,7 @@ def compiled_step(config, mesh, rows):
 
     shardings = sharding, parallel.replicated(mesh)
     compiling = jax.jit(step_and_loss, donate_argnums=0, out_shardings=shardings)
-    state = jax.tree.map(with_sharding, state, sharding)
-    batch = {
-        name: with_sharding(array, parallel.batch_sharding(mesh))
-        for name, array in batch_shapes(config, rows).items()
-    }
+    batch = batch_shapes(config, rows, sharding=parallel.batch_sharding(mesh))
     platform = mesh.devices.flat[0].platform
     # Nothing will run: a CPU's machine code need not be good. Buffers and collectives are the same.
     options = {"xla_backend_optimization_level": 0} if platform == "cpu" else None
@@ -120,37 +118,14 @@ def compiled_step(config, mesh, rows):
     return lowered.compile(compiler_options=options), state
 
 
-def normaliser(config):
-    """The function from uint8 images to what the image tower takes."""
-    return functools.partial(normalise_images, dtype=jnp.dtype(config.model.dtype))
-
-
-def batch_shapes(config, rows):
+def batch_shapes(config, rows, sharding=None):
     """{"images", "tokens"} of so many rows, as jax.ShapeDtypeStruct."""
     sizes = sizes_in(config.model)
     side, length = sizes["image_size"], sizes["context_length"]
     return {
-        "images": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
-        "tokens": jax.ShapeDtypeStruct((rows, length), jnp.int32),
+        "images": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8, sharding=sharding),
+        "tokens": jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding),
     }
-
-
-def with_sharding(array, sharding):
-    """The shape of an array, with a sharding."""
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-
-
-def towers_flops(config, rows):
-    """FLOPs of the model's training on so many rows."""
-    graphdef, _, variables = abstract_model(config.model)
-    normalise = normaliser(config)
-
-    def towers(params, batch_stats, batch):
-        model = nnx.merge(graphdef, params, batch_stats, copy=True)
-        return model(normalise(batch["images"]), batch["tokens"])
-
-    batch = batch_shapes(config, rows)
-    return training_flops(towers, variables["params"], variables["batch_stats"], batch)
 
 
 def loss_flops(config, mesh, rows):
@@ -251,7 +226,8 @@ def main(argv=None):
     parser.add_argument("--json", help="file to write the table's rows to")
     args = parser.parse_args(argv)
     config = configuration(args)
-    towers = {"towers_gigaflop": towers_flops(config, args.batch_per_device) / GIGA}
+    flops = model_flops(config.model, batch_shapes(config, args.batch_per_device))
+    towers = {"towers_gigaflop": flops / GIGA}
     rows = []
     try:
         if args.topology:
@@ -269,7 +245,7 @@ def main(argv=None):
         parser.error(str(error))
     print(f"{config.model.name} on {slices[0][0].device_kind}, {args.batch_per_device} rows each\n")
     cells = [with_collectives(row) for row in rows]
-    print(table(cells, {h: c for h, c in COLUMNS.items() if any(c[0] in row for row in cells)}))
+    print(table(cells, COLUMNS))
     if args.json:
         write_json(args.json, rows)
 

@@ -17,7 +17,6 @@ PyTorch is open_clip's model and loss with torch.optim.AdamW; where they are not
 import argparse
 import dataclasses
 import functools
-import importlib.util
 import itertools
 import os
 import statistics
@@ -32,15 +31,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from benchmarks.pytorch import cyclic_terms, has_pytorch
 from benchmarks.report import numbers, table, write_json
 from cyclip_jax import parallel
 from cyclip_jax.errors import UserError
-from cyclip_jax.flops import matmul_flops, training_flops, utilisation
+from cyclip_jax.flops import matmul_flops, model_flops, utilisation
 from cyclip_jax.losses import cyclic_consistency
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD, MAX_LOGIT_SCALE, normalise_images
 from cyclip_jax.models.presets import PRESETS, abstract_model, create_model, resolve_sizes
 from cyclip_jax.optim import create_optimizer
-from cyclip_jax.train_step import create_state, initial_state, make_train_step, state_sharding
+from cyclip_jax.train_step import abstract_state, create_state, make_train_step
 from cyclip_jax.views import reduced_view, see_everything
 
 RECIPE = {
@@ -136,15 +136,10 @@ class Ours:
             **RECIPE, gradient_clip_norm=None, total_steps=TOTAL_STEPS, steps_per_epoch=1
         )
         self._initial = lambda: create_model(name, rngs=nnx.Rngs(0))
-        shapes = jax.eval_shape(
-            functools.partial(initial_state, self._initial, self.optimizer, seed=0)
+        self.abstract_state = abstract_state(
+            self._initial, self.optimizer, self.mesh, seed=0, min_size=FSDP_MIN_SIZE
         )
-        self.shardings = state_sharding(shapes, self.optimizer, self.mesh, min_size=FSDP_MIN_SIZE)
-        self.abstract_state = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            self.shardings,
-        )
+        self.shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         self.state = self.batch = None
 
     def place(self):
@@ -237,10 +232,7 @@ class Ours:
     def model_flops(self, variant):
         """Floating point operations of the model in a step, without what is computed twice."""
         seen = jax.eval_shape(self._view(variant), jax.random.key(0), self.abstract_batch())
-        state = self.abstract_state
-        # Counted are matrix products, which a fused attention does not show.
-        towers = self._towers(variant, attention="xla")
-        return training_flops(towers, state.params, state.batch_stats, seen)
+        return model_flops({"name": self.name}, seen)
 
     def _row(self, step, variant, compiled, seconds):
         memory = compiled.memory_analysis()
@@ -253,8 +245,8 @@ class Ours:
             "compile_seconds": seconds,
         }
 
-    def _towers(self, variant, **execution):
-        graphdef, normalise = self._graphdef(variant, **execution), _normalise(variant)
+    def _towers(self, variant):
+        graphdef, normalise = self._graphdef(variant), _normalise(variant)
 
         def towers(params, batch_stats, rows):
             model = nnx.merge(graphdef, params, batch_stats, copy=True)
@@ -264,8 +256,8 @@ class Ours:
 
         return towers
 
-    def _graphdef(self, variant, **execution):
-        execution |= {"vision_remat": variant.remat, "text_remat": variant.remat}
+    def _graphdef(self, variant):
+        execution = {"vision_remat": variant.remat, "text_remat": variant.remat}
         settings = {"name": self.name, "dtype": variant.dtype, "scan_blocks": self.scan_blocks}
         return abstract_model(settings | execution)[0]
 
@@ -392,11 +384,7 @@ class PyTorch:
         images, texts, scale = self.model(pictures, self.tokens)  # [N, D], [N, D], a scalar
         loss = self.contrastive_loss(images, texts, scale)
         if cyclic:
-            n = len(images)
-            across = images @ texts.T  # [N, N]
-            inmodal = (images @ images.T - texts @ texts.T).square().sum() / n
-            crossmodal = (across - across.T).square().sum() / n
-            loss = loss + CYCLIC_WEIGHT * (inmodal + crossmodal)
+            loss = loss + CYCLIC_WEIGHT * sum(cyclic_terms(images, texts))
         return loss
 
     def _wait(self):
@@ -461,11 +449,6 @@ def distinct(variants, kind):
     """The variants to measure for `reference`, each once."""
     references = dict.fromkeys(reference(variant, kind) for variant in variants)
     return [variant for variant in references if kind == "towers" or variant.kept_patches == 1]
-
-
-def has_pytorch():
-    """Whether what PyTorch's side needs is installed; it is not imported yet."""
-    return all(map(importlib.util.find_spec, ("torch", "torchvision", "open_clip")))
 
 
 def pytorch_contenders(name, variants, batch, *, try_compile):
@@ -550,11 +533,10 @@ def largest_batch(name, variant, *, micro_batch, fsdp):
 
 
 def shown_columns(rows):
-    """COLUMNS that some row has, and model FLOP/s only where their share of a peak is unknown."""
-    keys = {key for row in rows for key, value in row.items() if value is not None}
-    if "model_flops_utilisation" in keys:
-        keys.discard("teraflops_per_second")
-    return {heading: column for heading, column in COLUMNS.items() if column[0] in keys}
+    """COLUMNS, with model FLOP/s only where their share of a peak is unknown."""
+    has_share = any(row.get("model_flops_utilisation") is not None for row in rows)
+    left_out = "model TFLOP/s" if has_share else "MFU"
+    return {heading: column for heading, column in COLUMNS.items() if heading != left_out}
 
 
 def say(text):

@@ -3,6 +3,10 @@
 import math
 
 import jax
+from flax import nnx
+
+from cyclip_jax.models.clip import normalise_images
+from cyclip_jax.models.presets import abstract_model
 
 # Dense bfloat16 peak of one device as JAX counts devices, in operations per second, by the
 # beginning of its `device_kind`. NVIDIA's data sheets print twice as much: with sparsity.
@@ -66,6 +70,28 @@ def training_flops(forward, *args):
     Args and errors: as `matmul_flops`.
     """
     return 3 * matmul_flops(forward, *args)
+
+
+def model_flops(settings, rows):
+    """Floating point operations of a CLIP model's training on a batch; nothing is computed.
+
+    Args:
+      settings: of `create_model`, e.g. config.model.
+      rows: what the towers see: {"images": uint8 [N, H, W, 3], "tokens": int32 [N, L]} and, where
+        patches are dropped, "kept_patches" int32 [N, K]; arrays or shapes.
+
+    Returns:
+      An int: see `training_flops`. Losses do not count.
+    """
+    # Counted are matrix products, which a fused attention does not show.
+    graphdef, _, variables = abstract_model({**settings, "attention": "xla"})
+
+    def towers(params, batch_stats, rows):
+        model = nnx.merge(graphdef, params, batch_stats, copy=True)
+        images = normalise_images(rows["images"])
+        return model(images, rows["tokens"], rows.get("kept_patches"))
+
+    return training_flops(towers, variables["params"], variables["batch_stats"], rows)
 
 
 def peak_flops(device_kind):

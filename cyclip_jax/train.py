@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import ml_collections
 from clu import parameter_overview
 from etils import epath
-from flax import nnx
 
 from cyclip_jax import evals, parallel, report
 from cyclip_jax.checkpoint import Checkpointer
@@ -18,21 +17,19 @@ from cyclip_jax.data.configured import open_batches, open_source, open_tokenizer
 from cyclip_jax.data.pipeline import Position, steps_per_epoch
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute
-from cyclip_jax.flops import peak_flops, training_flops, utilisation
+from cyclip_jax.flops import model_flops, peak_flops, utilisation
 from cyclip_jax.inference import Model, set_matmul_precision
 from cyclip_jax.losses.cyclip import check_loss
-from cyclip_jax.models.presets import abstract_model
 from cyclip_jax.optim import create_optimizer
 from cyclip_jax.pretrained import inherit_vocabulary, starting_point
 from cyclip_jax.runtime import Feed, StopOnSignal, Stopwatch
 from cyclip_jax.train_step import (
     TrainState,
+    abstract_state,
     create_state,
-    initial_state,
     make_train_step,
-    state_sharding,
 )
-from cyclip_jax.views import reduced_view, see_everything
+from cyclip_jax.views import views_of_run
 from cyclip_jax.workdir import (
     FIGURES,
     LOG,
@@ -143,27 +140,6 @@ def train(config, workdir):
         return _loop(run, state, position, phases, feed, stack.enter_context(StopOnSignal()))
 
 
-def views_of_run(sizes, total_steps, *, full_steps, **reduction):
-    """What the towers see in the course of a run.
-
-    Args:
-      sizes: of the model.
-      total_steps: length of the run.
-      full_steps: so many steps at the end of the run see everything.
-      **reduction: of the steps before, arguments of `reduced_view`.
-
-    Returns:
-      [(first step, view)], in the order of the steps.
-    """
-    reduced = reduced_view(sizes, **reduction)
-    if full_steps < 0:
-        raise UserError(f"config.tokens.full_steps {full_steps} must be at least 0")
-    first_full_step = max(total_steps - full_steps, 0)
-    if reduced is None or first_full_step == 0:
-        return [(0, see_everything)]
-    return [(0, reduced)] + ([(first_full_step, see_everything)] if full_steps else [])
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What stays the same from the first step to the last."""
@@ -256,6 +232,7 @@ def _compile(run, phases, state, batch):
     """
     last = max(first_step for first_step, *_ in phases if first_step <= int(state.step))
     shardings = jax.tree.map(lambda array: array.sharding, state)
+    has_peak = peak_flops(run.mesh.devices.flat[0].device_kind) is not None
     start = time.perf_counter()
     compiled = []
     for first_step, view, step_fn in phases:
@@ -267,28 +244,13 @@ def _compile(run, phases, state, batch):
             out_shardings=(shardings, parallel.replicated(run.mesh)),
         )
         step_fn = step_fn.lower(state, batch).compile()
-        compiled.append(Phase(first_step, step_fn, _model_flops(run, view, state, batch)))
+        seen = jax.eval_shape(view, state.rng, batch)
+        flops = model_flops(run.config.model, seen) if has_peak else None
+        compiled.append(Phase(first_step, step_fn, flops))
     seconds = time.perf_counter() - start
     run.console.say(f"train step compiled in {seconds:.1f} s")
     run.writer.write(int(state.step), {"compile_seconds": seconds})
     return compiled
-
-
-def _model_flops(run, view, state, batch):
-    """FLOPs of the towers' training on a batch, or None where nothing can be made of them."""
-    if peak_flops(run.mesh.devices.flat[0].device_kind) is None:
-        return None
-
-    # Counted are matrix products, which a fused attention does not show.
-    graphdef, _, _ = abstract_model({**run.config.model, "attention": "xla"})
-
-    def towers(params, batch_stats, rows):
-        model = nnx.merge(graphdef, params, batch_stats, copy=True)
-        images = run.model.normalise(rows["images"])
-        return model(images, rows["tokens"], rows.get("kept_patches"))
-
-    rows = jax.eval_shape(view, state.rng, batch)
-    return training_flops(towers, state.params, state.batch_stats, rows)
 
 
 def _evaluate(run, step, state):
@@ -335,12 +297,8 @@ def _checkpoint_items(state):
 def _starting_point(config, model, optimizer, checkpointer, mesh, console):
     """(state, position): the newest good checkpoint, else config.init_from, else from scratch."""
     seed = config.seed
-    abstract = jax.eval_shape(functools.partial(initial_state, model.create, optimizer, seed=seed))
-    sharding = state_sharding(abstract, optimizer, mesh, min_size=config.mesh.fsdp_min_size)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        sharding,
+    abstract = abstract_state(
+        model.create, optimizer, mesh, seed=seed, min_size=config.mesh.fsdp_min_size
     )
     abstract_model, abstract_training = _checkpoint_items(abstract)
     restored = checkpointer.restore_newest(model=abstract_model, training=abstract_training)
@@ -352,6 +310,7 @@ def _starting_point(config, model, optimizer, checkpointer, mesh, console):
         return TrainState(**trained, **training), Position(**meta["position"])
     # Before anything is computed: what does not fit is said at once.
     given = {} if config.init_from is None else starting_point(config, abstract_model, console)
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     state = create_state(model.create, optimizer, seed=seed, sharding=sharding)
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     console.log(overview)

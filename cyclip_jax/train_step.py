@@ -95,6 +95,22 @@ def state_sharding(state, optimizer, mesh, *, min_size):
     return dataclasses.replace(everything, params=params, opt_state=opt_state)
 
 
+def abstract_state(create, optimizer, mesh, *, seed, min_size):
+    """The shapes of `initial_state`, with the shardings of `state_sharding`; nothing is computed.
+
+    Args: as theirs.
+
+    Returns:
+      A TrainState of jax.ShapeDtypeStruct.
+    """
+    state = jax.eval_shape(functools.partial(initial_state, create, optimizer, seed=seed))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        state_sharding(state, optimizer, mesh, min_size=min_size),
+    )
+
+
 def make_train_step(
     graphdef,
     optimizer,
@@ -120,7 +136,7 @@ def make_train_step(
       optimizer: gives updates to be multiplied by −learning rate.
       schedule: function from step to learning rate.
       normalise: function from uint8 images to what the image tower takes.
-      view: function (key, batch) -> what the towers see of the batch (see models/tokens.py).
+      view: function (key, batch) -> what the towers see of the batch (see views.py).
       micro_batches: parts in which the towers take the batch (see gradient_cache.py).
       mesh: the mesh that rows are sharded over, or None for one device.
       param_sharding: of the parameters, a tree like theirs; None leaves that to JAX.

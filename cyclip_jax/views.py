@@ -48,3 +48,24 @@ def reduced_view(sizes, *, patch_dropping, kept_patches, text_length):
         return seen
 
     return view
+
+
+def views_of_run(sizes, total_steps, *, full_steps, **reduction):
+    """What the towers see in the course of a run.
+
+    Args:
+      sizes: of the model.
+      total_steps: length of the run.
+      full_steps: so many steps at the end of the run see everything.
+      **reduction: of the steps before, arguments of `reduced_view`.
+
+    Returns:
+      [(first step, view)], in the order of the steps.
+    """
+    reduced = reduced_view(sizes, **reduction)
+    if full_steps < 0:
+        raise UserError(f"config.tokens.full_steps {full_steps} must be at least 0")
+    first_full_step = max(total_steps - full_steps, 0)
+    if reduced is None or first_full_step == 0:
+        return [(0, see_everything)]
+    return [(0, reduced)] + ([(first_full_step, see_everything)] if full_steps else [])

@@ -13,7 +13,13 @@ from jax.experimental import pallas as pl
 from jax.sharding import AxisType, PartitionSpec
 from torch.utils.flop_counter import FlopCounterMode
 
-from cyclip_jax.flops import matmul_flops, peak_flops, training_flops, utilisation
+from cyclip_jax.flops import (
+    matmul_flops,
+    model_flops,
+    peak_flops,
+    training_flops,
+    utilisation,
+)
 from cyclip_jax.models.clip import CLIP
 from cyclip_jax.models.presets import abstract_model
 from tests.pytorch import open_clip, torch
@@ -238,3 +244,18 @@ def test_utilisation_is_a_share_of_all_devices():
     devices = [types.SimpleNamespace(device_kind="TPU v4")] * 4
     assert utilisation(4 * 275e12, 2.0, devices) == pytest.approx(0.5)
     assert utilisation(1e12, 1.0, jax.devices()) is None
+
+
+def test_a_models_flops_are_those_of_what_its_towers_see():
+    """However they compute it."""
+    rows = {
+        "images": jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8),
+        "tokens": jax.ShapeDtypeStruct((4, 16), jnp.int32),
+    }
+    whole = model_flops({"name": "ViT-tiny"}, rows)
+    scanned = {"name": "ViT-tiny", "dtype": "bfloat16", "scan_blocks": True, "vision_remat": "full"}
+    assert model_flops(scanned, rows) == whole
+    short = rows | {"tokens": jax.ShapeDtypeStruct((4, 8), jnp.int32)}
+    few = rows | {"kept_patches": jax.ShapeDtypeStruct((4, 8), jnp.int32)}
+    assert model_flops({"name": "ViT-tiny"}, short) < whole
+    assert model_flops({"name": "ViT-tiny"}, few) < whole

@@ -5,15 +5,15 @@ import shutil
 import pytest
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.train import train, views_of_run
-from cyclip_jax.views import reduced_view, see_everything
+from cyclip_jax.train import train
+from cyclip_jax.views import reduced_view, see_everything, views_of_run
 from cyclip_jax.workdir import metrics_at, read_metrics
 from tests import tiny
 
 STEPS, FULL_STEPS = 6, 2
 
 
-def configure(pairs, **mesh):
+def configure(pairs, *, fsdp=1, micro_batches=1):
     config = tiny.get_config()
     config.batch_size = 16
     config.total_steps = STEPS
@@ -35,9 +35,9 @@ def configure(pairs, **mesh):
     config.tokens.patch_dropping = "grid"
     config.tokens.text_length = 5
     config.tokens.full_steps = FULL_STEPS
-    config.mesh.fsdp = mesh.get("fsdp", 1)
+    config.mesh.fsdp = fsdp
     config.mesh.fsdp_min_size = 100
-    config.micro_batches = mesh.get("micro_batches", 1)
+    config.micro_batches = micro_batches
     return config.lock()
 
 

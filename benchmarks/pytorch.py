@@ -1,0 +1,20 @@
+"""PyTorch's side of the benchmarks, which do without where it is not installed."""
+
+import importlib.util
+
+
+def has_pytorch():
+    """Whether PyTorch and open_clip are installed; they are not imported yet."""
+    return all(map(importlib.util.find_spec, ("torch", "torchvision", "open_clip")))
+
+
+def cyclic_terms(images, texts):
+    """(in-modal, cross-modal) consistency as a user of PyTorch would write the definition.
+
+    Args:
+      images, texts: unit-norm embeddings, tensors [N, D].
+    """
+    across = images @ texts.T  # [N, N]
+    inmodal = (images @ images.T - texts @ texts.T).square().sum() / len(images)
+    crossmodal = (across - across.T).square().sum() / len(images)
+    return inmodal, crossmodal
