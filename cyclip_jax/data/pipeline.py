@@ -1,4 +1,4 @@
-"""From a source to batches: order, split by process, load, augment, tokenise, batch.
+"""From a source to batches: order, split by process, read, decode, augment, tokenise, batch.
 
 The order of examples is a pure function of (seed, epoch), and everything random about an example
 one of (seed, epoch, index). So a `Position` of three numbers is the whole state of the input, and
@@ -6,15 +6,19 @@ resuming is arithmetic: no iterator is saved and no data is passed over.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import posixpath
 import sys
+from collections import Counter
 
 import numpy as np
 import tensorflow as tf
 
 from cyclip_jax.data import images
+from cyclip_jax.data.order import Position, examples_of_epoch
+from cyclip_jax.data.sources import Mixture, Unreadable, draw_caption
 from cyclip_jax.errors import UserError
 
 # The accelerators belong to JAX; TensorFlow would otherwise reserve their memory.
@@ -25,41 +29,9 @@ REPLACEMENTS = 8
 
 NO_EXAMPLE = -1  # in place of an example's index
 
-AUGMENTATIONS = ("none", "random_resized_crop")
-
-
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """A place in the endless stream of examples.
-
-    Attributes:
-      epoch: whole passes over the data that lie behind.
-      examples: examples consumed of this epoch, by all processes together.
-      seed: the seed of the order.
-    """
-
-    epoch: int
-    examples: int
-    seed: int
-
-
-def order(seed, epoch, size, shuffle=True):
-    """The order of the examples in one epoch, a pure function.
-
-    Args:
-      seed, epoch: whole numbers.
-      size: number of examples.
-      shuffle: whether to shuffle; otherwise the order is the source's.
-
-    Returns:
-      int64 [size], a permutation of 0 … size - 1.
-    """
-    if not shuffle:
-        return np.arange(size, dtype=np.int64)
-    key = np.array([seed, epoch], dtype=np.int64).view(np.uint64)
-    # NumPy keeps a bit generator's raw output from version to version, but not what
-    # `Generator.permutation` makes of it, and a run may be resumed under another version.
-    return np.argsort(np.random.Philox(key=key).random_raw(size), kind="stable")
+# Examples that one call of the graph loads. What a call costs besides is shared by all of them;
+# only where one of them cannot be read are they loaded one by one.
+CHUNK = 8
 
 
 def steps_per_epoch(size, batch_size):
@@ -84,13 +56,12 @@ def train_batches(
     image_size,
     seed,
     position,
-    shuffle,
-    augmentation,
-    crop_scale,
     bad_examples,
-    colour_jitter=0.0,
+    shuffle=True,
+    shuffle_window=None,
     process_index=0,
     process_count=1,
+    **transform,
 ):
     """This process's rows of the endless sequence of training batches.
 
@@ -100,19 +71,19 @@ def train_batches(
     by (seed, epoch, index), so that every process has the same number of batches.
 
     Args:
-      source: see sources.py.
+      source: see sources/__init__.py.
       tokenizer: list[str] of n captions → int32 [n, l].
       batch_size: of all processes together.
       image_size: side of the images in pixels.
-      seed: of order, augmentation and replacement.
+      seed: of order, augmentation, the choice among captions, and replacement.
       position: the `Position` to start from, or None for the beginning. The batches from there on
         are those of a run that was never interrupted.
-      shuffle: whether to shuffle, anew in each epoch.
-      augmentation: "none" (resize and centre crop) or "random_resized_crop".
-      crop_scale: least and greatest share of the image that a random crop keeps.
       bad_examples: the `BadExamples` that counts those that cannot be read.
-      colour_jitter: strength of random changes of colour, see images.py; 0 is none.
+      shuffle: whether to shuffle, anew in each epoch.
+      shuffle_window: examples among which neighbours are mixed, see `order.in_windows`; None
+        shuffles fully.
       process_index, process_count: which part of each batch is read here.
+      transform: how a picture becomes an image, see `images.transform`.
 
     Returns:
       An iterator of (batch, position after it). A batch is {"images": uint8 [b, h, w, 3],
@@ -123,59 +94,63 @@ def train_batches(
       UserError: at once, if the arguments do not fit each other; while iterating, if there are too
         many bad examples.
     """
-    _rows_per_process(batch_size, process_count)
+    rows_here = _rows_per_process(batch_size, process_count)
     steps_per_epoch(len(source), batch_size)
     position = position or Position(epoch=0, examples=0, seed=seed)
-    if position.seed != seed:
-        raise UserError(
-            f"the data position to resume from belongs to seed {position.seed}, but config.seed "
-            f"is {seed}; set config.seed={position.seed}, or start in a new workdir"
-        )
-    if augmentation not in AUGMENTATIONS:
-        raise UserError(
-            f"there is no augmentation {augmentation!r}; set config.data.augmentation to one of "
-            + ", ".join(repr(name) for name in AUGMENTATIONS)
-        )
+    _check_position(position, source, seed, batch_size)
+    images.check_transform(**transform)
     if len(source) - position.examples < batch_size:
         position = Position(position.epoch + 1, 0, seed)  # no whole batch is left of this epoch
 
-    def load(index, epoch):
-        """(uint8 [image_size, image_size, 3], caption) of one example."""
-        image, caption = _read(source, index)
-        example_seed = images.example_seed(seed, epoch, index)
-        if augmentation == "random_resized_crop":
-            image = images.random_resized_crop(image, image_size, example_seed, crop_scale)
-        else:
-            image = images.resize_and_centre_crop(image, image_size)
-        if colour_jitter:
-            # A stream of its own, apart from the one that crops the example.
-            image = images.colour_jitter(image, example_seed + 1, colour_jitter)
-        return image, caption
+    @_traced_once
+    def load(encoded, row):
+        example_seed = images.example_seed(seed, row[0], row[1])
+        return images.transform(encoded, example_seed, size=image_size, **transform)
 
-    def load_or_replace(epoch, index):
-        # A stream of its own, apart from the one that crops the example.
-        draw = images.example_seed(~seed, epoch, index)
+    def with_replacements(row):
+        # A stream of its own, apart from those of the example itself.
+        draw = images.example_seed(~seed, row[0], row[1])
         others = tf.random.stateless_uniform(
             [REPLACEMENTS], draw, 0, len(source), tf.int64, alg="philox"
         )
-        candidates = tf.concat([[index], others], axis=0)
-        return _first_readable(lambda i: load(i, epoch), candidates, index, image_size)
+        others = tf.stack([tf.fill([REPLACEMENTS], row[0]), others], axis=1)
+        return tf.concat([row[tf.newaxis], others], axis=0)
 
     def rows_of_epoch(epoch):
-        examples = position.examples if epoch == position.epoch else 0
-        indices = order(seed, epoch, len(source), shuffle)[examples:]
-        return _rows_of_process(indices, batch_size, process_index, process_count)
+        examples = examples_of_epoch(
+            source, seed, epoch, batch_size=batch_size, shuffle=shuffle, window=shuffle_window
+        )
+        examples = examples[position.examples if epoch == position.epoch else 0 :]
+        return _rows_of_process(examples, batch_size, process_index, process_count)
 
+    def chunks_of(rows):
+        rows = tf.ensure_shape(rows, [None, 2])
+        return tf.data.Dataset.from_tensor_slices(tf.reshape(rows, [-1, chunk, 2]))
+
+    chunk = _chunk_size(rows_here)
+    read = functools.partial(_read_rows, source, seed)
     dataset = (
         tf.data.Dataset.range(position.epoch, sys.maxsize)
-        .map(lambda epoch: (epoch, tf.numpy_function(rows_of_epoch, [epoch], tf.int64)))
+        .map(lambda epoch: tf.numpy_function(rows_of_epoch, [epoch], tf.int64))
         .prefetch(1)  # the next epoch's order is ready before this epoch ends
-        .flat_map(_one_by_one)
-        .map(load_or_replace, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(batch_size // process_count, drop_remainder=True)
+        .flat_map(chunks_of)
+        .map(
+            functools.partial(
+                _load_chunk,
+                read=read,
+                load=load,
+                candidates=with_replacements,
+                image_size=image_size,
+            ),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        .batch(rows_here // chunk, drop_remainder=True)
         .prefetch(tf.data.AUTOTUNE)
     )
-    loaded = _iterate(dataset, source, image_size, bad_examples)
+    for key, reason, detail in source.faults if process_index == 0 else ():
+        bad_examples.add(key, NO_EXAMPLE, reason, detail)
+    loaded = _iterate(dataset, source, seed, load, bad_examples)
     return _with_positions(loaded, tokenizer, position, len(source), batch_size)
 
 
@@ -188,11 +163,14 @@ def eval_batches(
     bad_examples=None,
     process_index=0,
     process_count=1,
+    **transform,
 ):
     """This process's rows of one pass over the source, in its order, every example once.
 
+    Of several captions the first is taken.
+
     Args:
-      source, tokenizer, batch_size, image_size, process_index, process_count: as in
+      source, tokenizer, batch_size, image_size, process_index, process_count, transform: as in
         `train_batches`.
       bad_examples: the `BadExamples` that counts those that cannot be read; without one they are
         only logged.
@@ -206,33 +184,44 @@ def eval_batches(
     Raises:
       UserError: as `train_batches`.
     """
-    _rows_per_process(batch_size, process_count)
+    rows_here = _rows_per_process(batch_size, process_count)
     filled_up = -(-len(source) // batch_size) * batch_size
-    indices = np.full(filled_up, NO_EXAMPLE, dtype=np.int64)
-    indices[: len(source)] = np.arange(len(source))
-    rows = _rows_of_process(indices, batch_size, process_index, process_count)
+    rows = np.full((filled_up, 2), NO_EXAMPLE, dtype=np.int64)
+    rows[: len(source), 1] = np.arange(len(source))
+    rows = _rows_of_process(rows, batch_size, process_index, process_count)
+    chunk = _chunk_size(rows_here)
 
-    def load(index):
-        image, caption = _read(source, index)
-        return images.resize_and_centre_crop(image, image_size), caption
+    @_traced_once
+    def load(encoded, row):
+        return images.transform(encoded, size=image_size, **transform)
 
-    def load_or_leave_out(index):
-        candidates = tf.boolean_mask(index[tf.newaxis], index[tf.newaxis] != NO_EXAMPLE)
-        return _first_readable(load, candidates, index, image_size)
+    def itself(row):
+        return tf.boolean_mask(row[tf.newaxis], row[tf.newaxis, 1] != NO_EXAMPLE)
 
     dataset = (
-        tf.data.Dataset.from_tensor_slices(rows)
-        .map(load_or_leave_out, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .batch(batch_size // process_count, drop_remainder=True)
+        tf.data.Dataset.from_tensor_slices(rows.reshape(-1, chunk, 2))
+        .map(
+            functools.partial(
+                _load_chunk,
+                read=functools.partial(_read_rows, source, None),
+                load=load,
+                candidates=itself,
+                image_size=image_size,
+            ),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        .batch(rows_here // chunk, drop_remainder=True)
         .prefetch(tf.data.AUTOTUNE)
     )
-    return _with_masks(_iterate(dataset, source, image_size, bad_examples, False), tokenizer)
+    loaded = _iterate(dataset, source, None, load, bad_examples, replaced=False)
+    return _with_masks(loaded, tokenizer)
 
 
 class BadExamples:
     """Counts and names, once each, the examples that cannot be read.
 
-    Bad is an example whose image is missing or cannot be decoded, or whose caption is blank. Each
+    Bad is an example whose image is missing or cannot be decoded, or that has no caption. Each
     process counts those it meets itself, so each wants a file of its own.
     """
 
@@ -240,8 +229,8 @@ class BadExamples:
         """Takes up the examples already named in the file.
 
         Args:
-          path: file of one JSON object a line: {"key", "index", "reason"}. It is made only when
-            there is a bad example.
+          path: file of one JSON object a line: {"key", "index", "reason", "detail"}. It is made
+            only when there is a bad example.
           limit_share: share of the dataset that may be bad.
           dataset_size: number of examples in the dataset.
 
@@ -251,7 +240,7 @@ class BadExamples:
         self._path = str(path)
         self._limit_share = limit_share
         self._dataset_size = dataset_size
-        self._known = set()
+        self._known = {}
         if tf.io.gfile.exists(self._path):
             self._take_up_file()
             self._check_limit()
@@ -261,10 +250,15 @@ class BadExamples:
         """Number of distinct bad examples."""
         return len(self._known)
 
+    @property
+    def by_reason(self):
+        """{reason: number of distinct bad examples}, the commonest first."""
+        return dict(Counter(self._known.values()).most_common())
+
     def __contains__(self, key_and_index):
         return tuple(key_and_index) in self._known
 
-    def add(self, key, index, reason):
+    def add(self, key, index, reason, detail=""):
         """Counts and writes down an example, unless it is already known.
 
         Raises:
@@ -272,10 +266,11 @@ class BadExamples:
         """
         if (key, index) in self:
             return
-        self._known.add((key, index))
+        self._known[key, index] = reason
         tf.io.gfile.makedirs(posixpath.dirname(self._path) or ".")
+        line = {"key": key, "index": index, "reason": reason, "detail": detail}
         with tf.io.gfile.GFile(self._path, "a") as file:
-            file.write(json.dumps({"key": key, "index": index, "reason": reason}) + "\n")
+            file.write(json.dumps(line) + "\n")
         self._check_limit()
 
     def _take_up_file(self):
@@ -288,14 +283,15 @@ class BadExamples:
                 file.write(whole)
         for line in whole.splitlines():
             example = json.loads(line)
-            self._known.add((example["key"], example["index"]))
+            self._known[example["key"], example["index"]] = example["reason"]
 
     def _check_limit(self):
         if self.count > self._limit_share * self._dataset_size:
+            reasons = ", ".join(f"{count} × {reason}" for reason, count in self.by_reason.items())
             raise UserError(
                 f"{self.count} of {self._dataset_size} examples "
-                f"({self.count / self._dataset_size:.2%}) cannot be read, more than the allowed "
-                f"{self._limit_share:.2%}; mend those named in {self._path}, or raise "
+                f"({self.count / self._dataset_size:.2%}) cannot be read ({reasons}), more than "
+                f"the allowed {self._limit_share:.2%}; mend those named in {self._path}, or raise "
                 "config.data.max_bad_share"
             )
 
@@ -309,75 +305,137 @@ def _rows_per_process(batch_size, process_count):
     return batch_size // process_count
 
 
-def _rows_of_process(indices, batch_size, process_index, process_count):
+def _check_position(position, source, seed, batch_size):
+    if position.seed != seed:
+        raise UserError(
+            f"the data position to resume from belongs to seed {position.seed}, but config.seed "
+            f"is {seed}; set config.seed={position.seed}, or start in a new workdir"
+        )
+    if isinstance(source, Mixture) and position.examples % batch_size:
+        raise UserError(
+            f"the run has consumed {position.examples} examples, no multiple of config.batch_size "
+            f"{batch_size}; a mixture goes on with the batch size that it began with"
+        )
+
+
+def _chunk_size(rows):
+    """The greatest divisor of `rows` up to CHUNK."""
+    return max(size for size in range(1, CHUNK + 1) if rows % size == 0)
+
+
+def _rows_of_process(rows, batch_size, process_index, process_count):
     """The examples that one process reads, batch after batch; a last partial batch is dropped.
 
     Args:
-      indices: int64 [n].
+      rows: int64 [n, 2].
 
     Returns:
-      int64 [n // batch_size · batch_size / process_count].
+      int64 [n // batch_size · batch_size / process_count, 2].
     """
-    steps = len(indices) // batch_size
-    batches = indices[: steps * batch_size].reshape(steps, process_count, -1)
-    return batches[:, process_index].reshape(-1)
+    steps = len(rows) // batch_size
+    batches = rows[: steps * batch_size].reshape(steps, process_count, -1, 2)
+    return np.ascontiguousarray(batches[:, process_index]).reshape(-1, 2)
 
 
-def _one_by_one(epoch, indices):
-    """A dataset of (epoch, index) for each of one epoch's indices."""
-    indices = tf.ensure_shape(indices, [None])
-    return tf.data.Dataset.from_tensor_slices(indices).map(lambda index: (epoch, index))
-
-
-def _read(source, index):
-    """(uint8 [h, w, 3], caption) of one example; raises tf.errors.OpError if it is bad."""
-    encoded, caption = source.read(index)
-    with tf.control_dependencies([tf.debugging.Assert(~_is_blank(caption), ["blank caption"])]):
-        return images.decode(encoded), tf.identity(caption)
-
-
-def _is_blank(caption):
-    return tf.strings.regex_full_match(caption, r"(\s|\p{Z})*")
-
-
-def _first_readable(load, candidates, requested, image_size):
-    """Loads the first example that can be.
-
-    In a graph, only a dataset can go on after an error: a small one, of the candidates in turn,
-    drops those that raise one and stops at the first that does not.
+def _read_rows(source, seed, rows):
+    """The files and captions of some examples, from the numbers that the graph has of them.
 
     Args:
-      load: index → (image, caption), raising tf.errors.OpError for a bad example.
-      candidates: int64 [k], in the order of preference.
-      requested: int64, the index that is wanted, only handed on.
-      image_size: side of the image.
+      source: see sources/__init__.py.
+      seed: of the choice among captions; None takes the first.
+      rows: int64 [n, 2] of (epoch, index).
 
     Returns:
-      (image, caption, requested, used): used is the index of the example that was loaded, or
-      NO_EXAMPLE, with a black image and no caption, where there was none.
+      (encoded image [n], caption [n], whether it can be read [n]), two of bytes and one of bool.
     """
-    black = tf.zeros([image_size, image_size, 3], tf.uint8)
-    nothing = tf.data.Dataset.from_tensors((black, "", np.int64(NO_EXAMPLE)))
-    readable = (
-        tf.data.Dataset.from_tensor_slices(candidates)
-        .map(lambda index: (*load(index), index))
-        .ignore_errors()
-        .concatenate(nothing)
-        .take(1)
+    encoded, captions = np.full(len(rows), b"", object), np.full(len(rows), b"", object)
+    is_read = np.zeros(len(rows), bool)
+    for i, (epoch, index) in enumerate(rows.tolist()):
+        try:
+            encoded[i], captions[i] = _read_row(source, seed, epoch, index)
+            is_read[i] = True
+        except Unreadable:
+            pass  # reported when the batch is handed out
+    return encoded, captions, is_read
+
+
+def _read_row(source, seed, epoch, index):
+    """(encoded image, caption as bytes) of one example; raises Unreadable."""
+    if index == NO_EXAMPLE:
+        raise Unreadable("no example")
+    record = source.read(index)
+    caption = record.captions[0] if seed is None else draw_caption(record, seed, epoch, index)
+    return record.image, caption.encode()
+
+
+def _traced_once(load):
+    """A graph function of (encoded, row), that the several places that call it share."""
+    signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([2], tf.int64)]
+    return tf.function(load, input_signature=signature, autograph=False)
+
+
+def _load_chunk(rows, *, read, load, candidates, image_size):
+    """Loads some examples: together, or, where one of them cannot be read, one by one.
+
+    In a graph, only a dataset can go on after an error: a small one drops what raises one, and what
+    follows takes its place.
+
+    Args:
+      rows: int64 [c, 2].
+      read: `_read_rows` of a source.
+      load: (encoded, row) → uint8 [image_size, image_size, 3], raising tf.errors.OpError.
+      candidates: row → int64 [k, 2], the examples that may stand for it, in order of preference.
+
+    Returns:
+      (images [c, image_size, image_size, 3], captions [c], rows, used [c]): used is the index of
+      the example that was loaded in each place, or NO_EXAMPLE, with a black image and no caption,
+      where there was none.
+    """
+
+    def load_rows(rows):
+        encoded, captions, is_read = tf.numpy_function(
+            read, [rows], [tf.string, tf.string, tf.bool]
+        )
+        n = rows.shape[0]
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_read), ["unread"])]):
+            encoded, captions = tf.ensure_shape(encoded, [n]), tf.ensure_shape(captions, [n])
+        pictures = tf.map_fn(
+            lambda example: load(*example), (encoded, rows), fn_output_signature=tf.uint8
+        )
+        shape = [n, image_size, image_size, 3]
+        return tf.ensure_shape(pictures, shape), captions, rows[:, 1]
+
+    def load_one(row):
+        black = tf.zeros([1, image_size, image_size, 3], tf.uint8)
+        nothing = tf.data.Dataset.from_tensors((black, [""], np.array([NO_EXAMPLE], np.int64)))
+        readable = tf.data.Dataset.from_tensor_slices(candidates(row)).map(
+            lambda candidate: load_rows(candidate[tf.newaxis])
+        )
+        found = readable.ignore_errors().concatenate(nothing).take(1).get_single_element()
+        return tuple(part[0] for part in found)
+
+    def one_by_one(rows):
+        return tf.map_fn(load_one, rows, fn_output_signature=(tf.uint8, tf.string, tf.int64))
+
+    chunk = tf.data.Dataset.from_tensors(rows)
+    together = chunk.map(load_rows).ignore_errors()
+    pictures, captions, used = (
+        together.concatenate(chunk.map(one_by_one)).take(1).get_single_element()
     )
-    image, caption, used = readable.get_single_element()
-    return image, caption, requested, used
+    return pictures, captions, rows, used
 
 
-def _iterate(dataset, source, image_size, bad_examples, replaced=True):
+def _iterate(dataset, source, seed, load, bad_examples, replaced=True):
     """Yields (images, captions, used) as NumPy arrays, and reports the bad examples."""
     options = tf.data.Options()
     options.deterministic = True
-    for pictures, captions, requested, used in dataset.with_options(options).as_numpy_iterator():
-        for index in requested[(requested != used)].tolist():
-            _report(source, index, bad_examples)
+    for batch in dataset.with_options(options).as_numpy_iterator():
+        # [chunks, c, …] → [b, …]
+        pictures, captions, rows, used = (part.reshape(-1, *part.shape[2:]) for part in batch)
+        for epoch, index in rows[rows[:, 1] != used].tolist():
+            _report(source, seed, epoch, index, load, bad_examples)
         if replaced and NO_EXAMPLE in used:
-            index = int(requested[used == NO_EXAMPLE][0])
+            index = int(rows[used == NO_EXAMPLE][0, 1])
             raise UserError(
                 f"example {source.keys([index])[0]} and the {REPLACEMENTS} drawn to replace it "
                 "cannot be read; check the paths in config.data.train"
@@ -385,35 +443,30 @@ def _iterate(dataset, source, image_size, bad_examples, replaced=True):
         yield pictures, captions, used
 
 
-def _report(source, index, bad_examples):
+def _report(source, seed, epoch, index, load, bad_examples):
     """Names a bad example, with the reason; reads it once more to find that."""
     key = source.keys([index])[0]
-    if bad_examples is None:
-        logging.warning("left out %s (row %d): %s", key, index, _reason(source, index))
-    elif (key, index) not in bad_examples:
-        bad_examples.add(key, index, _reason(source, index))
+    if bad_examples is None or (key, index) not in bad_examples:
+        reason, detail = _reason(source, seed, epoch, index, load)
+        if bad_examples is None:
+            logging.warning("left out %s (row %d): %s %s", key, index, reason, detail)
+        else:
+            bad_examples.add(key, index, reason, detail)
 
 
-def _reason(source, index):
-    """Why an example cannot be read, in words."""
+def _reason(source, seed, epoch, index, load):
+    """(reason, detail), why an example cannot be read."""
     try:
-        encoded, caption = source.read(tf.constant(index, tf.int64))
-    except tf.errors.NotFoundError:
-        return "the image file is missing"
+        encoded, _ = _read_row(source, seed, epoch, index)
+        load(tf.constant(encoded), tf.constant([epoch, index], tf.int64))
+    except Unreadable as error:
+        return error.reason, error.detail
     except tf.errors.OpError as error:
-        return f"the image file cannot be read: {_first_line(error)}"
-    if _is_blank(caption):
-        return "the caption is empty"
-    try:
-        images.decode(encoded)
-    except tf.errors.OpError as error:
-        return f"the image cannot be decoded: {_first_line(error)}"
-    return "failed once, but could be read afterwards"
-
-
-def _first_line(error):
-    """An operation's error without the name that TensorFlow gave the operation."""
-    return error.message.split("}}")[-1].strip().splitlines()[0]
+        # Without the name that TensorFlow gave the operation.
+        detail = error.message.split("}}")[-1].strip().splitlines()[0]
+        is_large = "max_pixels" in detail
+        return "the image is too large" if is_large else "the image cannot be decoded", detail
+    return "failed once, but could be read afterwards", ""
 
 
 def _with_positions(loaded, tokenizer, position, size, batch_size):

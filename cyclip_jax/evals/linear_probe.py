@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cyclip_jax.data.pipeline import order
+from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.zeroshot import open_labelled, ranks_of_label
 

@@ -1,6 +1,7 @@
 """Retrieval in both directions, the validation loss, and consistency on held-out pairs."""
 
 import numpy as np
+import tensorflow as tf
 
 from cyclip_jax.data.images import decode
 from cyclip_jax.data.sources import create_source
@@ -17,9 +18,9 @@ def retrieval(
     name,
     *,
     pairs,
-    source="csv",
-    image_key="image",
-    caption_key="caption",
+    source="auto",
+    image_key=None,
+    caption_key=None,
     delimiter=",",
     gallery_captions=0,
     captions_per_image=None,
@@ -53,7 +54,7 @@ def retrieval(
     if captions_per_image is not None and captions_per_image < 1:
         raise UserError(f"config.evals.{name}.captions_per_image must be at least 1, or None")
     dataset = create_source(
-        source,
+        "auto" if source == "mixture" else source,  # that is a matter of training
         pairs,
         config_key=f"config.evals.{name}.pairs",
         image_key=image_key,
@@ -190,5 +191,4 @@ def _occurrence(ids):
 
 def _read(dataset, index):
     """One picture of the source, uint8 [h, w, 3]."""
-    encoded, _ = dataset.read(index)
-    return decode(encoded).numpy()
+    return decode(tf.constant(dataset.read(index).image)).numpy()

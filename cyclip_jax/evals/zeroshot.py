@@ -52,7 +52,7 @@ def open_labelled(folder, config_key):
       UserError: what is wrong with it; `config_key` names it.
     """
     path = epath.Path(folder) / "labels.csv"
-    columns = {"image_key": "image", "caption_key": "label", "delimiter": ","}
+    columns = {"image_key": "image", "caption_key": "label"}
     return create_source("csv", str(path), config_key=config_key, **columns), path
 
 

@@ -11,7 +11,8 @@ import tensorflow as tf
 from PIL import Image
 
 from cyclip_jax.data import images, pipeline, sources
-from cyclip_jax.data.pipeline import BadExamples, Position
+from cyclip_jax.data.order import Position, order
+from cyclip_jax.data.pipeline import BadExamples
 from cyclip_jax.errors import UserError
 
 SIZE = 14  # examples in the dataset: three batches of four, and two examples over
@@ -123,13 +124,13 @@ def assert_same_batch(batch, expected):
 
 def test_the_order_stays_what_it_was():
     """Golden values: a change here would change what a resumed run sees."""
-    assert pipeline.order(0, 0, 8).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
-    assert pipeline.order(0, 1, 8).tolist() == [5, 3, 7, 2, 4, 1, 0, 6]
-    assert pipeline.order(-1, 0, 8).tolist() == [0, 7, 4, 2, 6, 3, 1, 5]
+    assert order(0, 0, 8).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+    assert order(0, 1, 8).tolist() == [5, 3, 7, 2, 4, 1, 0, 6]
+    assert order(-1, 0, 8).tolist() == [0, 7, 4, 2, 6, 3, 1, 5]
 
 
 def test_the_order_is_a_permutation_and_differs_by_seed_and_epoch():
-    orders = [pipeline.order(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [order(seed, epoch, 1000) for seed in (0, 1) for epoch in (0, 1)]
 
     for one, other in itertools.combinations(orders, 2):
         assert np.mean(one == other) < 0.01
@@ -139,7 +140,7 @@ def test_the_order_is_a_permutation_and_differs_by_seed_and_epoch():
 
 
 def test_without_shuffling_the_order_is_the_sources(source, train):
-    assert pipeline.order(3, 1, 5, shuffle=False).tolist() == [0, 1, 2, 3, 4]
+    assert order(3, 1, 5, shuffle=False).tolist() == [0, 1, 2, 3, 4]
     assert rows_of(train(source, 4, shuffle=False)) == [*range(12), 0, 1, 2, 3]
 
 
@@ -155,17 +156,17 @@ def test_batches_hold_uint8_images_and_int32_tokens(whole):
 def test_an_image_stands_beside_its_own_caption(source, train):
     for batch, _ in train(source, 3, augmentation="none"):
         for image, (row, length) in zip(batch["images"], batch["tokens"], strict=True):
-            encoded, caption = source.read(tf.constant(row, tf.int64))
-            expected = images.resize_and_centre_crop(images.decode(encoded), IMAGE_SIZE)
+            record = source.read(int(row))
+            expected = images.resize_and_centre_crop(images.decode(tf.constant(record.image)), IMAGE_SIZE)
             np.testing.assert_array_equal(image, expected)
-            assert length == len(caption.numpy().decode())
+            assert length == len(record.captions[0])
 
 
 def test_an_epoch_shows_each_example_at_most_once_and_the_next_another_order(whole):
     first, second = rows_of(whole[:3]), rows_of(whole[3:6])
 
-    assert first == pipeline.order(5, 0, SIZE)[:12].tolist()
-    assert second == pipeline.order(5, 1, SIZE)[:12].tolist()
+    assert first == order(5, 0, SIZE)[:12].tolist()
+    assert second == order(5, 1, SIZE)[:12].tolist()
     assert len(set(first)) == len(set(second)) == 12
     assert first != second
 
@@ -191,7 +192,7 @@ def test_resuming_reads_no_example_that_lies_behind(train):
     source = CountingSource(10_000, reads)
     train(source, 1, position=Position(epoch=3, examples=8_000, seed=5))
 
-    behind = set(pipeline.order(5, 3, 10_000)[:8_000].tolist())
+    behind = set(order(5, 3, 10_000)[:8_000].tolist())
     assert reads and behind.isdisjoint(reads)
 
 
@@ -202,7 +203,7 @@ def test_a_position_at_the_end_of_an_epoch_goes_on_with_the_next(source, train, 
 def test_a_resumed_run_may_change_its_batch_size(source, train):
     steps = train(source, 2, batch_size=5, position=Position(0, 4, 5))
 
-    assert rows_of(steps) == pipeline.order(5, 0, SIZE)[4:].tolist()
+    assert rows_of(steps) == order(5, 0, SIZE)[4:].tolist()
     assert [position for _, position in steps][-1] == Position(1, 0, 5)
 
 
@@ -278,16 +279,16 @@ def test_evaluation_refuses_a_batch_size_that_does_not_divide(source):
 
 
 def named(path):
-    """{row: reason} of a file of bad examples."""
+    """{row: "reason: detail"} of a file of bad examples."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == len({line["index"] for line in lines})
     assert all(line["key"].startswith(f"{line['index']:02d}.") for line in lines)
-    return {line["index"]: line["reason"] for line in lines}
+    return {line["index"]: f"{line['reason']}: {line['detail']}" for line in lines}
 
 
 def test_bad_examples_are_replaced_named_and_counted(bad_run):
     steps, bad_examples, path = bad_run
-    wanted = [pipeline.order(5, epoch, SIZE)[:12] for epoch in range(3)]
+    wanted = [order(5, epoch, SIZE)[:12] for epoch in range(3)]
     used = np.array(rows_of(steps))
     reasons = named(path)
 
@@ -298,8 +299,13 @@ def test_bad_examples_are_replaced_named_and_counted(bad_run):
     replacements = [set(epoch[epoch >= 0]) for epoch in np.split(np.where(is_bad, used, -1), 3)]
     assert max(map(len, replacements)) > 1  # not one example for all of an epoch
     assert bad_examples.count == 4
-    assert reasons[3] == "the caption is empty"
-    assert reasons[7] == reasons[8] == "the image file is missing"
+    assert reasons[3] == "the caption is empty: "
+    assert reasons[7].startswith("the file is missing: ")
+    assert bad_examples.by_reason == {
+        "the file is missing": 2,
+        "the caption is empty": 1,
+        "the image cannot be decoded": 1,
+    }
     assert reasons[11].startswith("the image cannot be decoded: ")
 
 
@@ -322,8 +328,9 @@ def test_more_bad_examples_than_the_limit_end_the_run(bad_source, tmp_path):
         train_steps(bad_source, 9, BadExamples(path, 0.15, SIZE))
 
     assert str(error.value) == (
-        "3 of 14 examples (21.43%) cannot be read, more than the allowed 15.00%; mend those "
-        f"named in {path}, or raise config.data.max_bad_share"
+        "3 of 14 examples (21.43%) cannot be read (1 × the caption is empty, 1 × the image cannot "
+        "be decoded, 1 × the file is missing), more than the allowed 15.00%; mend those named in "
+        f"{path}, or raise config.data.max_bad_share"
     )
     assert len(named(path)) == 3
 
@@ -340,8 +347,9 @@ def test_the_file_of_bad_examples_is_made_only_for_one(source, tmp_path):
     train_steps(source, 3, bad_examples)
     assert not path.exists() and bad_examples.count == 0
 
-    bad_examples.add("a.jpg", 3, "a reason")
-    assert json.loads(path.read_text()) == {"key": "a.jpg", "index": 3, "reason": "a reason"}
+    bad_examples.add("a.jpg", 3, "a reason", "more of it")
+    named = {"key": "a.jpg", "index": 3, "reason": "a reason", "detail": "more of it"}
+    assert json.loads(path.read_text()) == named
 
 
 def test_bad_examples_are_taken_up_from_the_file_but_for_half_a_line(tmp_path):
@@ -377,8 +385,8 @@ def test_evaluation_reads_every_example_once_in_the_files_order(source):
     assert masks.tolist() == [True] * 14 + [False] * 2
     assert rows[masks].tolist() == list(range(14))
     assert not batches[-1]["images"][2:].any()
-    encoded, _ = source.read(tf.constant(13, tf.int64))
-    expected = images.resize_and_centre_crop(images.decode(encoded), IMAGE_SIZE)
+    picture = images.decode(tf.constant(source.read(13).image))
+    expected = images.resize_and_centre_crop(picture, IMAGE_SIZE)
     np.testing.assert_array_equal(batches[-1]["images"][1], expected)
 
 
@@ -414,10 +422,12 @@ def test_evaluation_masks_and_names_what_it_cannot_read(bad_source, tmp_path, ca
 class CountingSource:
     """`size` examples of one picture, noting in `reads` which of them are read."""
 
+    faults = ()
+
     def __init__(self, size, reads):
         self._size = size
         self._reads = reads
-        self._encoded = tf.io.encode_png(np.zeros([2, 2, 3], np.uint8))
+        self._encoded = tf.io.encode_png(np.zeros([2, 2, 3], np.uint8)).numpy()
 
     def __len__(self):
         return self._size
@@ -426,12 +436,8 @@ class CountingSource:
         return [str(index) for index in indices]
 
     def read(self, index):
-        def note(index):
-            self._reads.append(int(index))
-            return f"{index} noted".encode()
-
-        caption = tf.ensure_shape(tf.numpy_function(note, [index], tf.string), [])
-        return self._encoded, caption
+        self._reads.append(index)
+        return sources.Record(self._encoded, [f"{index} noted"], [1.0])
 
 
 def test_closing_ends_the_reading(tmp_path):

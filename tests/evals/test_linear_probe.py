@@ -8,7 +8,7 @@ from PIL import Image
 
 from configs import common
 from cyclip_jax import evals, parallel
-from cyclip_jax.data.pipeline import order
+from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.linear_probe import linear_probe, train_classifier
 from cyclip_jax.inference import Model

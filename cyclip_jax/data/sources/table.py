@@ -1,63 +1,46 @@
-"""Where examples come from: image-caption pairs that can be read by their index.
-
-A source is an object with
-
-    len(source)             the number of examples
-    source.keys(indices)    what names these examples in a report, list[str]
-    source.captions()       every caption, list[str] (to train a tokenizer)
-    source.read(index)      graph function: int64 scalar → (encoded image, caption), string scalars
-
-To add one, write a function with `csv_source`'s arguments and enter it in `SOURCES`.
-"""
+"""CSV and TSV files of paths and captions, and the quickstart's drawings."""
 
 import csv
 import posixpath
+import re
 from array import array
 
 import numpy as np
 import tensorflow as tf
 
+from cyclip_jax.data.sources.ranges import read_whole
+from cyclip_jax.data.sources.record import CaptionRule
 from cyclip_jax.errors import UserError
 
 # The accelerators belong to JAX; TensorFlow would otherwise reserve their memory.
 tf.config.set_visible_devices([], "GPU")
 
-
-def create_source(name, path, *, config_key, image_key, caption_key, delimiter):
-    """Opens the dataset at `path` with the source called `name`.
-
-    Args:
-      name: a key of `SOURCES`.
-      path: where the dataset lies.
-      config_key: full name of the config key that holds `path`, for messages ("config.data.train").
-      image_key, caption_key, delimiter: as in `csv_source`.
-
-    Raises:
-      UserError: no source of this name, or what the source itself refuses.
-    """
-    if name not in SOURCES:
-        known = ", ".join(repr(known) for known in sorted(SOURCES))
-        raise UserError(
-            f"there is no data source {name!r}; set config.data.source to one of {known}"
-        )
-    return SOURCES[name](
-        path,
-        image_key=image_key,
-        caption_key=caption_key,
-        delimiter=delimiter,
-        config_key=config_key,
-    )
+IMAGE_KEY = "image"
+CAPTION_KEY = "caption"
+_STANDS_ALONE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def csv_source(path, *, image_key, caption_key, delimiter=",", config_key="config.data.train"):
+def csv_source(
+    path,
+    *,
+    image_key=None,
+    caption_key=None,
+    caption_weights=None,
+    templates=(),
+    delimiter=",",
+    config_key="config.data.train",
+    **_,
+):
     """Opens a CSV or TSV file of image paths and captions; no image is touched.
 
     Args:
       path: the file, local or remote (gs://…), UTF-8, its first row naming the columns.
       image_key: name of the column of image paths, relative to the file's folder unless absolute
-        or with a scheme.
-      caption_key: name of the column of captions.
-      delimiter: one character; the two characters backslash and t mean a tab.
+        or with a scheme; default IMAGE_KEY.
+      caption_key: name of the column of captions, or a tuple of several; default CAPTION_KEY.
+      caption_weights, templates: see `CaptionRule`.
+      delimiter: one character; the two characters backslash and t mean a tab. Files that end in
+        .tsv have tabs.
       config_key: full name of the config key that holds `path`, for messages.
 
     Returns:
@@ -69,32 +52,45 @@ def csv_source(path, *, image_key, caption_key, delimiter=",", config_key="confi
     if not path:
         raise UserError(
             f"{config_key} is empty; set it to a CSV of image paths and captions, "
-            f"e.g. --{config_key}=/data/cc3m/train.csv"
+            f"e.g. --{config_key}=/data/cc3m/train.csv, or to shards"
         )
     path = str(path)
     if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
         raise UserError(
             f"{path} is not a file; set {config_key} to a CSV of image paths and captions"
         )
-    delimiter = "\t" if delimiter == "\\t" else delimiter
+    is_tab = delimiter == "\\t" or (delimiter == "," and path.lower().endswith(".tsv"))
+    delimiter = "\t" if is_tab else delimiter
     if len(delimiter) != 1:
         raise UserError(
             f"config.data.delimiter is {delimiter!r}; set it to one character, e.g. ',' or '\\t'"
         )
-    images, captions = _read_columns(path, image_key, caption_key, delimiter)
+    rule = CaptionRule(caption_key or CAPTION_KEY, caption_weights, templates)
+    images, *captions = _read_columns(path, image_key or IMAGE_KEY, rule.fields, delimiter)
     if len(images) == 0:
         raise UserError(f"{path} has no rows below its header; set {config_key} to a CSV with some")
-    return CsvSource(posixpath.dirname(path), images, captions)
+    return CsvSource(posixpath.dirname(path), images, captions, rule)
 
 
 class CsvSource:
-    """Image-caption pairs of a CSV file, see `csv_source`."""
+    """Image-caption pairs of a CSV file, see `csv_source`.
 
-    def __init__(self, folder, images, captions):
+    Attributes:
+      boundaries, mean_bytes: all rows are one run; a picture's size is not known, and so taken to
+        be as usual.
+      faults: none.
+    """
+
+    faults = ()
+    mean_bytes = 100_000
+
+    def __init__(self, folder, images, captions, rule):
         """Args: the folder of relative paths; image paths and captions as `StringArray`s."""
         self._folder = folder
         self._images = images
         self._captions = captions
+        self._rule = rule
+        self.boundaries = np.array([0, len(images)], np.int64)
 
     def __len__(self):
         return len(self._images)
@@ -104,26 +100,16 @@ class CsvSource:
         return [self._images[index] for index in indices]
 
     def captions(self):
-        """Every caption in file order, list[str]."""
-        return list(self._captions)
+        """The first column of captions in file order, list[str]."""
+        return list(self._captions[0])
 
     def read(self, index):
-        """Reads one example; a graph function.
-
-        Args:
-          index: int64 scalar in [0, len(self)).
-
-        Returns:
-          (encoded image, caption), string scalars.
-
-        Raises:
-          tf.errors.OpError: the image file cannot be read.
-        """
-        path = self._images.gather(index)
-        stands_alone = tf.strings.regex_full_match(path, r"(?s)(/|[A-Za-z][A-Za-z0-9+.-]*://).*")
-        if self._folder:
-            path = tf.where(stands_alone, path, tf.strings.join([self._folder, path], "/"))
-        return tf.io.read_file(path), self._captions.gather(index)
+        """The Record of a row; raises Unreadable."""
+        path = self._images[index]
+        if self._folder and not _STANDS_ALONE.match(path):
+            path = f"{self._folder}/{path}"
+        image = read_whole(path)
+        return self._rule.record(image, [[column[index]] for column in self._captions])
 
 
 class StringArray:
@@ -131,36 +117,26 @@ class StringArray:
 
     def __init__(self, encoded, ends):
         """Args: the strings' UTF-8 bytes one after the other; the end of each, int64 [n]."""
-        self._encoded = tf.constant(bytes(encoded))
+        self._encoded = bytes(encoded)
         self._offsets = np.concatenate([[0], ends]).astype(np.int64)  # [n + 1]
-        self._offsets_tensor = tf.constant(self._offsets)
 
     def __len__(self):
         return len(self._offsets) - 1
 
     def __getitem__(self, index):
-        return self.gather(range(len(self))[index]).numpy().decode()
-
-    def __iter__(self):
-        encoded = self._encoded.numpy()
-        for i in range(len(self)):
-            yield encoded[self._offsets[i] : self._offsets[i + 1]].decode()
-
-    def gather(self, index):
-        """The string at an int64 scalar tensor, as a scalar tensor; a graph function."""
-        start, end = tf.unstack(tf.gather(self._offsets_tensor, tf.stack([index, index + 1])))
-        return tf.strings.substr(self._encoded, start, end - start)
+        index = range(len(self))[index]
+        return self._encoded[self._offsets[index] : self._offsets[index + 1]].decode()
 
 
-def _read_columns(path, image_key, caption_key, delimiter):
-    """Two columns of a table as `StringArray`s; raises UserError where there are no such."""
-    columns = [(bytearray(), array("q")) for _ in range(2)]
+def _read_columns(path, image_key, caption_keys, delimiter):
+    """Columns of a table as `StringArray`s; raises UserError where there are no such."""
+    columns = [(bytearray(), array("q")) for _ in range(1 + len(caption_keys))]
     reader = csv.reader(_lines(path), delimiter=delimiter)
     try:
         header = next(reader, [])
         positions = [
             _column(path, header, image_key, "config.data.image_key"),
-            _column(path, header, caption_key, "config.data.caption_key"),
+            *(_column(path, header, key, "config.data.caption_key") for key in caption_keys),
         ]
         for row in reader:
             if not row:

@@ -1,0 +1,350 @@
+"""`python -m benchmarks.data`: images/s of the input pipeline, beside Pillow's and webdataset's.
+
+Photographs of 500 pixels (scikit-image's, cut and turned in many ways) are written as JPEG into tar
+and TFRecord shards, read from there, and made into images of 224². Everything runs on the same
+cores, one by default, and in turn, round by round, as these rates change with the machine's speed.
+
+    python -m benchmarks.data
+    python -m benchmarks.data --memory=100000
+    python -m benchmarks.data --resume=100000
+
+Wants scikit-image; webdataset and torch are measured where they are installed. --memory watches the
+process over so many examples; --resume indexes so many and goes on in the middle of an epoch.
+"""
+
+import argparse
+import functools
+import io
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+
+import numpy as np
+
+from benchmarks.report import table
+from cyclip_jax.errors import UserError
+
+IMAGE_SIZE = 224
+STEP_RATE = 3_000  # images/s that an accelerator may take
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+CAPTION = "a photograph of the usual kind, number {}, with a caption of the usual length"
+COLUMNS = {
+    "what": ("name", ""),
+    "images/s per core": ("rate", ".0f"),
+    "of Pillow": ("of_pillow", ".2f"),
+    "of decode and resize alone": ("of_bare", ".2f"),
+    "cores for 3,000/s": ("cores", ".1f"),
+}
+
+
+def photographs(count, side):
+    """`count` different JPEG files whose longer side is `side` pixels, list of bytes."""
+    import skimage.data
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    pictures = [Image.fromarray(getattr(skimage.data, name)()[..., :3]) for name in PHOTOGRAPHS]
+    files = []
+    for i in range(count):
+        picture = pictures[i % len(pictures)]
+        width = int(picture.width * random.uniform(0.7, 1))
+        height = min(int(width * 3 / 4), picture.height)
+        left = random.integers(0, picture.width - width + 1)
+        top = random.integers(0, picture.height - height + 1)
+        picture = picture.crop((left, top, left + width, top + height))
+        picture = picture.resize((side, side * height // width), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=90)
+        files.append(buffer.getvalue())
+    return files
+
+
+def write_tar(path, files, repeat=1):
+    """The files as webdataset writes them, each `repeat` times under another name."""
+    with tarfile.open(path, "w") as archive:
+        for i in range(repeat * len(files)):
+            members = ("jpg", files[i % len(files)]), ("txt", CAPTION.format(i).encode())
+            for ending, content in members:
+                member = tarfile.TarInfo(f"{i:09d}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+def write_tfrecord(path, files):
+    """The files as img2dataset writes them."""
+    import tensorflow as tf
+
+    def feature(value):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for i, content in enumerate(files):
+            features = {"jpg": feature(content), "txt": feature(CAPTION.format(i).encode())}
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            writer.write(example.SerializeToString())
+    return str(path)
+
+
+def by_pillow(encoded):
+    """The reference preprocessing up to uint8 pixels, in Pillow alone."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(encoded)).convert("RGB")
+    scale = IMAGE_SIZE / min(picture.size)
+    width, height = (max(IMAGE_SIZE, int(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - IMAGE_SIZE) / 2), round((height - IMAGE_SIZE) / 2)
+    return np.asarray(picture.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE)))
+
+
+def pillow_contender(files, count):
+    """Seconds that Pillow takes for `count` images."""
+    start = time.perf_counter()
+    for i in range(count):
+        by_pillow(files[i % len(files)])
+    return time.perf_counter() - start
+
+
+def graph_contender(transform, files, count):
+    """Seconds that a graph function of a file takes, in a bare tf.data.Dataset."""
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices(files).repeat()
+    # To one value: what it costs to hand an image to Python is the pipeline's.
+    dataset = dataset.map(
+        lambda encoded: transform(encoded)[0, 0, 0], num_parallel_calls=tf.data.AUTOTUNE
+    )
+    return seconds_of(iter(dataset.batch(64).prefetch(1)), count, 64)
+
+
+def seconds_of(batches, count, batch_size):
+    """Seconds for `count` examples, after a first batch that is not timed."""
+    next(batches)
+    start = time.perf_counter()
+    for _ in range(count // batch_size):
+        next(batches)
+    return (time.perf_counter() - start) * count / (count // batch_size * batch_size)
+
+
+def open_pipeline(path, batch_size=64, position=None, **transform):
+    """The training pipeline of a run, without a model."""
+    from cyclip_jax.data import sources
+    from cyclip_jax.data.pipeline import BadExamples, train_batches
+
+    source = sources.create_source("auto", path, config_key="--path")
+    return train_batches(
+        source,
+        words,
+        batch_size=batch_size,
+        image_size=IMAGE_SIZE,
+        seed=0,
+        position=position,
+        bad_examples=BadExamples(os.devnull + ".jsonl", 0, len(source)),
+        **transform,
+    )
+
+
+def words(captions):
+    """In place of a tokenizer, which is measured apart."""
+    return np.array([[len(caption)] for caption in captions], np.int32)
+
+
+def pipeline_contender(path, count, **transform):
+    """Seconds of the whole pipeline."""
+    batches = open_pipeline(path, **transform)
+    try:
+        return seconds_of(batches, count, 64)
+    finally:
+        batches.close()
+
+
+def webdataset_contender(path, count):
+    """Seconds of webdataset's pipeline with the same transform, in a worker of torch's loader."""
+    import torch
+    import webdataset
+
+    dataset = webdataset.WebDataset(path, shardshuffle=False, empty_check=False).shuffle(100)
+    dataset = dataset.repeat().to_tuple("jpg", "txt").map_tuple(by_pillow, bytes.decode)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=64, num_workers=1)
+    return seconds_of(iter(loader), count, 64)
+
+
+def contenders(folder, files):
+    """{name: function from a number of images to seconds}."""
+    import tensorflow as tf
+
+    from cyclip_jax.data import images
+
+    tar = write_tar(folder / "00000.tar", files)
+    tfrecord = write_tfrecord(folder / "00000.tfrecord", files)
+    exact = functools.partial(images.transform, size=IMAGE_SIZE)
+    fast = functools.partial(exact, decoder="fast")
+    crops = {"augmentation": "random_resized_crop", "crop_scale": (0.5, 1.0)}
+    bare_decode = functools.partial(tf.io.decode_jpeg, channels=3, dct_method="INTEGER_ACCURATE")
+    chosen = {
+        "Pillow: decode, resize, crop": functools.partial(pillow_contender, files),
+        "tf: decode alone": functools.partial(graph_contender, bare_decode, files),
+        "tf: decode and resize alone": functools.partial(graph_contender, exact, files),
+        "tf: the same, decoder=fast": functools.partial(graph_contender, fast, files),
+        "pipeline, tar": functools.partial(pipeline_contender, tar),
+        "pipeline, tfrecord": functools.partial(pipeline_contender, tfrecord),
+        "pipeline, tar, decoder=fast": functools.partial(pipeline_contender, tar, decoder="fast"),
+        "pipeline, tar, random crops": functools.partial(pipeline_contender, tar, **crops),
+    }
+    if has("webdataset") and has("torch"):
+        name = "webdataset, DataLoader, Pillow"
+        chosen[name] = functools.partial(webdataset_contender, tar)
+    return chosen
+
+
+def has(module):
+    """Whether a package is installed."""
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None
+
+
+def measure(args, folder):
+    """The table's rows: the median of each contender's rates."""
+    chosen = contenders(folder, photographs(args.pictures, args.side))
+    rates = {name: [] for name in chosen}
+    for _ in range(args.rounds):
+        for name, run in chosen.items():
+            rates[name].append(args.images / run(args.images) / args.cores)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    pillow = medians["Pillow: decode, resize, crop"]
+    bare = medians["tf: decode and resize alone"], medians["tf: the same, decoder=fast"]
+    return [
+        {
+            "name": name,
+            "rate": rate,
+            "rates": rates[name],
+            "of_pillow": rate / pillow,
+            "of_bare": rate / bare["fast" in name] if name.startswith("pipeline") else None,
+            "cores": STEP_RATE / rate,
+        }
+        for name, rate in medians.items()
+    ]
+
+
+def tokenising(pipeline_rate):
+    """Rows of the tokenizers: their time as a share of the pipeline's."""
+    from cyclip_jax.data import tokenizers
+
+    captions = [CAPTION.format(i) for i in range(4096)]
+    rows = []
+    model = pathlib.Path(tempfile.mkdtemp()) / "tokenizer.model"
+    tokenizers.train_sentencepiece(captions, vocab_size=128, output=str(model))
+    for name, options in {
+        "sentencepiece": {"vocabulary": str(model), "vocab_size": 128},
+        "clip_bpe": {"vocab_size": 49_408},
+    }.items():
+        try:
+            tokenizer = tokenizers.create_tokenizer(name, context_length=77, **options)
+        except UserError as error:
+            print(f"{name} is left out: {error}")
+            continue
+        start = time.perf_counter()
+        for first in range(0, len(captions), 64):
+            tokenizer(captions[first : first + 64])
+        rate = len(captions) / (time.perf_counter() - start)
+        rows.append({"name": name, "rate": rate, "share": pipeline_rate / rate})
+    return rows
+
+
+def resident_mebibytes():
+    """Memory of this process that is in use now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def watch_memory(examples, folder):
+    """Rows of the process's memory at tenths of a run over `examples` small pictures."""
+    path = write_tar(folder / "small.tar", photographs(100, 64), repeat=examples // 100)
+    batches = open_pipeline(path)
+    rows, steps = [], examples // 64
+    for step in range(1, steps + 1):
+        next(batches)
+        if step % max(steps // 10, 1) == 0:
+            rows.append({"examples": step * 64, "mebibytes": resident_mebibytes()})
+    batches.close()
+    return rows
+
+
+def measure_resumption(examples, folder):
+    """Rows of the seconds to a first batch: without an index, with one, and in mid-epoch."""
+    from cyclip_jax.data.order import Position
+
+    path = write_tar(folder / "small.tar", photographs(100, 64), repeat=examples // 100)
+    rows = []
+    for name, position in {
+        "first pass: the index is made": None,
+        "from the start": None,
+        "in mid-epoch": Position(3, examples // 2 // 64 * 64, 0),
+    }.items():
+        start = time.perf_counter()
+        batches = open_pipeline(path, position=position)
+        next(batches)
+        rows.append({"name": name, "seconds": time.perf_counter() - start})
+        batches.close()
+    return rows
+
+
+def parse_arguments(arguments=None):
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = functools.partial(parser.add_argument, metavar="…", type=int)
+    add("--cores", default=1)
+    add("--pictures", default=200, help="different ones")
+    add("--side", default=500, help="pixels of their longer side")
+    add("--images", default=1024, help="of each row in a round")
+    add("--rounds", default=3)
+    add("--memory", help="examples over which to watch the process's memory")
+    add("--resume", help="examples to index and to resume in the middle of")
+    parser.add_argument("--json", metavar="…", help="file to write the rows to")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    """Prints the tables."""
+    args = parse_arguments(arguments)
+    # Before TensorFlow counts them.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
+    import cyclip_jax.quiet  # noqa: F401
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        if args.memory:
+            rows = watch_memory(args.memory, folder)
+            shown = {"examples": ("examples", ","), "memory, MiB": ("mebibytes", ",.0f")}
+        elif args.resume:
+            rows = measure_resumption(args.resume, folder)
+            shown = {"what": ("name", ""), "seconds to the first batch": ("seconds", ".1f")}
+        else:
+            rows, shown = measure(args, folder), COLUMNS
+        print(table(rows, shown))
+        if shown is COLUMNS:
+            rate = next(row["rate"] for row in rows if row["name"] == "pipeline, tar")
+            rows += (tokenizers := tokenising(rate))
+            columns = {
+                "tokenizer": ("name", ""),
+                "captions/s": ("rate", ",.0f"),
+                "share of the pipeline": ("share", ".2%"),
+            }
+            print("\n" + table(tokenizers, columns))
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Several sources as one, each with a weight that may change over the run."""
+
+import numpy as np
+
+from cyclip_jax.errors import UserError
+
+
+class Mixture:
+    """Examples of several sources, one source's after the other's.
+
+    How often each is drawn is for `order.examples_of_epoch` to say.
+
+    Args:
+      parts: {name: (source, weight)}. A weight is a number, or pairs (step, number) in between
+        which it changes linearly; before the first and after the last it stays.
+
+    Attributes:
+      names: of the parts.
+      sources: the parts themselves.
+      starts: where each part's examples begin, and the end, int64 [parts + 1].
+
+    Raises:
+      UserError: there are no parts, or a weight is none.
+    """
+
+    def __init__(self, parts):
+        if not parts:
+            raise UserError("config.data.mixture is empty; name its sources, see configs/common.py")
+        self.names = list(parts)
+        self.sources = [source for source, _ in parts.values()]
+        self._weights = [_points(name, weight) for name, (_, weight) in parts.items()]
+        self.starts = np.cumsum([0, *map(len, self.sources)], dtype=np.int64)
+        self.faults = [fault for source in self.sources for fault in source.faults]
+        if not sum(values[0] for _, values in self._weights):
+            raise UserError("the weights of config.data.mixture are all 0 at the start")
+
+    def __len__(self):
+        return int(self.starts[-1])
+
+    def keys(self, indices):
+        """The names of the examples, after those of their sources, list[str]."""
+        keys = []
+        for index in indices:
+            part, inner = self._find(index)
+            keys.append(f"{self.names[part]}: {self.sources[part].keys([inner])[0]}")
+        return keys
+
+    def captions(self):
+        """The first caption of every example, list[str]."""
+        return [caption for source in self.sources for caption in source.captions()]
+
+    def read(self, index):
+        """The Record of an example; raises Unreadable."""
+        part, inner = self._find(index)
+        return self.sources[part].read(inner)
+
+    def shares(self, steps):
+        """The parts' shares of the batches of some steps, float64 [steps, parts], each row's sum 1.
+
+        Raises:
+          UserError: at one of these steps all weights are 0.
+        """
+        weights = np.stack([np.interp(steps, *points) for points in self._weights], axis=-1)
+        sums = weights.sum(axis=-1, keepdims=True)
+        if not sums.all():
+            step = steps[int(np.argmin(sums))]
+            raise UserError(f"the weights of config.data.mixture are all 0 at step {step}")
+        return weights / sums
+
+    def _find(self, index):
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return part, int(index - self.starts[part])
+
+
+def _points(name, weight):
+    """(steps, weights) of a weight, as np.interp wants them."""
+    points = [(0, weight)] if isinstance(weight, int | float) else weight
+    try:
+        steps, weights = np.array(points, np.float64).T
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"config.data.mixture.{name}.weight is {weight!r}; set it to a number or to pairs "
+            "(step, number)"
+        ) from error
+    if (np.diff(steps) <= 0).any() or (weights < 0).any():
+        raise UserError(
+            f"config.data.mixture.{name}.weight is {weight!r}; steps are to rise, and weights are "
+            "not to be negative"
+        )
+    return steps, weights

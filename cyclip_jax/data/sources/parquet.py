@@ -1,0 +1,190 @@
+"""Parquet files with pictures and captions, as Hugging Face exports data sets."""
+
+import importlib.util
+import posixpath
+import threading
+
+import numpy as np
+
+from cyclip_jax.data.sources.ranges import Kept, expand, is_remote, retrying
+from cyclip_jax.data.sources.record import CaptionRule, Unreadable
+from cyclip_jax.data.sources.webdataset import first_caption
+from cyclip_jax.errors import UserError
+
+IMAGE_KEY = "image"
+CAPTION_KEY = "caption"
+KEPT_ROW_GROUPS = 8
+
+
+def parquet_source(
+    path,
+    *,
+    image_key=None,
+    caption_key=None,
+    caption_weights=None,
+    templates=(),
+    kept_examples=0,
+    config_key="config.data.train",
+    **_,
+):
+    """Opens Parquet files; only their footers are read.
+
+    A row is read with the whole of its row group, so that rows in random order want small row
+    groups: Hugging Face writes 100 rows of pictures to one. With config.data.shuffle_window
+    neighbours are read together; `cyclip_jax.data.prepare` makes TFRecord shards of any.
+
+    Args:
+      path: a pattern of files, see `ranges.expand`.
+      image_key: column with the picture's file, as bytes or Hugging Face's struct with the field
+        "bytes"; default IMAGE_KEY.
+      caption_key: column of strings or of lists of strings, or a tuple of several; default
+        CAPTION_KEY.
+      caption_weights, templates: see `CaptionRule`.
+      kept_examples: how many of those read lately are kept, as whole row groups.
+      config_key: full name of the config key that holds `path`, for messages.
+
+    Raises:
+      UserError: pyarrow is not installed, a file is missing or no Parquet, or lacks a column.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"{config_key} {path} wants pyarrow: pip install 'cyclip_jax[data]' or pyarrow")
+    paths = expand(path, config_key=config_key, endings=(".parquet",))
+    rule = CaptionRule(caption_key or CAPTION_KEY, caption_weights, templates)
+    source = ParquetRows(paths, image_key or IMAGE_KEY, rule, kept_examples)
+    if not len(source):
+        raise UserError(f"there is no row in {path}; set {config_key} to files with some")
+    return source
+
+
+class ParquetRows:
+    """Rows of Parquet files, see `parquet_source`.
+
+    Attributes:
+      boundaries: where each row group begins, and the end, int64 [row groups + 1].
+      faults: none: a damaged file is refused when it is opened.
+    """
+
+    faults = ()
+
+    def __init__(self, paths, image_key, rule, kept_examples=0):
+        self._paths, self._rule = paths, rule
+        self._files = [_ParquetFile(path) for path in paths]
+        self._columns = [image_key, *rule.fields]
+        self._groups, counts, sizes = [], [0], []
+        for number, file in enumerate(self._files):
+            file.check_columns(image_key, rule.fields)
+            for group, (rows, size) in enumerate(file.row_groups()):
+                self._groups.append((number, group))
+                counts.append(rows)
+                sizes.append(size)
+        self.boundaries = np.cumsum(counts, dtype=np.int64)
+        self.mean_bytes = sum(sizes) / max(len(self), 1)
+        rows_per_group = max(len(self) / max(len(self._groups), 1), 1)
+        self._kept = Kept(max(KEPT_ROW_GROUPS, int(kept_examples / rows_per_group)))
+
+    def __len__(self):
+        return int(self.boundaries[-1])
+
+    def keys(self, indices):
+        """The rows' files and numbers in them, list[str]."""
+        keys = []
+        for index in indices:
+            group = self._group_of(index)
+            file, _ = self._groups[group]
+            first = self._groups.index((file, 0))
+            row = index - self.boundaries[first]
+            keys.append(f"{posixpath.basename(self._paths[file])}#{row}")
+        return keys
+
+    def captions(self):
+        """The first caption of every row, list[str]; "" where there is none."""
+        captions = []
+        for group in range(len(self._groups)):
+            columns = self._read_group(group, list(self._rule.fields))
+            for row in range(len(columns[0])):
+                values = [_texts(column, row) for column in columns]
+                captions.append(first_caption(lambda _, v=values: self._rule.record(b"", v), row))
+        return captions
+
+    def read(self, index):
+        """The Record of a row; raises Unreadable."""
+        group = self._group_of(index)
+        image, *captions = self._kept.get(group, lambda: self._read_group(group, self._columns))
+        row = int(index - self.boundaries[group])
+        picture = image[row].as_py()
+        picture = picture.get("bytes") if isinstance(picture, dict) else picture
+        if not picture:
+            raise Unreadable("the image is missing")
+        return self._rule.record(picture, [_texts(column, row) for column in captions])
+
+    def _read_group(self, group, columns):
+        file, number = self._groups[group]
+        return self._files[file].read(number, columns)
+
+    def _group_of(self, index):
+        return int(np.searchsorted(self.boundaries, index, side="right")) - 1
+
+
+def _texts(column, row):
+    value = column[row].as_py()
+    return [text for text in (value if isinstance(value, list) else [value]) if text is not None]
+
+
+class _ParquetFile:
+    """One file; opened while it is read, by one thread at a time."""
+
+    def __init__(self, path):
+        import pyarrow.parquet
+
+        self._path, self._lock = path, threading.Lock()
+        try:
+            with self._open() as file:
+                self._metadata = pyarrow.parquet.read_metadata(file)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{path} cannot be read as Parquet: {error}") from error
+        self._names = self._metadata.schema.to_arrow_schema().names
+
+    def check_columns(self, image_key, caption_keys):
+        """Raises UserError where a column is missing."""
+        for key, name in [
+            (image_key, "image_key"),
+            *((key, "caption_key") for key in caption_keys),
+        ]:
+            if key not in self._names:
+                raise UserError(
+                    f"{self._path} has no column {key!r} (columns: {', '.join(self._names)}); "
+                    f"set config.data.{name}"
+                )
+
+    def row_groups(self):
+        """[(rows, bytes)] of each row group."""
+        groups = map(self._metadata.row_group, range(self._metadata.num_row_groups))
+        return [(group.num_rows, group.total_byte_size) for group in groups]
+
+    def read(self, group, columns):
+        """The columns of a row group, as pyarrow arrays; raises Unreadable."""
+        return retrying(self._read, group, columns)
+
+    def _read(self, group, columns):
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            with self._lock, self._open() as file:
+                opened = pyarrow.parquet.ParquetFile(file, metadata=self._metadata)
+                table = opened.read_row_group(group, columns=columns, use_threads=False)
+        except (pyarrow.ArrowException, OSError) as error:
+            # Arrow's own errors carry no number; the system's may pass.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise Unreadable("the row group is damaged", str(error)) from error
+        return [table[column] for column in columns]
+
+    def _open(self):
+        import pyarrow
+
+        if is_remote(self._path):
+            from etils import epath
+
+            return epath.Path(self._path).open("rb")
+        return pyarrow.memory_map(self._path.removeprefix("file://"))

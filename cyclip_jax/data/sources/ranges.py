@@ -1,0 +1,225 @@
+"""Byte ranges of many files, local or remote: read again where that may help, kept where asked."""
+
+import collections
+import glob
+import os
+import threading
+import time
+
+import braceexpand
+import tensorflow as tf
+
+from cyclip_jax.data.sources.record import Unreadable
+from cyclip_jax.errors import UserError
+
+# Seconds before a failed read is tried again: half a minute in all, as storage services advise.
+RETRY_AFTER = (0.1, 0.5, 2.0, 8.0, 20.0)
+
+# What may pass: a service that is busy or slow, a network that is gone for a moment.
+_MAY_PASS = (
+    OSError,
+    tf.errors.AbortedError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
+)
+_WILL_NOT_PASS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+INDEX_ENDING = ".index.npz"  # of the files beside shards that no pattern means
+
+OPEN_FILES = 256  # at a time: systems allow a process a thousand or so
+BLOCK = 1 << 20  # bytes that are read at once where neighbours are kept
+
+
+def is_remote(path):
+    """Whether a path names a service (gs://…) and no file of this machine."""
+    return "://" in path and not path.startswith("file://")
+
+
+def expand(pattern, *, config_key, endings):
+    """The files that a pattern names.
+
+    Args:
+      pattern: a path, with brace ranges ({00000..00331}, {a,b}) and globs (*, ?, [0-9]), or a
+        folder.
+      config_key: of the pattern, for messages.
+      endings: of the files wanted in a folder, e.g. (".tar",).
+
+    Returns:
+      Their paths, list[str], as the braces count and sorted within each glob.
+
+    Raises:
+      UserError: there is none, or one that the braces name is missing.
+    """
+    if not pattern:
+        raise UserError(
+            f"{config_key} is empty; set it to shards, e.g. "
+            f"--{config_key}='/data/cc3m/{{00000..00331}}{endings[0]}'"
+        )
+    paths, missing = [], []
+    for path in _expand_braces(pattern, config_key):
+        if tf.io.gfile.isdir(path):
+            for ending in endings:
+                paths += _glob(f"{path.rstrip('/')}/*{ending}")
+        elif glob.has_magic(path):
+            paths += _glob(path)
+        elif tf.io.gfile.exists(path):
+            paths.append(path)
+        else:
+            missing.append(path)
+    if missing:
+        named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise UserError(f"{len(missing)} of the files of {config_key} are missing: {named}")
+    if not paths:
+        raise UserError(f"{config_key} names no file: there is none like {pattern}")
+    return paths
+
+
+def retrying(read, *arguments):
+    """read(*arguments), tried again with growing pauses where the failure may pass.
+
+    Raises:
+      Unreadable: the file is missing, or cannot be read however often.
+    """
+    for pause in (*RETRY_AFTER, None):
+        try:
+            return read(*arguments)
+        except (FileNotFoundError, tf.errors.NotFoundError) as error:
+            raise Unreadable("the file is missing", _message(error)) from error
+        except _MAY_PASS as error:
+            if pause is None or isinstance(error, _WILL_NOT_PASS):
+                raise Unreadable("the file cannot be read", _message(error)) from error
+        except tf.errors.OpError as error:
+            raise Unreadable("the file cannot be read", _message(error)) from error
+        time.sleep(pause)
+    return None
+
+
+def read_whole(path):
+    """The bytes of a file; raises Unreadable."""
+    return retrying(_read_whole, path)
+
+
+class Files:
+    """Reads ranges of bytes of many files; may be used by many threads.
+
+    Args:
+      paths: of the files, list[str].
+      kept_bytes: how much of what was read lately is kept, in blocks of BLOCK bytes around it; 0
+        reads what is asked for and no more.
+    """
+
+    def __init__(self, paths, kept_bytes=0):
+        self.paths = paths
+        self._handles = collections.OrderedDict()
+        self._lock = threading.Lock()
+        self._blocks = Kept(max(1, -(-kept_bytes // BLOCK))) if kept_bytes else None
+
+    def read(self, file, start, length):
+        """`length` bytes from `start` of the file number `file`; raises Unreadable."""
+        if self._blocks is None:
+            content = retrying(self._read, file, start, length)
+        else:
+            content = self._read_blocks(file, start, length)
+        if len(content) < length:
+            raise Unreadable("the shard is cut short", f"{self.paths[file]} at byte {start}")
+        return content
+
+    def _read_blocks(self, file, start, length):
+        first, last = start // BLOCK, (start + max(length, 1) - 1) // BLOCK
+        blocks = [
+            self._blocks.get((file, i), lambda i=i: retrying(self._read, file, i * BLOCK, BLOCK))
+            for i in range(first, last + 1)
+        ]
+        offset = start - first * BLOCK
+        return b"".join(blocks)[offset : offset + length]
+
+    def _read(self, file, start, length):
+        path = self.paths[file]
+        if is_remote(path):
+            # No handle is kept: TensorFlow's are not for several threads.
+            with tf.io.gfile.GFile(path, "rb") as opened:
+                opened.seek(start)
+                return opened.read(length)
+        try:
+            return os.pread(self._handle(file).fileno(), length, start)
+        except OSError:
+            self._forget(file)  # a network file system may have lost it
+            raise
+
+    def _handle(self, file):
+        with self._lock:
+            handle = self._handles.pop(file, None)
+            if handle is None:
+                handle = _Handle(self.paths[file])
+            self._handles[file] = handle
+            if len(self._handles) > OPEN_FILES:
+                self._handles.popitem(last=False)  # closed when its last reader is done
+            return handle
+
+    def _forget(self, file):
+        with self._lock:
+            self._handles.pop(file, None)
+
+
+class _Handle:
+    """An open file's descriptor, closed when nobody refers to it any more."""
+
+    _close = staticmethod(os.close)  # the module's own names are gone when Python ends
+
+    def __init__(self, path):
+        self._descriptor = os.open(path.removeprefix("file://"), os.O_RDONLY)
+
+    def fileno(self):
+        return self._descriptor
+
+    def __del__(self):
+        if hasattr(self, "_descriptor"):
+            self._close(self._descriptor)
+
+
+class Kept:
+    """The last `size` values asked for, each computed once however many threads want it."""
+
+    def __init__(self, size):
+        self._size = size
+        self._values = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key, compute):
+        with self._lock:
+            entry = self._values.pop(key, None) or [threading.Lock(), None]
+            self._values[key] = entry
+            if len(self._values) > self._size:
+                self._values.popitem(last=False)
+        with entry[0]:
+            if entry[1] is None:
+                entry[1] = compute()
+            return entry[1]
+
+
+def _expand_braces(pattern, config_key):
+    try:
+        return list(braceexpand.braceexpand(pattern.replace("\\", "\\\\")))
+    except braceexpand.UnbalancedBracesError as error:
+        raise UserError(f"{config_key} has an unclosed brace: {pattern}") from error
+
+
+def _glob(pattern):
+    return sorted(path for path in tf.io.gfile.glob(pattern) if not path.endswith(INDEX_ENDING))
+
+
+def _read_whole(path):
+    if is_remote(path):
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return file.read()
+    with open(path.removeprefix("file://"), "rb") as file:
+        return file.read()
+
+
+def _message(error):
+    """What an error says, without the name that TensorFlow gave the operation."""
+    text = getattr(error, "message", None) or str(error)
+    return next(iter(text.split("}}")[-1].strip().splitlines()), type(error).__name__)

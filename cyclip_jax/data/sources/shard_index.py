@@ -1,0 +1,298 @@
+"""Where each example lies in its shard: what makes tar and TFRecord files readable at random.
+
+The index of a shard is a small file beside it, written on the first pass, which reads headers and
+passes over payloads, or by `cyclip_jax.data.prepare`. Where the folder cannot be written, it is
+kept in the user's cache folder. It holds the shard's size and time of change, and is made anew when
+these differ.
+"""
+
+import concurrent.futures
+import hashlib
+import io
+import logging
+import os
+import struct
+import tarfile
+import time
+import zipfile
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from etils import epath
+
+from cyclip_jax.data.sources.ranges import INDEX_ENDING, is_remote, retrying
+from cyclip_jax.data.sources.record import Unreadable
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import write_atomically
+
+VERSION = 1
+WORKERS = 16  # shards at a time: of remote ones most of the time is waiting
+READ_AHEAD = 1 << 20  # bytes of a remote shard that one request brings
+
+# What NumPy raises of an index file that is cut or changed.
+_DAMAGED = (
+    EOFError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_LENGTH = struct.Struct("<Q")
+_TFRECORD_HEAD = 12  # length and its checksum
+_TFRECORD_TAIL = 4  # the payload's checksum
+
+
+class Members(NamedTuple):
+    """The members of one shard in file order: of a TFRecord file its records.
+
+    Attributes:
+      offsets, sizes: of the payloads in bytes, int64 [M].
+      endings: number of each member's ending in `names`, int32 [M]; 0 for TFRecord.
+      samples: number of the example that each member belongs to, int64 [M], rising from 0.
+      names: the endings, list[str].
+      keys: what the examples are called, list[str]; empty for TFRecord.
+      fault: why the shard could not be read to its end, or "".
+    """
+
+    offsets: np.ndarray
+    sizes: np.ndarray
+    endings: np.ndarray
+    samples: np.ndarray
+    names: list
+    keys: list
+    fault: str
+
+
+def open_indexes(paths, scan):
+    """The indexes of some shards, read where there are fresh ones, else made and written.
+
+    Args:
+      paths: of the shards, list[str].
+      scan: `scan_tar` or `scan_tfrecord`.
+
+    Returns:
+      A Members for each, in order.
+
+    Raises:
+      UserError: a shard cannot be read.
+    """
+    start, made = time.monotonic(), 0
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        results = []
+        for number, (members, is_new) in enumerate(
+            pool.map(lambda path: _open_index(path, scan), paths)
+        ):
+            results.append(members)
+            made += is_new
+            if is_new and time.monotonic() - start > 10:
+                logging.info("indexed %d of %d shards", number + 1, len(paths))
+                start = time.monotonic()
+    if made:
+        logging.info("made the index of %d of %d shards", made, len(paths))
+    for path, members in zip(paths, results, strict=True):
+        if members.fault:
+            logging.warning("%s: %s", path, members.fault)
+    return results
+
+
+def scan_tar(file, size):
+    """The Members of a tar file as webdataset writes them.
+
+    Neighbouring members with the same path up to the first dot of its last part are one example.
+
+    Args:
+      file: opened for reading.
+      size: of the file in bytes.
+    """
+    offsets, sizes, endings, samples, keys, names, fault = [], [], [], [], [], {}, ""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                archive.members = []  # or it would keep them all
+                if not member.isfile():
+                    continue
+                if member.offset_data + member.size > size:
+                    fault = f"cut short in {member.name}"
+                    break
+                key, ending = _split_name(member.name)
+                if not keys or keys[-1] != key:
+                    keys.append(key)
+                offsets.append(member.offset_data)
+                sizes.append(member.size)
+                endings.append(names.setdefault(ending, len(names)))
+                samples.append(len(keys) - 1)
+            else:
+                fault = _fault_of_end(file, archive.offset)
+    except tarfile.ReadError as error:
+        fault = f"cut short or no tar file: {error}"
+    return _members(offsets, sizes, endings, samples, names, keys, fault)
+
+
+def _fault_of_end(file, offset):
+    """Why a tar file's members end at `offset`, unless with the block of zeros that is to end them.
+
+    Python's tarfile takes a header that is damaged or cut short for the end.
+    """
+    file.seek(offset)
+    header = file.read(tarfile.BLOCKSIZE)
+    if len(header) < tarfile.BLOCKSIZE:
+        return f"cut short at byte {offset}"
+    return f"damaged at byte {offset}" if header.strip(b"\0") else ""
+
+
+def scan_tfrecord(file, size):
+    """The Members of an uncompressed TFRecord file; `scan_tar`'s arguments."""
+    offsets, sizes, position, fault = [], [], 0, ""
+    while position < size:
+        file.seek(position)
+        head = file.read(_TFRECORD_HEAD)
+        end = position + _TFRECORD_HEAD + _TFRECORD_TAIL
+        end += _LENGTH.unpack_from(head)[0] if len(head) == _TFRECORD_HEAD else 0
+        if len(head) < _TFRECORD_HEAD or end > size:
+            is_gzip = position == 0 and head[:2] == b"\x1f\x8b"
+            fault = "compressed as a whole; write it without compression"
+            fault = fault if is_gzip else f"cut short or damaged after {len(offsets)} records"
+            break
+        offsets.append(position + _TFRECORD_HEAD)
+        sizes.append(end - _TFRECORD_TAIL - offsets[-1])
+        position = end
+    n = len(offsets)
+    return _members(offsets, sizes, np.zeros(n), np.arange(n), {"": 0}, [], fault)
+
+
+def index_path(path):
+    """Where the index of a shard is kept beside it."""
+    return path + INDEX_ENDING
+
+
+def make_index(path, scan):
+    """Makes the index of a shard and writes it; returns its Members."""
+    size, stamp = _size_and_stamp(path)
+    with _opened(path) as file:
+        members = scan(file, size)
+    _write(path, members, size, stamp)
+    return members
+
+
+def _open_index(path, scan):
+    """(Members of a shard, whether its index was made anew)."""
+    try:
+        for place in (index_path(path), _cache_path(path)):
+            members = _read(place, *retrying(_size_and_stamp, path))
+            if members is not None:
+                return members, False
+        return retrying(make_index, path, scan), True
+    except Unreadable as error:
+        raise UserError(f"the shard {path} cannot be read: {error}") from error
+
+
+def _members(offsets, sizes, endings, samples, names, keys, fault):
+    return Members(
+        np.asarray(offsets, np.int64),
+        np.asarray(sizes, np.int64),
+        np.asarray(endings, np.int32),
+        np.asarray(samples, np.int64),
+        list(names),
+        keys,
+        fault,
+    )
+
+
+def _split_name(name):
+    """("folder/000017", "seg.png") of "folder/000017.seg.png"."""
+    folder, _, last = name.rpartition("/")
+    key, _, ending = last.partition(".")
+    return (f"{folder}/{key}" if folder else key), ending.lower()
+
+
+def _opened(path):
+    if is_remote(path):
+        return io.BufferedReader(_RemoteFile(path), READ_AHEAD)
+    return open(path.removeprefix("file://"), "rb")
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file as Python's buffered reader wants it."""
+
+    def __init__(self, path):
+        self._file = tf.io.gfile.GFile(path, "rb")
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=io.SEEK_SET):
+        self._file.seek(offset, whence)
+        return self._file.tell()
+
+    def tell(self):
+        return self._file.tell()
+
+    def readinto(self, buffer):
+        content = self._file.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self):
+        self._file.close()
+        super().close()
+
+
+def _size_and_stamp(path):
+    stat = tf.io.gfile.stat(path)
+    return stat.length, stat.mtime_nsec
+
+
+def _write(path, members, size, stamp):
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        about=np.array([VERSION, size, stamp], np.int64),
+        names=np.array("\n".join(members.names)),
+        keys=np.array("\n".join(members.keys)),
+        fault=np.array(members.fault),
+        **{name: getattr(members, name) for name in ("offsets", "sizes", "endings", "samples")},
+    )
+    for place in (index_path(path), _cache_path(path)):
+        try:
+            write_atomically(place, buffer.getvalue())
+            return
+        except (OSError, tf.errors.OpError) as error:
+            logging.info("the index of %s cannot be kept in %s: %s", path, place, error)
+
+
+def _read(place, size, stamp):
+    """The Members in an index file; None if there is none, or it is another shard's."""
+    try:
+        with epath.Path(place).open("rb") as file:
+            arrays = np.load(io.BytesIO(file.read()))
+        if arrays["about"].tolist() != [VERSION, size, stamp]:
+            return None
+        names, keys = (str(arrays[name]).split("\n") for name in ("names", "keys"))
+        return Members(
+            arrays["offsets"],
+            arrays["sizes"],
+            arrays["endings"],
+            arrays["samples"],
+            names,
+            keys if keys != [""] else [],
+            str(arrays["fault"]),
+        )
+    except (OSError, tf.errors.OpError):
+        return None
+    except _DAMAGED as error:
+        logging.info("the index %s is damaged and made anew: %s", place, error)
+        return None
+
+
+def _cache_path(path):
+    folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = hashlib.sha256(path.encode()).hexdigest()[:32]
+    return os.path.join(folder, "cyclip_jax", "shard_index", name + INDEX_ENDING)

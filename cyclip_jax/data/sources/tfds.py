@@ -1,0 +1,134 @@
+"""Data sets of TensorFlow Datasets, read example by example from their own files."""
+
+import importlib.util
+
+import numpy as np
+from etils import epath
+
+from cyclip_jax.data.sources.record import CaptionRule, Unreadable
+from cyclip_jax.data.sources.shard_index import Members, open_indexes, scan_tfrecord
+from cyclip_jax.data.sources.tfrecord import TfRecords
+from cyclip_jax.errors import UserError
+
+PREFIX = "tfds:"
+IMAGE_KEY = "image"
+# The first that a data set has: captions, or the number of a class, which stands for its name.
+CAPTION_KEYS = ("caption", "captions/text", "captions", "text", "label")
+
+
+def tfds_source(
+    path,
+    *,
+    image_key=None,
+    caption_key=None,
+    caption_weights=None,
+    templates=(),
+    kept_examples=0,
+    config_key="config.data.train",
+    **_,
+):
+    """Opens a data set of TensorFlow Datasets; builds it first where it is not there yet.
+
+    Args:
+      path: "NAME[/CONFIG][:VERSION][@SPLIT]", or the folder of a data set in place of the name,
+        with or without "tfds:" before it. The split may be a slice, train[:90%]; default train.
+      image_key, caption_key: features, those within others as outer/inner. The default caption is
+        the first of CAPTION_KEYS; a class becomes its name.
+      caption_weights, templates: see `CaptionRule`.
+      kept_examples: how many of those read lately are kept, with their neighbours.
+      config_key: full name of the config key that holds `path`, for messages.
+
+    Raises:
+      UserError: tensorflow-datasets is not installed, there is no such data set, split or feature,
+        or it cannot be built here.
+    """
+    builder, split = _open_builder(path, config_key)
+    features = _flat_features(builder.info.features)
+    image_key = image_key or IMAGE_KEY
+    if caption_key is None:
+        caption_key = next((key for key in CAPTION_KEYS if key in features), None)
+    rule = CaptionRule(caption_key or "caption", caption_weights, templates)
+    for key, name in [(image_key, "image_key"), *((field, "caption_key") for field in rule.fields)]:
+        if key not in features:
+            raise UserError(
+                f"{path} has no feature {key!r} (features: {', '.join(sorted(features))}); "
+                f"set config.data.{name}"
+            )
+    names = {key: features[key].names for key in rule.fields if getattr(features[key], "names", None)}
+    try:
+        instructions = builder.info.splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        known = ", ".join(builder.info.splits)
+        raise UserError(f"{path} has no split {split!r} (splits: {known})") from error
+    paths = [str(instruction.filename) for instruction in instructions]
+    ranges = [(part.skip, part.skip + part.take) for part in instructions]
+    arguments = {"label_names": names, "kept_examples": kept_examples}
+    if builder.info.file_format.value == "array_record":
+        return _ArrayRecords(paths, ranges, image_key, rule, **arguments)
+    if builder.info.file_format.value != "tfrecord":
+        raise UserError(
+            f"{path} is kept as {builder.info.file_format.value}, which cannot be read at random; "
+            "build it with file_format='tfrecord'"
+        )
+    parts = [(shard, *ends) for shard, ends in enumerate(ranges)]
+    indexes = open_indexes(paths, scan_tfrecord)
+    return TfRecords(paths, indexes, image_key, rule, parts=parts, **arguments)
+
+
+class _ArrayRecords(TfRecords):
+    """The same examples in ArrayRecord files, which carry an index of their own."""
+
+    def __init__(self, paths, ranges, image_key, rule, **arguments):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self._shards = [ArrayRecordDataSource([path]) for path in paths]
+        indexes = [_numbers(len(shard)) for shard in self._shards]
+        parts = [(shard, *ends) for shard, ends in enumerate(ranges)]
+        super().__init__(paths, indexes, image_key, rule, parts=parts, **arguments)
+
+    def _content(self, shard, number, _):
+        try:
+            return self._shards[shard][number]
+        except (RuntimeError, ValueError, OSError) as error:
+            raise Unreadable("the file cannot be read", str(error)) from error
+
+
+def _numbers(n):
+    """Members whose places are the records' numbers."""
+    return Members(np.arange(n), np.zeros(n), np.zeros(n), np.arange(n), [], [], "")
+
+
+def _open_builder(path, config_key):
+    """(the builder, the split) of a path."""
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        raise UserError(
+            f"{config_key} {path} wants TensorFlow Datasets: pip install 'cyclip_jax[data]' or tensorflow-datasets"
+        )
+    import tensorflow_datasets as tfds
+
+    name, _, split = path.removeprefix(PREFIX).partition("@")
+    try:
+        if "/" in name and epath.Path(name).exists():
+            return tfds.builder_from_directory(name), split or "train"
+        builder = tfds.builder(name)
+        builder.download_and_prepare()
+        return builder, split or "train"
+    except tfds.core.DatasetNotFoundError as error:
+        raise UserError(
+            f"{config_key} is {path}, and TensorFlow Datasets has no {name!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    except (AssertionError, ImportError, OSError, ValueError) as error:
+        raise UserError(f"{config_key} {path} cannot be opened: {error}") from error
+
+
+def _flat_features(features, prefix=""):
+    """{"outer/inner": feature} of every feature, as they are named in the records."""
+    flat = {}
+    for name, feature in features.items():
+        inner = getattr(feature, "feature", feature)  # of a sequence
+        if hasattr(inner, "items"):
+            flat |= _flat_features(inner, f"{prefix}{name}/")
+        else:
+            flat[prefix + name] = inner
+    return flat

@@ -1,0 +1,168 @@
+"""TFRecord shards of tf.train.Example, as img2dataset and `cyclip_jax.data.prepare` write them."""
+
+import posixpath
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+
+from cyclip_jax.data.sources.ranges import Files, expand
+from cyclip_jax.data.sources.record import CaptionRule, Unreadable
+from cyclip_jax.data.sources.shard_index import open_indexes, scan_tfrecord
+from cyclip_jax.data.sources.webdataset import first_caption
+from cyclip_jax.errors import UserError
+
+IMAGE_KEY = "jpg;png;webp;image;image/encoded"
+CAPTION_KEY = "txt"
+
+
+def tfrecord_source(
+    path,
+    *,
+    image_key=None,
+    caption_key=None,
+    caption_weights=None,
+    templates=(),
+    kept_examples=0,
+    config_key="config.data.train",
+    **_,
+):
+    """Opens uncompressed TFRecord shards; of pictures nothing is read but the first.
+
+    Args:
+      path: a pattern of shards, see `ranges.expand`.
+      image_key: feature with the picture's file, or several with ; between, the first found;
+        default IMAGE_KEY.
+      caption_key: feature with the captions, or a tuple of several; default CAPTION_KEY.
+      caption_weights, templates: see `CaptionRule`.
+      kept_examples: how many of those read lately are kept, with their neighbours.
+      config_key: full name of the config key that holds `path`, for messages.
+
+    Returns:
+      A TfRecords.
+
+    Raises:
+      UserError: a shard is missing or unreadable, there are no records, or the first lacks the
+        features.
+    """
+    paths = expand(path, config_key=config_key, endings=(".tfrecord", ".tfrecords"))
+    rule = CaptionRule(caption_key or CAPTION_KEY, caption_weights, templates)
+    indexes = open_indexes(paths, scan_tfrecord)
+    source = TfRecords(paths, indexes, image_key or IMAGE_KEY, rule, kept_examples=kept_examples)
+    if not len(source):
+        faults = "".join(f" ({name}: {fault})" for name, _, fault in source.faults[:1])
+        raise UserError(
+            f"there is no record in {path}{faults}; set {config_key} to shards with some"
+        )
+    source.check_features(path)
+    return source
+
+
+class TfRecords:
+    """Examples of TFRecord shards, see `tfrecord_source`.
+
+    Args:
+      paths, indexes: of the shards.
+      image_key, rule: what of a record is the picture and what its captions.
+      label_names: {feature: names}, for features that hold a number of a class.
+      parts: [(shard, first, end)], the records that count; default all of every shard.
+
+    Attributes:
+      boundaries: where each part's examples begin, and the end, int64 [parts + 1].
+      faults: [(key, reason, detail)] of what the shards lost.
+    """
+
+    def __init__(
+        self, paths, indexes, image_key, rule, *, label_names=None, parts=None, kept_examples=0
+    ):
+        self._paths = paths
+        self._image_keys = image_key.split(";")
+        self._rule = rule
+        self._label_names = label_names or {}
+        if parts is None:
+            parts = [(shard, 0, len(index.offsets)) for shard, index in enumerate(indexes)]
+        self._parts = parts
+        cut = [(indexes[shard], slice(first, end)) for shard, first, end in parts]
+        empty = np.zeros(0, np.int64)
+        self._offsets = np.concatenate([empty, *(index.offsets[part] for index, part in cut)])
+        self._sizes = np.concatenate([empty, *(index.sizes[part] for index, part in cut)])
+        self._files = Files(paths, kept_bytes=int(kept_examples * self.mean_bytes))
+        self.boundaries = np.cumsum([0] + [len(index.offsets[part]) for index, part in cut])
+        self.faults = [
+            (path, "the shard is cut short", index.fault)
+            for path, index in zip(paths, indexes, strict=True)
+            if index.fault
+        ]
+
+    def __len__(self):
+        return int(self.boundaries[-1])
+
+    def keys(self, indices):
+        """The examples' shards and numbers in them, list[str]."""
+        keys = []
+        for index in indices:
+            part = self._part_of(index)
+            shard, first, _ = self._parts[part]
+            number = first + index - self.boundaries[part]
+            keys.append(f"{posixpath.basename(self._paths[shard])}#{number}")
+        return keys
+
+    def captions(self):
+        """The first caption of every example, list[str]; "" where there is none."""
+        return [first_caption(self.read, index) for index in range(len(self))]
+
+    def read(self, index):
+        """The Record of an example; raises Unreadable."""
+        features = self._features(index)
+        image = next((features[key] for key in self._image_keys if key in features), None)
+        if image is None or not image.bytes_list.value:
+            raise Unreadable("the image is missing")
+        values = [self._texts(field, features) for field in self._rule.fields]
+        return self._rule.record(image.bytes_list.value[0], values)
+
+    @property
+    def mean_bytes(self):
+        """Of a record."""
+        return float(self._sizes.mean()) if len(self._sizes) else 0.0
+
+    def check_features(self, path):
+        """Raises UserError where the first record has no such picture or caption."""
+        try:
+            features = self._features(0)
+        except Unreadable as error:
+            raise UserError(f"the first record of {path} cannot be read: {error}") from error
+        known = ", ".join(sorted(features)) or "none"
+        if not any(key in features for key in self._image_keys):
+            raise UserError(
+                f"the records of {path} have no feature {';'.join(self._image_keys)} "
+                f"(features: {known}); set config.data.image_key"
+            )
+        if not any(field in features for field in self._rule.fields):
+            raise UserError(
+                f"the records of {path} have no feature {', '.join(self._rule.fields)} "
+                f"(features: {known}); set config.data.caption_key"
+            )
+
+    def _features(self, index):
+        shard = self._parts[self._part_of(index)][0]
+        content = self._content(shard, int(self._offsets[index]), int(self._sizes[index]))
+        try:
+            return tf.train.Example.FromString(content).features.feature
+        except DecodeError as error:
+            raise Unreadable("the record is damaged", str(error)) from error
+
+    def _content(self, shard, offset, size):
+        return self._files.read(shard, offset, size)
+
+    def _texts(self, field, features):
+        if field not in features:
+            return []
+        feature = features[field]
+        if field in self._label_names:
+            names = self._label_names[field]
+            # TensorFlow Datasets writes -1 where a class is not told.
+            return [names[number] for number in feature.int64_list.value if number >= 0]
+        return list(feature.bytes_list.value)
+
+    def _part_of(self, index):
+        return int(np.searchsorted(self.boundaries, index, side="right")) - 1

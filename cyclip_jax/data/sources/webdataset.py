@@ -1,0 +1,212 @@
+"""Tar shards as webdataset and img2dataset write them."""
+
+import json
+
+import numpy as np
+
+from cyclip_jax.data.sources.ranges import Files, expand
+from cyclip_jax.data.sources.record import CaptionRule, Unreadable
+from cyclip_jax.data.sources.shard_index import open_indexes, scan_tar
+from cyclip_jax.errors import UserError
+
+IMAGE_KEY = "jpg;jpeg;png;webp;gif;bmp"
+CAPTION_KEY = "txt"
+ABSENT = -1  # in place of the offset of a member that an example lacks
+
+
+def webdataset_source(
+    path,
+    *,
+    image_key=None,
+    caption_key=None,
+    caption_weights=None,
+    templates=(),
+    kept_examples=0,
+    config_key="config.data.train",
+    **_,
+):
+    """Opens tar shards; of pictures nothing is read.
+
+    Args:
+      path: a pattern of shards, see `ranges.expand`.
+      image_key: ending of the picture's member, or several with ; between, the first found;
+        default IMAGE_KEY.
+      caption_key: ending of the caption's member, "txt"; "json:caption" for a field of a JSON
+        member, which may hold a list; or a tuple of such. Default CAPTION_KEY.
+      caption_weights, templates: see `CaptionRule`.
+      kept_examples: how many of those read lately are kept, with their neighbours.
+      config_key: full name of the config key that holds `path`, for messages.
+
+    Returns:
+      A WebDataset.
+
+    Raises:
+      UserError: a shard is missing or unreadable, or no example has such a picture and caption.
+    """
+    paths = expand(path, config_key=config_key, endings=(".tar",))
+    rule = CaptionRule(caption_key or CAPTION_KEY, caption_weights, templates)
+    source = WebDataset(
+        paths, open_indexes(paths, scan_tar), image_key or IMAGE_KEY, rule, kept_examples
+    )
+    endings = ", ".join(sorted(source.endings)[:20]) or "nothing"
+    if not len(source):
+        faults = "".join(f" ({name}: {fault})" for name, _, fault in source.faults[:1])
+        raise UserError(
+            f"no example of {path} has a picture ({image_key or IMAGE_KEY}); the shards hold "
+            f"members that end in {endings}{faults}; set config.data.image_key"
+        )
+    if all((offsets == ABSENT).all() for offsets, _ in source.caption_places):
+        raise UserError(
+            f"no example of {path} has a caption ({', '.join(rule.fields)}); the shards hold "
+            f"members that end in {endings}; set config.data.caption_key"
+        )
+    source.check_json_fields(path)
+    return source
+
+
+class WebDataset:
+    """Examples of tar shards, see `webdataset_source`.
+
+    Attributes:
+      boundaries: where each shard's examples begin, and the end, int64 [shards + 1].
+      faults: [(key, reason, detail)] of what the shards lost.
+      caption_places: (offsets, sizes) of the members of each caption field.
+      endings: of the members in the shards.
+    """
+
+    def __init__(self, paths, indexes, image_key, rule, kept_examples=0):
+        self._rule = rule
+        members = [field.partition(":") for field in rule.fields]
+        self._json_fields = [field for _, _, field in members]
+        self._image = _Places()
+        captions = [_Places() for _ in members]
+        self._samples = []
+        self.endings = set()
+        self.faults = []
+        counts = [0]
+        for path, index in zip(paths, indexes, strict=True):
+            self.endings |= set(index.names)
+            if index.fault:
+                self.faults.append((path, "the shard is cut short", index.fault))
+            image = _first_places(index, image_key.split(";"))
+            texts = [_first_places(index, [ending]) for ending, _, _ in members]
+            has_picture = image[0] != ABSENT
+            self._samples.append(np.flatnonzero(has_picture))
+            self._image.add(image, has_picture)
+            for places, text in zip(captions, texts, strict=True):
+                places.add(text, has_picture)
+            counts.append(int(has_picture.sum()))
+        self.boundaries = np.cumsum(counts, dtype=np.int64)
+        self._image = self._image.joined()
+        self._files = Files(paths, kept_bytes=int(kept_examples * self.mean_bytes))
+        self.caption_places = [places.joined() for places in captions]
+        self._indexes = indexes if sum(counts) < 1_000_000 else None
+        self._paths = paths
+
+    def __len__(self):
+        return int(self.boundaries[-1])
+
+    def keys(self, indices):
+        """The examples' names in their shards, after the shard's, list[str]."""
+        shards = self._shard_of(np.asarray(indices))
+        return [
+            f"{self._paths[shard]}/{self._key(shard, index - self.boundaries[shard])}"
+            for shard, index in zip(shards, indices, strict=True)
+        ]
+
+    def captions(self):
+        """The first caption of every example, list[str]; "" where there is none."""
+        return [first_caption(self._captions, index) for index in range(len(self))]
+
+    def read(self, index):
+        """The Record of an example; raises Unreadable."""
+        shard = int(self._shard_of(index))
+        offset, size = (int(places[index]) for places in self._image)
+        return self._captions(index, self._files.read(shard, offset, size))
+
+    def check_json_fields(self, path):
+        """Raises UserError where captions are fields of JSON that the first example has not."""
+        known, shard = set(), int(self._shard_of(0))
+        for (offsets, sizes), field in zip(self.caption_places, self._json_fields, strict=True):
+            if not field or offsets[0] == ABSENT:
+                return
+            try:
+                content = json.loads(self._files.read(shard, int(offsets[0]), int(sizes[0])))
+            except (Unreadable, ValueError):
+                return
+            if not isinstance(content, dict) or field in content:
+                return
+            known |= set(content)
+        raise UserError(
+            f"the first example of {path} has no JSON field for {', '.join(self._rule.fields)} "
+            f"(fields: {', '.join(sorted(known)) or 'none'}); set config.data.caption_key"
+        )
+
+    @property
+    def mean_bytes(self):
+        """Of a picture's file."""
+        return float(self._image[1].mean()) if len(self) else 0.0
+
+    def _captions(self, index, image=b""):
+        shard = int(self._shard_of(index))
+        values = []
+        for (offsets, sizes), field in zip(self.caption_places, self._json_fields, strict=True):
+            if offsets[index] == ABSENT:
+                values.append([])
+                continue
+            content = self._files.read(shard, int(offsets[index]), int(sizes[index]))
+            values.append(_texts_of_json(content, field) if field else [content])
+        return self._rule.record(image, values)
+
+    def _shard_of(self, index):
+        return np.searchsorted(self.boundaries, index, side="right") - 1
+
+    def _key(self, shard, number):
+        if self._indexes is None:
+            (index,) = open_indexes([self._paths[shard]], scan_tar)
+        else:
+            index = self._indexes[shard]
+        return index.keys[self._samples[shard][number]]
+
+
+def first_caption(captions, index):
+    """The first caption of an example, or "" where it has none that can be read."""
+    try:
+        return captions(index).captions[0]
+    except Unreadable:
+        return ""
+
+
+def _texts_of_json(content, field):
+    try:
+        value = json.loads(content).get(field)
+    except (ValueError, AttributeError) as error:
+        raise Unreadable("the caption's JSON cannot be read", str(error)) from error
+    values = value if isinstance(value, list) else [value]
+    return [str(value) for value in values if value is not None]
+
+
+class _Places:
+    """Grows (offsets int64 [N], sizes uint32 [N]) shard by shard."""
+
+    def __init__(self):
+        self._offsets, self._sizes = [], []
+
+    def add(self, places, kept):
+        self._offsets.append(places[0][kept])
+        self._sizes.append(places[1][kept].astype(np.uint32))
+
+    def joined(self):
+        return np.concatenate(self._offsets), np.concatenate(self._sizes)
+
+
+def _first_places(index, endings):
+    """(offsets, sizes) of each example's member with the first of these endings that it has."""
+    samples = int(index.samples[-1]) + 1 if len(index.samples) else 0
+    offsets, sizes = np.full(samples, ABSENT, np.int64), np.zeros(samples, np.int64)
+    for ending in reversed([ending.strip().lower() for ending in endings]):
+        if ending in index.names:
+            chosen = index.endings == index.names.index(ending)
+            offsets[index.samples[chosen]] = index.offsets[chosen]
+            sizes[index.samples[chosen]] = index.sizes[chosen]
+    return offsets, sizes
