@@ -8,7 +8,6 @@ from cyclip_jax.data.pipeline import BadExamples, steps_per_epoch, train_batches
 from cyclip_jax.data.sources import create_mixture, create_source
 from cyclip_jax.errors import UserError
 
-
 # How the data is read, beside where it lies: config.data's fields by their own names.
 _SOURCE_SETTINGS = ("image_key", "caption_key", "caption_weights", "templates", "delimiter")
 _TRANSFORM_SETTINGS = (

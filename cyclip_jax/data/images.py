@@ -76,6 +76,11 @@ def transform(
     are on average up to 2.5 grey levels from Pillow's, at the 99.9th percentile up to 30: edges are
     a little softer. All others are the exact ones.
 
+    On one core, to 224 pixels, the exact decoder has 1.4 to 1.9 times the rate of Pillow for
+    photographs of 500 × 375, 1.6 for 640 × 480 and 2.1 for 1280 × 960; the fast one has the same,
+    2.2 and 4.2. For crops of mostly less than half a small photograph, of which only the part is
+    decoded, the exact one is no slower.
+
     Args:
       encoded: the file's bytes, a scalar string tensor; for the formats see `decode`.
       seed: int64 [2], see `example_seed`; needed by whatever is random.

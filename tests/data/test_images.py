@@ -2,6 +2,8 @@
 
 import functools
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import skimage.data
 import tensorflow as tf
 from PIL import Image
 
-from cyclip_jax.data import images
+from cyclip_jax.data import augment, images
+from cyclip_jax.errors import UserError
 
 PICTURES = {
     "astronaut": skimage.data.astronaut(),
@@ -20,6 +23,24 @@ PICTURES = {
 
 # With a signature: a constant picture would be decoded while TensorFlow simplifies the graph.
 decode = tf.function(images.decode, input_signature=[tf.TensorSpec([], tf.string)])
+
+
+SMALL_CROP = {"augmentation": "random_resized_crop", "crop_scale": (0.05, 0.3)}
+SEED = images.example_seed(5, 0, 7)
+
+
+def transform_graph(size=16, **options):
+    """Encoded bytes, and a seed if need be, → uint8 [size, size, 3]."""
+    return _transform_graph(size, tuple(options.items()))
+
+
+@functools.cache
+def _transform_graph(size, options):
+    return tf.function(
+        lambda encoded, seed=SEED: images.transform(encoded, seed, size=size, **dict(options)),
+        input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([2], tf.int64)],
+        autograph=False,  # which is not needed and half of the time
+    )
 
 
 def encode(image, file_format, **options):
@@ -107,13 +128,123 @@ def test_the_accurate_dct_is_what_makes_jpeg_equal_pillow():
         pytest.param(b"<html>404 not found</html>", id="a web page"),
         pytest.param(encode(small_picture("RGB"), "JPEG")[:-200], id="half a JPEG"),
         pytest.param(encode(small_picture("RGB"), "PNG")[:-200], id="half a PNG"),
+        pytest.param(encode(small_picture("RGB"), "PNG")[:20], id="half a header of PNG"),
+        pytest.param(b"\xff\xd8\xff", id="three bytes of JPEG"),
         pytest.param(encode(small_picture("RGB"), "WEBP")[:-200], id="half a WebP"),
         pytest.param(encode(small_picture("P"), "BMP")[:-200], id="half a BMP"),
     ],
 )
 def test_what_is_no_whole_picture_is_refused(encoded):
+    for refuse in (decode, transform_graph(decoder="fast"), transform_graph(**SMALL_CROP)):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            refuse(encoded)
+
+
+def png_chunk(kind, content):
+    checksum = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+
+def black_png(width, height):
+    """A whole PNG of one bit per pixel: 400 megapixels are 50 kilobytes."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((1 + -(-width // 8)) * height), 1)
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def with_sides(encoded, width, height):
+    """The same file but for its header, which claims other sides."""
+    content = bytearray(encoded)
+    if encoded[:3] == b"GIF":
+        content[6:10] = struct.pack("<HH", width, height)
+    elif encoded[:2] == b"BM":
+        content[18:26] = struct.pack("<ii", width, height)
+    elif encoded[:2] == b"\xff\xd8":
+        start = encoded.index(b"\xff\xc0") + 5  # the frame's header: length, bits, height, width
+        content[start : start + 4] = struct.pack(">HH", height, width)
+    elif encoded[12:16] == b"VP8 ":
+        content[26:30] = struct.pack("<HH", width, height)
+    elif encoded[12:16] == b"VP8L":
+        alpha_and_version = content[24] & 0xF0
+        content[21:25] = struct.pack("<I", (height - 1) << 14 | (width - 1))
+        content[24] |= alpha_and_version
+    elif encoded[12:16] == b"VP8X":
+        content[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return bytes(content)
+
+
+def animation(file_format):
+    return encode(
+        small_picture("RGB"),
+        file_format,
+        save_all=True,
+        append_images=[small_picture("RGB").rotate(180)],
+    )
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("encoded", "sides"),
+    [
+        pytest.param(encoded, sides, id=name)
+        for name, encoded, sides in (
+            ("PNG", black_png(20_000, 20_000), (20_000, 20_000)),
+            ("JPEG", encode(small_picture("RGB"), "JPEG"), (20_000, 20_000)),
+            ("GIF", animation("GIF"), (12_000, 9_000)),
+            ("BMP", encode(small_picture("RGB"), "BMP"), (20_000, 30_000)),
+            ("lossy WebP", encode(small_picture("RGB"), "WEBP"), (16_000, 15_000)),
+            (
+                "lossless WebP",
+                encode(small_picture("RGB"), "WEBP", lossless=True),
+                (16_384, 16_383),
+            ),
+            ("animated WebP", animation("WEBP"), (16_384, 16_383)),
+        )
+    ],
+)
+def test_a_picture_of_too_many_pixels_is_refused_by_its_header(encoded, sides):
+    width, height = sides
+    encoded = with_sides(encoded, width, height)
+    refusals = []
+    for refuse in (decode, transform_graph(decoder="fast"), images.decode):
+        with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+            refuse(encoded)
+        refusals.append(str(caught.value))
+    expected = f"{width} × {height} pixels, more than data.max_pixels = 100000000"
+    if width * height > 2 * images.MAX_PIXELS and encoded[:2] == b"BM":
+        expected = "more pixels than data.max_pixels = 100000000"  # Pillow names no size
+    assert all(expected in refusal for refusal in refusals), refusals
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        *(encode(small_picture("RGB"), name) for name in ("JPEG", "PNG", "WEBP", "BMP")),
+        encode(small_picture("RGB"), "WEBP", lossless=True),
+        encode(small_picture("RGBA"), "WEBP", lossless=True),
+        animation("WEBP"),
+        animation("GIF"),
+    ],
+    ids=["JPEG", "PNG", "WebP", "BMP", "lossless WebP", "alpha WebP", "animated WebP", "GIF"],
+)
+def test_the_limit_of_pixels_is_one_of_exactly_so_many(encoded):
+    pixels = 61 * 45
+
+    assert images.decode(encoded, max_pixels=pixels).shape == (45, 61, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="61 × 45 pixels, more than"):
+        images.decode(encoded, max_pixels=pixels - 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_pillows_own_limit_counts_for_nothing_and_stays_what_it_was(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 61 * 45 // 3)
+
+    assert decode(encode(small_picture("RGB"), "BMP")).shape == (45, 61, 3)
     with pytest.raises(tf.errors.InvalidArgumentError):
-        decode(encoded)
+        decode(b"<html>404 not found</html>")
+    assert Image.MAX_IMAGE_PIXELS == 61 * 45 // 3
 
 
 def pillow_resize_and_crop(image, size):
@@ -225,20 +356,20 @@ def test_a_crop_is_the_same_for_the_same_seed_and_another_for_another():
     assert np.any(crops[0] != crops[2])
 
 
+def pillow_random_crop(picture, size, seed, scale):
+    """The box of `random_resized_crop`, cut and resized by Pillow. uint8 [size, size, 3]."""
+    sides = images._height_and_width(picture)
+    top, left, height, width = box(*sides, seed, scale, (3 / 4, 4 / 3)).numpy()
+    cut = Image.fromarray(picture[top : top + height, left : left + width])
+    return np.asarray(cut.resize((size, size), Image.Resampling.BICUBIC))
+
+
 def test_a_crop_is_its_box_resized_by_pillow():
     picture = PICTURES["rocket"]
     seed = images.example_seed(1, 2, 3)
     image = images.random_resized_crop(tf.constant(picture), 97, seed, (0.3, 0.6)).numpy()
-    top, left, height, width = (
-        int(side)
-        for side in images._random_box(
-            *images._height_and_width(picture), seed, (0.3, 0.6), (3 / 4, 4 / 3)
-        )
-    )
-    cut = picture[top : top + height, left : left + width]
-    expected = Image.fromarray(cut).resize((97, 97), Image.Resampling.BICUBIC)
 
-    mean, tail = mean_and_tail(image, np.asarray(expected))
+    mean, tail = mean_and_tail(image, pillow_random_crop(picture, 97, seed, (0.3, 0.6)))
     assert mean <= 0.25 and tail <= 2
 
 
@@ -293,3 +424,174 @@ def test_colour_jitter_is_a_pure_function_of_its_seed_and_bounded():
     assert small.max() < 10 < changes.max()
     assert jitter(1, 0.2).dtype == np.uint8 and jitter(1, 0.2).shape == (8, 8, 3)
     assert np.ptp(jitter(1, 0.2), axis=(0, 1)).max() == 0  # the same change everywhere
+
+
+@pytest.mark.parametrize("crop_scale", [(0.05, 0.3), (0.3, 0.8)])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_a_crop_fused_with_decoding_has_the_pixels_of_one_after_the_other(subsampling, crop_scale):
+    """Fully so: the margin that is decoded around the box keeps the colours at its edges."""
+    picture = np.asarray(Image.fromarray(PICTURES["chelsea"]).resize((171, 147)))
+    encoded = encode(picture, "JPEG", quality=90, subsampling=subsampling)
+    transform = transform_graph(augmentation="random_resized_crop", crop_scale=crop_scale)
+    for index in range(10):
+        seed = images.example_seed(0, 0, index)
+        expected = images.random_resized_crop(images.decode(encoded), 16, seed, crop_scale)
+
+        np.testing.assert_array_equal(transform(encoded, seed), expected)
+
+
+@pytest.mark.parametrize("decoder", images.DECODERS)
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "BMP", "GIF"])
+def test_of_other_formats_crop_and_centre_are_the_parts_one_after_the_other(file_format, decoder):
+    encoded = encode(small_picture("RGB"), file_format)
+    cropped = transform_graph(decoder=decoder, **SMALL_CROP)
+    centred = transform_graph(decoder=decoder)
+    image = images.decode(encoded)
+
+    np.testing.assert_array_equal(centred(encoded), images.resize_and_centre_crop(image, 16))
+    expected = images.random_resized_crop(image, 16, SEED, SMALL_CROP["crop_scale"])
+    np.testing.assert_array_equal(cropped(encoded), expected)
+
+
+@pytest.mark.parametrize("options", [{}, SMALL_CROP], ids=["centre", "crop"])
+def test_the_fast_decoder_is_the_exact_one_where_no_halving_leaves_enough_pixels(options):
+    picture = small_picture("RGB").resize((47, 31))  # 31 is less than twice 16
+    encoded = encode(picture, "JPEG")
+    exact = transform_graph(**options)(encoded)
+    fast = transform_graph(decoder="fast", **options)(encoded)
+
+    np.testing.assert_array_equal(exact, fast)
+
+
+@pytest.mark.parametrize("enlarged", [1, 2, 4])
+@pytest.mark.parametrize("augmentation", images.AUGMENTATIONS)
+@pytest.mark.parametrize("name", ["astronaut", "coffee"])
+def test_the_fast_decoder_is_pillows_to_two_and_a_half_grey_levels(name, augmentation, enlarged):
+    """At a half, a quarter and an eighth of the sides, which are odd, as is the crop's place."""
+    height, width = (side * enlarged + 3 for side in PICTURES[name].shape[:2])
+    picture = Image.fromarray(PICTURES[name]).resize((width, height), Image.Resampling.LANCZOS)
+    encoded = encode(picture, "JPEG", quality=90)
+    decoded = pillow_decode(encoded)
+    options = {"augmentation": augmentation, "crop_scale": (0.6, 0.9)}
+    image = transform_graph(96, decoder="fast", **options)(encoded).numpy()
+
+    if augmentation == "none":
+        expected = pillow_resize_and_crop(decoded, 96)
+    else:
+        expected = pillow_random_crop(decoded, 96, SEED, (0.6, 0.9))
+    mean, tail = mean_and_tail(image, expected)
+    assert mean <= 2.5 and tail <= 30, (mean, tail)
+    assert mean > 0.25  # otherwise nothing was saved
+
+
+EVERYTHING = {
+    "augmentation": "random_resized_crop",
+    "crop_scale": (0.3, 1.0),
+    "horizontal_flip": True,
+    "policy": "autoaugment",
+    "colour_jitter": 0.3,
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "is_plain"),
+    [
+        ({}, True),
+        ({"decoder": "fast"}, True),
+        (SMALL_CROP, True),
+        ({"decoder": "fast", **SMALL_CROP}, True),
+        (EVERYTHING, False),
+        ({"policy": "randaugment"}, False),
+    ],
+    ids=["centre", "fast centre", "crop", "fast crop", "everything", "randaugment"],
+)
+def test_a_picture_of_one_pixel_goes_through_every_transform(options, is_plain):
+    for file_format in ("PNG", "JPEG"):
+        encoded = encode(np.full((1, 1, 3), 90, np.uint8), file_format)
+        for index in range(10):
+            seed = images.example_seed(0, 0, index)
+            image = transform_graph(**options)(encoded, seed).numpy()
+
+            assert image.shape == (16, 16, 3) and image.dtype == np.uint8
+            assert np.all(image == 90) or not is_plain
+
+
+def test_one_graph_takes_every_format_and_is_a_pure_function_of_the_seed():
+    transform = transform_graph(**EVERYTHING)
+    for _, encoded in cases():
+        first, second = transform(encoded).numpy(), transform(encoded).numpy()
+
+        assert first.shape == (16, 16, 3)
+        np.testing.assert_array_equal(first, second)
+
+
+def test_each_random_part_has_a_stream_of_its_own_and_they_follow_in_order():
+    encoded = encode(PICTURES["chelsea"], "PNG")
+
+    @tf.function(autograph=False)
+    def after_the_flip(image, seed):
+        image = augment.auto_augment(image, seed + images.POLICY_STREAM)
+        return images.colour_jitter(image, seed + 1, EVERYTHING["colour_jitter"])
+
+    flips = []
+    for index in range(20):
+        seed = images.example_seed(0, 0, index)
+        image = images.random_resized_crop(images.decode(encoded), 16, seed, (0.3, 1.0))
+        both = [after_the_flip(side, seed).numpy() for side in (image, image[:, ::-1])]
+        result = transform_graph(**EVERYTHING)(encoded, seed).numpy()
+        matches = [np.abs(result.astype(int) - side).max() <= 1 for side in both]
+        assert sum(matches) == 1
+        flips.append(matches[1])
+    assert 4 <= sum(flips) <= 16
+
+
+def test_colour_jitter_and_crop_are_those_of_runs_begun_before_there_was_one_transform():
+    """As pipelines build it, with AutoGraph."""
+    encoded = encode(PICTURES["coffee"], "JPEG")
+    options = {"augmentation": "random_resized_crop", "colour_jitter": 0.4}
+    dataset = tf.data.Dataset.from_tensors(encoded).map(
+        lambda encoded: images.transform(encoded, SEED, size=32, **options)
+    )
+    image = next(iter(dataset))
+
+    @tf.function(autograph=False)
+    def before(encoded):
+        cropped = images.random_resized_crop(images.decode(encoded), 32, SEED, (0.9, 1.0))
+        return images.colour_jitter(cropped, SEED + 1, 0.4)
+
+    np.testing.assert_array_equal(image, before(encoded))
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"decoder": "quick"}, ["'quick'", "config.data.decoder", "'exact', 'fast'"]),
+        (
+            {"augmentation": "crop"},
+            ["'crop'", "config.data.augmentation", "'none', 'random_resized_crop'"],
+        ),
+        (
+            {"policy": "RandAugment"},
+            ["'RandAugment'", "config.data.policy", "'none', 'randaugment', 'autoaugment'"],
+        ),
+        ({"horizontal_flip": "no"}, ["'no'", "config.data.horizontal_flip", "False, True"]),
+        ({"crop_scale": (0.5, 0.4)}, ["(0.5, 0.4)", "config.data.crop_scale"]),
+        ({"crop_scale": (0.0, 1.0)}, ["(0.0, 1.0)", "config.data.crop_scale"]),
+        ({"colour_jitter": 1.0}, ["1.0", "config.data.colour_jitter"]),
+        ({"max_pixels": 0}, ["0", "config.data.max_pixels"]),
+    ],
+    ids=str,
+)
+def test_an_option_that_means_nothing_is_refused_at_once(option, words):
+    for refuse in (
+        images.check_transform,
+        lambda **options: images.transform(b"", size=8, **options),
+    ):
+        with pytest.raises(UserError) as caught:
+            refuse(**option)
+        assert all(word in str(caught.value) for word in words)
+
+
+def test_what_is_random_wants_a_seed():
+    with pytest.raises(ValueError, match="example_seed"):
+        images.transform(encode(small_picture("RGB"), "PNG"), size=8, horizontal_flip=True)

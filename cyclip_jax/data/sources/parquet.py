@@ -47,7 +47,9 @@ def parquet_source(
       UserError: pyarrow is not installed, a file is missing or no Parquet, or lacks a column.
     """
     if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"{config_key} {path} wants pyarrow: pip install 'cyclip_jax[data]' or pyarrow")
+        raise UserError(
+            f"{config_key} {path} wants pyarrow: pip install 'cyclip_jax[data]' or pyarrow"
+        )
     paths = expand(path, config_key=config_key, endings=(".parquet",))
     rule = CaptionRule(caption_key or CAPTION_KEY, caption_weights, templates)
     source = ParquetRows(paths, image_key or IMAGE_KEY, rule, kept_examples)
@@ -90,9 +92,8 @@ class ParquetRows:
         keys = []
         for index in indices:
             group = self._group_of(index)
-            file, _ = self._groups[group]
-            first = self._groups.index((file, 0))
-            row = index - self.boundaries[first]
+            file, number = self._groups[group]
+            row = index - self.boundaries[group - number]
             keys.append(f"{posixpath.basename(self._paths[file])}#{row}")
         return keys
 

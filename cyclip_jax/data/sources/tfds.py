@@ -54,7 +54,9 @@ def tfds_source(
                 f"{path} has no feature {key!r} (features: {', '.join(sorted(features))}); "
                 f"set config.data.{name}"
             )
-    names = {key: features[key].names for key in rule.fields if getattr(features[key], "names", None)}
+    names = {
+        key: features[key].names for key in rule.fields if getattr(features[key], "names", None)
+    }
     try:
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
@@ -102,7 +104,7 @@ def _open_builder(path, config_key):
     """(the builder, the split) of a path."""
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise UserError(
-            f"{config_key} {path} wants TensorFlow Datasets: pip install 'cyclip_jax[data]' or tensorflow-datasets"
+            f"{config_key} {path} wants TensorFlow Datasets: pip install tensorflow-datasets"
         )
     import tensorflow_datasets as tfds
 

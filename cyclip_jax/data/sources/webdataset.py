@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 
-from cyclip_jax.data.sources.ranges import Files, expand
+from cyclip_jax.data.sources.ranges import Files, Kept, expand
 from cyclip_jax.data.sources.record import CaptionRule, Unreadable
 from cyclip_jax.data.sources.shard_index import open_indexes, scan_tar
 from cyclip_jax.errors import UserError
 
 IMAGE_KEY = "jpg;jpeg;png;webp;gif;bmp"
 CAPTION_KEY = "txt"
+KEPT_SHARDS = 16  # whose examples' names are kept
 ABSENT = -1  # in place of the offset of a member that an example lacks
 
 
@@ -76,11 +77,11 @@ class WebDataset:
 
     def __init__(self, paths, indexes, image_key, rule, kept_examples=0):
         self._rule = rule
+        self._image_endings = image_key.split(";")
         members = [field.partition(":") for field in rule.fields]
         self._json_fields = [field for _, _, field in members]
         self._image = _Places()
         captions = [_Places() for _ in members]
-        self._samples = []
         self.endings = set()
         self.faults = []
         counts = [0]
@@ -88,10 +89,9 @@ class WebDataset:
             self.endings |= set(index.names)
             if index.fault:
                 self.faults.append((path, "the shard is cut short", index.fault))
-            image = _first_places(index, image_key.split(";"))
+            image = _first_places(index, self._image_endings)
             texts = [_first_places(index, [ending]) for ending, _, _ in members]
             has_picture = image[0] != ABSENT
-            self._samples.append(np.flatnonzero(has_picture))
             self._image.add(image, has_picture)
             for places, text in zip(captions, texts, strict=True):
                 places.add(text, has_picture)
@@ -100,7 +100,8 @@ class WebDataset:
         self._image = self._image.joined()
         self._files = Files(paths, kept_bytes=int(kept_examples * self.mean_bytes))
         self.caption_places = [places.joined() for places in captions]
-        self._indexes = indexes if sum(counts) < 1_000_000 else None
+        # Millions of names would take more memory than all that is needed to read.
+        self._keys = Kept(KEPT_SHARDS)
         self._paths = paths
 
     def __len__(self):
@@ -108,11 +109,12 @@ class WebDataset:
 
     def keys(self, indices):
         """The examples' names in their shards, after the shard's, list[str]."""
-        shards = self._shard_of(np.asarray(indices))
-        return [
-            f"{self._paths[shard]}/{self._key(shard, index - self.boundaries[shard])}"
-            for shard, index in zip(shards, indices, strict=True)
-        ]
+        names = []
+        for index in indices:
+            shard = int(self._shard_of(index))
+            keys = self._keys.get(shard, lambda shard=shard: self._keys_of_shard(shard))
+            names.append(f"{self._paths[shard]}/{keys[index - self.boundaries[shard]]}")
+        return names
 
     def captions(self):
         """The first caption of every example, list[str]; "" where there is none."""
@@ -161,12 +163,10 @@ class WebDataset:
     def _shard_of(self, index):
         return np.searchsorted(self.boundaries, index, side="right") - 1
 
-    def _key(self, shard, number):
-        if self._indexes is None:
-            (index,) = open_indexes([self._paths[shard]], scan_tar)
-        else:
-            index = self._indexes[shard]
-        return index.keys[self._samples[shard][number]]
+    def _keys_of_shard(self, shard):
+        (index,) = open_indexes([self._paths[shard]], scan_tar)
+        has_picture = _first_places(index, self._image_endings)[0] != ABSENT
+        return [index.keys[sample] for sample in np.flatnonzero(has_picture)]
 
 
 def first_caption(captions, index):
