@@ -30,6 +30,7 @@ from benchmarks.report import table
 from cyclip_jax.errors import UserError
 
 IMAGE_SIZE = 224
+BATCH = 64
 STEP_RATE = 3_000  # images/s that an accelerator may take
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 CAPTION = "a photograph of the usual kind, number {}, with a caption of the usual length"
@@ -120,19 +121,19 @@ def graph_contender(transform, files, count):
     dataset = dataset.map(
         lambda encoded: transform(encoded)[0, 0, 0], num_parallel_calls=tf.data.AUTOTUNE
     )
-    return seconds_of(iter(dataset.batch(64).prefetch(1)), count, 64)
+    return seconds_of(iter(dataset.batch(BATCH).prefetch(1)), count)
 
 
-def seconds_of(batches, count, batch_size):
+def seconds_of(batches, count):
     """Seconds for `count` examples, after a first batch that is not timed."""
     next(batches)
-    start = time.perf_counter()
-    for _ in range(count // batch_size):
+    start, steps = time.perf_counter(), -(-count // BATCH)
+    for _ in range(steps):
         next(batches)
-    return (time.perf_counter() - start) * count / (count // batch_size * batch_size)
+    return (time.perf_counter() - start) * count / (steps * BATCH)
 
 
-def open_pipeline(path, batch_size=64, position=None, **transform):
+def open_pipeline(path, position=None, **transform):
     """The training pipeline of a run, without a model."""
     from cyclip_jax.data import sources
     from cyclip_jax.data.pipeline import BadExamples, train_batches
@@ -141,7 +142,7 @@ def open_pipeline(path, batch_size=64, position=None, **transform):
     return train_batches(
         source,
         words,
-        batch_size=batch_size,
+        batch_size=BATCH,
         image_size=IMAGE_SIZE,
         seed=0,
         position=position,
@@ -159,7 +160,7 @@ def pipeline_contender(path, count, **transform):
     """Seconds of the whole pipeline."""
     batches = open_pipeline(path, **transform)
     try:
-        return seconds_of(batches, count, 64)
+        return seconds_of(batches, count)
     finally:
         batches.close()
 
@@ -171,8 +172,8 @@ def webdataset_contender(path, count):
 
     dataset = webdataset.WebDataset(path, shardshuffle=False, empty_check=False).shuffle(100)
     dataset = dataset.repeat().to_tuple("jpg", "txt").map_tuple(by_pillow, bytes.decode)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=64, num_workers=1)
-    return seconds_of(iter(loader), count, 64)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=1)
+    return seconds_of(iter(loader), count)
 
 
 def contenders(folder, files):
@@ -181,6 +182,7 @@ def contenders(folder, files):
 
     from cyclip_jax.data import images
 
+    files = files * -(-2 * BATCH // len(files))  # an epoch has more than a batch
     tar = write_tar(folder / "00000.tar", files)
     tfrecord = write_tfrecord(folder / "00000.tfrecord", files)
     exact = functools.partial(images.transform, size=IMAGE_SIZE)
@@ -251,8 +253,8 @@ def tokenising(pipeline_rate):
             print(f"{name} is left out: {error}")
             continue
         start = time.perf_counter()
-        for first in range(0, len(captions), 64):
-            tokenizer(captions[first : first + 64])
+        for first in range(0, len(captions), BATCH):
+            tokenizer(captions[first : first + BATCH])
         rate = len(captions) / (time.perf_counter() - start)
         rows.append({"name": name, "rate": rate, "share": pipeline_rate / rate})
     return rows
@@ -268,11 +270,11 @@ def watch_memory(examples, folder):
     """Rows of the process's memory at tenths of a run over `examples` small pictures."""
     path = write_tar(folder / "small.tar", photographs(100, 64), repeat=examples // 100)
     batches = open_pipeline(path)
-    rows, steps = [], examples // 64
+    rows, steps = [], examples // BATCH
     for step in range(1, steps + 1):
         next(batches)
         if step % max(steps // 10, 1) == 0:
-            rows.append({"examples": step * 64, "mebibytes": resident_mebibytes()})
+            rows.append({"examples": step * BATCH, "mebibytes": resident_mebibytes()})
     batches.close()
     return rows
 
@@ -286,7 +288,7 @@ def measure_resumption(examples, folder):
     for name, position in {
         "first pass: the index is made": None,
         "from the start": None,
-        "in mid-epoch": Position(3, examples // 2 // 64 * 64, 0),
+        "in mid-epoch": Position(3, examples // 2 // BATCH * BATCH, 0),
     }.items():
         start = time.perf_counter()
         batches = open_pipeline(path, position=position)

@@ -118,7 +118,7 @@ def train(config, workdir):
         writer = MetricWriter(workdir, first_step=int(state.step), enabled=is_first_process)
         stack.enter_context(contextlib.closing(writer))
         console.say(
-            f"{config.model.name} on {len(source)} pairs from {config.data.train}: steps "
+            f"{config.model.name} on {len(source)} pairs from {_data_name(config)}: steps "
             f"{int(state.step)} to {total_steps} of {config.batch_size} pairs on {mesh.size} "
             f"{mesh.devices.flat[0].device_kind} device(s); workdir {workdir}"
         )
@@ -151,6 +151,11 @@ def train(config, workdir):
         feed = Feed(batches, functools.partial(parallel.to_global, mesh=mesh))
         stack.enter_context(contextlib.closing(feed))
         return _loop(run, state, position, phases, feed, stack.enter_context(StopOnSignal()))
+
+
+def _data_name(config):
+    is_mixture = config.data.source == "mixture"
+    return " and ".join(config.data.mixture) if is_mixture else config.data.train
 
 
 @dataclasses.dataclass(frozen=True)
