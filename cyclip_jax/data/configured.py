@@ -5,7 +5,7 @@ from etils import epath
 
 from cyclip_jax.data import tokenizers
 from cyclip_jax.data.pipeline import BadExamples, steps_per_epoch, train_batches
-from cyclip_jax.data.sources import create_mixture, create_source
+from cyclip_jax.data.sources import Mixture, create_mixture, create_source
 from cyclip_jax.errors import UserError
 
 # How the data is read, beside where it lies: config.data's fields by their own names.
@@ -59,6 +59,29 @@ def open_batches(config, source, tokenizer, bad_examples, *, image_size, positio
         process_count=jax.process_count(),
         **{name: data[name] for name in _TRANSFORM_SETTINGS},
     )
+
+
+def check_continued(config, source, meta):
+    """Raises UserError where a run cannot go on in its data from where a checkpoint left it.
+
+    Args:
+      source: the training data as it is now.
+      meta: the checkpoint's; those from before a field was saved pass.
+    """
+    trained_on = meta.get("dataset_size", len(source))
+    if trained_on != len(source):
+        raise UserError(
+            f"the run has trained on {trained_on} examples, and there are {len(source)} now, so "
+            "that it cannot go on where it was; bring back the data, or start in a new --workdir "
+            "with --config.init_from=WORKDIR"
+        )
+    batch_size = meta["config"]["batch_size"]
+    has_own_order = isinstance(source, Mixture) or config.data.shuffle_window is not None
+    if has_own_order and batch_size != config.batch_size:
+        raise UserError(
+            f"the run began with config.batch_size={batch_size}, on which the order of a mixture "
+            f"and of data.shuffle_window depends; set it to that, not {config.batch_size}"
+        )
 
 
 def run_length(config, examples):

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from cyclip_jax.data import images
 from cyclip_jax.data.order import Position, examples_of_epoch
-from cyclip_jax.data.sources import Mixture, Unreadable, draw_caption
+from cyclip_jax.data.sources import Unreadable, draw_caption
 from cyclip_jax.errors import UserError
 
 # The accelerators belong to JAX; TensorFlow would otherwise reserve their memory.
@@ -97,7 +97,7 @@ def train_batches(
     rows_here = _rows_per_process(batch_size, process_count)
     steps_per_epoch(len(source), batch_size)
     position = position or Position(epoch=0, examples=0, seed=seed)
-    _check_position(position, source, seed, batch_size)
+    _check_position(position, seed)
     images.check_transform(**transform)
     if len(source) - position.examples < batch_size:
         position = Position(position.epoch + 1, 0, seed)  # no whole batch is left of this epoch
@@ -305,16 +305,11 @@ def _rows_per_process(batch_size, process_count):
     return batch_size // process_count
 
 
-def _check_position(position, source, seed, batch_size):
+def _check_position(position, seed):
     if position.seed != seed:
         raise UserError(
             f"the data position to resume from belongs to seed {position.seed}, but config.seed "
             f"is {seed}; set config.seed={position.seed}, or start in a new workdir"
-        )
-    if isinstance(source, Mixture) and position.examples % batch_size:
-        raise UserError(
-            f"the run has consumed {position.examples} examples, no multiple of config.batch_size "
-            f"{batch_size}; a mixture goes on with the batch size that it began with"
         )
 
 
@@ -462,8 +457,9 @@ def _reason(source, seed, epoch, index, load):
     except Unreadable as error:
         return error.reason, error.detail
     except tf.errors.OpError as error:
-        # Without the name that TensorFlow gave the operation.
-        detail = error.message.split("}}")[-1].strip().splitlines()[0]
+        # The last line says it, after the name that TensorFlow gave the operation.
+        lines = error.message.split("\n\t [[")[0].strip().splitlines()
+        detail = lines[-1].split("}}")[-1].strip()
         is_large = "max_pixels" in detail
         return "the image is too large" if is_large else "the image cannot be decoded", detail
     return "failed once, but could be read afterwards", ""

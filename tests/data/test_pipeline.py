@@ -157,7 +157,9 @@ def test_an_image_stands_beside_its_own_caption(source, train):
     for batch, _ in train(source, 3, augmentation="none"):
         for image, (row, length) in zip(batch["images"], batch["tokens"], strict=True):
             record = source.read(int(row))
-            expected = images.resize_and_centre_crop(images.decode(tf.constant(record.image)), IMAGE_SIZE)
+            expected = images.resize_and_centre_crop(
+                images.decode(tf.constant(record.image)), IMAGE_SIZE
+            )
             np.testing.assert_array_equal(image, expected)
             assert length == len(record.captions[0])
 

@@ -47,9 +47,7 @@ def parquet_source(
       UserError: pyarrow is not installed, a file is missing or no Parquet, or lacks a column.
     """
     if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(
-            f"{config_key} {path} wants pyarrow: pip install 'cyclip_jax[data]' or pyarrow"
-        )
+        raise UserError(f"{config_key} {path} wants pyarrow: pip install '.[data]' or pyarrow")
     paths = expand(path, config_key=config_key, endings=(".parquet",))
     rule = CaptionRule(caption_key or CAPTION_KEY, caption_weights, templates)
     source = ParquetRows(paths, image_key or IMAGE_KEY, rule, kept_examples)

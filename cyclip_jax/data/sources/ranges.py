@@ -1,6 +1,7 @@
 """Byte ranges of many files, local or remote: read again where that may help, kept where asked."""
 
 import collections
+import concurrent.futures
 import glob
 import os
 import threading
@@ -29,6 +30,7 @@ _WILL_NOT_PASS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, Perm
 
 INDEX_ENDING = ".index.npz"  # of the files beside shards that no pattern means
 
+READERS = 32  # questions to a storage service at a time
 OPEN_FILES = 256  # at a time: systems allow a process a thousand or so
 BLOCK = 1 << 20  # bytes that are read at once where neighbours are kept
 
@@ -58,17 +60,11 @@ def expand(pattern, *, config_key, endings):
             f"{config_key} is empty; set it to shards, e.g. "
             f"--{config_key}='/data/cc3m/{{00000..00331}}{endings[0]}'"
         )
-    paths, missing = [], []
-    for path in _expand_braces(pattern, config_key):
-        if tf.io.gfile.isdir(path):
-            for ending in endings:
-                paths += _glob(f"{path.rstrip('/')}/*{ending}")
-        elif glob.has_magic(path):
-            paths += _glob(path)
-        elif tf.io.gfile.exists(path):
-            paths.append(path)
-        else:
-            missing.append(path)
+    named = _expand_braces(pattern, config_key)
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:  # remote answers take their time
+        found = list(pool.map(lambda path: _files_at(path, endings), named))
+    missing = [path for path, files in zip(named, found, strict=True) if files is None]
+    paths = [path for files in found for path in files or ()]
     if missing:
         named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UserError(f"{len(missing)} of the files of {config_key} are missing: {named}")
@@ -207,6 +203,15 @@ def _expand_braces(pattern, config_key):
         raise UserError(f"{config_key} has an unclosed brace: {pattern}") from error
 
 
+def _files_at(path, endings):
+    """The files that a path without braces names, list[str]; None where there should be one."""
+    if glob.has_magic(path):
+        return _glob(path)
+    if tf.io.gfile.isdir(path):
+        return [file for ending in endings for file in _glob(f"{path.rstrip('/')}/*{ending}")]
+    return [path] if tf.io.gfile.exists(path) else None
+
+
 def _glob(pattern):
     return sorted(path for path in tf.io.gfile.glob(pattern) if not path.endswith(INDEX_ENDING))
 
@@ -221,5 +226,5 @@ def _read_whole(path):
 
 def _message(error):
     """What an error says, without the name that TensorFlow gave the operation."""
-    text = getattr(error, "message", None) or str(error)
-    return next(iter(text.split("}}")[-1].strip().splitlines()), type(error).__name__)
+    lines = (getattr(error, "message", None) or str(error)).strip().splitlines()
+    return lines[0].split("}}")[-1].strip() if lines else type(error).__name__

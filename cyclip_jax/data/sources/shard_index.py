@@ -246,8 +246,11 @@ class _RemoteFile(io.RawIOBase):
 
 
 def _size_and_stamp(path):
-    stat = tf.io.gfile.stat(path)
-    return stat.length, stat.mtime_nsec
+    if is_remote(path):
+        stat = tf.io.gfile.stat(path)
+        return stat.length, stat.mtime_nsec
+    stat = os.stat(path.removeprefix("file://"))  # TensorFlow's tells whole seconds
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _write(path, members, size, stamp):

@@ -1,6 +1,7 @@
 """Tar shards as webdataset and img2dataset write them."""
 
 import json
+import logging
 
 import numpy as np
 
@@ -96,6 +97,9 @@ class WebDataset:
             for places, text in zip(captions, texts, strict=True):
                 places.add(text, has_picture)
             counts.append(int(has_picture.sum()))
+            if counts[-1] < len(has_picture):
+                lacking = len(has_picture) - counts[-1]
+                logging.warning("%s: %d examples without a picture are left out", path, lacking)
         self.boundaries = np.cumsum(counts, dtype=np.int64)
         self._image = self._image.joined()
         self._files = Files(paths, kept_bytes=int(kept_examples * self.mean_bytes))
@@ -164,9 +168,15 @@ class WebDataset:
         return np.searchsorted(self.boundaries, index, side="right") - 1
 
     def _keys_of_shard(self, shard):
-        (index,) = open_indexes([self._paths[shard]], scan_tar)
-        has_picture = _first_places(index, self._image_endings)[0] != ABSENT
-        return [index.keys[sample] for sample in np.flatnonzero(has_picture)]
+        count = int(self.boundaries[shard + 1] - self.boundaries[shard])
+        try:
+            (index,) = open_indexes([self._paths[shard]], scan_tar)
+            has_picture = _first_places(index, self._image_endings)[0] != ABSENT
+            keys = [index.keys[sample] for sample in np.flatnonzero(has_picture)]
+        except UserError:
+            keys = []
+        # A shard that is gone or another than when it was opened does not tell their names.
+        return keys if len(keys) == count else [f"#{number}" for number in range(count)]
 
 
 def first_caption(captions, index):
