@@ -213,6 +213,8 @@ def _loop(run, state, position, phases, feed, stop):
             metrics |= {} if mfu is None else {"model_flops_utilisation": mfu}
             _log(run, step, position, metrics, seconds / steps)
     run.checkpointer.wait()
+    if run.bad_examples.count:
+        run.console.say(f"replaced bad examples: {run.bad_examples}")
     if not is_last:
         run.console.say(f"asked to stop at step {step}; the same command continues from there")
         return None

@@ -85,7 +85,8 @@ def test_a_run_writes_what_it_promises(finished):
 
 
 def test_bad_examples_are_named_and_counted(finished):
-    workdir, _ = finished
+    workdir, output = finished
+    assert "replaced bad examples: 2 of 26 (" in output
     lines = (workdir / "bad_examples.jsonl").read_text().splitlines()
     reasons = {json.loads(line)["index"]: json.loads(line)["reason"] for line in lines}
     assert reasons.keys() == {24, 25}

@@ -255,6 +255,10 @@ class BadExamples:
         """{reason: number of distinct bad examples}, the commonest first."""
         return dict(Counter(self._known.values()).most_common())
 
+    def __str__(self):
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in self.by_reason.items())
+        return f"{self.count} of {self._dataset_size} ({reasons}), named in {self._path}"
+
     def __contains__(self, key_and_index):
         return tuple(key_and_index) in self._known
 
@@ -287,11 +291,9 @@ class BadExamples:
 
     def _check_limit(self):
         if self.count > self._limit_share * self._dataset_size:
-            reasons = ", ".join(f"{count} × {reason}" for reason, count in self.by_reason.items())
             raise UserError(
-                f"{self.count} of {self._dataset_size} examples "
-                f"({self.count / self._dataset_size:.2%}) cannot be read ({reasons}), more than "
-                f"the allowed {self._limit_share:.2%}; mend those named in {self._path}, or raise "
+                f"{self.count / self._dataset_size:.2%} of the examples cannot be read, more than "
+                f"the allowed {self._limit_share:.2%}: {self}; mend those, or raise "
                 "config.data.max_bad_share"
             )
 

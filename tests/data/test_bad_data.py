@@ -331,8 +331,8 @@ def test_a_shard_that_a_service_refuses_is_replaced_up_to_the_limit(thirds, tmp_
     with pytest.raises(UserError) as error:
         train(thirds, bad_examples, 9)
     assert str(error.value) == (
-        "6 of 24 examples (25.00%) cannot be read (6 × the file cannot be read), more than the "
-        f"allowed 20.83%; mend those named in {tmp_path}/again.jsonl, or raise "
+        "25.00% of the examples cannot be read, more than the allowed 20.83%: 6 of 24 (6 × the "
+        f"file cannot be read), named in {tmp_path}/again.jsonl; mend those, or raise "
         "config.data.max_bad_share"
     )
     lines = (tmp_path / "again.jsonl").read_text().splitlines()

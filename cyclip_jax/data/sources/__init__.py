@@ -44,6 +44,15 @@ SOURCES = {
     "webdataset": webdataset_source,
 }
 
+_SETTINGS = (
+    "image_key",
+    "caption_key",
+    "caption_weights",
+    "templates",
+    "delimiter",
+    "kept_examples",
+)
+
 _ENDINGS = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -62,12 +71,17 @@ def create_source(name, path, *, config_key, **settings):
       name: a key of `SOURCES`, or "auto": by how the path begins or ends.
       path: where the data set lies.
       config_key: full name of the config key that holds `path`, for messages ("config.data.train").
-      settings: the sources' own: image_key, caption_key, caption_weights, templates, delimiter,
-        kept_examples.
+      settings: the sources' own, `_SETTINGS`; each takes those that it can use.
 
     Raises:
-      UserError: no source of this name, or what the source itself refuses.
+      UserError: no source of this name, no setting of this name, or what the source itself refuses.
     """
+    unknown = settings.keys() - _SETTINGS
+    if unknown:
+        raise UserError(
+            f"{config_key} has no setting {', '.join(sorted(unknown))} beside it; "
+            f"there are {', '.join(_SETTINGS)}"
+        )
     path = None if path is None else str(path)
     if name == "auto":
         name = _by_path(path, config_key)
