@@ -68,7 +68,9 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
     if output is None:
         output = path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
     output = absolute(output)
-    results = evals.evaluate(evaluators, encoders, figures=output)
+    results = evals.evaluate(
+        evaluators, encoders, directory=output, model=run_config.model.name, checkpoint=path
+    )
     name = "results"
     if opened.step is not None:
         results = {"step": opened.step, **results}

@@ -47,13 +47,9 @@ class Model:
             features = model.encode_image(self.normalise(images))
             return features.astype(jnp.promote_types(features.dtype, jnp.float32))
 
-        def encode_image(params, batch_stats, images):
-            return unit_norm(encode_features(params, batch_stats, images))
-
         def encode_text(params, batch_stats, tokens):
             return unit_norm(nnx.merge(graphdef, params, batch_stats).encode_text(tokens))
 
-        self._encode_image = jax.jit(encode_image, out_shardings=whole)
         self._encode_features = jax.jit(encode_features, out_shardings=whole)
         self._encode_text = jax.jit(encode_text, out_shardings=whole)
         self._gather = jax.jit(lambda rows: rows, out_shardings=whole)
@@ -74,7 +70,6 @@ class Model:
 
         scale = jnp.exp(params["logit_scale"])
         return Encoders(
-            encode_image=of_rows(self._encode_image, params, batch_stats),
             encode_features=of_rows(self._encode_features, params, batch_stats),
             encode_text=of_rows(self._encode_text, params, batch_stats),
             gather=of_rows(self._gather),

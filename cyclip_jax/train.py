@@ -40,7 +40,7 @@ from cyclip_jax.train_step import (
 )
 from cyclip_jax.views import views_of_run
 from cyclip_jax.workdir import (
-    FIGURES,
+    EVALS,
     LOG,
     Console,
     MetricWriter,
@@ -278,7 +278,13 @@ def _compile(run, phases, state, batch):
 
 def _evaluate(run, step, state):
     encoders = run.model.encoders(state.params, state.batch_stats, run.tokenizer)
-    results = evals.evaluate(run.evaluators, encoders, figures=run.workdir / FIGURES)
+    results = evals.evaluate(
+        run.evaluators,
+        encoders,
+        directory=run.workdir / EVALS,
+        model=run.config.model.name,
+        checkpoint=run.workdir,
+    )
     run.writer.write(step, results)
     for name in dict.fromkeys(key.split("/")[0] for key in results):
         headlines = ("loss", "image_to_text_recall@1", "text_to_image_recall@1", "top1")

@@ -21,6 +21,7 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 LOG = "train.log"
 FIGURES = "figures"
+EVALS = "evals"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu")
 
 

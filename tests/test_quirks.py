@@ -14,9 +14,10 @@ from flax import nnx
 
 from configs import cc3m_reference
 from cyclip_jax import parallel
-from cyclip_jax.data.sources import csv_source
 from cyclip_jax.data.tokenizers import create_tokenizer, pad_and_cut, train_sentencepiece
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals import Output
+from cyclip_jax.evals.datasets import open_images
 from cyclip_jax.evals.retrieval import ranks_of_best_partner, retrieval
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models import create_model
@@ -322,12 +323,13 @@ def test_published_recall_is_that_of_an_array_of_ranks_five_times_too_long(tmp_p
     path = write_pairs(tmp_path)
     swap = {"red": "blue", "blue": "red"}
     encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
-    right = retrieval("x", pairs=str(path))(encoders, None)
-    both = retrieval("x", pairs=str(path), published_recall=True)(encoders, None)
+    right = retrieval("x", pairs=str(path))(encoders, Output())
+    both = retrieval("x", pairs=str(path), published_recall=True)(encoders, Output())
     assert {name: both[name] for name in right} == right
     added = {name: both[name] for name in both.keys() - right.keys()}
-    source = csv_source(str(path), image_key="image", caption_key="caption")
-    images, texts, _ = encoders.embed_pairs(source)
+    dataset = open_images(path, config_key="pairs")
+    images, _ = encoders.image_embeds(dataset)
+    texts = encoders.text_embeds(dataset.source.captions())
     ranks = ranks_of_best_partner(images, texts, np.arange(24), np.arange(24))
     official = np.zeros(5 * len(ranks))
     official[: len(ranks)] = ranks
@@ -345,8 +347,7 @@ def test_published_recall_is_that_of_an_array_of_ranks_five_times_too_long(tmp_p
 
 def test_captions_per_image_scores_the_first_captions_alone(tmp_path):
     path = write_pairs(tmp_path)
-    encoders = fake_encoders(8)
-    once = retrieval("x", pairs=str(path))(encoders, None)
+    once = retrieval("x", pairs=str(path))(fake_encoders(8), Output())
     header, *lines = path.read_text().splitlines()
     wrong = [line.replace("a red", "a blue").replace("a grey", "a red") for line in lines]
     five = [
@@ -355,9 +356,8 @@ def test_captions_per_image_scores_the_first_captions_alone(tmp_path):
     path.write_text("\n".join([header, *five]))
 
     def score(captions_per_image):
-        return retrieval("x", pairs=str(path), captions_per_image=captions_per_image)(
-            encoders, None
-        )
+        evaluate = retrieval("x", pairs=str(path), captions_per_image=captions_per_image)
+        return evaluate(fake_encoders(8), Output())
 
     assert score(1) == once
     assert score(2)["pairs"] == 48

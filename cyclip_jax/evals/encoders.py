@@ -6,17 +6,20 @@ from collections.abc import Callable
 import numpy as np
 
 from cyclip_jax.data.pipeline import eval_batches
+from cyclip_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoders:
     """A model as two functions and the little that an evaluator needs besides.
 
+    One of these serves one pass over all evaluations: what it has embedded it keeps, [N, D] in
+    float32, so that evaluations of the same data embed it once.
+
     Attributes:
-      encode_image: this process's rows, uint8 [b, H, W, 3] -> unit-norm float32 [B, D] of all
-        processes' rows, in NumPy.
-      encode_features: the same without the unit norm: what a linear probe is trained on.
-      encode_text: the same for token ids int32 [b, L].
+      encode_features: this process's rows, uint8 [b, H, W, 3] -> float32 [B, D] of all processes'
+        rows, in NumPy, without the unit norm.
+      encode_text: the same for token ids int32 [b, L], with unit norm.
       gather: any array with this process's rows -> all processes' rows, in NumPy.
       loss: (image_embeds [n, D], text_embeds [n, D]) -> the training loss's metrics, a dict.
       tokenize: texts -> int32 [n, L].
@@ -25,7 +28,6 @@ class Encoders:
       process_index, process_count: whose rows are this process's.
     """
 
-    encode_image: Callable
     encode_features: Callable
     encode_text: Callable
     gather: Callable
@@ -35,49 +37,62 @@ class Encoders:
     batch_size: int
     process_index: int = 0
     process_count: int = 1
+    _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def embed_pairs(self, source, *, with_text=True):
-        """Embeds a whole source in file order.
-
-        Returns:
-          (image_embeds [M, D], text_embeds [M, D] or None, indices [M]) of the M examples that
-          could be read; `indices` are their places in the source.
-        """
-        encoders = {"images": self.encode_image}
-        if with_text:
-            encoders["tokens"] = self.encode_text
-        embeds, indices = self._embed(source, encoders)
-        return embeds["images"], embeds.get("tokens"), indices
-
-    def embed_features(self, source):
-        """Embeds a whole source's images in file order, without the unit norm.
+    def image_features(self, images):
+        """Embeds all pictures of an ImageSet in its order, without the unit norm.
 
         Returns:
-          (features [M, D], indices [M]) of the M examples that could be read, as `embed_pairs`.
-        """
-        features, indices = self._embed(source, {"images": self.encode_features})
-        return features["images"], indices
+          (features [M, D], indices [M]) of the M examples that could be read; `indices` are their
+          places in the source.
 
-    def _embed(self, source, encoders):
-        """({key of a batch: what its encoder makes of it, [M, D]}, indices [M])."""
-        embeds, masks = {key: [] for key in encoders}, []
+        Raises:
+          UserError: none can be read.
+        """
+        return self._keep(("features", images.identity), lambda: self._features(images))
+
+    def image_embeds(self, images):
+        """The same with unit norm."""
+
+        def embed():
+            features, indices = self.image_features(images)
+            return unit_rows(features), indices
+
+        return self._keep(("embeds", images.identity), embed)
+
+    def text_embeds(self, texts):
+        """Unit-norm embeddings [n, D] of any number of texts, each distinct one embedded once."""
+        texts = tuple(texts)
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+
+        def embed():
+            return self._texts(list(distinct))[[distinct[text] for text in texts]]
+
+        return self._keep(("texts", texts), embed)
+
+    def _keep(self, key, compute):
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]
+
+    def _features(self, images):
+        features, masks = [], []
         for batch in eval_batches(
-            source,
-            self.tokenize,
+            images.source,
+            lambda captions: np.zeros((len(captions), 1), np.int32),  # the pictures alone
             batch_size=self.batch_size,
             image_size=self.image_size,
             process_index=self.process_index,
             process_count=self.process_count,
         ):
             masks.append(self.gather(batch["mask"]))
-            for key, encode in encoders.items():
-                embeds[key].append(encode(batch[key]))
-        mask = np.concatenate(masks)
-        whole = {key: np.concatenate(parts)[mask] for key, parts in embeds.items()}
-        return whole, np.flatnonzero(mask)
+            features.append(self.encode_features(batch["images"])[masks[-1]])
+        indices = np.flatnonzero(np.concatenate(masks))
+        if not len(indices):
+            raise UserError(f"none of the images of {images.path} can be read")
+        return np.concatenate(features), indices
 
-    def embed_texts(self, texts):
-        """Unit-norm embeddings [n, D] of any number of texts."""
+    def _texts(self, texts):
         rows = self.batch_size // self.process_count
         start = self.process_index * rows
         embeds = []
@@ -88,3 +103,8 @@ class Encoders:
             tokens = np.pad(tokens, ((0, padding), (0, 0)), mode="edge")
             embeds.append(self.encode_text(tokens[start : start + rows]))
         return np.concatenate(embeds)[: len(texts)]
+
+
+def unit_rows(rows):
+    """The rows of [N, D] with length 1."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -7,7 +7,9 @@ import optax
 
 from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.zeroshot import open_labelled, ranks_of_label
+from cyclip_jax.evals.datasets import labels_among, open_labelled
+from cyclip_jax.evals.intervals import mean_with_interval
+from cyclip_jax.evals.zeroshot import ranks_of_label
 
 
 def linear_probe(
@@ -32,24 +34,17 @@ def linear_probe(
     """
     if batch_size < 1:
         raise UserError(f"config.evals.{name}.batch_size {batch_size} must be at least 1")
-    train_set, path = open_labelled(train, f"config.evals.{name}.train")
-    test_set, test_path = open_labelled(test, f"config.evals.{name}.test")
-    test_labels = test_set.captions()
-    classes, train_labels = np.unique(train_set.captions(), return_inverse=True)
-    unknown = sorted(set(test_labels) - set(classes))
-    if unknown:
-        raise UserError(f"{test_path} has labels that {path} has not: {', '.join(unknown[:5])}")
-    test_labels = np.searchsorted(classes, test_labels)
+    train_set = open_labelled(train, config_key=f"config.evals.{name}.train")
+    test_set = open_labelled(test, config_key=f"config.evals.{name}.test")
+    classes, test_labels = train_set.classes, labels_among(test_set, train_set)
 
-    def evaluate(encoders, figures):
-        del figures  # the results are numbers
-        features, indices = encoders.embed_features(train_set)
-        test_features, test_indices = encoders.embed_features(test_set)
-        if not (len(indices) and len(test_indices)):
-            raise UserError(f"none of the images of {path} or none of {test_path} can be read")
+    def evaluate(encoders, output):
+        del output  # the results are numbers
+        features, indices = encoders.image_features(train_set)
+        test_features, test_indices = encoders.image_features(test_set)
         kernel, bias = train_classifier(
             features,
-            train_labels[indices],
+            train_set.labels[indices],
             len(classes),
             batch_size=batch_size,
             epochs=epochs,
@@ -64,7 +59,7 @@ def linear_probe(
         results = {"images": len(ranks), "train_images": len(indices)}
         for k in (1, 5):
             if k < len(classes):
-                results[f"top{k}"] = float(np.mean(ranks < k))
+                results |= mean_with_interval(f"top{k}", ranks < k)
                 results[f"chance_top{k}"] = k / len(classes)
         return results
 

@@ -1,13 +1,16 @@
 """Retrieval in both directions, the validation loss, and consistency on held-out pairs."""
 
+import base64
+import io
+
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from cyclip_jax.data.images import decode
-from cyclip_jax.data.sources import create_source
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.datasets import open_images
 from cyclip_jax.losses import cyclic_consistency
-from cyclip_jax.report import retrieval_gallery
 
 _RECALL_AT = (1, 5, 10)
 # Places in the published evaluation's array of ranks for each image; it fills one.
@@ -35,8 +38,7 @@ def retrieval(
       name: of the evaluation.
       pairs: file of images and captions, as data.train.
       source, image_key, caption_key, delimiter: as in config.data.
-      gallery_captions: how many captions the picture `<name>_gallery.png` shows with the images
-        that they retrieve; 0 draws none.
+      gallery_captions: how many captions the report shows with the images that they retrieve.
       captions_per_image: how many of each image's captions are scored, the first in file order;
         None scores all.
       published_recall: adds `image_to_text_recall@k_as_published`, see `published_recall_of`.
@@ -53,26 +55,25 @@ def retrieval(
     """
     if captions_per_image is not None and captions_per_image < 1:
         raise UserError(f"config.evals.{name}.captions_per_image must be at least 1, or None")
-    dataset = create_source(
-        "auto" if source == "mixture" else source,  # that is a matter of training
+    dataset = open_images(
         pairs,
         config_key=f"config.evals.{name}.pairs",
+        source="auto" if source == "mixture" else source,  # that is a matter of training
         image_key=image_key,
         caption_key=caption_key,
         delimiter=delimiter,
     )
 
-    def evaluate(encoders, figures):
-        image_embeds, text_embeds, indices = encoders.embed_pairs(dataset)
-        if not len(indices):
-            raise UserError(f"none of the images of {pairs} can be read")
-        captions = dataset.captions()
-        image_ids, first_image = _distinct(dataset.keys(indices))
+    def evaluate(encoders, output):
+        image_embeds, indices = encoders.image_embeds(dataset)
+        captions = dataset.source.captions()
+        text_embeds = encoders.text_embeds([captions[index] for index in indices])
+        image_ids, first_image = _distinct(dataset.source.keys(indices))
         if captions_per_image is not None:
             kept = _occurrence(image_ids) < captions_per_image
             image_embeds, text_embeds = image_embeds[kept], text_embeds[kept]
             indices = indices[kept]
-            image_ids, first_image = _distinct(dataset.keys(indices))
+            image_ids, first_image = _distinct(dataset.source.keys(indices))
         text_ids, first_text = _distinct([captions[index] for index in indices])
         images, texts = image_embeds[first_image], text_embeds[first_text]
 
@@ -85,15 +86,15 @@ def retrieval(
         if published_recall:
             results |= published_recall_of(results)
         results |= {"images": len(images), "captions": len(texts), "pairs": len(indices)}
-        if gallery_captions and encoders.process_index == 0:
+        if gallery_captions and output.is_wanted:
             chosen = np.random.default_rng(0).permutation(len(texts))[:gallery_captions]
-            retrieval_gallery(
-                figures / f"{name}_gallery.png",
+            content = gallery(
                 captions=[captions[indices[first_text[text]]] for text in chosen],
                 ranked=np.argsort(-texts[chosen] @ images.T, axis=1),  # [captions, images]
-                partners=[set(image_ids[text_ids == text]) for text in chosen],
-                read_image=lambda image: _read(dataset, indices[first_image[image]]),
+                partners=[set(image_ids[text_ids == text].tolist()) for text in chosen],
+                read_image=lambda image: _read(dataset.source, indices[first_image[image]]),
             )
+            output.json("gallery", content)
         return results
 
     return evaluate
@@ -192,3 +193,40 @@ def _occurrence(ids):
 def _read(dataset, index):
     """One picture of the source, uint8 [h, w, 3]."""
     return decode(tf.constant(dataset.read(index).image)).numpy()
+
+
+def gallery(*, captions, ranked, partners, read_image, columns=6):
+    """Captions with the images nearest to them, as the report shows them.
+
+    Args:
+      captions: the queries, list[str].
+      ranked: image numbers by falling similarity, int [len(captions), images].
+      partners: for each caption the set of its own images' numbers.
+      read_image: function from an image number to uint8 [h, w, 3].
+      columns: images per caption.
+
+    Returns:
+      [{"caption", "rank" of its best image from 1, "of", "images": [{"jpeg", "is_partner"}]}], for
+      JSON; pictures in base64.
+    """
+    return [
+        {
+            "caption": caption,
+            "rank": min(list(row).index(partner) for partner in own) + 1,
+            "of": len(row),
+            "images": [
+                {"jpeg": _thumbnail(read_image(image)), "is_partner": int(image) in own}
+                for image in row[:columns]
+            ],
+        }
+        for caption, row, own in zip(captions, ranked, partners, strict=True)
+    ]
+
+
+def _thumbnail(pixels, side=96):
+    """A picture as JPEG in base64, at most `side` pixels wide and high."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side, side))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=85)
+    return base64.b64encode(file.getvalue()).decode()

@@ -27,7 +27,6 @@ def fake_encoders(batch_size, misread=lambda colour: colour):
         return np.array([[names.index(w) if w in names else len(names)] for w in words], np.int32)
 
     return Encoders(
-        encode_image=encode_image,
         encode_features=lambda images: 3 * encode_image(images),
         encode_text=lambda tokens: table[tokens[:, 0]],
         gather=lambda rows: rows,

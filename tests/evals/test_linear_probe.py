@@ -10,6 +10,7 @@ from configs import common
 from cyclip_jax import evals, parallel
 from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals import Output
 from cyclip_jax.evals.linear_probe import linear_probe, train_classifier
 from cyclip_jax.inference import Model
 from cyclip_jax.models.clip import split_model
@@ -82,10 +83,9 @@ def test_a_model_that_sees_everything_is_right(tmp_path):
     rows = (test / "labels.csv").read_text().splitlines()
     (test / "labels.csv").write_text("\n".join(rows[:7]))  # two of the six classes
     probe = linear_probe("x", train=train, test=test, learning_rate=0.1)
-    assert probe(fake_encoders(8), None) == {
-        "top1": 1.0,
+    tops = {f"top{k}{bound}": 1.0 for k in (1, 5) for bound in ("", "_ci_low", "_ci_high")}
+    assert probe(fake_encoders(8), Output()) == tops | {
         "chance_top1": 1 / 6,
-        "top5": 1.0,
         "chance_top5": 5 / 6,
         "images": 6,
         "train_images": 24,
@@ -97,7 +97,7 @@ def test_a_model_whose_labels_are_mixed_up_in_the_test_is_half_right(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: colour)
     test = write_labels(tmp_path / "test", lambda colour, shape: swap.get(colour, colour))
     probe = linear_probe("x", train=train, test=test, learning_rate=0.1)
-    results = probe(fake_encoders(8), None)
+    results = probe(fake_encoders(8), Output())
     assert (results["top1"], results["chance_top1"]) == (0.5, 0.25)
     assert "top5" not in results  # of four classes
 
@@ -113,7 +113,7 @@ def test_features_are_not_normalised(tmp_path):
         encode_features=lambda images: images.mean(axis=(1, 2), dtype=np.float32) / 60,  # [N, 3]
     )
     probe = linear_probe("x", train=tmp_path, test=tmp_path, learning_rate=0.3, epochs=60)
-    assert probe(brightness, None)["top1"] == 1.0
+    assert probe(brightness, Output())["top1"] == 1.0
 
 
 def test_features_of_a_model_are_its_embeddings_before_the_unit_norm():
@@ -125,16 +125,17 @@ def test_features_of_a_model_are_its_embeddings_before_the_unit_norm():
     _, params, batch_stats = split_model(module)
     encoders = model.encoders(params, batch_stats, tokenize=None)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    features, embeds = encoders.encode_features(images), encoders.encode_image(images)
+    features = encoders.encode_features(images)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     assert np.abs(lengths - 1).min() > 1e-2
+    embeds, _, _ = module(model.normalise(images), np.zeros((3, 16), np.int32))
     np.testing.assert_allclose(features / lengths, embeds, atol=1e-6)
 
 
 def test_pictures_that_cannot_be_read_are_left_out_of_the_counts(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: shape)
     (train / "red_disc.png").write_bytes(b"no picture")
-    results = linear_probe("x", train=train, test=train, epochs=1)(fake_encoders(8), None)
+    results = linear_probe("x", train=train, test=train, epochs=1)(fake_encoders(8), Output())
     assert (results["images"], results["train_images"]) == (23, 23)
 
 
@@ -152,7 +153,7 @@ def test_what_is_wrong_with_the_folders_is_said(tmp_path):
     labels = (train / "labels.csv").read_text()
     (test / "labels.csv").write_text(labels)
     with pytest.raises(UserError, match=r"none of .*test/labels.csv can be read"):
-        linear_probe("x", train=train, test=test)(fake_encoders(8), None)
+        linear_probe("x", train=train, test=test)(fake_encoders(8), Output())
 
 
 def test_a_probe_without_data_is_left_out():

@@ -1,8 +1,14 @@
+import base64
+import io
+import json
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from cyclip_jax.evals import Output
 from cyclip_jax.evals.retrieval import ranks_of_best_partner, recall, retrieval
-from tests.conftest import write_pairs
+from tests.conftest import draw, write_pairs
 from tests.evals.fakes import fake_encoders
 
 # Rows are queries, columns targets; the embeddings are the table itself against the identity.
@@ -17,8 +23,8 @@ TABLE = np.array(
 OWN = np.arange(4)
 
 
-def score(encoders, pairs, figures=None, **settings):
-    return retrieval("x", pairs=str(pairs), **settings)(encoders, figures)
+def score(encoders, pairs, directory=None, **settings):
+    return retrieval("x", pairs=str(pairs), **settings)(encoders, Output(directory))
 
 
 def test_recall_of_a_hand_made_table():
@@ -101,7 +107,14 @@ def test_an_unreadable_image_is_left_out_of_the_count(tmp_path):
     assert results["image_to_text_recall@1"] == 1.0
 
 
-def test_the_gallery_is_drawn(pairs_csv, tmp_path):
-    score(fake_encoders(8), pairs_csv, tmp_path / "figures", gallery_captions=3)
-    png = (tmp_path / "figures" / "x_gallery.png").read_bytes()
-    assert png.startswith(b"\x89PNG") and len(png) > 5000
+def test_the_gallery_has_the_captions_ranks_and_pictures(pairs_csv, tmp_path):
+    score(fake_encoders(8), pairs_csv, tmp_path, gallery_captions=3)
+    rows = json.loads((tmp_path / "gallery.json").read_text())
+    assert len(rows) == 3
+    for row in rows:
+        assert (row["rank"], row["of"]) == (1, 24)
+        assert [image["is_partner"] for image in row["images"]] == [True] + 5 * [False]
+        jpeg = base64.b64decode(row["images"][0]["jpeg"])
+        shown = np.asarray(Image.open(io.BytesIO(jpeg)), float)
+        colour, shape = row["caption"].split()[1:]
+        assert np.abs(shown - draw(shape, colour)).mean() < 10

@@ -1,0 +1,46 @@
+"""Results in the layout of CLIP_benchmark, for its tables and notebooks."""
+
+_TASKS = {
+    "zeroshot": (
+        "zeroshot_classification",
+        {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "mean_per_class"},
+    ),
+    "linear_probe": (
+        "linear_probe",
+        {"lp_acc1": "top1", "lp_acc5": "top5", "lp_mean_per_class_recall": "mean_per_class"},
+    ),
+    "retrieval": (
+        "zeroshot_retrieval",
+        {
+            f"{target}_retrieval_recall@{k}": f"{name}_recall@{k}"
+            for k in (1, 5, 10)
+            for target, name in (("image", "text_to_image"), ("text", "image_to_text"))
+        },
+    ),
+}
+
+
+def clip_benchmark_results(name, kind, metrics, *, model, checkpoint):
+    """One evaluation's results as CLIP_benchmark's `clip_benchmark eval` writes them.
+
+    Args:
+      name: of the evaluation, which stands for the data set.
+      kind: its type; CLIP_benchmark has some of them.
+      metrics: its numbers by our names.
+      model: name of the architecture.
+      checkpoint: where the weights are from.
+
+    Returns:
+      A dict for JSON, or None where CLIP_benchmark has no such task.
+    """
+    if kind not in _TASKS:
+        return None
+    task, names = _TASKS[kind]
+    return {
+        "dataset": name,
+        "model": model,
+        "pretrained": checkpoint,
+        "task": task,
+        "metrics": {theirs: metrics[ours] for theirs, ours in names.items() if ours in metrics},
+        "language": "en",
+    }
