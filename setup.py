@@ -11,6 +11,7 @@ TORCH = ["torch>=2.6"]
 ONNX = [*TORCH, "open_clip_torch>=3.0", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript"]
 # The versions that parity is shown for; torchvision has to be the one of torch.
 TEST = [
+    "clip_benchmark==1.6.2",
     "emoji==2.16.0",
     "hypothesis",
     "open_clip_torch==3.3.0",
@@ -19,9 +20,11 @@ TEST = [
     "resvg_py==0.5.0",
     "ruff",
     "scikit-image",
+    "scikit-learn",
     "torch==2.13.0",
     "torchvision==0.28.0",
     "transformers==5.23.0",
+    "webdataset",
     *DATA,
     *ONNX,
 ]
@@ -35,6 +38,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["cyclip_jax*", "configs*"]),
+    package_data={"cyclip_jax.report": ["page.*"]},
     install_requires=[
         "absl-py",
         "braceexpand",
@@ -54,6 +58,7 @@ setuptools.setup(
         "protobuf",
         "regex",
         "safetensors",
+        "scipy",
         "sentencepiece",
         "tensorboard",  # clu's writers import it without declaring it
         # tensorflow-cpu has wheels for this platform alone, at half the size of tensorflow's.

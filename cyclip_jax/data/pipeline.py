@@ -191,9 +191,7 @@ def eval_batches(
     rows = _rows_of_process(rows, batch_size, process_index, process_count)
     chunk = _chunk_size(rows_here)
 
-    @_traced_once
-    def load(encoded, row):
-        return images.transform(encoded, size=image_size, **transform)
+    load = _eval_load(image_size, **transform)
 
     def itself(row):
         return tf.boolean_mask(row[tf.newaxis], row[tf.newaxis, 1] != NO_EXAMPLE)
@@ -363,6 +361,14 @@ def _read_row(source, seed, epoch, index):
     record = source.read(index)
     caption = record.captions[0] if seed is None else draw_caption(record, seed, epoch, index)
     return record.image, caption.encode()
+
+
+@functools.cache
+def _eval_load(image_size, **transform):
+    """What evaluations load pictures with, traced once for all of them."""
+    return _traced_once(
+        lambda encoded, row: images.transform(encoded, size=image_size, **transform)
+    )
 
 
 def _traced_once(load):

@@ -13,15 +13,30 @@ from collections.abc import Callable
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.clip_benchmark import clip_benchmark_results
+from cyclip_jax.evals.compositional import compositional
+from cyclip_jax.evals.consistency import consistency
 from cyclip_jax.evals.encoders import Encoders
+from cyclip_jax.evals.few_shot import few_shot
+from cyclip_jax.evals.gda import gda
+from cyclip_jax.evals.geometry import geometry
 from cyclip_jax.evals.linear_probe import linear_probe
 from cyclip_jax.evals.output import Output
 from cyclip_jax.evals.retrieval import retrieval
+from cyclip_jax.evals.robustness import robustness
 from cyclip_jax.evals.zeroshot import zeroshot
 from cyclip_jax.files import write_atomically
 
-EVALUATORS = {"retrieval": retrieval, "zeroshot": zeroshot, "linear_probe": linear_probe}
-_DATA = ("pairs", "folder", "train", "test")  # settings that name an evaluation's data
+EVALUATORS = {
+    "compositional": compositional,
+    "consistency": consistency,
+    "few_shot": few_shot,
+    "gda": gda,
+    "geometry": geometry,
+    "linear_probe": linear_probe,
+    "retrieval": retrieval,
+    "robustness": robustness,
+    "zeroshot": zeroshot,
+}
 
 __all__ = ["EVALUATORS", "Encoders", "Evaluation", "Output", "create_evaluators", "evaluate"]
 
@@ -43,8 +58,8 @@ def create_evaluators(evals):
     """Opens the data of every evaluation.
 
     Args:
-      evals: {name: {"type": …, **settings}}; one whose data (`pairs`, `folder`, `train` or `test`)
-        is None is left out.
+      evals: {name: {"type": …, **settings}}; one of which a setting without a default is None, its
+        data, is left out.
 
     Returns:
       {name: Evaluation}.
@@ -61,13 +76,20 @@ def create_evaluators(evals):
                 f"config.evals.{name}.type is {kind!r}; choose one of {', '.join(EVALUATORS)}"
             )
         try:
-            inspect.signature(EVALUATORS[kind]).bind(name, **settings)
+            signature = inspect.signature(EVALUATORS[kind])
+            signature.bind(name, **settings)
         except TypeError as error:
             raise UserError(f"config.evals.{name}: {error}") from error
-        if any(settings.get(data, "") is None for data in _DATA):
+        if any(settings[key] is None for key in _required(signature) & settings.keys()):
             continue
         evaluators[name] = Evaluation(kind, EVALUATORS[kind](name, **settings))
     return evaluators
+
+
+def _required(signature):
+    """The keywords without a default."""
+    parameters = signature.parameters.values()
+    return {p.name for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY}
 
 
 def evaluate(evaluators, encoders, *, directory, model="", checkpoint=""):

@@ -1,21 +1,32 @@
 """Results in the layout of CLIP_benchmark, for its tables and notebooks."""
 
+# {type: (their task, [(their metric, ours)])}; of one picture and several captions both are one.
 _TASKS = {
     "zeroshot": (
         "zeroshot_classification",
-        {"acc1": "top1", "acc5": "top5", "mean_per_class_recall": "mean_per_class"},
+        [("acc1", "top1"), ("acc5", "top5"), ("mean_per_class_recall", "mean_per_class")],
     ),
     "linear_probe": (
         "linear_probe",
-        {"lp_acc1": "top1", "lp_acc5": "top5", "lp_mean_per_class_recall": "mean_per_class"},
+        [("lp_acc1", "top1"), ("lp_acc5", "top5"), ("lp_mean_per_class_recall", "mean_per_class")],
     ),
     "retrieval": (
         "zeroshot_retrieval",
-        {
-            f"{target}_retrieval_recall@{k}": f"{name}_recall@{k}"
+        [
+            (f"{target}_retrieval_recall@{k}", f"{name}_recall@{k}")
             for k in (1, 5, 10)
             for target, name in (("image", "text_to_image"), ("text", "image_to_text"))
-        },
+        ],
+    ),
+    "compositional": (
+        "image_caption_selection",
+        [
+            ("acc", "accuracy"),
+            ("text_acc", "accuracy"),
+            ("acc", "group_score"),
+            ("text_acc", "text_score"),
+            ("image_acc", "image_score"),
+        ],
     ),
 }
 
@@ -41,6 +52,6 @@ def clip_benchmark_results(name, kind, metrics, *, model, checkpoint):
         "model": model,
         "pretrained": checkpoint,
         "task": task,
-        "metrics": {theirs: metrics[ours] for theirs, ours in names.items() if ours in metrics},
+        "metrics": {theirs: metrics[ours] for theirs, ours in names if ours in metrics},
         "language": "en",
     }

@@ -1,13 +1,28 @@
 """Data to evaluate on: pictures, pictures with labels."""
 
 import dataclasses
-import json
+import logging
 
 import numpy as np
+import tensorflow as tf
 from etils import epath
 
-from cyclip_jax.data.sources import create_source
+from cyclip_jax.data.sources import CaptionRule, create_source
+from cyclip_jax.data.sources.table import CsvSource, StringArray
+from cyclip_jax.data.sources.tfds import PREFIX as TFDS
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.classnames import (
+    Naming,
+    name_classes,
+    naming_beside,
+    read_classes,
+    sorted_keys,
+    templates_of,
+)
+
+PRESET = "preset:"
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+_SPLITS = {"train", "trainval", "training", "val", "valid", "validation", "test", "testing"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,31 +46,68 @@ class LabelledImages(ImageSet):
 
     Attributes:
       labels: int [N], each example's class.
-      classes: the classes' names, list[str].
-      templates: sentences with {} that stand around a class's name, or None where none are known.
+      classes: the classes' names, list[str]; two may have the same, as ImageNet's two missiles.
+      keys: what the data itself calls the classes, list[str], all different where it tells.
+      templates: sentences with {} that stand around a class's name, list[str].
     """
 
     labels: np.ndarray
     classes: list
-    templates: list | None
+    keys: list
+    templates: list
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """Labelled pictures as they lie somewhere.
+
+    Attributes:
+      images: ImageSet.
+      labels: what stands for each picture's class, list[str] [N]; "" where nothing does.
+      keys: what stands for each class, in their order; None where the labels alone tell.
+      naming: Naming that lies beside them, or None.
+    """
+
+    images: ImageSet
+    labels: list
+    keys: list | None
+    naming: Naming | None
 
 
 def open_images(path, *, config_key, source="auto", **settings):
     """Opens a file or shards as an ImageSet, without a look at labels; raises as create_source."""
     opened = create_source(source, path, config_key=config_key, **settings)
-    identity = (source, str(path), *sorted((key, str(value)) for key, value in settings.items()))
+    # The pictures', whatever is read beside them.
+    identity = str(path), settings.get("image_key") or "image"
     return ImageSet(opened, identity, str(path))
 
 
-def open_labelled(data, *, config_key, image_key="image", label_key="label"):
+def open_labelled(
+    data, *, config_key, image_key=None, label_key=None, split=None, classes=None, preset=None
+):
     """Opens labelled pictures.
 
+    Names and templates are those of `classes`, else those beside the data, else the preset's, else
+    the data's own names and "a photo of a {}.".
+
     Args:
-      data: a folder with `labels.csv`, or such a CSV itself; where `classes.json` stands beside
-        it ({"classes": […], "templates": ["a photo of a {}."]}), it names the classes in the order
-        of their numbers. Otherwise they are the labels, sorted.
+      data: one of
+        a folder with `labels.csv`, or such a CSV itself;
+        a folder with a folder for each class, in the order of their names;
+        a folder as CLIP_benchmark exports it: tars with labels in `.cls` in `<split>/`;
+        "tfds:NAME[/CONFIG][@SPLIT]" with a ClassLabel, or for the name the folder of one built;
+        "preset:NAME[=PLACE][@SPLIT]", one of presets.PRESETS, in TensorFlow Datasets or in a place
+        as above.
+        Beside the classes of a folder may stand `classes.json`, see `classes`.
       config_key: full name of the config key that holds `data`, for messages.
-      image_key, label_key: the CSV's columns; a label is a class's name or number.
+      image_key, label_key: columns, endings or features; default "image" and "label", in tars the
+        usual endings and "cls". A label is a class's name or number.
+      split: in place of @SPLIT; of a folder it is one within. Of a preset, "train" is what linear
+        probes are trained on and may be more splits than one. A data set with splits is opened by
+        default at "test", or at "train" where config_key ends so.
+      classes: JSON file {"classes": …, "templates": ["a photo of a {}."]} or one of the two. The
+        classes are a list in the order of their numbers, or {what the data calls it: name}.
+      preset: its name where `data` does not say it.
 
     Returns:
       LabelledImages.
@@ -63,28 +115,26 @@ def open_labelled(data, *, config_key, image_key="image", label_key="label"):
     Raises:
       UserError: what is wrong with it.
     """
-    folder = epath.Path(data)
-    path = folder / "labels.csv"
-    if folder.suffix.lower() in (".csv", ".tsv"):
-        folder, path = folder.parent, folder
-    images = open_images(
-        path, config_key=config_key, source="csv", image_key=image_key, caption_key=label_key
-    )
-    names = images.source.captions()
-    if (folder / "classes.json").exists():
-        classes, templates = read_classes(folder / "classes.json")
-        labels = read_labels(names, classes, path)
-    else:
-        classes, templates = sorted(set(names)), None
-        numbers = {name: number for number, name in enumerate(classes)}
-        labels = np.asarray([numbers[name] for name in names])
+    place, split, preset = _resolve(str(data), split, preset, config_key)
+    chosen = None if classes is None else read_classes(epath.Path(classes))
+    try:
+        stored = _open(place, split, preset, config_key, image_key, label_key)
+    except UserError as error:
+        raise UserError(_with_evaluation_keys(str(error), config_key)) from error
+    path = stored.images.path
+    missing = stored.labels.count("")
+    if missing:
+        raise UserError(f"{missing} of the {len(stored.labels)} pictures of {path} have no label")
+    namings = chosen, stored.naming
+    keys, names, labels = name_classes(stored.labels, stored.keys, namings, preset, path)
     return LabelledImages(
-        images.source,
-        images.identity,
-        str(path),
+        stored.images.source,
+        stored.images.identity,
+        path,
         labels=labels,
-        classes=classes,
-        templates=templates,
+        classes=names,
+        keys=keys,
+        templates=templates_of(namings, preset),
     )
 
 
@@ -92,9 +142,15 @@ def labels_among(test, train):
     """A test set's labels as numbers of a training set's classes, int [N].
 
     Raises:
-      UserError: one of its labels is no class of the training set.
+      UserError: one of its labels is no class of the training set, or two classes have one name.
     """
+    if test.classes == train.classes:
+        return test.labels
     numbers = {name: number for number, name in enumerate(train.classes)}
+    if len(numbers) < len(train.classes):
+        raise UserError(
+            f"{train.path} has two classes of one name, and not the classes of {test.path}"
+        )
     names = [test.classes[label] for label in test.labels]
     unknown = sorted(set(names) - numbers.keys())
     if unknown:
@@ -104,31 +160,181 @@ def labels_among(test, train):
     return np.asarray([numbers[name] for name in names])
 
 
-def read_classes(path):
-    """Class names and templates of a classes.json; UserError where they are not what they must."""
-    try:
-        content = json.loads(path.read_text())
-        classes, templates = list(content["classes"]), list(content["templates"])
-        for template in templates:
-            template.format("")
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"{path} needs lists 'classes' and 'templates' ({error!r})") from error
-    if not classes or not templates or not all("{}" in template for template in templates):
-        raise UserError(f"{path} needs a class and a template, and a {{}} in each template")
-    if len(set(classes)) < len(classes):
-        raise UserError(f"{path} names a class twice")
-    return classes, templates
+def _resolve(data, split, preset, config_key):
+    """(place, split, preset) of what `open_labelled` is given; folders may have no split."""
+    from cyclip_jax.evals import presets  # not above: `python -m` runs that module
+
+    data, written = _cut_split(data) if data.startswith((PRESET, TFDS)) else (data, None)
+    if written and split and written != split:
+        raise UserError(f"{config_key} names the split {written!r}, and `split` is {split!r}")
+    is_own_split = data.startswith(TFDS) and written
+    split = split or written
+    if data.startswith(PRESET):
+        named, _, data = data.removeprefix(PRESET).partition("=")
+        if preset not in (None, named):
+            raise UserError(f"{config_key} is of the preset {named!r}, and `preset` is {preset!r}")
+        preset = named
+    known = None if preset is None else presets.preset_of(preset, config_key)
+    if not data and known.tfds is None:
+        raise UserError(
+            f"TensorFlow Datasets has no {preset}; set {config_key} to a folder of it, or to "
+            f"{PRESET}{preset}=FOLDER"
+        )
+    data = data or TFDS + known.tfds
+    if data.startswith(TFDS) and not is_own_split:
+        split = split or _usual_split(config_key)
+        if known is not None and split in ("train", "test"):
+            split = getattr(known, split)
+        if split is None:
+            raise UserError(f"{config_key}: {preset} has no training split")
+    return data, split, preset
 
 
-def read_labels(labels, classes, path):
-    """Class numbers int [N] of labels that are all names, or else all numbers."""
-    by_name = {name: number for number, name in enumerate(classes)}
-    by_number = {str(number): number for number in range(len(classes))}
-    for numbers in (by_name, by_number):
-        if all(label in numbers for label in labels):
-            return np.asarray([numbers[label] for label in labels])
-    unknown = sorted({label for label in labels if label not in by_name | by_number})
-    raise UserError(
-        f"{path} has labels that are neither all classes of classes.json nor all numbers below "
-        f"{len(classes)}" + (f": {', '.join(map(repr, unknown[:5]))}" if unknown else "")
+def _cut_split(data):
+    head, _, tail = data.rpartition("@")
+    return (head, tail) if head and "/" not in tail else (data, None)
+
+
+def _usual_split(config_key):
+    return "train" if config_key.endswith("train") else "test"
+
+
+def _with_evaluation_keys(message, config_key):
+    """A source's message, with an evaluation's settings in place of the training data's."""
+    evaluation = config_key.rpartition(".")[0]
+    message = message.replace("config.data.image_key", f"{evaluation}.image_key")
+    return message.replace("config.data.caption_key", f"{evaluation}.label_key")
+
+
+def _open(place, split, preset, config_key, image_key, label_key):
+    """The _Stored of a place, whatever its layout."""
+    if place.startswith(TFDS):
+        return _open_tfds(place, split, config_key, image_key or "image", label_key or "label")
+    folder = epath.Path(place)
+    columns = image_key or "image", label_key or "label"
+    if folder.suffix.lower() in (".csv", ".tsv"):
+        if split:
+            raise UserError(f"{place} is one file and has no split {split!r}")
+        return _open_csv(folder, naming_beside(folder.parent), config_key, *columns)
+    if not split and _is_exported(folder / _usual_split(config_key)):
+        split = _usual_split(config_key)
+    base = folder / split if split else folder
+    if (base / "labels.csv").exists():
+        naming = naming_beside(base) or naming_beside(folder)
+        return _open_csv(base / "labels.csv", naming, config_key, *columns)
+    if _is_exported(base):
+        return _open_exported(base, config_key, image_key, label_key or "cls")
+    return _open_folders(folder, base, preset, config_key)
+
+
+def _open_csv(path, naming, config_key, image_key, label_key):
+    images = open_images(
+        path, config_key=config_key, source="csv", image_key=image_key, caption_key=label_key
     )
+    return _Stored(images, images.source.captions(), None, naming)
+
+
+def _is_exported(folder):
+    return (folder / "nshards.txt").exists()
+
+
+def _open_exported(folder, config_key, image_key, label_key):
+    """One split of a data set that CLIP_benchmark has exported as tars."""
+    kind = folder.parent / "dataset_type.txt"
+    if kind.exists() and kind.read_text().strip().lower() != "classification":
+        raise UserError(f"{kind} says {kind.read_text().strip()}; labels are one class a picture")
+    shards = (folder / "nshards.txt").read_text().strip()
+    if not shards.isdecimal() or not int(shards):
+        raise UserError(f"{folder}/nshards.txt is {shards!r}, not the number of tars")
+    images = open_images(
+        f"{folder}/{{0..{int(shards) - 1}}}.tar",
+        config_key=config_key,
+        source="webdataset",
+        image_key=image_key,
+        caption_key=label_key,
+    )
+    naming = naming_beside(folder) or naming_beside(folder.parent)
+    keys = None
+    if naming is not None and isinstance(naming.names, list):
+        keys = [str(number) for number in range(len(naming.names))]
+    return _Stored(images, images.source.captions(), keys, naming)
+
+
+def _open_tfds(place, split, config_key, image_key, label_key):
+    """A data set of TensorFlow Datasets, whose own metadata have its classes in their order."""
+    images = open_images(
+        f"{place}@{split}",
+        config_key=config_key,
+        source="tfds",
+        image_key=image_key,
+        caption_key=label_key,
+    )
+    import tensorflow_datasets as tfds
+
+    name = place.removeprefix(TFDS)
+    is_built = "/" in name and epath.Path(name).exists()
+    feature = (tfds.builder_from_directory if is_built else tfds.builder)(name).info.features
+    for part in label_key.split("/"):
+        feature = feature[part]
+    if not getattr(feature, "names", None):
+        raise UserError(
+            f"the feature {label_key!r} of {place} is no ClassLabel; set config.data.caption_key"
+        )
+    return _Stored(images, images.source.captions(), feature.names, None)
+
+
+def _open_folders(folder, base, preset, config_key):
+    """A folder for each class, at `base` within the data set's `folder`."""
+    from cyclip_jax.evals import presets  # not above: `python -m` runs that module
+
+    naming, wanted = naming_beside(base) or naming_beside(folder), None
+    if preset == "objectnet" and presets.has_mappings(folder):
+        base, wanted = presets.objectnet_folders(folder)
+        naming = Naming(str(folder), wanted, None)
+    keys = sorted_keys(_subfolders(base)) if base.is_dir() else []
+    if not keys:
+        raise UserError(
+            f"{base} has neither labels.csv, nor nshards.txt, nor a folder for each class; set "
+            f"{config_key} to labelled pictures"
+        )
+    if _SPLITS.issuperset(keys):
+        raise UserError(
+            f"the folders of {base} are no classes but splits ({', '.join(keys)}); set "
+            f"{config_key.rpartition('.')[0]}.split, or {config_key} to one of them"
+        )
+    if wanted is not None:
+        keys = [key for key in keys if key in wanted]
+    files, labels = [], []
+    for key in keys:
+        own = _pictures(f"{base}/{key}")
+        files += [f"{key}/{name}" for name in own]
+        labels += [key] * len(own)
+    if not files:
+        raise UserError(f"the folders of {base} have no pictures ({', '.join(_PICTURES)})")
+    source = CsvSource(str(base), _strings(files), [_strings(labels)], CaptionRule("label"))
+    identity = ("folders", str(base), "wanted" if wanted else "all")
+    return _Stored(ImageSet(source, identity, str(base)), labels, keys, naming)
+
+
+def _subfolders(folder):
+    return [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+
+
+def _pictures(folder):
+    """Paths of the pictures in a folder and those within it, relative to it, sorted."""
+    pictures, others = [], 0
+    for name in sorted(entry.rstrip("/") for entry in tf.io.gfile.listdir(folder)):
+        if name.lower().endswith(_PICTURES) and name[0] != ".":
+            pictures.append(name)
+        elif tf.io.gfile.isdir(f"{folder}/{name}"):
+            pictures += [f"{name}/{inner}" for inner in _pictures(f"{folder}/{name}")]
+        else:
+            others += 1
+    if others:
+        logging.warning("%s: %d files that are no pictures are left out", folder, others)
+    return pictures
+
+
+def _strings(texts):
+    encoded = [text.encode() for text in texts]
+    return StringArray(b"".join(encoded), np.cumsum([len(text) for text in encoded]))

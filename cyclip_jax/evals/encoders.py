@@ -60,6 +60,18 @@ class Encoders:
 
         return self._keep(("embeds", images.identity), embed)
 
+    def pair_embeds(self, pairs):
+        """Embeds an ImageSet's pictures and their first captions.
+
+        Returns:
+          (image_embeds [M, D], text_embeds [M, D], captions list[str]) of the M examples that could
+          be read, with unit norm.
+        """
+        image_embeds, indices = self.image_embeds(pairs)
+        captions = pairs.source.captions()
+        captions = [captions[index] for index in indices]
+        return image_embeds, self.text_embeds(captions), captions
+
     def text_embeds(self, texts):
         """Unit-norm embeddings [n, D] of any number of texts, each distinct one embedded once."""
         texts = tuple(texts)

@@ -20,6 +20,8 @@ def interval(statistic, n, *, seed=0):
     """
     rng = np.random.default_rng(seed)
     drawn = [statistic(np.bincount(rng.integers(n, size=n), minlength=n)) for _ in range(RESAMPLES)]
+    if np.isnan(drawn).all():  # of a run that has diverged; NumPy would warn
+        return np.nan, np.nan
     low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
     return low, high
 

@@ -1,5 +1,7 @@
 """Linear probe: how well a linear classifier does on the image tower's frozen features."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,63 +9,202 @@ import optax
 
 from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.datasets import labels_among, open_labelled
+from cyclip_jax.evals.datasets import LabelledImages, labels_among, open_labelled
+from cyclip_jax.evals.encoders import unit_rows
 from cyclip_jax.evals.intervals import mean_with_interval
-from cyclip_jax.evals.zeroshot import ranks_of_label
+from cyclip_jax.evals.logistic import (
+    chosen_regularization,
+    class_rows,
+    logistic_regression,
+    with_constant,
+)
+from cyclip_jax.evals.zeroshot import mean_per_class, ranks_of_label
+
+_METHODS = ("adamw", "lbfgs")
 
 
 def linear_probe(
-    name, *, train, test, batch_size=16, epochs=32, learning_rate=5e-3, weight_decay=0.01, seed=0
+    name,
+    *,
+    train,
+    test,
+    method="adamw",
+    batch_size=16,
+    epochs=32,
+    learning_rate=5e-3,
+    weight_decay=0.01,
+    regularization=None,
+    validation_share=0.2,
+    max_iterations=1000,
+    normalize=False,
+    seed=0,
+    classes=None,
+    image_key=None,
+    label_key=None,
 ):
-    """Trains a linear classifier on un-normalised image features and tests it (Goel et al. 2022).
+    """Trains a linear classifier on image features and tests it.
 
     Args:
       name: of the evaluation, for messages.
-      train, test: folders with a `labels.csv` (columns image, label); the classes are the labels
-        of `train`.
-      batch_size, epochs, learning_rate, weight_decay, seed: as `train_classifier`; the defaults
-        are those of the published probe script.
+      train, test: labelled images, as `open_labelled` reads them; the classes are those of `train`.
+      method: "adamw", epochs over batches as Goel et al. 2022; or "lbfgs", logistic regression to
+        the minimum as Radford et al. 2021.
+      batch_size, epochs, learning_rate, weight_decay: of "adamw", as `train_classifier`; the
+        defaults are those of the published probe script.
+      regularization: of "lbfgs", λ of `logistic_regression`; None chooses it by `sweep` on images
+        held out from `train`, and then fits to all of `train`.
+      validation_share: of each class's images that are held out for this.
+      max_iterations: of "lbfgs".
+      normalize: whether features get unit norm.
+      seed: of the initial weights and the order of "adamw", or of the images held out.
+      classes, image_key, label_key: of both data sets, see `open_labelled`.
 
     Returns:
       An evaluator (see evals/__init__.py) that gives `top1` and `top5` (fractions, those of k below
-      the number of classes) and `chance_…`, what a random order of the classes gets; `images` and
-      `train_images`, how many were scored and trained on.
+      the number of classes), `chance_…`, what a random order of the classes gets, and
+      `mean_per_class`, as zeroshot; `images` and `train_images`, how many were scored and trained
+      on; by "lbfgs" also `regularization` and `iterations`, max_iterations where they did not
+      suffice. Detail of a sweep: `regularization_sweep.json`.
 
     Raises:
-      UserError: what is wrong with a folder, or no image per step.
+      UserError: what is wrong with the data or a setting, or no image is left to hold out.
     """
+    key = f"config.evals.{name}"
+    if method not in _METHODS:
+        raise UserError(f"{key}.method is {method!r}; choose one of {', '.join(_METHODS)}")
     if batch_size < 1:
-        raise UserError(f"config.evals.{name}.batch_size {batch_size} must be at least 1")
-    train_set = open_labelled(train, config_key=f"config.evals.{name}.train")
-    test_set = open_labelled(test, config_key=f"config.evals.{name}.test")
-    classes, test_labels = train_set.classes, labels_among(test_set, train_set)
+        raise UserError(f"{key}.batch_size {batch_size} must be at least 1")
+    if method == "adamw" and regularization is not None:
+        raise UserError(f"{key}.regularization is of method='lbfgs'; AdamW has weight_decay")
+    check_regularization(key, regularization)
+    check_share(key, validation_share)
+    columns = {"classes": classes, "image_key": image_key, "label_key": label_key}
+    data = open_train_and_test(name, train, test, **columns)
+    names = data.train.classes
+    limits = {"max_iterations": max_iterations}
+
+    def hold_out(labels):
+        return held_out(labels, validation_share, seed, f"{key}.train", "regularization")
+
+    def choose(features, labels, output):
+        is_held = hold_out(labels)
+        fitting, choosing = ((features[part], labels[part]) for part in (~is_held, is_held))
+        chosen, tried = chosen_regularization(*fitting, *choosing, len(names), **limits)
+        table = [{"regularization": value, "validation_top1": tried[value]} for value in tried]
+        output.json("regularization_sweep", table)
+        return chosen
+
+    if method == "lbfgs" and regularization is None:
+        hold_out(data.train.labels)
 
     def evaluate(encoders, output):
-        del output  # the results are numbers
-        features, indices = encoders.image_features(train_set)
-        test_features, test_indices = encoders.image_features(test_set)
-        kernel, bias = train_classifier(
-            features,
-            train_set.labels[indices],
-            len(classes),
-            batch_size=batch_size,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            seed=seed,
-        )
-        # The bias as one more feature: a class's score is then an inner product.
-        test_features = np.pad(test_features, ((0, 0), (0, 1)), constant_values=1)  # [M, D + 1]
-        classifier = np.concatenate([kernel, bias[None]]).T  # [C, D + 1]
-        ranks = ranks_of_label(test_features, classifier, test_labels[test_indices])
-        results = {"images": len(ranks), "train_images": len(indices)}
+        features, labels, test_features, test_labels = data.features(encoders, normalize)
+        results = {"images": len(test_labels), "train_images": len(labels)}
+        if method == "adamw":
+            classifier = train_classifier(
+                features,
+                labels,
+                len(names),
+                batch_size=batch_size,
+                epochs=epochs,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                seed=seed,
+            )
+        else:
+            strength = regularization or choose(features, labels, output)
+            fit = logistic_regression(features, labels, len(names), **limits)(strength)
+            classifier = fit.kernel, fit.bias
+            results |= {"regularization": strength, "iterations": fit.iterations}
+        rows = with_constant(test_features)
+        ranks = ranks_of_label(rows, class_rows(*classifier), test_labels)
         for k in (1, 5):
-            if k < len(classes):
+            if k < len(names):
                 results |= mean_with_interval(f"top{k}", ranks < k)
-                results[f"chance_top{k}"] = k / len(classes)
-        return results
+                results[f"chance_top{k}"] = k / len(names)
+        return results | mean_per_class(ranks < 1, test_labels, len(names))
 
     return evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainAndTest:
+    """Labelled images to learn from and others to test on.
+
+    Attributes:
+      train, test: LabelledImages.
+      test_labels: int [N], the labels of `test` as numbers of the classes of `train`.
+    """
+
+    train: LabelledImages
+    test: LabelledImages
+    test_labels: np.ndarray
+
+    def features(self, encoders, normalize):
+        """(features [N, D], labels [N]) of both, those for training first: a tuple of four."""
+        train, indices = encoders.image_features(self.train)
+        test, test_indices = encoders.image_features(self.test)
+        if normalize:
+            train, test = unit_rows(train), unit_rows(test)
+        return train, self.train.labels[indices], test, self.test_labels[test_indices]
+
+
+def open_train_and_test(name, train, test, **columns):
+    """Opens TrainAndTest for the evaluation `name`; columns and errors as `open_labelled`."""
+    key = f"config.evals.{name}"
+    train_set = open_labelled(train, config_key=f"{key}.train", **columns)
+    test_set = open_labelled(test, config_key=f"{key}.test", **columns)
+    return TrainAndTest(train_set, test_set, labels_among(test_set, train_set))
+
+
+def places_in_class(labels, draw):
+    """Each example's place in a random order of its class's, int [N].
+
+    Args:
+      labels: int [N].
+      draw: number of the order. Those with a place below k are k of each class, without
+        replacement, and among those of any larger k.
+    """
+    shuffled = order(draw, 0, len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    _, starts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    places = np.empty(len(labels), np.int64)
+    places[by_class] = np.arange(len(labels)) - np.repeat(starts, sizes)
+    return places
+
+
+def held_out(labels, share, seed, config_key, setting):
+    """Which examples choose a setting: a share of each class that has two or more, bool [N].
+
+    Args:
+      labels: int [N].
+      share: rounded down, but one at least.
+      seed: of the draw.
+      config_key, setting: the data's and the setting's, for the message.
+
+    Raises:
+      UserError: every class has one image.
+    """
+    sizes = np.bincount(labels)
+    held = np.where(sizes > 1, np.maximum((share * sizes).astype(int), 1), 0)
+    is_held = places_in_class(labels, seed) < held[labels]
+    if not is_held.any():
+        raise UserError(
+            f"{config_key} has one image of each class and none to choose `{setting}` by; set it"
+        )
+    return is_held
+
+
+def check_regularization(key, regularization):
+    """Raises UserError where it is not None and not above 0."""
+    if regularization is not None and not regularization > 0:
+        raise UserError(f"{key}.regularization {regularization} must be above 0")
+
+
+def check_share(key, share):
+    """Raises UserError where a share for validation is not between 0 and 1."""
+    if not 0 < share < 1:
+        raise UserError(f"{key}.validation_share {share} must be between 0 and 1")
 
 
 def train_classifier(

@@ -9,8 +9,10 @@ from PIL import Image
 
 from cyclip_jax.data.images import decode
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.datasets import open_images
-from cyclip_jax.losses import cyclic_consistency
+from cyclip_jax.evals.consistency import cyclic_consistencies
+from cyclip_jax.evals.intervals import bounds_of, interval
+from cyclip_jax.evals.pairs import distinct, open_pairs
+from cyclip_jax.evals.ranking import ranks_of_best_partner
 
 _RECALL_AT = (1, 5, 10)
 # Places in the published evaluation's array of ranks for each image; it fills one.
@@ -22,6 +24,8 @@ def retrieval(
     *,
     pairs,
     source="auto",
+    images=None,
+    split="test",
     image_key=None,
     caption_key=None,
     delimiter=",",
@@ -31,68 +35,81 @@ def retrieval(
 ):
     """Scores held-out pairs.
 
-    Rows with the same image or the same caption are one image or one caption with several
-    partners: a query hits at k when any partner is among its first k.
+    Each picture is embedded once, however many captions it has. Pictures or captions that stand in
+    several pairs are one query with several partners: it hits at k when any partner is among its
+    first k.
 
     Args:
       name: of the evaluation.
-      pairs: file of images and captions, as data.train.
+      pairs: file of images and captions, as data.train; or Karpathy's .json of COCO or Flickr30k;
+        or a folder in CLIP_benchmark's layout. See `open_pairs`.
       source, image_key, caption_key, delimiter: as in config.data.
+      images: folder that the pictures of a .json lie in; default the file's own.
+      split: of a .json or folder.
       gallery_captions: how many captions the report shows with the images that they retrieve.
-      captions_per_image: how many of each image's captions are scored, the first in file order;
-        None scores all.
+      captions_per_image: how many of each image's captions are scored, the first in file order, 5
+        for COCO and Flickr30k; None scores all.
       published_recall: adds `image_to_text_recall@k_as_published`, see `published_recall_of`.
 
     Returns:
-      An evaluator (see evals/__init__.py) that gives `image_to_text_recall@k`,
-      `text_to_image_recall@k` and `chance_…`, what a random order gets (fractions); the training
-      loss's terms, as means over groups of batch_size pairs in file order, the last group smaller;
-      `inmodal_consistency` and `crossmodal_consistency` over all pairs; `images`, `captions`,
-      `pairs`: what was scored.
+      An evaluator (see evals/__init__.py) that gives `image_to_text_recall@k` and
+      `text_to_image_recall@k` (fractions), `mean_recall` over these six, and
+      `image_to_text_median_rank` and `text_to_image_median_rank` (1 is first), each with its
+      interval over images, of which one carries all its captions; `chance_…`, the recall that a
+      random order gets; the training loss's terms, as means over groups of batch_size pairs in file
+      order, the last group smaller; `inmodal_consistency` and `crossmodal_consistency` over all
+      pairs; `images`, `captions`, `pairs`: what was scored.
 
     Raises:
-      UserError: what is wrong with the file, or no caption per image.
+      UserError: what is wrong with the data, or no caption per image.
     """
+    config_key = f"config.evals.{name}"
     if captions_per_image is not None and captions_per_image < 1:
-        raise UserError(f"config.evals.{name}.captions_per_image must be at least 1, or None")
-    dataset = open_images(
+        raise UserError(f"{config_key}.captions_per_image must be at least 1, or None")
+    read_pairs = open_pairs(
         pairs,
-        config_key=f"config.evals.{name}.pairs",
-        source="auto" if source == "mixture" else source,  # that is a matter of training
+        config_key=config_key,
+        source=source,
+        images=images,
+        split=split,
         image_key=image_key,
         caption_key=caption_key,
         delimiter=delimiter,
     )
 
     def evaluate(encoders, output):
-        image_embeds, indices = encoders.image_embeds(dataset)
-        captions = dataset.source.captions()
-        text_embeds = encoders.text_embeds([captions[index] for index in indices])
-        image_ids, first_image = _distinct(dataset.source.keys(indices))
+        dataset = read_pairs()
+        image_embeds, indices = encoders.image_embeds(dataset.images)
+        image_ids, captions = _readable(dataset, indices)
         if captions_per_image is not None:
-            kept = _occurrence(image_ids) < captions_per_image
-            image_embeds, text_embeds = image_embeds[kept], text_embeds[kept]
-            indices = indices[kept]
-            image_ids, first_image = _distinct(dataset.source.keys(indices))
-        text_ids, first_text = _distinct([captions[index] for index in indices])
-        images, texts = image_embeds[first_image], text_embeds[first_text]
+            kept = np.flatnonzero(_occurrence(image_ids) < captions_per_image)
+            image_ids, captions = image_ids[kept], [captions[pair] for pair in kept]
+        text_ids, first_pair = distinct(captions)
+        pair_embeds = image_embeds[image_ids], encoders.text_embeds(captions)
+        text_embeds = pair_embeds[1][first_pair]
 
-        results = mean_loss(encoders, image_embeds, text_embeds)
-        inmodal, crossmodal = cyclic_consistency(image_embeds, text_embeds)
-        results["inmodal_consistency"] = max(float(inmodal), 0) / len(indices)
-        results["crossmodal_consistency"] = max(float(crossmodal), 0) / len(indices)
-        results |= recall("image_to_text", images, texts, image_ids, text_ids)
-        results |= recall("text_to_image", texts, images, text_ids, image_ids)
+        results = mean_loss(encoders, *pair_embeds)
+        results |= cyclic_consistencies(*pair_embeds)
+        results |= recall_of_ranks(
+            ranks_of_best_partner(image_embeds, text_embeds, image_ids, text_ids),
+            ranks_of_best_partner(text_embeds, image_embeds, text_ids, image_ids),
+            image_ids[first_pair],
+        )
+        chance = chance_recall("image_to_text", image_ids, text_ids)
+        chance |= chance_recall("text_to_image", text_ids, image_ids)
+        results |= chance | {"chance_mean_recall": float(np.mean(list(chance.values())))}
         if published_recall:
             results |= published_recall_of(results)
-        results |= {"images": len(images), "captions": len(texts), "pairs": len(indices)}
+        results |= {"images": len(image_embeds), "captions": len(text_embeds)}
+        results["pairs"] = len(captions)
         if gallery_captions and output.is_wanted:
-            chosen = np.random.default_rng(0).permutation(len(texts))[:gallery_captions]
+            chosen = np.random.default_rng(0).permutation(len(text_embeds))[:gallery_captions]
+            pictures = dataset.images.source
             content = gallery(
-                captions=[captions[indices[first_text[text]]] for text in chosen],
-                ranked=np.argsort(-texts[chosen] @ images.T, axis=1),  # [captions, images]
+                captions=[captions[first_pair[text]] for text in chosen],
+                ranked=np.argsort(-text_embeds[chosen] @ image_embeds.T, axis=1),  # [texts, images]
                 partners=[set(image_ids[text_ids == text].tolist()) for text in chosen],
-                read_image=lambda image: _read(dataset.source, indices[first_image[image]]),
+                read_image=lambda image: _read(pictures, indices[image]),
             )
             output.json("gallery", content)
         return results
@@ -112,26 +129,102 @@ def mean_loss(encoders, image_embeds, text_embeds):
 
 
 def recall(name, query_embeds, target_embeds, query_ids, target_ids):
-    """Recall at k of `target` by `query`, and what chance gets.
-
-    A query's rank is the number of wrong targets at least as similar as its best partner: ties are
-    misses.
+    """Recall at k of `target` by `query`, and what chance gets; no intervals.
 
     Args:
       name: prefix of the results.
       query_embeds, target_embeds: distinct ones, [Q, D] and [T, D].
-      query_ids, target_ids: int [P], the partners as pairs of row numbers.
+      query_ids, target_ids: int [P], the partners as pairs of row numbers; every query and every
+        target has one.
 
     Returns:
       {"<name>_recall@k": …, "chance_<name>_recall@k": …} as fractions.
     """
     ranks = ranks_of_best_partner(query_embeds, target_embeds, query_ids, target_ids)
-    targets = len(target_embeds)
-    partners = np.bincount(query_ids, minlength=len(query_embeds))
+    results = {f"{name}_recall@{k}": float(np.mean(ranks < k)) for k in _RECALL_AT}
+    return results | chance_recall(name, query_ids, target_ids)
+
+
+def recall_of_ranks(image_ranks, text_ranks, image_of_text):
+    """Recall at k, its mean and the median rank, with intervals over images.
+
+    An image that is drawn brings its captions along: what is sampled when such data are collected
+    are images.
+
+    Args:
+      image_ranks: of each image's best caption, int [I], 0 is first.
+      text_ranks: of each caption's best image, int [T].
+      image_of_text: int [T], the image that each caption goes with.
+
+    Returns:
+      {"image_to_text_recall@k", "text_to_image_recall@k", "mean_recall",
+      "image_to_text_median_rank", "text_to_image_median_rank", and each with _ci_low and _ci_high}.
+    """
+    statistics = {}
+    for name, ranks, clusters in (
+        ("image_to_text", image_ranks, np.arange(len(image_ranks))),
+        ("text_to_image", text_ranks, image_of_text),
+    ):
+        for k in _RECALL_AT:
+            statistics[f"{name}_recall@{k}"] = _weighted_mean(ranks < k, clusters, len(image_ranks))
+        statistics[f"{name}_median_rank"] = _weighted_median(ranks + 1, clusters)
+    recalls = ["_recall@" in name for name in statistics]
+
+    def all_of(weights):
+        values = np.array([statistic(weights) for statistic in statistics.values()])
+        return np.append(values, values[recalls].mean())
+
+    names = [*statistics, "mean_recall"]
+    values = all_of(np.ones(len(image_ranks), np.int64))
+    results = dict(zip(names, values.tolist(), strict=True))
+    for name, *bounds in zip(names, *interval(all_of, len(image_ranks)), strict=True):
+        results |= bounds_of(name, bounds)
+    return results
+
+
+def _weighted_mean(values, clusters, n):
+    """A function of weights int [n] of the clusters -> the mean of values, NaN of none."""
+    sums = np.bincount(clusters, weights=values, minlength=n)
+    sizes = np.bincount(clusters, minlength=n)
+
+    def mean(weights):
+        total = weights @ sizes
+        return weights @ sums / total if total else np.nan
+
+    return mean
+
+
+def _weighted_median(values, clusters):
+    """A function of weights of the clusters -> the median of values, each that often; or NaN."""
+    order = np.argsort(values, kind="stable")
+    values, clusters = values[order], clusters[order]
+
+    def median(weights):
+        ends = np.cumsum(weights[clusters])
+        if not ends[-1]:
+            return np.nan
+        middle = np.searchsorted(ends, [(ends[-1] - 1) // 2, ends[-1] // 2], side="right")
+        return values[middle].mean()
+
+    return median
+
+
+def chance_recall(name, query_ids, target_ids):
+    """The recall that a random order of the targets gets, by numbers of partners.
+
+    Args:
+      name: prefix of the results.
+      query_ids, target_ids: int [P], the partners; every query and every target has one.
+
+    Returns:
+      {"chance_<name>_recall@k": …} as fractions.
+    """
+    targets = int(target_ids.max()) + 1
+    pairs = np.unique(np.asarray(query_ids, np.int64) * targets + target_ids)
+    partners = np.bincount(pairs // targets)
     results = {}
     for k in _RECALL_AT:
-        results[f"{name}_recall@{k}"] = float(np.mean(ranks < k))
-        # A random order misses at k when the first k are drawn from the wrong targets alone.
+        # It misses at k when the first k are drawn from the wrong targets alone.
         misses = [np.clip((targets - partners - i) / max(targets - i, 1), 0, 1) for i in range(k)]
         results[f"chance_{name}_recall@{k}"] = float(np.mean(1 - np.prod(misses, axis=0)))
     return results
@@ -144,7 +237,7 @@ def published_recall_of(results):
     which is the first rank and a hit at every k. So it reports (4 + recall)/5, 0.8 or more.
 
     Args:
-      results: those of `recall` by the name of image_to_text.
+      results: with `image_to_text_recall@k` and its chance.
 
     Returns:
       {"image_to_text_recall@k_as_published": …, "chance_…": …} as fractions.
@@ -153,32 +246,17 @@ def published_recall_of(results):
     return {
         f"{name}_as_published": (hits + value) / _PUBLISHED_PLACES
         for name, value in results.items()
-        if "image_to_text_recall@" in name
+        if name.removeprefix("chance_") in {f"image_to_text_recall@{k}" for k in _RECALL_AT}
     }
 
 
-def ranks_of_best_partner(query_embeds, target_embeds, query_ids, target_ids, tile_rows=1024):
-    """Rank (0 is first) of each query's best partner, int [Q], by tiles of the [Q, T] matrix."""
-    by_query = np.argsort(query_ids, kind="stable")
-    query_ids, target_ids = query_ids[by_query], target_ids[by_query]
-    ranks = []
-    for first in range(0, len(query_embeds), tile_rows):
-        similarities = query_embeds[first : first + tile_rows] @ target_embeds.T  # [tile, T]
-        low, high = np.searchsorted(query_ids, [first, first + len(similarities)])
-        rows, columns = query_ids[low:high] - first, target_ids[low:high]
-        best = np.full(len(similarities), -np.inf, similarities.dtype)
-        with np.errstate(invalid="ignore"):  # NaN stays NaN
-            np.maximum.at(best, rows, similarities[rows, columns])
-        similarities[rows, columns] = -np.inf
-        # Not ">=": with this a model of NaN embeddings misses everything.
-        ranks.append((~(similarities < best[:, None])).sum(axis=1))
-    return np.concatenate(ranks)
-
-
-def _distinct(values):
-    """Number of its distinct value for each, and where each distinct value first stands."""
-    _, first, ids = np.unique(np.asarray(values, object), return_index=True, return_inverse=True)
-    return ids, first
+def _readable(dataset, indices):
+    """The Pairs whose images could be read, these numbered anew by their place in `indices`."""
+    number = np.full(len(dataset.images.source), -1)
+    number[indices] = np.arange(len(indices))
+    image_ids = number[dataset.image_ids]
+    kept = np.flatnonzero(image_ids >= 0)
+    return image_ids[kept], [dataset.captions[pair] for pair in kept]
 
 
 def _occurrence(ids):

@@ -321,7 +321,7 @@ def test_two_builds_are_equal_byte_for_byte(collections, tmp_path):
         files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
         contents.append({path.relative_to(tmp_path / name): path.read_bytes() for path in files})
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 6 + len(emoji.CSV_NAMES) + 2
+    assert len(contents[0]) == 6 + len(emoji.CSV_NAMES) + len(emoji.KINDS_CSV_NAMES) + 3
 
 
 def test_a_second_build_returns_at_once(collections, tmp_path, monkeypatch):
@@ -351,7 +351,7 @@ def test_an_interrupted_build_is_built_anew(collections, tmp_path, monkeypatch):
     collections.twemoji(MONKEY)
     emoji.build(tmp_path, image_size=16)
 
-    def interrupt(path, rows):
+    def interrupt(path, header, rows):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -370,6 +370,29 @@ def test_other_files_in_the_folder_stay(collections, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     emoji.build(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+# Kinds
+
+
+def test_concepts_of_a_kind_are_tabled_and_every_caption_has_a_superclass(collections, tmp_path):
+    flag, king = "1f1eb-1f1f7", "1f934"
+    for concept in (MONKEY, flag, king):
+        collections.twemoji(concept)
+    emoji.build(tmp_path, image_size=16)
+    labels = {}
+    for name in emoji.KINDS_CSV_NAMES.values():
+        with (tmp_path / name).open(encoding="utf-8", newline="") as file:
+            labels |= {row["image"]: row["label"] for row in csv.DictReader(file)}
+    expected = {flag: "flag", king: "man"}
+    assert labels == {f"images/twemoji/{concept}.png": kind for concept, kind in expected.items()}
+    superclasses = json.loads((tmp_path / emoji.SUPERCLASSES_NAME).read_text(encoding="utf-8"))
+    assert superclasses == {"other": ["monkey"], "flag": ["flag of france"], "man": ["prince"]}
+
+
+def test_a_name_tells_its_kind_by_whole_words_outside_brackets():
+    captions = {"woman running": "woman", "manual wheelchair": None, "ant (heart)": None}
+    assert {caption: emoji.kind_of(caption) for caption in captions} == captions
 
 
 # Errors

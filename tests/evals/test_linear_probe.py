@@ -1,9 +1,11 @@
 import dataclasses
 import inspect
+import json
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from configs import common
@@ -11,7 +13,12 @@ from cyclip_jax import evals, parallel
 from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
-from cyclip_jax.evals.linear_probe import linear_probe, train_classifier
+from cyclip_jax.evals.linear_probe import (
+    held_out,
+    linear_probe,
+    places_in_class,
+    train_classifier,
+)
 from cyclip_jax.inference import Model
 from cyclip_jax.models.clip import split_model
 from tests.conftest import COLOURS, SHAPES, write_pairs
@@ -26,6 +33,19 @@ def write_labels(folder, label):
     rows = [f"{c}_{s}.png,{label(c, s)}" for s in SHAPES for c in COLOURS]
     (folder / "labels.csv").write_text("\n".join(["image,label", *rows]))
     return folder
+
+
+def colour_encoders(batch_size):
+    """Encoders whose features are the colour and, more faintly, the shape; float32 [N, 11]."""
+    encoders = fake_encoders(batch_size)
+    table = np.zeros((len(SHAPES) * len(COLOURS) + 1, 11), np.float32)
+    for number in range(len(table) - 1):
+        shape, colour = divmod(number, len(COLOURS))
+        table[number, colour], table[number, len(COLOURS) + shape] = 1, 0.3
+    table[-1, -1] = 1
+    return dataclasses.replace(
+        encoders, encode_features=lambda images: encoders.encode_features(images) @ table
+    )
 
 
 def numpy_adamw(
@@ -83,7 +103,8 @@ def test_a_model_that_sees_everything_is_right(tmp_path):
     rows = (test / "labels.csv").read_text().splitlines()
     (test / "labels.csv").write_text("\n".join(rows[:7]))  # two of the six classes
     probe = linear_probe("x", train=train, test=test, learning_rate=0.1)
-    tops = {f"top{k}{bound}": 1.0 for k in (1, 5) for bound in ("", "_ci_low", "_ci_high")}
+    bounds = ("", "_ci_low", "_ci_high")
+    tops = {f"{m}{bound}": 1.0 for m in ("top1", "top5", "mean_per_class") for bound in bounds}
     assert probe(fake_encoders(8), Output()) == tops | {
         "chance_top1": 1 / 6,
         "chance_top5": 5 / 6,
@@ -102,8 +123,9 @@ def test_a_model_whose_labels_are_mixed_up_in_the_test_is_half_right(tmp_path):
     assert "top5" not in results  # of four classes
 
 
-def test_features_are_not_normalised(tmp_path):
-    """Two pictures whose features differ in length alone."""
+@pytest.mark.parametrize("normalize, top1", [(False, 1.0), (True, 0.5)])
+def test_features_get_unit_norm_on_demand_alone(tmp_path, normalize, top1):
+    """Two pictures whose features differ in length alone: with unit norm they are one."""
     for name, grey in (("dark", 60), ("bright", 180)):
         picture = np.full((40, 40, 3), grey, np.uint8)
         Image.fromarray(picture).save(tmp_path / f"{name}.png")
@@ -112,8 +134,9 @@ def test_features_are_not_normalised(tmp_path):
         fake_encoders(8),
         encode_features=lambda images: images.mean(axis=(1, 2), dtype=np.float32) / 60,  # [N, 3]
     )
-    probe = linear_probe("x", train=tmp_path, test=tmp_path, learning_rate=0.3, epochs=60)
-    assert probe(brightness, Output())["top1"] == 1.0
+    settings = {"learning_rate": 0.3, "epochs": 60, "normalize": normalize}
+    probe = linear_probe("x", train=tmp_path, test=tmp_path, **settings)
+    assert probe(brightness, Output())["top1"] == top1
 
 
 def test_features_of_a_model_are_its_embeddings_before_the_unit_norm():
@@ -167,3 +190,67 @@ def test_the_defaults_are_those_of_the_published_probe():
     parameters = inspect.signature(linear_probe).parameters
     published = {"batch_size": 16, "epochs": 32, "learning_rate": 5e-3, "weight_decay": 0.01}
     assert {name: parameters[name].default for name in published} == published
+
+
+def test_logistic_regression_sweeps_its_regularisation(tmp_path):
+    swap = {"red": "blue", "blue": "red"}
+    train = write_labels(tmp_path / "train", lambda colour, shape: colour)
+    test = write_labels(tmp_path / "test", lambda colour, shape: swap.get(colour, colour))
+    colours = colour_encoders(8)
+    probe = linear_probe("x", train=train, test=test, method="lbfgs")
+    results = probe(colours, Output(epath.Path(tmp_path / "out")))
+    assert (results["top1"], results["mean_per_class"], results["images"]) == (0.5, 0.5, 24)
+    assert results["top1_ci_low"] < 0.5 < results["top1_ci_high"]
+    assert results["train_images"] == 24 and 0 < results["iterations"] < 50
+    table = json.loads((tmp_path / "out" / "regularization_sweep.json").read_text())
+    tried = {row["regularization"]: row["validation_top1"] for row in table}
+    assert tried[results["regularization"]] == max(tried.values()) == 1.0
+
+
+def test_a_given_regularisation_is_not_swept(tmp_path):
+    train = write_labels(tmp_path / "train", lambda colour, shape: colour)
+    settings = {"method": "lbfgs", "regularization": 0.3}
+    probe = linear_probe("x", train=train, test=train, **settings)
+    results = probe(colour_encoders(8), Output(epath.Path(tmp_path / "out")))
+    assert (results["regularization"], results["top1"]) == (0.3, 1.0)
+    assert not (tmp_path / "out").exists()
+    assert results == linear_probe("x", train=train, test=train, **settings)(
+        colour_encoders(24), Output()
+    )
+
+
+def test_the_same_share_of_each_class_is_held_out():
+    labels = np.repeat([0, 1, 2, 3], [10, 5, 2, 1])
+    held = held_out(labels, 0.2, 0, "", "")
+    np.testing.assert_array_equal(np.bincount(labels[held], minlength=4), [2, 1, 1, 0])
+    np.testing.assert_array_equal(held, held_out(labels, 0.2, 0, "", ""))
+    assert (held != held_out(labels, 0.2, 1, "", "")).any()
+
+
+def test_places_number_each_class_and_depend_on_the_draw():
+    labels = np.array([1, 0, 1, 1, 0, 2])
+    draws = [places_in_class(labels, draw) for draw in range(20)]
+    for places in draws:
+        for label, size in enumerate([2, 3, 1]):
+            assert sorted(places[labels == label]) == list(range(size))
+    assert len({tuple(places) for places in draws}) > 5
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"method": "sgd"}, "config.evals.x.method is 'sgd'; choose one of adamw, lbfgs"),
+        ({"regularization": 1.0}, "x.regularization is of method='lbfgs'"),
+        ({"method": "lbfgs", "regularization": 0.0}, "x.regularization 0.0 must be above 0"),
+        ({"method": "lbfgs", "validation_share": 1.0}, "x.validation_share 1.0 must be between"),
+    ],
+)
+def test_what_is_wrong_with_the_settings_is_said(tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        linear_probe("x", train=tmp_path, test=tmp_path, **settings)
+
+
+def test_classes_of_one_image_need_a_given_regularisation(tmp_path):
+    train = write_labels(tmp_path / "train", lambda colour, shape: f"{colour} {shape}")
+    with pytest.raises(UserError, match=r"x.train has one image of each class .*`regularization`"):
+        linear_probe("x", train=train, test=train, method="lbfgs")

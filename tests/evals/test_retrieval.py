@@ -1,34 +1,29 @@
 import base64
+import dataclasses
 import io
 import json
+import types
 
 import numpy as np
 import pytest
+from clip_benchmark.metrics import zeroshot_retrieval
 from PIL import Image
 
 from cyclip_jax.evals import Output
-from cyclip_jax.evals.retrieval import ranks_of_best_partner, recall, retrieval
-from tests.conftest import draw, write_pairs
+from cyclip_jax.evals.ranking import ranks_of_best_partner
+from cyclip_jax.evals.retrieval import chance_recall, recall, recall_of_ranks, retrieval
+from tests.conftest import COLOURS, SHAPES, draw, unit_rows, write_pairs
 from tests.evals.fakes import fake_encoders
-
-# Rows are queries, columns targets; the embeddings are the table itself against the identity.
-TABLE = np.array(
-    [
-        [0.9, 0.1, 0.2, 0.3],  # own first
-        [0.8, 0.5, 0.1, 0.0],  # own second
-        [0.7, 0.6, 0.6, 0.1],  # own ties with another for second: a miss, third
-        [0.4, 0.3, 0.2, 0.1],  # own last
-    ]
-)
-OWN = np.arange(4)
+from tests.evals.test_pairs import quick
+from tests.evals.test_ranking import OWN, TABLE
+from tests.pytorch import torch
 
 
 def score(encoders, pairs, directory=None, **settings):
     return retrieval("x", pairs=str(pairs), **settings)(encoders, Output(directory))
 
 
-def test_recall_of_a_hand_made_table():
-    np.testing.assert_array_equal(ranks_of_best_partner(TABLE, np.eye(4), OWN, OWN), [0, 1, 2, 3])
+def test_recall_of_a_hand_made_table_and_what_chance_gets():
     results = recall("x", TABLE, np.eye(4), OWN, OWN)
     assert results["x_recall@1"] == 1 / 4
     assert results["x_recall@5"] == 1.0
@@ -36,37 +31,135 @@ def test_recall_of_a_hand_made_table():
     assert results["chance_x_recall@5"] == 1.0
 
 
-def test_any_partner_is_a_hit_and_the_others_are_no_competition():
-    queries, targets = np.array([0, 0, 1, 2, 3]), np.array([0, 3, 0, 2, 1])
-    ranks = ranks_of_best_partner(TABLE, np.eye(4), queries, targets)
-    np.testing.assert_array_equal(ranks, [0, 0, 2, 1])
-    chance = recall("x", TABLE, np.eye(4), queries, targets)["chance_x_recall@1"]
+def test_chance_counts_the_partners_and_a_pair_that_repeats_once():
+    queries, targets = np.array([0, 0, 1, 2, 3, 0]), np.array([0, 3, 0, 2, 1, 3])
+    chance = chance_recall("x", queries, targets)["chance_x_recall@1"]
     assert chance == pytest.approx((2 / 4 + 1 / 4 + 1 / 4 + 1 / 4) / 4)
 
 
-def test_a_collapsed_model_hits_nothing():
-    same = np.ones((6, 3))
-    results = recall("x", same, same, np.arange(6), np.arange(6))
-    assert results["x_recall@1"] == results["x_recall@5"] == 0.0
-
-
-def test_a_diverged_model_hits_nothing():
-    images = np.full((30, 3), np.nan)
-    results = recall("x", images, np.ones((30, 3)), np.arange(30), np.arange(30))
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_a_collapsed_or_diverged_model_hits_nothing(value):
+    results = recall("x", np.full((30, 3), value), np.ones((30, 3)), *2 * [np.arange(30)])
     assert results["x_recall@1"] == results["x_recall@10"] == 0.0
 
 
-def test_tiles_change_nothing():
+def test_recall_mean_and_median_of_hand_made_ranks():
+    image_ranks, text_ranks = np.array([0, 4, 7, 20]), np.array([0, 0, 5, 6, 30])
+    results = recall_of_ranks(image_ranks, text_ranks, np.array([0, 0, 1, 2, 3]))
+    assert [results[f"image_to_text_recall@{k}"] for k in (1, 5, 10)] == [1 / 4, 2 / 4, 3 / 4]
+    assert [results[f"text_to_image_recall@{k}"] for k in (1, 5, 10)] == [2 / 5, 2 / 5, 4 / 5]
+    assert results["mean_recall"] == pytest.approx((0.25 + 0.5 + 0.75 + 0.4 + 0.4 + 0.8) / 6)
+    assert results["image_to_text_median_rank"] == (5 + 8) / 2
+    assert results["text_to_image_median_rank"] == 6
+
+
+def test_intervals_are_those_of_drawing_images_with_all_their_captions():
     rng = np.random.default_rng(0)
-    images, texts = rng.normal(size=(50, 8)), rng.normal(size=(40, 8))
-    pairs = rng.integers(50, size=60), rng.integers(40, size=60)
-    pairs = np.append(pairs[0], np.arange(50)), np.append(pairs[1], np.arange(50) % 40)
-    whole = ranks_of_best_partner(images, texts, *pairs)
-    tiled = ranks_of_best_partner(images, texts, *pairs, tile_rows=7)
-    np.testing.assert_array_equal(tiled, whole)
+    image_of_text = np.repeat(np.arange(9), [1, 2, 3, 1, 2, 3, 4, 1, 1])[rng.permutation(18)]
+    image_ranks, text_ranks = rng.integers(12, size=9), rng.integers(12, size=18)
+    results = recall_of_ranks(image_ranks, text_ranks, image_of_text)
+    draws, texts, images = np.random.default_rng(0), [], []
+    for _ in range(1000):
+        drawn = draws.integers(9, size=9)
+        images.append(image_ranks[drawn])
+        texts.append(np.concatenate([text_ranks[image_of_text == image] for image in drawn]))
+    for name, drawn in (("image_to_text", images), ("text_to_image", texts)):
+        for metric, values in (
+            ("recall@5", [np.mean(ranks < 5) for ranks in drawn]),
+            ("median_rank", [np.median(ranks) + 1 for ranks in drawn]),
+        ):
+            expected = np.percentile(values, [2.5, 97.5])
+            bounds = [results[f"{name}_{metric}_ci_{end}"] for end in ("low", "high")]
+            np.testing.assert_allclose(bounds, expected, rtol=0, atol=1e-12)
+    assert results["mean_recall_ci_low"] < results["mean_recall"] < results["mean_recall_ci_high"]
 
 
-@pytest.mark.parametrize("batch_size", [5, 8, 24, 32])
+def prescribed_encoders(batch_size, image_embeds, text_embeds):
+    """Encoders of the pictures of write_pairs as these rows, and of a caption "7 …" as row 7."""
+    known = fake_encoders(batch_size)
+    return dataclasses.replace(
+        known,
+        encode_features=lambda images: known.encode_features(images)[:, :24] @ image_embeds,
+        encode_text=lambda tokens: text_embeds[tokens[:, 0]],
+        tokenize=lambda texts: np.array([[int(text.split()[0])] for text in texts]),
+    )
+
+
+def test_the_numbers_are_clip_benchmarks_whatever_the_batch_size(pairs_csv, tmp_path):
+    """With five captions an image, through Karpathy's file and on eight devices."""
+    noise, image_embeds = unit_rows(0, 120, 6, np.float32), unit_rows(1, 24, 6, np.float32)
+    text_embeds = np.repeat(image_embeds, 5, axis=0) + 4 * noise
+    text_embeds /= np.linalg.norm(text_embeds, axis=1, keepdims=True)
+    names = [f"{colour}_{shape}.png" for shape in SHAPES for colour in COLOURS]
+    images = [
+        {
+            "filename": name,
+            "split": "test",
+            "sentences": [{"raw": f"{5 * number + place} words"} for place in range(5)],
+        }
+        for number, name in enumerate(names)
+    ]
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": images}))
+
+    def ours(batch_size):
+        encoders = prescribed_encoders(batch_size, image_embeds, text_embeds)
+        results = score(
+            encoders, tmp_path / "dataset.json", images=str(pairs_csv.parent), captions_per_image=5
+        )
+        del results["loss"]  # of the groups of this size
+        return results
+
+    # A tensor of one number stands for the picture or caption of that number.
+    model = types.SimpleNamespace(
+        encode_image=lambda images: torch.tensor(image_embeds)[images[:, 0]],
+        encode_text=lambda tokens: torch.tensor(text_embeds)[tokens],
+    )
+    batches = [
+        (torch.arange(first, first + 6)[:, None], [range(5 * i, 5 * i + 5) for i in numbers])
+        for first in range(0, 24, 6)
+        for numbers in [range(first, first + 6)]
+    ]
+    theirs = zeroshot_retrieval.evaluate(
+        model, batches, torch.tensor, "cpu", amp=False, recall_k_list=[1, 5, 10]
+    )
+    found = ours(8)
+    assert len(theirs) == 6
+    for target, name in (("image", "text_to_image"), ("text", "image_to_text")):
+        for k in (1, 5, 10):
+            expected = theirs[f"{target}_retrieval_recall@{k}"]
+            assert found[f"{name}_recall@{k}"] == pytest.approx(expected, abs=1e-6)
+            assert 0 < expected < 1
+    assert ours(5) == found
+
+    texts, image_of_text = np.arange(120), np.repeat(np.arange(24), 5)
+    expected = recall_of_ranks(
+        ranks_of_best_partner(image_embeds, text_embeds, image_of_text, texts),
+        ranks_of_best_partner(text_embeds, image_embeds, texts, image_of_text),
+        image_of_text,
+    )
+    assert {name: found[name] for name in expected} == expected  # with the intervals
+
+
+def test_recall_and_median_rank_are_open_clips_with_one_caption_an_image():
+    from open_clip_train.train import get_clip_metrics  # only beside tests.pytorch
+
+    images, texts = unit_rows(0, 61, 5, np.float32), unit_rows(1, 61, 5, np.float32)
+    texts += 0.7 * images
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    theirs = get_clip_metrics(torch.tensor(images), torch.tensor(texts), torch.tensor(10.0))
+    own = np.arange(61)
+    found = recall_of_ranks(
+        ranks_of_best_partner(images, texts, own, own),
+        ranks_of_best_partner(texts, images, own, own),
+        own,
+    )
+    for name in ("image_to_text", "text_to_image"):
+        assert found[f"{name}_median_rank"] == theirs[f"{name}_median_rank"] > 1
+        for k in (1, 5, 10):
+            assert found[f"{name}_recall@{k}"] == pytest.approx(theirs[f"{name}_R@{k}"], abs=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [5, 32])
 def test_a_model_that_knows_every_pair_scores_one_whatever_the_batch_size(
     pairs_csv, tmp_path, batch_size
 ):
@@ -81,12 +174,12 @@ def test_a_model_that_knows_every_pair_scores_one_whatever_the_batch_size(
 def test_a_model_that_mixes_up_two_colours_scores_half(pairs_csv):
     swap = {"red": "blue", "blue": "red"}
     encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
-    results = score(encoders, pairs_csv)
+    results = score(quick(encoders), pairs_csv)
     assert results["image_to_text_recall@1"] == results["text_to_image_recall@1"] == 0.5
 
 
 def test_losses_are_means_over_groups_with_the_small_tail(pairs_csv):
-    results = score(fake_encoders(10), pairs_csv)
+    results = score(quick(fake_encoders(10)), pairs_csv)
     assert results["loss"] == pytest.approx((10 * 10 + 10 * 10 + 4 * 4) / 24)  # the fake's is n
 
 
@@ -94,7 +187,7 @@ def test_captions_and_images_that_repeat_are_one_with_several_partners(tmp_path)
     path = write_pairs(tmp_path)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, "red_disc.png,a blue disc", "red_disc.png,a red disc"]))
-    results = score(fake_encoders(8), path)
+    results = score(quick(fake_encoders(8)), path)
     assert (results["pairs"], results["images"], results["captions"]) == (26, 24, 24)
     assert results["image_to_text_recall@1"] == results["text_to_image_recall@1"] == 1.0
 
@@ -108,7 +201,7 @@ def test_an_unreadable_image_is_left_out_of_the_count(tmp_path):
 
 
 def test_the_gallery_has_the_captions_ranks_and_pictures(pairs_csv, tmp_path):
-    score(fake_encoders(8), pairs_csv, tmp_path, gallery_captions=3)
+    score(quick(fake_encoders(8)), pairs_csv, tmp_path, gallery_captions=3)
     rows = json.loads((tmp_path / "gallery.json").read_text())
     assert len(rows) == 3
     for row in rows:

@@ -1,14 +1,26 @@
 import json
+import sys
 
 import numpy as np
 import pytest
+from clip_benchmark.metrics import zeroshot_classification as theirs
+from sklearn import metrics
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
-from cyclip_jax.evals.datasets import read_labels
-from cyclip_jax.evals.zeroshot import class_embeddings, ranks_of_label, zeroshot
-from tests.conftest import COLOURS, SHAPES, write_pairs
+from cyclip_jax.evals.classnames import read_labels
+from cyclip_jax.evals.zeroshot import (
+    class_embeddings,
+    class_table,
+    confusion,
+    mean_per_class,
+    predicted,
+    ranks_of_label,
+    zeroshot,
+)
+from tests.conftest import COLOURS, SHAPES, unit_rows, write_pairs
 from tests.evals.fakes import fake_encoders
+from tests.pytorch import open_clip, torch
 
 CLASSES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
 
@@ -34,6 +46,18 @@ def test_a_diverged_model_is_never_right():
     assert ranks_of_label(np.full((1, 3), np.nan), np.eye(3), np.array([0]))[0] > 0
 
 
+def test_classes_of_one_name_rank_in_their_order_and_count_each():
+    """As by an argmax over all of them: nothing else can tell them apart."""
+    images, classes = np.array([[0.9, 0.5]] * 4), np.array([[0, 1], [1, 0], [1, 0], [0, 1.0]])
+    names = ["a", "b", "b", "c"]
+    ranks = ranks_of_label(images, classes, np.array([0, 1, 2, 3]), names=names)
+    np.testing.assert_array_equal(ranks, [3, 0, 1, 3])  # a and c have two names, and are a tie
+    one_image = ranks_of_label(np.ones((2, 2)), np.ones((2, 2)), np.array([0, 1]), names=["b", "b"])
+    np.testing.assert_array_equal(one_image, [0, 1])
+    nan = ranks_of_label(np.full((1, 2), np.nan), classes, np.array([1]), names=names)
+    assert nan[0] > 0
+
+
 def test_labels_that_are_names_are_never_taken_for_numbers():
     np.testing.assert_array_equal(read_labels(["1", "2", "3"], ["1", "2", "3"], ""), [0, 1, 2])
     np.testing.assert_array_equal(read_labels(["1", "2", "0"], ["a", "b", "c"], ""), [1, 2, 0])
@@ -50,14 +74,11 @@ def test_a_class_is_the_normalised_mean_over_its_templates():
 @pytest.mark.parametrize("batch_size", [7, 24])
 def test_a_model_that_sees_everything_is_right(folder, batch_size):
     results = zeroshot("x", folder=folder)(fake_encoders(batch_size), Output())
-    tops = {f"top{k}{bound}": 1.0 for k in (1, 3, 5, 10) for bound in ("", "_ci_low", "_ci_high")}
-    assert results == tops | {"images": 24}
-
-
-def test_a_model_that_mixes_up_two_colours_is_half_right(folder):
-    swap = {"red": "blue", "blue": "red"}
-    encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
-    assert zeroshot("x", folder=folder)(encoders, Output())["top1"] == 0.5
+    bounds = ("", "_ci_low", "_ci_high")
+    tops = {f"top{k}{bound}": 1.0 for k in (1, 3, 5, 10) for bound in bounds}
+    mean = {f"mean_per_class{bound}": 1.0 for bound in bounds}
+    chance = {f"chance_top{k}": k / 24 for k in (1, 3, 5, 10)}
+    assert results == tops | mean | chance | {"images": 24, "classes": 24}
 
 
 def test_labels_may_be_names_and_small_k_alone_are_given(folder):
@@ -72,23 +93,128 @@ def test_labels_may_be_names_and_small_k_alone_are_given(folder):
     assert "top3" not in results
 
 
+def test_a_mean_over_classes_by_hand():
+    """Class 0 has 3 of 4 right, class 1 none of one, class 2 no image: (3/4 + 0)/2."""
+    is_hit, labels = np.array([True, True, False, True, False]), np.array([0, 0, 0, 0, 1])
+    results = mean_per_class(is_hit, labels, 3)
+    assert results["mean_per_class"] == 0.375
+    assert 0 <= results["mean_per_class_ci_low"] < 0.375 < results["mean_per_class_ci_high"] <= 1
+
+
+def test_details_by_hand():
+    labels, predictions = np.array([0, 0, 0, 2, 2, 0]), np.array([0, 2, 2, 2, -1, 1])
+    hits = predictions == labels
+    assert class_table(["a", "b", "c"], hits, labels, predictions) == [
+        {"class": "a", "images": 4, "top1": 0.25, "most_confused_with": "c"},
+        {"class": "b", "images": 0, "top1": None, "most_confused_with": None},
+        {"class": "c", "images": 2, "top1": 0.5, "most_confused_with": None},
+    ]
+    np.testing.assert_array_equal(
+        confusion(labels, predictions, 3), [[1, 1, 2], [0, 0, 0], [0, 0, 1]]
+    )
+
+
+def test_a_model_that_mixes_up_two_colours_is_half_right_and_leaves_details(folder, tmp_path):
+    swap = {"red": "blue", "blue": "red"}
+    encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
+    results = zeroshot("x", folder=folder)(encoders, Output(tmp_path / "out"))
+    assert results["top1"] == results["mean_per_class"] == 0.5
+    table = json.loads((tmp_path / "out" / "classes.json").read_text())
+    assert table[0] == {
+        "class": "red square",
+        "images": 1,
+        "top1": 0.0,
+        "most_confused_with": "blue square",
+    }
+    arrays = np.load(tmp_path / "out" / "confusion.npz")
+    assert arrays["classes"].tolist() == CLASSES
+    swapped = [CLASSES.index(" ".join([swap.get(c, c), s])) for c, s in map(str.split, CLASSES)]
+    np.testing.assert_array_equal(arrays["counts"], np.eye(24, dtype=int)[swapped])
+
+
+def test_a_diverged_model_predicts_nothing():
+    images = np.array([[1.0, 0], [np.nan, 0]])
+    np.testing.assert_array_equal(predicted(images, np.eye(2)), [0, -1])
+
+
+def test_accuracies_are_those_of_open_clip_and_clip_benchmark():
+    """Their own code on the same embeddings, of which none tie."""
+    rng, classes, templates = np.random.default_rng(0), [f"c{n}" for n in range(12)], ["a {}", "{}"]
+    images, labels = rng.normal(size=(300, 8)), rng.permutation(np.arange(300) ** 2 // 7500)
+    prompts = [template.format(name) for name in classes for template in templates]
+    texts = rng.normal(size=(24, 8))
+    images += texts[2 * labels]  # so that many are right, of some classes more
+    table = dict(zip(prompts, texts, strict=True))
+
+    class Model:
+        def encode_text(self, texts, normalize=False):
+            rows = torch.tensor(np.array([table[prompts[n]] for n in texts[:, 0]]))
+            return torch.nn.functional.normalize(rows, dim=-1) if normalize else rows
+
+        def encode_image(self, rows):
+            return rows
+
+    def tokenize(texts):
+        return torch.tensor([[prompts.index(text)] for text in texts])
+
+    batches = [
+        (torch.tensor(images[r]), torch.tensor(labels[r])) for r in (slice(200), slice(200, 300))
+    ]
+    braces = [template.replace("{}", "{c}") for template in templates]
+    classifier = theirs.zero_shot_classifier(Model(), tokenize, classes, braces, "cpu", amp=False)
+    logits, targets = theirs.run_classification(Model(), classifier, batches, "cpu", amp=False)
+
+    unit = {prompt: row / np.linalg.norm(row) for prompt, row in table.items()}
+    embeds = class_embeddings(lambda texts: np.array([unit[t] for t in texts]), classes, templates)
+    weights = open_clip.build_zero_shot_classifier(Model(), tokenize, classes, templates)
+    np.testing.assert_allclose(embeds, weights.numpy().T, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(embeds, classifier.numpy().T, rtol=0, atol=1e-12)
+    unit_images = images / np.linalg.norm(images, axis=1, keepdims=True)
+    ranks = ranks_of_label(unit_images, embeds, labels)
+    for k in (1, 3, 5, 10):
+        # As their `accuracy`, which NumPy 2.4 refuses.
+        hits = (logits.topk(k, 1).indices == targets[:, None]).any(dim=1)
+        np.testing.assert_array_equal(ranks < k, hits.numpy())
+    is_hit = ranks < 1
+    recall = metrics.balanced_accuracy_score(targets, logits.argmax(dim=1))
+    assert abs(mean_per_class(is_hit, labels, 12)["mean_per_class"] - recall) < 1e-12
+    assert abs(recall - is_hit.mean()) > 1e-3
+    counts = metrics.confusion_matrix(targets, logits.argmax(dim=1))
+    np.testing.assert_array_equal(confusion(labels, predicted(unit_images, embeds), 12), counts)
+
+
+def test_ranks_do_not_depend_on_tiles(monkeypatch):
+    images, classes = unit_rows(0, 50, 6), unit_rows(1, 9, 6)
+    labels = np.arange(50) % 9
+    whole = ranks_of_label(images, classes, labels)
+    monkeypatch.setattr(sys.modules[ranks_of_label.__module__], "_TILE_ROWS", 7)
+    np.testing.assert_array_equal(ranks_of_label(images, classes, labels), whole)
+    np.testing.assert_array_equal(predicted(images, classes), (images @ classes.T).argmax(axis=1))
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("classes.json", None, "classes.json does not exist"),
-        ("classes.json", '{"classes": ["a"]}', "needs lists 'classes' and 'templates'"),
+        ("classes.json", "{}", "needs lists 'classes' and 'templates'"),
         ("classes.json", '{"classes": ["a"], "templates": ["photo"]}', r"a \{\} in each template"),
-        ("classes.json", "{", "needs lists"),
+        ("classes.json", '{"classes": ["a"], "templates": ["{x} {}"]}', r"a \{\} in each template"),
+        (
+            "classes.json",
+            '{"classes": [1], "templates": ["{}"]}',
+            "'classes' must be a list of texts",
+        ),
+        ("classes.json", "{", "cannot be read as a JSON object"),
         ("labels.csv", "image,label\nred_disc.png,99\n", "neither all classes .*'99'"),
         ("labels.csv", "image,label\nred_disc.png,red disc\nred_bar.png,1\n", "neither all"),
-        ("classes.json", '{"classes": ["a", "a"], "templates": ["{}"]}', "names a class twice"),
-        ("labels.csv", "image,class\nred_disc.png,1\n", "no column 'label'"),
+        ("labels.csv", "image,label\nred_disc.png,\n", "1 of the 1 pictures .* have no label"),
+        (
+            "labels.csv",
+            "image,class\nred_disc.png,1\n",
+            r"no column 'label' .*evals\.x\.label_key",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_folder_is_said(folder, name, content, message):
-    if content is None:
-        (folder / name).unlink()
-    else:
-        (folder / name).write_text(content)
+    (folder / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        zeroshot("x", folder=folder)(fake_encoders(8), Output())
+        zeroshot("x", folder=folder)

@@ -1,0 +1,30 @@
+"""CyCLIP beside CLIP, with both cyclic terms, one, and none, on the quickstart's drawings."""
+
+from configs import quickstart
+
+# λ1 of the in-modal and λ2 of the cross-modal term, as in the paper's ablation.
+OBJECTIVES = {
+    "cyclip": (0.25, 0.25),
+    "clip": (0.0, 0.0),
+    "c_cyclip": (0.0, 0.25),
+    "i_cyclip": (0.25, 0.0),
+}
+SEEDS = (0, 1, 2)
+
+
+def get_runs():
+    """{name: config}, each seed's four objectives before the next seed's."""
+    return {
+        f"{name}_seed{seed}": _run(seed, *weights)
+        for seed in SEEDS
+        for name, weights in OBJECTIVES.items()
+    }
+
+
+def _run(seed, inmodal_weight, crossmodal_weight):
+    config = quickstart.get_config(data="{workdir}/../data")
+    config.seed = seed
+    config.eval_every_steps = 0
+    config.loss.inmodal_weight = inmodal_weight
+    config.loss.crossmodal_weight = crossmodal_weight
+    return config

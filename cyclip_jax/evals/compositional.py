@@ -1,0 +1,390 @@
+"""Compositional understanding: the right caption or picture among ones that differ by little."""
+
+import csv
+import dataclasses
+import io
+import json
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from cyclip_jax.data.sources import Record, Unreadable
+from cyclip_jax.data.sources.ranges import read_whole
+from cyclip_jax.errors import UserError
+from cyclip_jax.evals.datasets import ImageSet
+from cyclip_jax.evals.intervals import bounds_of, interval, mean_with_interval
+from cyclip_jax.evals.pairs import distinct
+
+_LAYOUTS = ("choice", "winoground")
+_ENDINGS = (".json", ".jsonl", ".csv")
+# Names of the fields in the published files: ARO, its order tasks, SugarCrepe.
+_IMAGE_KEYS = ("image_path", "image", "filename")
+_TRUE_KEYS = ("true_caption", "caption")
+_FALSE_KEYS = ("false_caption", "negative_caption")
+_OPTIONS_KEY = "caption_options"  # the first is the right one
+_BOX_KEYS = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")  # pixels
+_CATEGORY_KEYS = {
+    "choice": ("relation_name", "attributes", "category"),
+    "winoground": ("collapsed_tag", "tag"),
+}
+_WINOGROUND_SCORES = ("text_score", "image_score", "group_score")
+# Of four similarities in random order: each of two comparisons is won half the time, and both of
+# both by the four orders of 24 in which the two right ones come first.
+_WINOGROUND_CHANCE = (1 / 4, 1 / 4, 1 / 6)
+_TILE_ROWS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Pictures and captions of which those with the same number belong together.
+
+    Attributes:
+      pictures: (path, box) of each; the box (left, top, right, bottom) in pixels, or None for all.
+      captions: the k-th is right for the k-th picture; further ones are wrong.
+      category: what it is grouped by.
+    """
+
+    pictures: tuple
+    captions: tuple
+    category: str
+
+
+def compositional(name, *, examples, images=None, layout="choice", category_key=None):
+    """Scores choices between captions that share most of their words.
+
+    The layout "choice" has a picture, its caption and one or more wrong ones; a choice is right
+    when its own caption is more similar than every other. ARO's files (Yuksekgonul et al. 2023),
+    also with boxes, its order tasks' `test_cases` written to a .json, and SugarCrepe's files (Hsieh
+    et al. 2023) are read as they are.
+
+    The layout "winoground" has two pictures and their two captions of the same words (Thrush et al.
+    2022): the text score asks that each picture prefer its caption, the image score that each
+    caption prefer its picture, the group score both.
+
+    Ties are misses everywhere.
+
+    Args:
+      name: of the evaluation.
+      examples: a .json, .jsonl or .csv, or a folder of such, of which each then is a category.
+        Fields of "choice": image_path, image or filename; true_caption or caption; false_caption or
+        negative_caption, one or a list, or in place of these caption_options, the right one first;
+        bbox_x, bbox_y, bbox_w, bbox_h, the part of the picture that is meant, in pixels. Of
+        "winoground": image_0, image_1 (".png" is added to a name without ending), caption_0,
+        caption_1.
+      images: folder of the pictures; default that of `examples`.
+      layout: "choice" or "winoground".
+      category_key: field that examples are grouped by; default what the published files have
+        (relation_name, attributes, category; collapsed_tag, tag), else the file's name.
+
+    Returns:
+      An evaluator (see evals/__init__.py) that gives, with intervals over examples, `accuracy` and
+      `macro_accuracy`, the mean over the categories; or `text_score`, `image_score` and
+      `group_score`; what `chance_…` gets; `examples`, `images`, `captions`: what was scored.
+      `categories.json` has the same by category.
+
+    Raises:
+      UserError: what is wrong with the files.
+    """
+    config_key = f"config.evals.{name}"
+    if layout not in _LAYOUTS:
+        raise UserError(
+            f"{config_key}.layout is {layout!r}; choose one of {', '.join(map(repr, _LAYOUTS))}"
+        )
+    opened = _open_examples(examples, images, layout, category_key, config_key)
+    pictures = list(dict.fromkeys(p for example in opened for p in example.pictures))
+    source = Pictures(pictures)
+    identity = ("pictures", str(examples), str(images), layout)
+    image_set = ImageSet(source, identity, str(examples))
+
+    def evaluate(encoders, output):
+        image_embeds, indices = encoders.image_embeds(image_set)
+        image_number = {pictures[index]: row for row, index in enumerate(indices)}
+        scored = [e for e in opened if all(p in image_number for p in e.pictures)]
+        if not scored:
+            raise UserError(f"no example of {examples} has pictures that can all be read")
+        captions = [caption for example in scored for caption in example.captions]
+        text_ids, first = distinct(captions)
+        text_embeds = encoders.text_embeds([captions[index] for index in first])
+        image_ids = np.array([[image_number[p] for p in e.pictures] for e in scored])
+        text_rows = np.split(text_ids, np.cumsum([len(e.captions) for e in scored])[:-1])
+        categories = np.array([example.category for example in scored])
+        score = _winoground if layout == "winoground" else _choice
+        results, table = score(image_embeds, text_embeds, image_ids, text_rows, categories)
+        output.json("categories", table)
+        counts = {"examples": len(scored), "images": len(np.unique(image_ids))}
+        return results | counts | {"captions": len(text_embeds)}
+
+    return evaluate
+
+
+class Pictures:
+    """Files of pictures, or rectangles of them, as a source (see data/sources)."""
+
+    faults = ()
+    mean_bytes = 100_000
+
+    def __init__(self, pictures):
+        """Args: (path, box) of each, the box (left, top, right, bottom) in pixels or None."""
+        self._pictures = pictures
+        self.boundaries = np.array([0, len(pictures)], np.int64)
+
+    def __len__(self):
+        return len(self._pictures)
+
+    def keys(self, indices):
+        """Paths with the boxes, list[str]."""
+        pictures = [self._pictures[index] for index in indices]
+        return [path if box is None else f"{path} {box}" for path, box in pictures]
+
+    def captions(self):
+        """None of them has one: "" for each."""
+        return [""] * len(self)
+
+    def read(self, index):
+        """The Record of a picture; raises Unreadable."""
+        path, box = self._pictures[index]
+        content = read_whole(path)
+        return Record(content if box is None else _cropped(content, box), [""], [1.0])
+
+
+def choices_made(right, wrong):
+    """Whether each choice is right, bool [N]: ties and NaN are misses.
+
+    Args:
+      right: similarities of the right answers, [N].
+      wrong: those of the wrong ones, [N, K], -inf where there are fewer than K.
+    """
+    return (right[:, None] > wrong).all(axis=1)
+
+
+def winoground_scores(similarities):
+    """Text, image and group score of each example, bool [N, 3] (Thrush et al. 2022).
+
+    Args:
+      similarities: [N, 2, 2], of image i with caption j.
+    """
+    own = np.stack([similarities[:, 0, 0], similarities[:, 1, 1]], axis=1)  # [N, 2]
+    text = choices_made(own[:, 0], similarities[:, 0, 1:]) & choices_made(
+        own[:, 1], similarities[:, 1, :1]
+    )
+    image = choices_made(own[:, 0], similarities[:, 1:, 0]) & choices_made(
+        own[:, 1], similarities[:, :1, 1]
+    )
+    return np.stack([text, image, text & image], axis=1)
+
+
+def _choice(image_embeds, text_embeds, image_ids, text_rows, categories):
+    """(metrics, rows of the table) of the layout "choice"."""
+    width = max(map(len, text_rows))
+    similarities = np.full((len(text_rows), width), -np.inf)
+    sizes = np.array([len(row) for row in text_rows])
+    for column in range(width):
+        has = np.flatnonzero(sizes > column)
+        texts = np.array([text_rows[row][column] for row in has])
+        similarities[has, column] = _similarities(
+            image_embeds, text_embeds, image_ids[has, 0], texts
+        )
+    is_right = choices_made(similarities[:, 0], similarities[:, 1:])
+    numbers = np.unique(categories, return_inverse=True)[1]
+
+    def macro(values):
+        def mean_of_means(weights):
+            drawn = np.bincount(numbers, weights=weights)
+            means = np.bincount(numbers, weights=weights * values)[drawn > 0] / drawn[drawn > 0]
+            return means.mean()
+
+        return mean_of_means
+
+    each_once = np.ones(len(is_right))
+    results = mean_with_interval("accuracy", is_right)
+    results["macro_accuracy"] = float(macro(is_right)(each_once))
+    results |= bounds_of("macro_accuracy", interval(macro(is_right), len(is_right)))
+    results["chance_accuracy"] = float(np.mean(1 / sizes))
+    results["chance_macro_accuracy"] = float(macro(1 / sizes)(each_once))
+    table = []
+    for category, rows in _by_category(categories):
+        row = mean_with_interval("accuracy", is_right[rows])
+        table.append(
+            {
+                "category": category,
+                "examples": len(rows),
+                "accuracy": row["accuracy"],
+                "low": row["accuracy_ci_low"],
+                "high": row["accuracy_ci_high"],
+                "chance": float(np.mean(1 / sizes[rows])),
+            }
+        )
+    return results, table
+
+
+def _winoground(image_embeds, text_embeds, image_ids, text_rows, categories):
+    """(metrics, rows of the table) of the layout "winoground"."""
+    text_ids = np.stack(text_rows)  # [N, 2]
+    similarities = np.empty((len(text_ids), 2, 2))
+    for image in range(2):
+        for text in range(2):
+            similarities[:, image, text] = _similarities(
+                image_embeds, text_embeds, image_ids[:, image], text_ids[:, text]
+            )
+    scores = winoground_scores(similarities)
+
+    def with_intervals(rows):
+        metrics = {}
+        for name, values in zip(_WINOGROUND_SCORES, scores[rows].T, strict=True):
+            metrics |= mean_with_interval(name, values)
+        return metrics
+
+    results = with_intervals(np.arange(len(scores)))
+    for name, chance in zip(_WINOGROUND_SCORES, _WINOGROUND_CHANCE, strict=True):
+        results[f"chance_{name}"] = chance
+    table = [
+        {"category": category, "examples": len(rows)} | with_intervals(rows)
+        for category, rows in _by_category(categories)
+    ]
+    return results, table
+
+
+def _by_category(categories):
+    """[(name, its examples' numbers)], sorted by name."""
+    names, numbers = np.unique(categories, return_inverse=True)
+    return [(str(name), np.flatnonzero(numbers == n)) for n, name in enumerate(names)]
+
+
+def _similarities(image_embeds, text_embeds, image_ids, text_ids):
+    """Inner products float64 [N] of the images with the texts of these numbers.
+
+    Each is summed in the same order, so that equal embeddings are equally similar to the last bit.
+    """
+    tiles = []
+    for first in range(0, len(image_ids), _TILE_ROWS):
+        tile = slice(first, first + _TILE_ROWS)
+        images = image_embeds[image_ids[tile]].astype(np.float64)
+        tiles.append((images * text_embeds[text_ids[tile]]).sum(axis=1))
+    return np.concatenate(tiles)
+
+
+def _cropped(content, box):
+    """A PNG file of a rectangle of a picture; raises Unreadable."""
+    file = io.BytesIO()
+    try:
+        picture = Image.open(io.BytesIO(content)).convert("RGB").crop(box)
+        picture.save(file, "PNG", compress_level=1)  # it is decoded again at once
+    except (OSError, ValueError, SystemError, Image.DecompressionBombError) as error:
+        raise Unreadable("the image cannot be decoded", str(error)) from error
+    return file.getvalue()
+
+
+def _open_examples(path, images, layout, category_key, config_key):
+    """All examples of a file or a folder of files, list[Example]; raises UserError."""
+    files = _files_at(path, config_key)
+    folder = epath.Path(files[0].parent if images is None else images)
+    parse = _winoground_example if layout == "winoground" else _choice_example
+    keys = _CATEGORY_KEYS[layout] if category_key is None else (category_key,)
+    examples = []
+    for file in files:
+        rows = _read_rows(file)
+        if category_key is not None and not any(category_key in row for row in rows):
+            raise UserError(
+                f"{file} has no field {category_key!r} (fields: {_fields(rows[0])}); "
+                f"set {config_key}.category_key"
+            )
+        for number, row in enumerate(rows, start=1):
+            try:
+                example = parse(row, folder, _category(row, keys, file.stem))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{file}, example {number}: {_message(error)} (fields: {_fields(row)}); "
+                    f"mend it, or set {config_key}.layout"
+                ) from error
+            examples.append(example)
+    return examples
+
+
+def _files_at(path, config_key):
+    """The files of examples that a path means, sorted; raises UserError where there are none."""
+    place = epath.Path(path)
+    files = [place]
+    if place.is_dir():
+        files = sorted(file for file in place.iterdir() if file.suffix.lower() in _ENDINGS)
+    if not files or not files[0].exists():
+        raise UserError(
+            f"{path} is no file, and no folder with files that end in {', '.join(_ENDINGS)}; "
+            f"set {config_key}.examples"
+        )
+    return files
+
+
+def _read_rows(file):
+    """The examples of a file, list[dict]; raises UserError."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+        if file.suffix.lower() == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        elif file.suffix.lower() == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = json.loads(text)
+            rows = list(rows.values()) if isinstance(rows, dict) else rows
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{file} cannot be read as {file.suffix}: {error}") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{file} holds no list of examples with named fields")
+    return rows
+
+
+def _choice_example(row, folder, category):
+    if _OPTIONS_KEY in row:
+        captions = list(row[_OPTIONS_KEY])
+    else:
+        wrong = _first_of(row, _FALSE_KEYS)
+        captions = [_first_of(row, _TRUE_KEYS), *(wrong if isinstance(wrong, list) else [wrong])]
+    if len(captions) < 2:
+        raise ValueError("it has no wrong caption")
+    box = None
+    if any(key in row for key in _BOX_KEYS):
+        left, top, width, height = (int(float(row[key])) for key in _BOX_KEYS)
+        if width < 1 or height < 1:
+            raise ValueError(f"its box is {width} × {height} pixels")
+        box = (left, top, left + width, top + height)
+    picture = (_path(folder, _first_of(row, _IMAGE_KEYS)), box)
+    return Example((picture,), _texts(captions), category)
+
+
+def _winoground_example(row, folder, category):
+    names = [row[f"image_{number}"] for number in range(2)]
+    names = [name if epath.Path(name).suffix else f"{name}.png" for name in names]
+    captions = [row[f"caption_{number}"] for number in range(2)]
+    return Example(tuple((_path(folder, name), None) for name in names), _texts(captions), category)
+
+
+def _first_of(row, keys):
+    """The value of the first of these fields that a row has."""
+    for key in keys:
+        if key in row:
+            return row[key]
+    raise ValueError(f"it has no field {' or '.join(keys)}")
+
+
+def _texts(captions):
+    if not all(isinstance(caption, str) and caption.strip() for caption in captions):
+        raise ValueError("a caption is empty or no text")
+    return tuple(captions)
+
+
+def _path(folder, name):
+    return str(folder / name)
+
+
+def _category(row, keys, default):
+    """What a row is grouped by; the words of a list are joined by "_"."""
+    value = next((row[key] for key in keys if key in row), default)
+    return "_".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _fields(row):
+    return ", ".join(map(str, row))
+
+
+def _message(error):
+    return f"it has no field {error}" if isinstance(error, KeyError) else str(error)

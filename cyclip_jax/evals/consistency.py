@@ -1,0 +1,200 @@
+"""Whether predictions in image space and in text space agree, which is what CyCLIP is about."""
+
+import numpy as np
+
+from cyclip_jax.evals.datasets import labels_among, open_images, open_labelled
+from cyclip_jax.evals.intervals import bounds_of, interval, mean_with_interval
+from cyclip_jax.evals.neighbours import nearest
+from cyclip_jax.evals.superclasses import normal, read_superclasses, superclass_of_each
+from cyclip_jax.evals.zeroshot import class_embeddings
+
+_K = (1, 3, 5, 10)
+_TILE_ROWS = 1024
+
+
+def consistency(
+    name,
+    *,
+    train,
+    test,
+    image_key=None,
+    label_key=None,
+    templates=None,
+    superclasses=None,
+    pairs=None,
+    shown_pairs=96,
+):
+    """Consistency of zero-shot with nearest-neighbour predictions (Goel et al. 2022, section 4.2).
+
+    Args:
+      name: of the evaluation, for messages.
+      train, test: labelled images, as `open_labelled` reads them; the classes are those of `train`.
+      image_key, label_key: as there.
+      templates: sentences with {} around a class's name; default those of `test`.
+      superclasses: for fine and coarse accuracy, see `read_superclasses`; default neither.
+      pairs: file of images and captions on which the two terms of the objective are measured, as
+        data.train; default none.
+      shown_pairs: how many of them the report draws.
+
+    Returns:
+      An evaluator (see evals/__init__.py) that gives, with intervals,
+      `consistency@k`, the share of the test images whose zero-shot class is the majority among the
+      k nearest training images (a tie shrinks k by one until it is broken; k = 1, 3, 5, 10, as far
+      as there are training images); `zeroshot_top1` and `knn_top1@k`, how often each is right;
+      `fine_top1`, zero-shot among the classes of the true superclass, and `coarse_top1`, zero-shot
+      counted right in the true superclass; `inmodal_consistency` and `crossmodal_consistency`, the
+      means over all j, k of (⟨I_j,I_k⟩ − ⟨T_j,T_k⟩)² and (⟨I_j,T_k⟩ − ⟨I_k,T_j⟩)²; `images`,
+      `train_images`, `pairs`: what was scored. An image with several most similar classes has no
+      zero-shot class, and counts as inconsistent and wrong.
+
+    Raises:
+      UserError: what is wrong with the data.
+    """
+    key = f"config.evals.{name}"
+    columns = {"image_key": image_key, "label_key": label_key}
+    train_set = open_labelled(train, config_key=f"{key}.train", **columns)
+    test_set = open_labelled(test, config_key=f"{key}.test", **columns)
+    test_labels = labels_among(test_set, train_set)
+    templates = templates or test_set.templates
+    by_class, groups = {}, None
+    if superclasses is not None:
+        by_class = read_superclasses(superclasses, config_key=f"{key}.superclasses")
+        groups = superclass_of_each(train_set.classes, by_class, config_key=f"{key}.superclasses")
+        groups = np.unique(groups, return_inverse=True)[1]  # [C]
+    pair_set = None if pairs is None else open_images(pairs, config_key=f"{key}.pairs")
+
+    def evaluate(encoders, output):
+        class_embeds = class_embeddings(encoders.text_embeds, train_set.classes, templates)
+        train_embeds, train_indices = encoders.image_embeds(train_set)
+        test_embeds, indices = encoders.image_embeds(test_set)
+        labels = test_labels[indices]
+        zeroshot = predictions(test_embeds, class_embeds)
+        ks = [k for k in _K if k <= len(train_embeds)]
+        neighbours = nearest(test_embeds, train_embeds, ks[-1])
+        majorities = majority_labels(train_set.labels[train_indices][neighbours])
+        results = {"images": len(labels), "train_images": len(train_embeds)}
+        results |= mean_with_interval("zeroshot_top1", zeroshot == labels)
+        for k in ks:
+            majority = majorities[:, k - 1]
+            results |= mean_with_interval(f"consistency@{k}", zeroshot == majority)
+            results |= mean_with_interval(f"knn_top1@{k}", majority == labels)
+        output.json("agreement", agreement(zeroshot == labels, majorities == labels[:, None], ks))
+        if groups is not None:
+            fine = predictions(test_embeds, class_embeds, among=groups == groups[labels, None])
+            coarse = (groups[zeroshot] == groups[labels]) & (zeroshot >= 0)
+            results |= mean_with_interval("fine_top1", fine == labels)
+            results |= mean_with_interval("coarse_top1", coarse)
+        if pair_set is not None:
+            results |= _cyclic(encoders, pair_set, by_class, shown_pairs, output)
+        return results
+
+    return evaluate
+
+
+def predictions(image_embeds, class_embeds, *, among=None):
+    """The class most similar to each image, int [N]; −1 where several are, or NaN.
+
+    Args:
+      image_embeds: [N, D].
+      class_embeds: [C, D].
+      among: bool [N, C], the classes that may be predicted; default all.
+    """
+    predicted = np.empty(len(image_embeds), np.int64)
+    for first in range(0, len(image_embeds), _TILE_ROWS):
+        tile = slice(first, first + _TILE_ROWS)
+        similarities = image_embeds[tile] @ class_embeds.T  # [tile, C]
+        if among is not None:
+            similarities = np.where(among[tile], similarities, -np.inf)
+        best = similarities.max(axis=1, keepdims=True)
+        is_clear = (similarities >= best).sum(axis=1) == 1
+        predicted[tile] = np.where(is_clear, similarities.argmax(axis=1), -1)
+    return predicted
+
+
+def majority_labels(votes):
+    """The majority among the first 1, 2, …, K votes, a tie shrinking their number until broken.
+
+    Args:
+      votes: labels of the nearest neighbours, the nearest first, int [N, K].
+
+    Returns:
+      int [N, K]; column k − 1 is the majority of the first k.
+    """
+    majorities = votes.copy()
+    for k in range(2, votes.shape[1] + 1):
+        first = votes[:, :k]
+        counts = (first[:, :, None] == first[:, None, :]).sum(axis=2)  # [N, k]
+        leader = np.take_along_axis(first, counts.argmax(axis=1)[:, None], axis=1)  # [N, 1]
+        leads = counts == counts.max(axis=1, keepdims=True)
+        is_clear = ~(leads & (first != leader)).any(axis=1)
+        majorities[:, k - 1] = np.where(is_clear, leader[:, 0], majorities[:, k - 2])
+    return majorities
+
+
+def agreement(zeroshot_right, knn_right, ks):
+    """Shares of the images by who is right, for each k, as the report tabulates them."""
+    by_k = [knn_right[:, k - 1] for k in ks]
+    return {
+        "k": list(ks),
+        "both_right": [float(np.mean(zeroshot_right & right)) for right in by_k],
+        "only_zeroshot": [float(np.mean(zeroshot_right & ~right)) for right in by_k],
+        "only_knn": [float(np.mean(~zeroshot_right & right)) for right in by_k],
+        "both_wrong": [float(np.mean(~zeroshot_right & ~right)) for right in by_k],
+    }
+
+
+def cyclic_rows(image_embeds, text_embeds):
+    """Each pair's part in the two cyclic terms, without an N×N matrix.
+
+    With Z = [I, T], [N, 2D], both ⟨I_j,I_k⟩ − ⟨T_j,T_k⟩ = ⟨Y_j, Z_k⟩ with Y = [I, −T], and
+    ⟨I_j,T_k⟩ − ⟨T_j,I_k⟩ = ⟨X_j, Z_k⟩ with X = [−T, I]; so their squares' sums over k are quadratic
+    forms of ZᵀZ.
+
+    Args:
+      image_embeds, text_embeds: unit-norm [N, D], row j of both one pair.
+
+    Returns:
+      (inmodal [N], crossmodal [N]) in float64: means over k; their means over j are the
+      consistencies.
+    """
+    images, texts = np.float64(image_embeds), np.float64(text_embeds)
+    both = np.concatenate([images, texts], axis=1)  # Z
+    gram = both.T @ both / len(both)  # [2D, 2D]
+    signed = np.concatenate([images, -texts], axis=1)  # Y
+    turned = np.concatenate([-texts, images], axis=1)  # X
+    return tuple(np.sum(rows @ gram * rows, axis=1) for rows in (signed, turned))
+
+
+def cyclic_consistencies(image_embeds, text_embeds):
+    """Both cyclic consistencies of held-out pairs, with intervals over the pairs.
+
+    A mean over pairs of pairs varies, to first order, as twice the mean of the rows' means does
+    (Hoeffding 1948): that is what is bootstrapped.
+    """
+    results = {}
+    names = ("inmodal_consistency", "crossmodal_consistency")
+    for name, rows in zip(names, cyclic_rows(image_embeds, text_embeds), strict=True):
+        mean = rows.mean()
+        bounds = interval(
+            lambda weights, rows=rows, mean=mean: 2 * (weights @ rows) / len(rows) - mean, len(rows)
+        )
+        results[name] = max(mean, 0.0)  # rounding may put it below where the terms are 0
+        results |= bounds_of(name, np.maximum(bounds, 0))
+    return results
+
+
+def _cyclic(encoders, pair_set, by_class, shown_pairs, output):
+    """The metrics of held-out pairs, and the similarities that the report draws."""
+    image_embeds, text_embeds, captions = encoders.pair_embeds(pair_set)
+    groups = [by_class.get(normal(caption), "") for caption in captions]
+    chosen = np.random.default_rng(0).permutation(len(captions))[:shown_pairs]
+    chosen = sorted(chosen, key=lambda row: (groups[row], captions[row]))
+    images, texts = image_embeds[chosen], text_embeds[chosen]
+    output.arrays(
+        "similarities",
+        image_image=images @ images.T,
+        text_text=texts @ texts.T,
+        names=np.array([captions[row] for row in chosen]),
+        groups=np.array([groups[row] for row in chosen]),
+    )
+    return cyclic_consistencies(image_embeds, text_embeds) | {"pairs": len(captions)}

@@ -1,0 +1,151 @@
+"""Few-shot linear probes: how much a classifier learns from k images of each class."""
+
+import numpy as np
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.evals.intervals import bounds_of, interval
+from cyclip_jax.evals.linear_probe import (
+    check_regularization,
+    open_train_and_test,
+    places_in_class,
+)
+from cyclip_jax.evals.logistic import (
+    chosen_regularization,
+    class_rows,
+    logistic_regression,
+    with_constant,
+)
+from cyclip_jax.evals.zeroshot import ranks_of_label
+
+MOST_VALIDATION_SHOTS = 4  # images of each class that choose a setting, as in CoOp's few-shot sets
+
+
+def few_shot(
+    name,
+    *,
+    train,
+    test,
+    shots=(1, 2, 4, 8, 16),
+    seeds=3,
+    regularization=0.1,
+    max_iterations=1000,
+    normalize=True,
+    classes=None,
+    image_key=None,
+    label_key=None,
+):
+    """Logistic regression on k images of each class (Radford et al. 2021, section 3.1).
+
+    Args:
+      name: of the evaluation, for messages.
+      train, test: labelled images, as `open_labelled` reads them; the classes are those of `train`.
+      shots: the k. One is left out for which some class has too few images in `train`, or no image
+        is left to choose `regularization` by.
+      seeds: how many draws of the k images, without replacement; those of a smaller k are among
+        those of a larger.
+      regularization: λ of `logistic_regression`; None chooses it for each draw by `sweep` on up to
+        min(k, 4) further images of each class.
+      max_iterations: of L-BFGS.
+      normalize: whether features get unit norm.
+      classes, image_key, label_key: of both data sets, see `open_labelled`.
+
+    Returns:
+      An evaluator (see evals/__init__.py) that gives `top1@k`, the mean over the draws, with
+      intervals over draws and test images (`interval_over_both`); `chance_top1`, `images`,
+      `classes`. Detail: `few_shot.json`, a row for each draw.
+
+    Raises:
+      UserError: what is wrong with the data or a setting, or every k is too large.
+    """
+    key = f"config.evals.{name}"
+    shots = sorted(set(shots))
+    if not shots or shots[0] < 1:
+        raise UserError(f"{key}.shots {shots} must be numbers of at least 1")
+    if seeds < 1:
+        raise UserError(f"{key}.seeds {seeds} must be at least 1")
+    check_regularization(key, regularization)
+    columns = {"classes": classes, "image_key": image_key, "label_key": label_key}
+    data = open_train_and_test(name, train, test, **columns)
+    names, limits = data.train.classes, {"max_iterations": max_iterations}
+    check_images(key, data.train.labels, names, shots[0], also_validation=regularization is None)
+
+    def fit(features, labels, draw, k):
+        """(Fit, λ) of one draw; None where no image is left to choose λ by."""
+        own, further = k_shot(places_in_class(labels, draw), k)
+        shown, strength = (features[own], labels[own]), regularization
+        if strength is None:
+            if not further.any():
+                return None
+            strength, _ = chosen_regularization(
+                *shown, features[further], labels[further], len(names), **limits
+            )
+        return logistic_regression(*shown, len(names), **limits)(strength), strength
+
+    def evaluate(encoders, output):
+        features, labels, test_features, test_labels = data.features(encoders, normalize)
+        fewest = np.bincount(labels, minlength=len(names)).min()
+        rows, table = with_constant(test_features), []
+        results = {"images": len(rows), "classes": len(names), "chance_top1": 1 / len(names)}
+        for k in (k for k in shots if k <= fewest):
+            fits = [fit(features, labels, draw, k) for draw in range(seeds)]
+            if None in fits:
+                continue
+            is_hit = np.asarray(
+                [
+                    ranks_of_label(rows, class_rows(probe.kernel, probe.bias), test_labels) < 1
+                    for probe, _ in fits
+                ]
+            )  # [seeds, N]
+            results[f"top1@{k}"] = float(is_hit.mean())
+            results |= bounds_of(f"top1@{k}", interval_over_both(is_hit))
+            for draw, (probe, strength) in enumerate(fits):
+                row = {"shots": k, "draw": draw, "top1": float(is_hit[draw].mean())}
+                table.append(row | {"regularization": strength, "iterations": probe.iterations})
+        output.json("few_shot", table)
+        return results
+
+    return evaluate
+
+
+def k_shot(places, k):
+    """(examples of the k of each class, up to min(k, 4) further ones), both bool [N].
+
+    Args:
+      places: int [N], see `places_in_class`.
+      k: images of each class.
+    """
+    return places < k, (places >= k) & (places < k + min(k, MOST_VALIDATION_SHOTS))
+
+
+def check_images(key, labels, names, k, *, also_validation):
+    """Raises UserError where a class has fewer than k images, or none has any besides."""
+    sizes = np.bincount(labels, minlength=len(names))
+    if sizes.min() < k:
+        raise UserError(
+            f"{key}.train has {sizes.min()} images of the class {names[sizes.argmin()]!r}; "
+            f"shots={k} needs {k} of every class"
+        )
+    if also_validation and sizes.max() == k:
+        raise UserError(f"{key}.train has only {k} images of each class; choose fewer shots")
+
+
+def interval_over_both(is_hit):
+    """The middle 95 % of the mean over draws of the training images and over test images.
+
+    Each resample draws test images, and the draws of training images independently of them, both
+    with replacement (the pigeonhole bootstrap, Owen 2007).
+
+    Args:
+      is_hit: bool [draws, N].
+
+    Returns:
+      (low, high).
+    """
+    draws, n = is_hit.shape
+    rng = np.random.default_rng(1)  # another stream than the images'
+
+    def statistic(weights):
+        drawn = np.bincount(rng.integers(draws, size=draws), minlength=draws)
+        return drawn @ (is_hit @ weights) / (draws * n)
+
+    return interval(statistic, n)

@@ -1,0 +1,145 @@
+"""Gaussian discriminant analysis beside zero-shot: what images add to names, without training."""
+
+import numpy as np
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.evals.few_shot import check_images, k_shot
+from cyclip_jax.evals.intervals import mean_with_interval
+from cyclip_jax.evals.linear_probe import (
+    check_share,
+    held_out,
+    open_train_and_test,
+    places_in_class,
+)
+from cyclip_jax.evals.logistic import with_constant
+from cyclip_jax.evals.zeroshot import class_embeddings, ranks_of_label
+
+_TILE_ROWS = 1024
+_ZEROSHOT_SCALE = 100  # of the cosines, as published; the bound of CLIP's logit scale
+_ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # the grid of the published code
+
+
+def gda(
+    name,
+    *,
+    train,
+    test,
+    shots=None,
+    alpha=None,
+    templates=None,
+    validation_share=0.2,
+    seed=0,
+    classes=None,
+    image_key=None,
+    label_key=None,
+):
+    """Zero-shot logits plus those of Gaussian discriminant analysis (Wang et al., ICLR 2024).
+
+    Args:
+      name: of the evaluation, for messages.
+      train, test: labelled images, as `open_labelled` reads them; the classes are those of `train`.
+      shots: images of each class, 2 or more (without augmentation one has no covariance); None
+        takes all.
+      alpha: weight of the second logits; None chooses among 10^−4, 10^−3, …, 10^2 by accuracy on
+        other training images, the smallest of equally good ones. With `shots` these are up to
+        min(shots, 4) further ones of each class, without they are held out, and the Gaussians are
+        then estimated again from all.
+      templates: sentences with {} around a class's name; default those of `train`.
+      validation_share: of each class's images that are held out.
+      seed: of the images drawn.
+      classes, image_key, label_key: of both data sets, see `open_labelled`.
+
+    Returns:
+      An evaluator (see evals/__init__.py) that gives `zeroshot_top1`, `gda_top1`, `ensemble_top1`
+      with intervals and `chance_top1`; `alpha`; `images` and `train_images`, how many were scored
+      and how many the Gaussians come from. Detail of a choice: `alphas.json`.
+
+    Raises:
+      UserError: what is wrong with the data or a setting.
+    """
+    key = f"config.evals.{name}"
+    if shots is not None and shots < 2:
+        raise UserError(f"{key}.shots {shots} must be at least 2: one image has no covariance")
+    if alpha is not None and not alpha >= 0:
+        raise UserError(f"{key}.alpha {alpha} must be at least 0")
+    if templates is not None and not all("{}" in template for template in templates):
+        raise UserError(f"{key}.templates needs a {{}} in each template")
+    check_share(key, validation_share)
+    columns = {"classes": classes, "image_key": image_key, "label_key": label_key}
+    data = open_train_and_test(name, train, test, **columns)
+    names, templates = data.train.classes, templates or data.train.templates
+
+    def split(labels):
+        """(images that α is chosen with, those it is chosen on, those of the result), bool [N]."""
+        check_images(key, labels, names, shots or 1, also_validation=shots and alpha is None)
+        if shots is not None:
+            own, further = k_shot(places_in_class(labels, seed), shots)
+            return own, further, own
+        everything = np.ones(len(labels), bool)
+        if alpha is not None:
+            return everything, ~everything, everything
+        is_held = held_out(labels, validation_share, seed, f"{key}.train", "alpha")
+        return ~is_held, is_held, everything
+
+    split(data.train.labels)
+
+    def evaluate(encoders, output):
+        features, labels, test_features, test_labels = data.features(encoders, normalize=True)
+        fitting, choosing, final = split(labels)
+        texts = class_embeddings(encoders.text_embeds, names, templates)
+        zeroshot = np.pad(_ZEROSHOT_SCALE * texts, ((0, 0), (0, 1)))  # [C, D + 1], no bias
+        weight = alpha
+        if weight is None:
+            gaussian = discriminant(features[fitting], labels[fitting], len(names))
+            rows, targets = with_constant(features[choosing]), labels[choosing]
+            scores = [
+                float(np.mean(ranks_of_label(rows, zeroshot + a * gaussian, targets) < 1))
+                for a in _ALPHAS
+            ]
+            weight = _ALPHAS[int(np.argmax(scores))]
+            table = zip(_ALPHAS, scores, strict=True)
+            output.json("alphas", [{"alpha": a, "validation_top1": score} for a, score in table])
+        gaussian = discriminant(features[final], labels[final], len(names))
+        rows = with_constant(test_features)
+        results = {"images": len(rows), "train_images": int(final.sum()), "alpha": weight}
+        results["chance_top1"] = 1 / len(names)
+        ranks = ranks_of_label(rows, zeroshot, test_labels, names=names)
+        results |= mean_with_interval("zeroshot_top1", ranks < 1)
+        ranks = ranks_of_label(rows, gaussian, test_labels)
+        results |= mean_with_interval("gda_top1", ranks < 1)
+        ranks = ranks_of_label(rows, zeroshot + weight * gaussian, test_labels)
+        return results | mean_with_interval("ensemble_top1", ranks < 1)
+
+    return evaluate
+
+
+def discriminant(features, labels, classes):
+    """Bayes' classifier for Gaussians of one covariance and equally frequent classes.
+
+    The class c scores xᵀ P μ_c − ½ μ_cᵀ P μ_c + log 1/C. The covariance Σ is that within the
+    classes, with N − 1, and its inverse is estimated by the empirical-Bayes ridge
+    P = D ((N − 1) Σ + tr(Σ) 1)⁻¹ (Kubokawa and Srivastava 2008), as Wang et al. 2024 do.
+
+    Args:
+      features: float [N, D].
+      labels: int [N], of each class one at least.
+      classes: their number C.
+
+    Returns:
+      float64 [C, D + 1], a score is an inner product with [x, 1]; NaN where a feature is.
+    """
+    n, d = features.shape
+    sums, scatter = np.zeros((classes, d)), np.zeros((d, d))
+    tiles = [slice(start, start + _TILE_ROWS) for start in range(0, n, _TILE_ROWS)]
+    for tile in tiles:
+        np.add.at(sums, labels[tile], features[tile])
+    means = sums / np.bincount(labels, minlength=classes)[:, None]  # [C, D]
+    if not np.isfinite(means).all():
+        return np.full((classes, d + 1), np.nan)
+    for tile in tiles:
+        centred = features[tile] - means[labels[tile]]  # [tile, D]
+        scatter += centred.T @ centred  # (N − 1) Σ
+    ridge = np.trace(scatter) / (n - 1) * np.eye(d)
+    weights = means @ (d * np.linalg.pinv(scatter + ridge, hermitian=True))  # [C, D]
+    bias = -np.log(classes) - np.sum(weights * means, axis=1) / 2
+    return np.concatenate([weights, bias[:, None]], axis=1)

@@ -1,0 +1,195 @@
+"""The shape of the two clouds of embeddings, and where they lie to one another."""
+
+import numpy as np
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.evals.datasets import open_images
+from cyclip_jax.evals.intervals import bounds_of, interval, mean_with_interval
+from cyclip_jax.evals.superclasses import normal, read_superclasses
+
+_TILE_ROWS = 1024
+# Directions of less variance than this share of the largest hold rounding, and are left out.
+_FLAT = 1e-6
+
+
+def geometry(
+    name,
+    *,
+    pairs,
+    reference=None,
+    image_key=None,
+    caption_key=None,
+    superclasses=None,
+    shown_pairs=400,
+):
+    """Measures held-out pairs' embeddings.
+
+    Args:
+      name: of the evaluation, for messages.
+      pairs: file of images and captions, as data.train.
+      reference: pairs whose mean and covariance whiten these; default the other half of `pairs`.
+      image_key, caption_key: as in config.data.
+      superclasses: by which the report marks the map's points, see `read_superclasses`.
+      shown_pairs: how many points of each modality the map has.
+
+    Returns:
+      An evaluator (see evals/__init__.py) that gives
+      `alignment`, the mean of ⟨I_j,T_j⟩, and `uniformity`, the log of the mean over j ≠ k of
+      exp(−⟨I_j,T_k⟩) (Goel et al. 2022, section 4.4);
+      `modality_gap`, the distance between the means (Liang et al. 2022), and
+      `modality_separability`, the share of embeddings that a least-squares classifier fitted on one
+      half of the pairs puts into their modality in the other;
+      `image_effective_rank` and `text_effective_rank` (see `effective_rank`);
+      `image_conformity` and `text_conformity`, the mean cosine to the others of the modality, and
+      `conformity_correlation`, over the pairs (Levi and Gilboa 2024);
+      `image_log_likelihood` and `text_log_likelihood`, means in nats per dimension (see
+      `whitened_log_likelihood`; Betser et al. 2025); `pairs`. Intervals stand beside the alignment,
+      the gap, the conformities and the likelihoods.
+
+    Raises:
+      UserError: what is wrong with the data, or fewer than four pairs.
+    """
+    key = f"config.evals.{name}"
+    columns = {"image_key": image_key, "caption_key": caption_key}
+    pair_set = open_images(pairs, config_key=f"{key}.pairs", **columns)
+    if len(pair_set.source) < 4:
+        raise UserError(f"{pairs} has fewer than the four pairs that {key}.pairs wants")
+    reference_set = None
+    if reference is not None:
+        reference_set = open_images(reference, config_key=f"{key}.reference", **columns)
+    by_class = {}
+    if superclasses is not None:
+        by_class = read_superclasses(superclasses, config_key=f"{key}.superclasses")
+
+    def evaluate(encoders, output):
+        *embeds, captions = encoders.pair_embeds(pair_set)
+        images, texts = map(np.float64, embeds)
+        if not (np.isfinite(images).all() and np.isfinite(texts).all()):  # the run has diverged
+            return dict.fromkeys(("alignment", "uniformity", "modality_gap"), np.nan)
+        results = {"pairs": len(images), "uniformity": uniformity(images, texts)}
+        results |= mean_with_interval("alignment", np.sum(images * texts, axis=1))
+        results |= modality_gap(images, texts)
+        results["modality_separability"] = separability(images, texts)
+        results |= _conformities(images, texts)
+        if reference_set is not None:
+            *references, _ = encoders.pair_embeds(reference_set)
+        for modality, embeds, place in (("image", images, 0), ("text", texts, 1)):
+            results[f"{modality}_effective_rank"] = effective_rank(embeds)
+            if reference_set is not None:
+                likelihoods = whitened_log_likelihood(embeds, np.float64(references[place]))
+            else:
+                likelihoods = _of_halves(embeds)
+            results |= mean_with_interval(f"{modality}_log_likelihood", likelihoods)
+        groups = [by_class.get(normal(caption), "") for caption in captions]
+        chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:shown_pairs])
+        image_xy, text_xy = plane(images, texts)
+        output.arrays(
+            "map",
+            image_xy=image_xy[chosen],
+            text_xy=text_xy[chosen],
+            names=np.array(captions)[chosen],
+            groups=np.array(groups)[chosen],
+        )
+        return results
+
+    return evaluate
+
+
+def uniformity(images, texts, tile_rows=_TILE_ROWS):
+    """Log of the mean over j ≠ k of exp(−⟨I_j,T_k⟩), in tiles."""
+    n, total = len(images), 0.0
+    for first in range(0, n, tile_rows):
+        total += np.exp(-images[first : first + tile_rows] @ texts.T).sum()
+    total -= np.exp(-np.sum(images * texts, axis=1)).sum()
+    return np.log(total / (n * (n - 1)))
+
+
+def modality_gap(images, texts):
+    """Distance between the modalities' means, with an interval over the pairs."""
+    differences = images - texts  # the means' difference is their mean
+    bounds = interval(
+        lambda weights: np.linalg.norm(weights @ differences) / len(differences), len(differences)
+    )
+    gap = np.linalg.norm(differences.mean(axis=0))
+    return {"modality_gap": gap} | bounds_of("modality_gap", bounds)
+
+
+def separability(images, texts):
+    """Share of the embeddings that a hyperplane fitted on the other half of the pairs classifies.
+
+    The hyperplane is that of least squares against ±1, which is Fisher's discriminant.
+    """
+    right = 0
+    for fitted in (0, 1):
+        rows = np.concatenate([images[fitted::2], texts[fitted::2]])
+        targets = np.repeat([1.0, -1.0], [len(images[fitted::2]), len(texts[fitted::2])])
+        solution = np.linalg.lstsq(_with_one(rows), targets, rcond=_FLAT)[0]
+        right += np.sum(_with_one(images[1 - fitted :: 2]) @ solution > 0)
+        right += np.sum(_with_one(texts[1 - fitted :: 2]) @ solution < 0)
+    return right / (2 * len(images))
+
+
+def effective_rank(embeds):
+    """exp of the entropy of the centred embeddings' singular values (Roy and Vetterli 2007)."""
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(embeds.T, bias=True)), 0))
+    shares = values[values > 0] / values.sum()
+    return float(np.exp(-np.sum(shares * np.log(shares))))
+
+
+def conformity(embeds):
+    """Mean cosine of each embedding with the others of its modality, [N] (Levi and Gilboa 2024)."""
+    return (embeds @ embeds.sum(axis=0) - 1) / (len(embeds) - 1)
+
+
+def whitened_log_likelihood(embeds, reference):
+    """Log-likelihood of embeddings under the normal distribution fitted to others.
+
+    Whitened by the reference's mean and covariance, y has ℓ = −½(d log 2π + ‖y‖²) (Betser et al.
+    2025, eq. 6); directions in which the reference does not vary are left out.
+
+    Args:
+      embeds: [N, D].
+      reference: [M, D].
+
+    Returns:
+      ℓ/d, nats per dimension, [N]; −½(log 2π + 1) = −1.419 on average where the embeddings are
+      distributed as the reference.
+    """
+    mean = reference.mean(axis=0)
+    variances, directions = np.linalg.eigh(np.cov(reference.T, bias=True))
+    kept = variances > _FLAT * variances[-1]
+    whitened = (embeds - mean) @ (directions[:, kept] / np.sqrt(variances[kept]))  # [N, d]
+    return -0.5 * (np.log(2 * np.pi) + np.mean(whitened**2, axis=1))
+
+
+def plane(images, texts):
+    """Both modalities on the plane of their two principal components: ([N, 2], [N, 2])."""
+    both = np.concatenate([images, texts])
+    centred = both - both.mean(axis=0)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    axes = directions[:, :-3:-1]  # the largest first, [D, 2]
+    # Of either sign: the largest entry is made positive, so that runs can be compared.
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
+    coordinates = centred @ axes
+    return coordinates[: len(images)], coordinates[len(images) :]
+
+
+def _conformities(images, texts):
+    of_images, of_texts = conformity(images), conformity(texts)
+    results = mean_with_interval("image_conformity", of_images)
+    results |= mean_with_interval("text_conformity", of_texts)
+    if of_images.std() > 0 and of_texts.std() > 0:
+        results["conformity_correlation"] = np.corrcoef(of_images, of_texts)[0, 1]
+    return results
+
+
+def _of_halves(embeds):
+    """Whitened log-likelihoods of each half by the other, [N]."""
+    likelihoods = np.empty(len(embeds))
+    for half in (0, 1):
+        likelihoods[half::2] = whitened_log_likelihood(embeds[half::2], embeds[1 - half :: 2])
+    return likelihoods
+
+
+def _with_one(rows):
+    return np.pad(rows, ((0, 0), (0, 1)), constant_values=1)

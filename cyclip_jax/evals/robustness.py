@@ -1,0 +1,239 @@
+"""Effective robustness: accuracy under distribution shift beyond what accuracy alone promises."""
+
+import csv
+import dataclasses
+
+import numpy as np
+from etils import epath
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.evals.intervals import RESAMPLES, bounds_of, mean_with_interval
+from cyclip_jax.evals.zeroshot import embed, open_settings, ranks_of_label
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Accuracy on a shift as models of standard training have it.
+
+    Attributes:
+      slope, intercept: of the accuracies as fractions, or of their logits.
+      scale: "linear" or "logit".
+    """
+
+    slope: float
+    intercept: float
+    scale: str
+
+    def __call__(self, reference):
+        """The accuracy on the shift at an accuracy on the reference set, both fractions."""
+        if self.scale == "linear":
+            return self.slope * reference + self.intercept
+        return 1 / (1 + np.exp(-(self.slope * _logit(reference) + self.intercept)))
+
+
+# 1.2 · accuracy − 9 in percentage points, the line of Goel et al. 2022.
+LINES = {"imagenetv2": Line(1.2, -0.09, "linear")}
+
+
+def robustness(name, *, reference, shifts, models=None, scale="logit"):
+    """Zero-shot accuracy on distribution shifts, beside that on the set they have shifted from.
+
+    Effective robustness is the accuracy on a shift less what models of standard training have at
+    the same accuracy on the reference set (Taori et al. 2020). Where a shift has a part of the
+    reference set's classes, as ImageNet-A and -R, the accuracy on the reference set is that on the
+    images of these classes, scored among them alone; `models` is to have it so too.
+
+    Args:
+      name: of the evaluation, for messages.
+      reference: settings of `zeroshot`, as {"preset": "imagenet"}.
+      shifts: {name: settings of `zeroshot`}; one that is None, or whose folder is, is left out. A
+        shift named imagenetv2 has a line without `models`, see LINES.
+      models: CSV of reference models with the columns model, reference and one for each shift that
+        it is to give a line; a column <shift>_reference counts before reference. Percent, or
+        fractions where no number is above 1; a cell may be empty.
+      scale: "logit", as Taori et al. 2020, or "linear": in what the line of `models` is fitted.
+
+    Returns:
+      An evaluator (see evals/__init__.py) that gives `reference_top1`, `<shift>_top1`, and for each
+      shift with a line `<shift>_effective`, in fractions and with intervals; `<shift>_reference`,
+      the accuracy that the line is taken at; and `<shift>_images`, `images`, how many were scored.
+      Details: `robustness.json`.
+
+    Raises:
+      UserError: what is wrong with the data or with `models`.
+    """
+    key = f"config.evals.{name}"
+    reference_set = open_settings(reference, f"{key}.reference")
+    shift_sets = {
+        shift: open_settings(settings, f"{key}.shifts.{shift}")
+        for shift, settings in dict(shifts).items()
+        if settings is not None and ("folder" not in settings or settings["folder"] is not None)
+    }
+    if not shift_sets:
+        raise UserError(f"{key}.shifts is empty; name zero-shot settings there")
+    if scale not in ("logit", "linear"):
+        raise UserError(f"{key}.scale is {scale!r}; choose 'logit' or 'linear'")
+    known = [] if models is None else read_models(epath.Path(models), list(shift_sets))
+    lines = LINES | fit_lines(known, list(shift_sets), scale, models)
+
+    def evaluate(encoders, output):
+        embedded = embed(encoders, reference_set)
+        hits = hits_among(embedded, reference_set, np.arange(len(reference_set.classes)))
+        results = mean_with_interval("reference_top1", hits) | {"images": len(hits)}
+        table = []
+        for shift, shift_set in shift_sets.items():
+            shift_hits = hits_among(
+                embed(encoders, shift_set), shift_set, np.arange(len(shift_set.classes))
+            )
+            own_hits = hits_among(embedded, reference_set, common_classes(reference_set, shift_set))
+            row, metrics = _score(shift, shift_hits, own_hits, lines.get(shift))
+            table.append(row)
+            results |= metrics
+        content = {
+            "reference": _bounded("reference_top1", results),
+            "shifts": table,
+            "models": known,
+        }
+        output.json("robustness", content)
+        return results
+
+    return evaluate
+
+
+def _score(shift, hits, reference_hits, line):
+    """(a shift's row for the report, its metrics)."""
+    results = mean_with_interval(f"{shift}_top1", hits)
+    results[f"{shift}_images"] = len(hits)
+    reference = float(reference_hits.mean())
+    row = {"name": shift, **_bounded(f"{shift}_top1", results), "reference": reference}
+    if line is None:
+        return row | {"line": None, "effective": None}, results
+    results[f"{shift}_reference"] = reference
+    results |= effective_robustness(f"{shift}_effective", hits, reference_hits, line)
+    effective = results[f"{shift}_effective"]
+    return row | {"line": dataclasses.asdict(line), "effective": effective}, results
+
+
+def _bounded(metric, results):
+    """{"accuracy", "low", "high"} of a metric."""
+    low, high = results[f"{metric}_ci_low"], results[f"{metric}_ci_high"]
+    return {"accuracy": results[metric], "low": low, "high": high}
+
+
+def effective_robustness(name, hits, reference_hits, line, *, seed=0):
+    """Accuracy on a shift less the line's at the accuracy on the reference set, with its interval.
+
+    Args:
+      name: of the metric.
+      hits, reference_hits: bool [N] and [M].
+      line: Line.
+      seed: of the draws, from both sets.
+
+    Returns:
+      {name: …, f"{name}_ci_low": …, f"{name}_ci_high": …}.
+    """
+    rng = np.random.default_rng(seed)
+    # How many hits a draw with replacement has is binomial.
+    accuracies, references = (
+        rng.binomial(len(own), own.mean(), RESAMPLES) / len(own) for own in (hits, reference_hits)
+    )
+    bounds = np.percentile(accuracies - line(references), [2.5, 97.5])
+    return {name: float(hits.mean() - line(reference_hits.mean()))} | bounds_of(name, bounds)
+
+
+def hits_among(embedded, dataset, rows):
+    """Which images of some classes are nearest to their own one of these classes, bool [n].
+
+    Args:
+      embedded: (image_embeds [M, D], class_embeds [C, D], labels int [M]).
+      dataset: LabelledImages, for the classes' names.
+      rows: numbers of the classes, rising.
+    """
+    image_embeds, class_embeds, labels = embedded
+    own = np.isin(labels, rows)
+    labels = np.searchsorted(rows, labels[own])
+    names = [dataset.classes[row] for row in rows]
+    return ranks_of_label(image_embeds[own], class_embeds[rows], labels, names=names) < 1
+
+
+def common_classes(reference, shift):
+    """The reference set's classes that a shift has, int [c]; all of them if it has others too."""
+    for theirs, own in ((reference.keys, shift.keys), (reference.classes, shift.classes)):
+        if len(set(theirs)) == len(theirs) and set(own) <= set(theirs):
+            return np.flatnonzero(np.isin(theirs, own))
+    return np.arange(len(reference.classes))
+
+
+def read_models(path, shifts):
+    """Accuracies of reference models, see `robustness`.
+
+    Returns:
+      [{"model", "reference", <shift>: …, "<shift>_reference": …}] in fractions, None where a cell
+      is empty; shifts that no column names are left out.
+    """
+    with path.open() as file:
+        rows = list(csv.DictReader(file, skipinitialspace=True))
+    header = list(rows[0]) if rows else []
+    wanted = [column for shift in shifts for column in (shift, f"{shift}_reference")]
+    columns = ["reference", *(column for column in wanted if column in header)]
+    if not {"model", "reference"} <= set(header) or not set(shifts) & set(header):
+        raise UserError(
+            f"{path} needs rows with the columns model, reference and one of {', '.join(shifts)} "
+            f"(columns: {', '.join(header) or 'none'})"
+        )
+    models = [
+        {"model": row["model"]} | {column: _number(row, column, path) for column in columns}
+        for row in rows
+    ]
+    numbers = [row[column] for row in models for column in columns if row[column] is not None]
+    scale = 100 if max(numbers, default=0) > 1 else 1
+    if min(numbers, default=0) < 0 or max(numbers, default=0) > 100:
+        raise UserError(f"{path} has accuracies below 0 or above 100 %")
+    for row in models:
+        row |= {column: row[column] / scale for column in columns if row[column] is not None}
+    return models
+
+
+def _number(row, column, path):
+    text = (row[column] or "").strip()
+    try:
+        return float(text) if text else None
+    except ValueError as error:
+        raise UserError(f"{path}: {column} of {row['model']} is no number: {text}") from error
+
+
+def fit_lines(models, shifts, scale, path):
+    """{shift: Line} by least squares, of the shifts that two or more models have."""
+    lines = {}
+    for shift in shifts:
+        points = []
+        for row in models:
+            own = row.get(f"{shift}_reference")
+            reference = row["reference"] if own is None else own
+            if reference is not None and row.get(shift) is not None:
+                points.append((reference, row[shift]))
+        if points:
+            lines[shift] = fit_line(*np.transpose(points), scale, f"{path}: {shift}")
+    return lines
+
+
+def fit_line(reference, shifted, scale, where):
+    """The Line of least squares through accuracies, fractions float [n] and [n].
+
+    Raises:
+      UserError: they make no line; `where` says whose they are.
+    """
+    if scale == "logit":
+        if min(*reference, *shifted) <= 0 or max(*reference, *shifted) >= 1:
+            raise UserError(f"{where}: 0 and 100 % have no logit; leave them out, or set scale")
+        reference, shifted = _logit(reference), _logit(shifted)
+    if len(set(reference)) < 2:
+        raise UserError(f"{where}: a line wants two models of different accuracy")
+    slope, intercept = np.polyfit(reference, shifted, 1)
+    return Line(float(slope), float(intercept), scale)
+
+
+def _logit(accuracy):
+    """log(p/(1 − p)), of 0 and 1 that of the nearest fraction that is neither in float64."""
+    accuracy = np.clip(accuracy, np.finfo(float).eps, 1 - np.finfo(float).eps)
+    return np.log(accuracy) - np.log1p(-accuracy)

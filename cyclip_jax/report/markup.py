@@ -1,0 +1,90 @@
+"""HTML whose text is escaped unless it was made here."""
+
+import dataclasses
+import html
+
+
+class Html(str):
+    """Text that is markup already; any other string is escaped when it becomes a part."""
+
+    __slots__ = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A cell of a table that is sorted by a number, not by its text."""
+
+    text: str
+    number: float | None
+
+
+def element(tag, *children, **attributes):
+    """`<tag attribute="…">children</tag>`.
+
+    Args:
+      tag: its name.
+      *children: Html, or text, which is escaped.
+      **attributes: `class_` and `aria_label` stand for class and aria-label; True has no value, and
+        None leaves the attribute out.
+    """
+    given = "".join(
+        f" {name.rstrip('_').replace('_', '-')}"
+        + ("" if value is True else f'="{html.escape(str(value))}"')
+        for name, value in attributes.items()
+        if value is not None
+    )
+    return Html(f"<{tag}{given}>{join(*children)}</{tag}>")
+
+
+def join(*parts):
+    """Parts one after another; text is escaped."""
+    return Html("".join(p if isinstance(p, Html) else html.escape(str(p)) for p in parts))
+
+
+def image(jpeg, alt, **attributes):
+    """A picture of base64 text."""
+    source = html.escape(f"data:image/jpeg;base64,{jpeg}")
+    given = "".join(f' {name.rstrip("_")}="{html.escape(v)}"' for name, v in attributes.items())
+    return Html(f'<img src="{source}" alt="{html.escape(alt)}"{given}>')
+
+
+def table(caption, columns, rows):
+    """A table that scrolls in its own box and is sorted by the buttons of its head.
+
+    Args:
+      caption: what it shows.
+      columns: names.
+      rows: lists of text, numbers or Cell; the first of each is the row's head.
+    """
+    head = [
+        element("th", element("button", column, type="button"), scope="col", aria_sort="none")
+        for column in columns
+    ]
+    body = [
+        element("tr", _cell(row[0], "th", scope="row"), *(_cell(cell, "td") for cell in row[1:]))
+        for row in rows
+    ]
+    content = element(
+        "table",
+        element("caption", element("span", caption)),
+        element("thead", element("tr", *head)),
+        element("tbody", *body),
+    )
+    return element("div", content, class_="box", tabindex="0", role="region", aria_label=caption)
+
+
+def _cell(cell, tag, **attributes):
+    if isinstance(cell, Cell):
+        number = "" if cell.number is None else repr(float(cell.number))
+        return element(tag, cell.text, class_="number", data_sort=number, **attributes)
+    return element(tag, cell, **attributes)
+
+
+def breakable(name):
+    """A name that may break behind its underscores."""
+    return Html(html.escape(name).replace("_", "_<wbr>"))
+
+
+def folded(summary, *content):
+    """What is opened by a click."""
+    return element("details", element("summary", summary), *content)

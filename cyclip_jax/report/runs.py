@@ -1,0 +1,297 @@
+"""Runs as their files tell of them, and which of them repeat one experiment."""
+
+import dataclasses
+import json
+import zipfile
+
+import numpy as np
+from etils import epath
+from scipy.special import stdtrit
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import absolute
+from cyclip_jax.report.metrics import Metric, by_evaluation, finite
+
+# The names that workdir.py gives them; to import it takes tensorflow, and seconds.
+CONFIG, METRICS, EVALS, FIGURES = "config.json", "metrics.jsonl", "evals", "figures"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a directory tells of one model.
+
+    Attributes:
+      path: of the directory.
+      config: nested dict, or None.
+      versions: {package: version} that it ran with.
+      training: lines of metrics.jsonl that a training step wrote, list of dicts.
+      evaluations: {evaluation: {name: Metric}}, each the newest.
+      steps: {evaluation: its step, or None}.
+      details: {evaluation: directory of its files}.
+    """
+
+    path: epath.Path
+    config: dict | None
+    versions: dict
+    training: list
+    evaluations: dict
+    steps: dict
+    details: dict
+
+    @property
+    def name(self):
+        """The directory's."""
+        return self.path.name
+
+    @property
+    def seed(self):
+        """Of the config, or None."""
+        return None if self.config is None else self.config["seed"]
+
+
+def read_run(directory):
+    """Reads the workdir of a run, or the --output directory of `python -m cyclip_jax.evaluate`.
+
+    Numbers of an evaluation may stand in metrics.jsonl and in several evals/*.json: those of the
+    latest step count, of the same step those of the file that was written last.
+
+    Raises:
+      UserError: there is nothing to show, or a file is not what it should be.
+    """
+    path = absolute(directory)
+    if not path.is_dir():
+        raise UserError(f"{path} is no directory; name the workdir of a run")
+    written = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
+    if not isinstance(written, dict) or "config" not in written:
+        written = {}  # transformers, too, calls the settings of an export config.json
+    lines = _lines(path / METRICS)
+    is_workdir = bool(written or lines)
+    evals = path / EVALS if is_workdir or (path / EVALS).is_dir() else path
+    evaluations, steps = _newest_evaluations(lines, path / METRICS, evals)
+    training = [line for line in lines if "loss" in line]
+    if not training and not evaluations:
+        raise UserError(
+            f"{path} has nothing to report: neither {METRICS} nor {EVALS}/step_….json with numbers"
+        )
+    return Run(
+        path=path,
+        config=written["config"] if written else None,
+        versions=written.get("versions", {}),
+        training=training,
+        evaluations=evaluations,
+        steps=steps,
+        details={name: evals / name for name in evaluations if (evals / name).is_dir()},
+    )
+
+
+def _newest_evaluations(lines, metrics_path, evals):
+    """({evaluation: {name: Metric}}, {evaluation: step}) of all files that have numbers."""
+    sources = []  # (step, time of writing, numbers); results.json is of no known step
+    for line in lines:
+        if "loss" not in line:  # a training line may have names with a slash too
+            sources.append((line["step"], metrics_path.stat().mtime, line))
+    if evals.is_dir():
+        for file in sorted(evals.glob("*.json")):
+            if file.name == "results.json" or file.name.startswith("step_"):
+                numbers = _numbers(read_json(file), file)
+                sources.append((numbers.get("step"), file.stat().mtime, numbers))
+    evaluations, steps = {}, {}
+    for step, _, numbers in sorted(sources, key=lambda s: (-1 if s[0] is None else s[0], s[1])):
+        for name, metrics in by_evaluation(numbers).items():
+            evaluations[name], steps[name] = metrics, step
+    return evaluations, steps
+
+
+def _lines(path):
+    """The lines of metrics.jsonl; a last one that a kill cut off is left out."""
+    if not path.exists():
+        return []
+    *whole, _ = path.read_text().split("\n")
+    lines = []
+    for number, line in enumerate(whole, 1):
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}, is not JSON: {error}") from error
+        lines.append(_numbers(content, f"{path}, line {number},"))
+        if "step" not in content:
+            raise UserError(f"{path}, line {number}, has no 'step'")
+    return lines
+
+
+def _numbers(content, path):
+    """A flat {name: number or None}, with None for what is not finite."""
+    is_flat = isinstance(content, dict) and all(
+        value is None or isinstance(value, (int, float)) for value in content.values()
+    )
+    if not is_flat:
+        raise UserError(f"{path} is not one object of names and numbers")
+    return {name: finite(value) for name, value in content.items()}
+
+
+def read_json(path):
+    """The content of a JSON file; UserError names the file where it is none."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def read_arrays(path, *names):
+    """Arrays of an .npz file by name; UserError names the file where one is missing."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as arrays {', '.join(names)}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs of one experiment, which differ in their seed.
+
+    Attributes:
+      name: by the objective, and by what else sets it apart.
+      runs: list of Run.
+    """
+
+    name: str
+    runs: list
+
+    def behind(self, evaluation):
+        """Runs whose evaluation is of an earlier step than another's: no mean takes them in."""
+        steps = {run.path: run.steps[evaluation] for run in self.runs if evaluation in run.steps}
+        latest = max((step for step in steps.values() if step is not None), default=None)
+        return [run for run in self.runs if run.path in steps and steps[run.path] != latest]
+
+    def metric(self, evaluation, name):
+        """The mean over the runs that are not behind as a Metric, or None where none has it.
+
+        With two runs or more its interval is Student's over the runs, else that of the one run.
+        """
+        behind = self.behind(evaluation)
+        found = [
+            run.evaluations[evaluation][name]
+            for run in self.runs
+            if evaluation in run.evaluations
+            and name in run.evaluations[evaluation]
+            and run not in behind
+        ]
+        if len(found) < 2:
+            return found[0] if found else None
+        values = [metric.value for metric in found if metric.value is not None]
+        if found[0].is_count and set(values) == {found[0].value}:
+            return found[0]
+        chances = {metric.chance for metric in found}
+        chance = chances.pop() if len(chances) == 1 else None
+        if not values:
+            return Metric(name, None, chance=chance)
+        low, high = student_interval(values)
+        return Metric(name, float(np.mean(values)), low, high, chance)
+
+
+def student_interval(values):
+    """Student's 95 % interval of the mean of n values: mean ± t s/√n with n − 1 degrees.
+
+    Returns:
+      (low, high), or (None, None) of a single value.
+    """
+    n = len(values)
+    if n < 2:
+        return None, None
+    half = stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def group_runs(runs):
+    """Groups runs whose configs are equal but for the seed and for folders of files.
+
+    Data of the same name in other folders may be other data: runs that share a seed are repeats
+    only where their folders are the same too.
+    """
+    groups = []
+    for repeats in _grouped(runs, lambda run: _identity(run, folders=False)):
+        seeds = [run.seed for run in repeats]
+        if len(set(seeds)) == len(seeds):
+            groups.append(repeats)
+        else:
+            groups += _grouped(repeats, lambda run: _identity(run, folders=True))
+    return [Group(name, runs) for name, runs in zip(_names(groups), groups, strict=True)]
+
+
+def _grouped(runs, key):
+    groups = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return list(groups.values())
+
+
+def _identity(run, *, folders):
+    """A string that is equal for runs of the same experiment."""
+    if run.config is None:
+        return str(run.path)
+    settings = {key: value for key, value in flat(run.config).items() if key != "seed"}
+    if not folders:
+        settings = {key: without_folder(value) for key, value in settings.items()}
+    return json.dumps(settings, sort_keys=True)
+
+
+def without_folder(value):
+    """The last part of a path; other values as they are."""
+    return value.rstrip("/").rsplit("/", 1)[-1] if isinstance(value, str) else value
+
+
+def flat(config, prefix=""):
+    """{"data.train": …} of a nested config."""
+    settings = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            settings |= flat(value, f"{prefix}{key}.")
+        else:
+            settings[f"{prefix}{key}"] = value
+    return settings
+
+
+def differing(configs):
+    """Names of the settings that are not the same in all of some flat configs."""
+    names = dict.fromkeys(name for config in configs for name in config)
+    missing = object()
+
+    def written(config, name):
+        return json.dumps(config[name]) if name in config else missing
+
+    return [name for name in names if len({written(config, name) for config in configs}) > 1]
+
+
+def objective(config):
+    """CLIP, CyCLIP, C-CyCLIP or I-CyCLIP, by the weights of its two consistency terms."""
+    inmodal, crossmodal = config["loss"]["inmodal_weight"], config["loss"]["crossmodal_weight"]
+    if inmodal and crossmodal:
+        return "CyCLIP"
+    return "I-CyCLIP" if inmodal else "C-CyCLIP" if crossmodal else "CLIP"
+
+
+def _names(groups):
+    """A name for each list of runs: the objective; where that is not enough, what differs."""
+    firsts = [runs[0] for runs in groups]
+    names = [run.name if run.config is None else objective(run.config) for run in firsts]
+    told = []
+    for run, name in zip(firsts, names, strict=True):
+        alike = [other for other, its in zip(firsts, names, strict=True) if its == name]
+        if len(alike) > 1 and all(other.config is not None for other in alike):
+            settings = [
+                {key: without_folder(value) for key, value in flat(other.config).items()}
+                for other in alike
+            ]
+            mine = settings[alike.index(run)]
+            words = [
+                f"{key.rsplit('.', 1)[-1]} {mine.get(key, 'unset')}"
+                for key in differing(settings)
+                if key != "seed"
+            ]
+            name = ", ".join([name, *words[:3]])
+        told.append(name)
+    return [
+        f"{name} ({run.name})" if told.count(name) > 1 and name != run.name else name
+        for run, name in zip(firsts, told, strict=True)
+    ]

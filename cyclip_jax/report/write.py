@@ -1,0 +1,140 @@
+"""The page of one run or several: read, draw, write."""
+
+import io
+import pathlib
+import re
+import string
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import absolute, write_atomically
+from cyclip_jax.report.markup import Html, element, join
+from cyclip_jax.report.runs import FIGURES, group_runs, read_run
+from cyclip_jax.report.sections import SECTIONS
+from cyclip_jax.report.style import drawn, inline, style
+
+_HERE = pathlib.Path(__file__).parent
+REPORT = "report.html"
+
+
+class Figures:
+    """Collects what the sections draw.
+
+    Attributes:
+      drawings: {name of the file: Drawing}.
+      main: names of those that tell most.
+    """
+
+    def __init__(self):
+        self.drawings = {}
+        self.main = []
+
+    def add(self, name, figure, caption, *, main=False):
+        """Draws a Figure; returns its place in the page.
+
+        Args:
+          name: for its files; what a file system may not like is left out.
+          figure: of matplotlib.
+          caption: how to read it.
+          main: whether it goes to TensorBoard, too.
+        """
+        name = re.sub(r"[^\w.@-]+", "_", name)
+        while name in self.drawings:
+            name += "_"
+        self.drawings[name] = drawing = drawn(figure)
+        if main:
+            self.main.append(name)
+        number = len(self.drawings)
+        label = f"figure-{number}-caption"
+        svg = inline(drawing.svg, f"f{number}")
+        svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{label}"', 1)
+        return element("figure", Html(svg), element("figcaption", caption, id=label))
+
+
+def write_report(directories, *, output=None, tensorboard_step=None):
+    """Writes the report of runs: one HTML file that needs nothing else, and its figures.
+
+    Figures are written as PNG and SVG into `figures/` of the run; with an output of its own or
+    several runs, into `<output's name>_figures/` beside it.
+
+    Args:
+      directories: workdirs of runs or --output directories of `python -m cyclip_jax.evaluate`.
+      output: the HTML file; None is `<directory>/report.html` of one, `./report.html` of several.
+      tensorboard_step: where the main figures stand among the run's TensorBoard images; None writes
+        none.
+
+    Returns:
+      The path of the HTML file.
+
+    Raises:
+      UserError: a directory or a file in it is not what it should be.
+    """
+    if not directories:
+        raise UserError("name the workdir of a run, or several")
+    runs = [read_run(directory) for directory in directories]
+    paths = [run.path for run in runs]
+    if len(set(paths)) < len(paths):
+        raise UserError("a directory is named twice")
+    if output is None:
+        page = (paths[0] if len(paths) == 1 else absolute(".")) / REPORT
+        folder = page.parent / (FIGURES if len(paths) == 1 else f"{page.stem}_figures")
+    else:
+        page = absolute(output)
+        folder = page.parent / f"{page.stem}_figures"
+    groups = group_runs(runs)
+    figures = Figures()
+    with style():
+        contents = {title: section(groups, figures) for title, section in SECTIONS.items()}
+    for name, drawing in figures.drawings.items():
+        write_atomically(folder / f"{name}.png", drawing.png)
+        write_atomically(folder / f"{name}.svg", drawing.svg)
+    title = ", ".join(dict.fromkeys(group.name for group in groups))
+    write_atomically(page, _page(title, contents))
+    if tensorboard_step is not None:
+        _write_tensorboard(paths[0], figures, tensorboard_step)
+    return page
+
+
+def _page(title, contents):
+    """The HTML text of {section's title: content or None}."""
+    contents = {name: content for name, content in contents.items() if content is not None}
+    links = [element("li", element("a", name, href=f"#{_anchor(name)}")) for name in contents]
+    body = join(
+        element(
+            "header",
+            element("h1", title),
+            element("nav", element("ul", *links), aria_label="Sections"),
+        ),
+        element(
+            "main",
+            *(
+                element("section", element("h2", name), content, id=_anchor(name))
+                for name, content in contents.items()
+            ),
+        ),
+    )
+    return string.Template((_HERE / "page.html").read_text()).substitute(
+        title=element("title", title)[len("<title>") : -len("</title>")],
+        style=(_HERE / "page.css").read_text(),
+        body=body,
+        script=(_HERE / "page.js").read_text(),
+    )
+
+
+def _anchor(title):
+    return re.sub(r"\W+", "-", title.lower())
+
+
+def _write_tensorboard(workdir, figures, step):
+    """Adds the main figures to the run's TensorBoard files."""
+    from clu import metric_writers  # imports tensorflow, which a page alone does not need
+
+    writer = metric_writers.SummaryWriter(str(epath.Path(workdir) / "tensorboard"))
+    for name in figures.main:
+        with Image.open(io.BytesIO(figures.drawings[name].png)) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        writer.write_images(step, {f"report/{name}": pixels[None]})  # [1, h, w, 3]
+    writer.close()

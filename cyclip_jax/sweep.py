@@ -1,0 +1,79 @@
+"""`python -m cyclip_jax.sweep --sweep=configs/sweeps/objectives.py`: runs to compare, in turn."""
+
+import importlib.util
+import pathlib
+import sys
+
+from absl import app, flags, logging
+
+import cyclip_jax.quiet  # noqa: F401  (must come first)
+from cyclip_jax.errors import UserError
+
+_SWEEP = flags.DEFINE_string("sweep", None, "file with get_runs(), which gives {name: config}")
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the runs' directories")
+_ONLY = flags.DEFINE_string("only", "*", "which runs, as a pattern of their names: *_seed0")
+_TOTAL_STEPS = flags.DEFINE_integer("total_steps", None, "length of each run, to try a sweep out")
+
+
+def sweep(runs, workdir):
+    """Trains each run in `<workdir>/<name>`, or continues it, and reports on all of them together.
+
+    Args:
+      runs: {name: config}.
+      workdir: local or remote.
+
+    Returns:
+      The path of the report, `<workdir>/report.html`; None where a signal ended a run.
+    """
+    from cyclip_jax.files import absolute
+    from cyclip_jax.report.write import write_report
+    from cyclip_jax.train import train
+
+    workdir = absolute(workdir)
+    for number, (name, config) in enumerate(runs.items(), start=1):
+        print(f"run {number} of {len(runs)}: {name}", flush=True)
+        if train(config.lock(), workdir / name) is None:
+            return None
+    return write_report([workdir / name for name in runs], output=workdir / "report.html")
+
+
+def read_runs(path, *, only="*", total_steps=None):
+    """{name: config} of a sweep's file.
+
+    Raises:
+      UserError: no such file, no get_runs() in it, or no run of this name.
+    """
+    path = pathlib.Path(path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or not path.exists():
+        raise UserError(f"--sweep={path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_runs"):
+        raise UserError(f"{path} has no function get_runs(), which gives {{name: config}}")
+    runs = module.get_runs()
+    chosen = {name: run for name, run in runs.items() if pathlib.PurePath(name).match(only)}
+    if not chosen:
+        raise UserError(f"--only={only} matches none of {', '.join(runs)}")
+    for config in chosen.values():
+        if total_steps is not None:
+            config.total_steps = total_steps
+    return chosen
+
+
+def main(_):
+    """Runs the sweep."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    try:
+        runs = read_runs(_SWEEP.value, only=_ONLY.value, total_steps=_TOTAL_STEPS.value)
+        path = sweep(runs, _WORKDIR.value or pathlib.Path("runs") / pathlib.Path(_SWEEP.value).stem)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if path is not None:
+        print(f"the comparison is in {path}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("sweep")
+    app.run(main)

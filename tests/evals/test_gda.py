@@ -1,0 +1,185 @@
+import dataclasses
+import importlib
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from configs import common
+from cyclip_jax import evals
+from cyclip_jax.errors import UserError
+from cyclip_jax.evals import Output
+from cyclip_jax.evals.gda import discriminant, gda
+from cyclip_jax.evals.logistic import with_constant
+from cyclip_jax.evals.zeroshot import ranks_of_label, zeroshot
+from tests.conftest import COLOURS
+from tests.evals.test_linear_probe import colour_encoders, write_labels
+
+TEMPLATES = ["a photo of a {}.", "the colour {}"]
+CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six pictures of each of four colours."""
+    folder = write_labels(tmp_path_factory.mktemp("train"), lambda colour, shape: colour)
+    content = {"classes": list(COLOURS), "templates": TEMPLATES}
+    (folder / "classes.json").write_text(json.dumps(content))
+    return folder
+
+
+def encoders(batch_size):
+    """Images tell their colour; red and blue are the wrong way round in texts."""
+    taken_for = [list(COLOURS).index(c) for c in ("blue", "green", "red", "grey")]
+    table = np.eye(11, dtype=np.float32)
+
+    def tokenize(texts):
+        return np.array([[c in text for c in COLOURS].index(True) for text in texts])[:, None]
+
+    return dataclasses.replace(
+        colour_encoders(batch_size),
+        tokenize=tokenize,
+        encode_text=lambda tokens: table[[taken_for[token] for token in tokens[:, 0]]],
+    )
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """One of them for all tests: it embeds the folder once."""
+    return encoders(8)
+
+
+def balanced(n=20, d=6):
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(np.arange(CLASSES), n))
+    features = rng.normal(size=(CLASSES, d))[labels] + rng.normal(size=(len(labels), d))
+    return features @ rng.normal(size=(d, d)), labels
+
+
+def test_the_classifier_is_the_definition(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("cyclip_jax.evals.gda"), "_TILE_ROWS", 7)
+    features, labels = balanced()
+    features, labels = features[:47], labels[:47]  # the classes' sizes differ
+    n, d = features.shape
+    means = np.stack([features[labels == c].mean(axis=0) for c in range(CLASSES)])
+    covariance = np.cov((features - means[labels]).T)
+    precision = d * np.linalg.inv((n - 1) * covariance + np.trace(covariance) * np.eye(d))
+    rows = discriminant(features, labels, CLASSES)
+    for c in range(CLASSES):
+        np.testing.assert_allclose(rows[c, :-1], precision @ means[c], atol=1e-12)
+        bias = np.log(1 / 3) - means[c] @ precision @ means[c] / 2
+        np.testing.assert_allclose(rows[c, -1], bias, atol=1e-12)
+
+
+def test_a_hand_made_case():
+    """(N − 1) Σ = 4 and tr Σ = 4/3 in one dimension: P = 3/16, means 1 and 5."""
+    features = np.array([[0.0], [2.0], [4.0], [6.0]])
+    rows = discriminant(features, np.array([0, 0, 1, 1]), 2)
+    expected = [[3 / 16, np.log(0.5) - 3 / 32], [15 / 16, np.log(0.5) - 75 / 32]]
+    np.testing.assert_allclose(rows, expected, atol=1e-12)
+
+
+def test_it_is_scikit_learn_with_the_shrinkage_that_makes_the_same_ridge():
+    features, labels = balanced()
+    n, d = features.shape
+    shrinkage = d / (n - 1 + d)
+    rows = discriminant(features, labels, CLASSES)
+    others = np.random.default_rng(1).normal(size=(200, d)) * 3
+    for solver in ("lsqr", "eigen"):
+        theirs = LinearDiscriminantAnalysis(
+            solver=solver, shrinkage=shrinkage, priors=np.full(CLASSES, 1 / CLASSES)
+        ).fit(features, labels)
+        predictions = (with_constant(others) @ rows.T).argmax(axis=1)
+        np.testing.assert_array_equal(predictions, theirs.predict(others))
+        scores = theirs.decision_function(others)
+        ours = with_constant(others) @ rows.T * n / d / (1 - shrinkage)
+        centred = ours - ours.mean(axis=1, keepdims=True)
+        scores -= scores.mean(axis=1, keepdims=True)
+        np.testing.assert_allclose(centred, scores, atol=1e-8)
+
+
+def test_collapsed_and_diverged_models_are_never_right():
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    for value in (np.zeros((6, 4)), np.full((6, 4), np.nan)):
+        rows = discriminant(value, labels, CLASSES)
+        assert (ranks_of_label(with_constant(value), rows, labels) > 0).all()
+
+
+@pytest.mark.parametrize("shots, images", [(None, 24), (2, 8)])
+def test_images_mend_what_names_mix_up(folder, seen, tmp_path, shots, images):
+    evaluate = gda("x", train=folder, test=folder, shots=shots)
+    results = evaluate(seen, Output(epath.Path(tmp_path)))
+    assert (results["zeroshot_top1"], results["gda_top1"], results["ensemble_top1"]) == (0.5, 1, 1)
+    assert results["zeroshot_top1_ci_low"] < 0.5 < results["zeroshot_top1_ci_high"]
+    assert (results["images"], results["train_images"], results["chance_top1"]) == (
+        24,
+        images,
+        0.25,
+    )
+    table = json.loads((tmp_path / "alphas.json").read_text())
+    assert [row["alpha"] for row in table] == [1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100]
+    best = [row["alpha"] for row in table if row["validation_top1"] == 1]
+    assert results["alpha"] == best[0] > 1e-4  # the smallest of equally good ones
+
+
+def test_results_do_not_depend_on_the_batch_size(folder, seen):
+    evaluate = gda("x", train=folder, test=folder, shots=2)
+    assert evaluate(seen, Output()) == evaluate(encoders(7), Output())
+
+
+def test_without_weight_the_ensemble_is_zero_shot(folder, seen, tmp_path):
+    evaluate = gda("x", train=folder, test=folder, alpha=0.0)
+    results = evaluate(seen, Output(epath.Path(tmp_path)))
+    reference = zeroshot("x", folder=folder)(seen, Output())
+    for bound in ("", "_ci_low", "_ci_high"):
+        assert results[f"ensemble_top1{bound}"] == results[f"zeroshot_top1{bound}"]
+        assert results[f"zeroshot_top1{bound}"] == reference[f"top1{bound}"]
+    assert (results["alpha"], results["train_images"]) == (0.0, 24)
+    assert not list(tmp_path.iterdir())
+
+
+def test_templates_may_be_given(folder, seen):
+    texts = []
+
+    def tokenize(batch):
+        texts.extend(batch)
+        return seen.tokenize(batch)
+
+    evaluate = gda("x", train=folder, test=folder, alpha=1.0, templates=["some {}"])
+    evaluate(dataclasses.replace(encoders(8), tokenize=tokenize), Output())
+    assert texts == [f"some {colour}" for colour in COLOURS]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"shots": 1}, "x.shots 1 must be at least 2"),
+        ({"shots": 7}, r"x.train has 6 images of the class 'red'; shots=7 needs 7"),
+        ({"shots": 6}, r"x.train has only 6 images of each class; .*fewer shots"),
+        ({"alpha": -1.0}, r"x.alpha -1.0 must be at least 0"),
+        ({"templates": ["photo"]}, r"x.templates needs a \{\}"),
+        ({"validation_share": 0.0}, r"x.validation_share 0.0 must be between"),
+    ],
+)
+def test_what_is_wrong_is_said_at_once(folder, settings, message):
+    with pytest.raises(UserError, match=message):
+        gda("x", train=folder, test=folder, **settings)
+
+
+def test_all_images_may_be_shots_where_alpha_is_given(folder, seen):
+    results = gda("x", train=folder, test=folder, shots=6, alpha=100.0)(seen, Output())
+    assert (results["train_images"], results["ensemble_top1"]) == (24, 1.0)
+
+
+def test_a_class_without_an_image_is_said(tmp_path):
+    train = write_labels(tmp_path, lambda colour, shape: colour)
+    content = {"classes": [*COLOURS, "pink"], "templates": TEMPLATES}
+    (train / "classes.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"x.train has 0 images of the class 'pink'"):
+        gda("x", train=train, test=train)
+
+
+def test_an_evaluation_without_data_is_left_out():
+    assert evals.create_evaluators({"x": common.gda(None, "/no/test")}) == {}

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.evals import Output
+from cyclip_jax.evals.geometry import (
+    conformity,
+    effective_rank,
+    geometry,
+    modality_gap,
+    plane,
+    separability,
+    uniformity,
+    whitened_log_likelihood,
+)
+from tests.conftest import unit_rows, write_pairs
+from tests.evals.fakes import fake_encoders
+
+
+@pytest.mark.parametrize("tile_rows", [7, 1024])
+def test_uniformity_is_its_double_sum_whatever_the_tiles(tile_rows):
+    images, texts = unit_rows(0, 30, 6), unit_rows(1, 30, 6)
+    terms = np.exp(-images @ texts.T)[~np.eye(30, dtype=bool)]
+    expected = np.log(terms.mean())
+    assert uniformity(images, texts, tile_rows) == pytest.approx(expected, rel=1e-12)
+
+
+def test_two_clouds_a_known_distance_apart():
+    noise = np.random.default_rng(0).normal(size=(2, 200, 4)) * 0.1
+    shift = np.array([1.0, 0, 0, 0])
+    results = modality_gap(noise[0] + shift, noise[1] - shift)
+    assert results["modality_gap"] == pytest.approx(2, abs=0.05)
+    assert results["modality_gap_ci_low"] < 2.02 and results["modality_gap_ci_high"] > 1.98
+    assert separability(noise[0] + shift, noise[1] - shift) == 1.0
+    assert 0.35 < separability(*noise) < 0.65  # the same cloud twice
+
+
+def test_effective_rank_counts_the_directions_of_equal_variance():
+    corners = np.concatenate([np.eye(6), -np.eye(6)])
+    assert effective_rank(corners[:, :3][[0, 1, 2, 6, 7, 8]]) == pytest.approx(3)
+    assert effective_rank(corners) == pytest.approx(6)
+    line = np.outer(np.linspace(-1, 1, 9), [0.6, 0.8])
+    assert effective_rank(line) == pytest.approx(1, abs=1e-6)
+
+
+def test_conformity_is_the_mean_cosine_to_the_others():
+    rows = unit_rows(0, 10, 4)
+    cosines = rows @ rows.T
+    expected = [np.delete(cosines[j], j).mean() for j in range(10)]
+    np.testing.assert_allclose(conformity(rows), expected, atol=1e-14)
+
+
+def test_whitened_likelihood_is_that_of_the_fitted_normal_distribution():
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(3, 3))
+    reference, embeds = (rng.normal(size=(n, 3)) @ mixing + 2 for n in (500, 20))
+    covariance = np.cov(reference.T, bias=True)
+    centred = embeds - reference.mean(axis=0)
+    mahalanobis = np.einsum("nd,de,ne->n", centred, np.linalg.inv(covariance), centred)
+    expected = -0.5 * (3 * np.log(2 * np.pi) + mahalanobis) / 3
+    np.testing.assert_allclose(whitened_log_likelihood(embeds, reference), expected, rtol=1e-10)
+    # A direction in which nothing varies is left out.
+    wide = [np.pad(rows, ((0, 0), (0, 2)), constant_values=5) for rows in (embeds, reference)]
+    np.testing.assert_allclose(whitened_log_likelihood(*wide), expected, rtol=1e-8)
+    own = whitened_log_likelihood(reference, reference)
+    assert own.mean() == pytest.approx(-0.5 * (np.log(2 * np.pi) + 1), rel=1e-12)
+
+
+def test_the_plane_keeps_what_varies_most():
+    rng = np.random.default_rng(0)
+    flat = rng.normal(size=(40, 2)) * [5, 2]
+    both = np.pad(flat, ((0, 0), (0, 3))) + rng.normal(size=(40, 5)) * 1e-3
+    images, texts = plane(both[:20], both[20:])
+    centred = flat - flat.mean(axis=0)
+    shown = np.concatenate([images, texts])
+    np.testing.assert_allclose(
+        shown @ shown.T, centred @ centred.T, atol=0.2
+    )  # but for a turn of the plane
+
+
+@pytest.mark.parametrize("batch_size", [5, 24])
+def test_a_model_whose_modalities_coincide(tmp_path, batch_size):
+    pairs = write_pairs(tmp_path)
+    results = geometry("x", pairs=pairs)(fake_encoders(batch_size), Output(tmp_path / "details"))
+    # 24 different unit vectors, the same of both modalities.
+    assert results["alignment"] == results["alignment_ci_low"] == 1.0
+    assert results["uniformity"] == pytest.approx(0, abs=1e-12)
+    assert results["modality_gap"] == 0.0 and results["pairs"] == 24
+    assert results["image_conformity"] == pytest.approx(0, abs=1e-12)
+    assert results["image_effective_rank"] == pytest.approx(23, rel=1e-6)
+    with np.load(tmp_path / "details" / "map.npz") as drawn:
+        np.testing.assert_allclose(drawn["image_xy"], drawn["text_xy"])
+        assert len(drawn["names"]) == 24
+
+
+def test_a_diverged_model_ends_no_run(tmp_path):
+    encoders = fake_encoders(8)
+    object.__setattr__(
+        encoders, "encode_features", lambda images: np.full((len(images), 25), np.nan)
+    )
+    results = geometry("x", pairs=write_pairs(tmp_path))(encoders, Output())
+    assert np.isnan(list(results.values())).all()
+
+
+def test_too_few_pairs_are_refused_before_anything_is_embedded(tmp_path):
+    write_pairs(tmp_path)
+    (tmp_path / "few.csv").write_text("image,caption\nred_disc.png,a red disc\n")
+    with pytest.raises(UserError, match=r"fewer than the four pairs that config.evals.x.pairs"):
+        geometry("x", pairs=tmp_path / "few.csv")

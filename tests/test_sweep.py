@@ -1,0 +1,66 @@
+import pathlib
+
+import pytest
+
+from configs import quickstart
+from cyclip_jax import sweep
+from cyclip_jax.errors import UserError
+from tests.runs import ROOT
+
+OBJECTIVES = ROOT / "configs" / "sweeps" / "objectives.py"
+
+
+def test_the_objectives_are_the_papers_four_with_three_seeds_and_nothing_else_differs():
+    runs = sweep.read_runs(OBJECTIVES)
+    weights = {
+        name: (run.loss.inmodal_weight, run.loss.crossmodal_weight) for name, run in runs.items()
+    }
+    expected = {
+        "cyclip": (0.25, 0.25),
+        "clip": (0, 0),
+        "c_cyclip": (0, 0.25),
+        "i_cyclip": (0.25, 0),
+    }
+    assert weights == {f"{k}_seed{s}": v for s in range(3) for k, v in expected.items()}
+    base = quickstart.get_config(data="{workdir}/../data")
+    for name, run in runs.items():
+        assert run.seed == int(name[-1])
+        run.seed, run.eval_every_steps = base.seed, base.eval_every_steps
+        run.loss = base.loss
+        assert run.to_dict() == base.to_dict(), name
+
+
+def test_runs_are_trained_in_turn_and_reported_together(monkeypatch, tmp_path):
+    trained = []
+
+    def train(config, workdir):
+        assert config.is_locked
+        trained.append((workdir.name, config.total_steps))
+        return {}
+
+    monkeypatch.setattr("cyclip_jax.train.train", train)
+    monkeypatch.setattr(
+        "cyclip_jax.report.write.write_report", lambda workdirs, output: (workdirs, output)
+    )
+    runs = sweep.read_runs(OBJECTIVES, only="c*_seed1", total_steps=7)
+    workdirs, output = sweep.sweep(runs, tmp_path)
+    assert trained == [("cyclip_seed1", 7), ("clip_seed1", 7), ("c_cyclip_seed1", 7)]
+    assert [workdir.name for workdir in workdirs] == [name for name, _ in trained]
+    assert pathlib.Path(output) == tmp_path / "report.html"
+
+
+def test_a_signal_ends_the_sweep(monkeypatch, tmp_path):
+    trained = []
+    monkeypatch.setattr("cyclip_jax.train.train", lambda config, workdir: trained.append(workdir))
+    assert sweep.sweep(sweep.read_runs(OBJECTIVES), tmp_path) is None
+    assert len(trained) == 1
+
+
+def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
+    with pytest.raises(UserError, match="no Python file"):
+        sweep.read_runs(tmp_path / "missing.py")
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match=r"no function get_runs\(\)"):
+        sweep.read_runs(tmp_path / "empty.py")
+    with pytest.raises(UserError, match="matches none of cyclip_seed0, clip_seed0"):
+        sweep.read_runs(OBJECTIVES, only="siglip")
