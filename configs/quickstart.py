@@ -41,7 +41,6 @@ def get_config(data="{workdir}/data"):
         label_key="caption",
         templates=("{}",),
         superclasses=superclasses,
-        pairs=f"{data}/new_drawings.csv",
     )
     config.evals.kinds = common.consistency(
         f"{data}/kinds_train.csv", f"{data}/kinds_held_out.csv", templates=("{}",)

@@ -1,6 +1,5 @@
 """`python -m cyclip_jax.evaluate --checkpoint=WORKDIR`: evaluates any trained model."""
 
-import json
 import math
 import sys
 
@@ -41,7 +40,7 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
     """
     from cyclip_jax import evals, parallel
     from cyclip_jax.data.configured import open_tokenizer
-    from cyclip_jax.files import absolute, write_atomically
+    from cyclip_jax.files import absolute, write_json
     from cyclip_jax.inference import Model, set_matmul_precision
     from cyclip_jax.interop.weights import fit
     from cyclip_jax.pretrained import described_by, open_checkpoint
@@ -76,7 +75,7 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
         results = {"step": opened.step, **results}
         name = f"step_{opened.step}"
     if jax.process_index() == 0:
-        write_atomically(output / f"{name}.json", json.dumps(results, indent=1) + "\n")
+        write_json(output / f"{name}.json", results)
     return results
 
 

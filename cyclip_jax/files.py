@@ -1,5 +1,7 @@
 """Paths that may be remote, and files that are written whole or not at all."""
 
+import json
+import math
 import os
 
 from etils import epath
@@ -21,3 +23,17 @@ def write_atomically(path, content):
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    """Writes JSON so; a number that is not finite becomes null, as strict readers want."""
+    text = json.dumps(_strict(content), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text + "\n")
+
+
+def _strict(content):
+    if isinstance(content, dict):
+        return {key: _strict(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_strict(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

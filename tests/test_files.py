@@ -1,6 +1,8 @@
+import json
+
 import pytest
 
-from cyclip_jax.files import absolute, write_atomically
+from cyclip_jax.files import absolute, write_atomically, write_json
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -22,3 +24,10 @@ def test_local_paths_become_absolute_and_remote_ones_stay(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert str(absolute("runs/x")) == str(tmp_path / "runs" / "x")
     assert str(absolute("gs://bucket/x")) == "gs://bucket/x"
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    write_json(tmp_path / "a.json", {"a": float("nan"), "b": [1.5, (float("inf"), "é")], "c": None})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"a": None, "b": [1.5, [None, "é"]], "c": None}
+    assert "NaN" not in text and "é" in text

@@ -233,6 +233,45 @@ def test_a_seed_that_is_not_as_far_is_in_no_mean(tmp_path):
     assert "third is not in the means on val: its evaluation is of step 3" in text
 
 
+def test_a_seed_that_has_diverged_is_not_hidden_in_a_mean(tmp_path):
+    runs = [write_run(tmp_path / str(seed), seed=seed, recall=0.2) for seed in range(2)]
+    lines = (runs[1] / "metrics.jsonl").read_text()
+    name = '"val/image_to_text_recall@1": '
+    (runs[1] / "metrics.jsonl").write_text(lines.replace(f"{name}0.2", f"{name}null"))
+    (group,) = group_runs([read_run(path) for path in runs])
+    assert group.metric("val", "image_to_text_recall@1").value is None
+
+
+def test_differences_from_clip_are_taken_seed_by_seed(tmp_path):
+    clip = [write_run(tmp_path / f"a{s}", seed=s, recall=r) for s, r in enumerate((0.1, 0.3, 0.5))]
+    ours = [
+        write_run(tmp_path / f"b{s}", seed=s, recall=r, weights=(0.25, 0.25))
+        for s, r in enumerate((0.2, 0.41, 0.59))
+    ]
+    groups = group_runs([read_run(path) for path in clip + ours])
+    rows = Page(str(sections.differences(groups, None))).rows("Means over seeds")
+    assert rows["metric"] == ["CyCLIP"]
+    # 10, 11 and 9 points: s = 1 and t = 4.3027, so 2.4841 on either side, far less than unpaired.
+    assert rows["image_to_text_recall@1 val"] == ["+10.0 [+7.5, +12.5]"]
+    assert sections.differences(groups[:1], None) is None
+
+
+def test_the_differences_of_similarities_share_one_scale(directories, tmp_path, monkeypatch):
+    scales = []
+    monkeypatch.setattr(
+        "cyclip_jax.report.figures.similarities", lambda *arguments: scales.append(arguments[-1])
+    )
+    for weight, size in ((0, 0.5), (0.25, 0.1)):
+        run = write_run(tmp_path / str(weight), weights=(weight, weight))
+        cosines = {"image_image": np.full((3, 3), size), "text_text": np.zeros((3, 3))}
+        path = run / "evals" / "val" / "similarities.npz"
+        write_arrays(path, groups=np.array(list("abc")), names=np.array(list("abc")), **cosines)
+    groups = group_runs([read_run(tmp_path / name) for name in ("0", "0.25")])
+    drawings = types.SimpleNamespace(add=lambda *arguments, main: "")
+    sections.similarities(groups, drawings)
+    assert scales == [0.5, 0.5]
+
+
 def test_students_interval_by_hand():
     # s = 0.1 and t = 4.30265273 for two degrees of freedom: 0.430265273 over the root of 3.
     assert student_interval([0.2, 0.3, 0.4]) == pytest.approx((0.05158623, 0.54841377), abs=1e-8)

@@ -8,7 +8,6 @@ when it ends. A metric's 95 % interval stands beside it as `<metric>_ci_low` and
 
 import dataclasses
 import inspect
-import json
 from collections.abc import Callable
 
 from cyclip_jax.errors import UserError
@@ -24,7 +23,7 @@ from cyclip_jax.evals.output import Output
 from cyclip_jax.evals.retrieval import retrieval
 from cyclip_jax.evals.robustness import robustness
 from cyclip_jax.evals.zeroshot import zeroshot
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import write_json
 
 EVALUATORS = {
     "compositional": compositional,
@@ -115,7 +114,5 @@ def evaluate(evaluators, encoders, *, directory, model="", checkpoint=""):
             name, evaluation.kind, metrics, model=model, checkpoint=str(checkpoint)
         )
         if theirs is not None and output.is_wanted:
-            write_atomically(
-                directory / "clip_benchmark" / f"{name}.json", json.dumps(theirs, indent=1) + "\n"
-            )
+            write_json(directory / "clip_benchmark" / f"{name}.json", theirs)
     return results

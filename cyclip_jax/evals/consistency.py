@@ -5,7 +5,7 @@ import numpy as np
 from cyclip_jax.evals.datasets import labels_among, open_images, open_labelled
 from cyclip_jax.evals.intervals import bounds_of, interval, mean_with_interval
 from cyclip_jax.evals.neighbours import nearest
-from cyclip_jax.evals.superclasses import normal, read_superclasses, superclass_of_each
+from cyclip_jax.evals.superclasses import read_superclasses, superclass_of_each
 from cyclip_jax.evals.zeroshot import class_embeddings
 
 _K = (1, 3, 5, 10)
@@ -22,7 +22,6 @@ def consistency(
     templates=None,
     superclasses=None,
     pairs=None,
-    shown_pairs=96,
 ):
     """Consistency of zero-shot with nearest-neighbour predictions (Goel et al. 2022, section 4.2).
 
@@ -34,7 +33,6 @@ def consistency(
       superclasses: for fine and coarse accuracy, see `read_superclasses`; default neither.
       pairs: file of images and captions on which the two terms of the objective are measured, as
         data.train; default none.
-      shown_pairs: how many of them the report draws.
 
     Returns:
       An evaluator (see evals/__init__.py) that gives, with intervals,
@@ -56,7 +54,7 @@ def consistency(
     test_set = open_labelled(test, config_key=f"{key}.test", **columns)
     test_labels = labels_among(test_set, train_set)
     templates = templates or test_set.templates
-    by_class, groups = {}, None
+    groups = None
     if superclasses is not None:
         by_class = read_superclasses(superclasses, config_key=f"{key}.superclasses")
         groups = superclass_of_each(train_set.classes, by_class, config_key=f"{key}.superclasses")
@@ -85,7 +83,8 @@ def consistency(
             results |= mean_with_interval("fine_top1", fine == labels)
             results |= mean_with_interval("coarse_top1", coarse)
         if pair_set is not None:
-            results |= _cyclic(encoders, pair_set, by_class, shown_pairs, output)
+            *embeds, captions = encoders.pair_embeds(pair_set)
+            results |= cyclic_consistencies(*embeds) | {"pairs": len(captions)}
         return results
 
     return evaluate
@@ -181,20 +180,3 @@ def cyclic_consistencies(image_embeds, text_embeds):
         results[name] = max(mean, 0.0)  # rounding may put it below where the terms are 0
         results |= bounds_of(name, np.maximum(bounds, 0))
     return results
-
-
-def _cyclic(encoders, pair_set, by_class, shown_pairs, output):
-    """The metrics of held-out pairs, and the similarities that the report draws."""
-    image_embeds, text_embeds, captions = encoders.pair_embeds(pair_set)
-    groups = [by_class.get(normal(caption), "") for caption in captions]
-    chosen = np.random.default_rng(0).permutation(len(captions))[:shown_pairs]
-    chosen = sorted(chosen, key=lambda row: (groups[row], captions[row]))
-    images, texts = image_embeds[chosen], text_embeds[chosen]
-    output.arrays(
-        "similarities",
-        image_image=images @ images.T,
-        text_text=texts @ texts.T,
-        names=np.array([captions[row] for row in chosen]),
-        groups=np.array([groups[row] for row in chosen]),
-    )
-    return cyclic_consistencies(image_embeds, text_embeds) | {"pairs": len(captions)}

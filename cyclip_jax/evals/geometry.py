@@ -8,6 +8,8 @@ from cyclip_jax.evals.intervals import bounds_of, interval, mean_with_interval
 from cyclip_jax.evals.superclasses import normal, read_superclasses
 
 _TILE_ROWS = 1024
+# Pairs that the report draws: points on its map, rows of its matrices of similarities.
+_MAPPED, _COMPARED = 400, 96
 # Directions of less variance than this share of the largest hold rounding, and are left out.
 _FLAT = 1e-6
 
@@ -20,7 +22,6 @@ def geometry(
     image_key=None,
     caption_key=None,
     superclasses=None,
-    shown_pairs=400,
 ):
     """Measures held-out pairs' embeddings.
 
@@ -29,8 +30,7 @@ def geometry(
       pairs: file of images and captions, as data.train.
       reference: pairs whose mean and covariance whiten these; default the other half of `pairs`.
       image_key, caption_key: as in config.data.
-      superclasses: by which the report marks the map's points, see `read_superclasses`.
-      shown_pairs: how many points of each modality the map has.
+      superclasses: by which the report orders and marks the pairs, see `read_superclasses`.
 
     Returns:
       An evaluator (see evals/__init__.py) that gives
@@ -81,15 +81,7 @@ def geometry(
                 likelihoods = _of_halves(embeds)
             results |= mean_with_interval(f"{modality}_log_likelihood", likelihoods)
         groups = [by_class.get(normal(caption), "") for caption in captions]
-        chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:shown_pairs])
-        image_xy, text_xy = plane(images, texts)
-        output.arrays(
-            "map",
-            image_xy=image_xy[chosen],
-            text_xy=text_xy[chosen],
-            names=np.array(captions)[chosen],
-            groups=np.array(groups)[chosen],
-        )
+        _write_drawn(output, images, texts, np.array(captions), np.array(groups))
         return results
 
     return evaluate
@@ -193,3 +185,25 @@ def _of_halves(embeds):
 
 def _with_one(rows):
     return np.pad(rows, ((0, 0), (0, 1)), constant_values=1)
+
+
+def _write_drawn(output, images, texts, captions, groups):
+    """The details that the report draws, of pairs drawn at random."""
+    shuffled = np.random.default_rng(0).permutation(len(images))
+    image_xy, text_xy = plane(images, texts)
+    rows = np.sort(shuffled[:_MAPPED])
+    output.arrays(
+        "map",
+        image_xy=image_xy[rows],
+        text_xy=text_xy[rows],
+        names=captions[rows],
+        groups=groups[rows],
+    )
+    rows = sorted(shuffled[:_COMPARED], key=lambda row: (groups[row], captions[row]))
+    output.arrays(
+        "similarities",
+        image_image=images[rows] @ images[rows].T,
+        text_text=texts[rows] @ texts[rows].T,
+        names=captions[rows],
+        groups=groups[rows],
+    )

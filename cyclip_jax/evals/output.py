@@ -2,12 +2,11 @@
 
 import dataclasses
 import io
-import json
 
 import numpy as np
 from etils import epath
 
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import write_atomically, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +29,7 @@ class Output:
     def json(self, name, content):
         """Writes `<name>.json`."""
         if self.is_wanted:
-            text = json.dumps(content, indent=1, ensure_ascii=False)
-            write_atomically(self.directory / f"{name}.json", text + "\n")
+            write_json(self.directory / f"{name}.json", content)
 
     def arrays(self, name, **arrays):
         """Writes `<name>.npz`."""

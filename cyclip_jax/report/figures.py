@@ -157,17 +157,23 @@ def at_k(series, label):
     return figure
 
 
-def similarities(image_image, text_text, groups):
+def largest_difference(image_image, text_text):
+    """The 98th percentile of |image-image − text-text| cosines of different pairs."""
+    apart = ~np.eye(len(image_image), dtype=bool)  # the diagonals are 1
+    return max(float(np.nanpercentile(np.abs(image_image - text_text)[apart], 98)), 1e-6)
+
+
+def similarities(image_image, text_text, groups, largest):
     """Image-image beside text-text cosines and their difference, which cyclic consistency shrinks.
 
     Args:
       image_image, text_text: cosines of the same n pairs in the same order, [n, n].
       groups: a word for each pair, ordered, str [n].
+      largest: end of the differences' scale.
     """
     difference = image_image - text_text
-    apart = ~np.eye(len(groups), dtype=bool)  # the diagonals are 1
+    apart = ~np.eye(len(groups), dtype=bool)
     low, high = np.nanpercentile([image_image[apart], text_text[apart]], [2, 98])
-    largest = max(np.nanpercentile(np.abs(difference[apart]), 98), 1e-6)
     figure = blank(4.6)
     all_axes = figure.subplots(2, 2).ravel()
     scales = {"cmap": SEQUENTIAL, "vmin": low, "vmax": high}

@@ -167,27 +167,45 @@ class Group:
     def metric(self, evaluation, name):
         """The mean over the runs that are not behind as a Metric, or None where none has it.
 
-        With two runs or more its interval is Student's over the runs, else that of the one run.
+        With two runs or more its interval is Student's over the runs, else that of the one run. It
+        is not finite where one run's is not: a mean of the others would hide that.
         """
-        behind = self.behind(evaluation)
-        found = [
-            run.evaluations[evaluation][name]
-            for run in self.runs
-            if evaluation in run.evaluations
-            and name in run.evaluations[evaluation]
-            and run not in behind
-        ]
+        found = list(self._by_seed(evaluation, name).values())
         if len(found) < 2:
             return found[0] if found else None
-        values = [metric.value for metric in found if metric.value is not None]
+        values = [metric.value for metric in found]
         if found[0].is_count and set(values) == {found[0].value}:
             return found[0]
         chances = {metric.chance for metric in found}
         chance = chances.pop() if len(chances) == 1 else None
-        if not values:
+        if None in values:
             return Metric(name, None, chance=chance)
         low, high = student_interval(values)
         return Metric(name, float(np.mean(values)), low, high, chance)
+
+    def difference(self, baseline, evaluation, name):
+        """The mean over the seeds of both groups of this group's less the other's, as a Metric.
+
+        Runs of one seed see the same examples in the same order from the same initial weights, so
+        that their difference varies less than they do. None with fewer than two common seeds.
+        """
+        ours, theirs = (group._by_seed(evaluation, name) for group in (self, baseline))
+        pairs = [(ours[seed].value, theirs[seed].value) for seed in ours if seed in theirs]
+        if len(pairs) < 2 or any(None in pair for pair in pairs):
+            return None
+        values = [mine - other for mine, other in pairs]
+        return Metric(name, float(np.mean(values)), *student_interval(values))
+
+    def _by_seed(self, evaluation, name):
+        """{seed: Metric} of the runs that have it and are not behind."""
+        behind = self.behind(evaluation)
+        return {
+            run.seed: run.evaluations[evaluation][name]
+            for run in self.runs
+            if evaluation in run.evaluations
+            and name in run.evaluations[evaluation]
+            and run not in behind
+        }
 
 
 def student_interval(values):

@@ -20,6 +20,9 @@ _CURVES = {
 }
 _HEADLINES = 12  # of an evaluation; all its numbers are in the folded table
 _AT_K = re.compile(r"(.+@|top)(\d+)$")
+_BASELINE = "CLIP"
+# Of an evaluation's headlines the one that its summary tells: the first of these, or the first.
+_TOLD = ("image_to_text_recall@1", "top1", "consistency@1", "modality_gap")
 _AGREEMENT = ("k", "both_right", "only_zeroshot", "only_knn", "both_wrong")
 
 
@@ -48,7 +51,8 @@ def _sentences(group):
         first += f"; its last contrastive loss was {values}"
     told = []
     for evaluation in _evaluations([group]):
-        for metric in _headlines([group], evaluation)[:1]:
+        found = _headlines([group], evaluation)
+        for metric in [metric for metric in found if metric.name in _TOLD][:1] or found[:1]:
             chance = "" if metric.chance is None else f" (chance {metric.chance:.2%})"
             told.append(f"{metric.name} is {metric.with_interval()}{chance} on {evaluation}")
     second = f" Its {'; '.join(told[:4])}." if told else " It was not evaluated."
@@ -95,6 +99,40 @@ def headlines(groups, _):
         for run in group.behind(evaluation)
     ]
     return join(table(caption, columns, rows), *behind, _all_numbers(groups))
+
+
+def differences(groups, _):
+    """What each objective changes beside plain CLIP, seed by seed."""
+    baseline = next((group for group in groups if group.name == _BASELINE), None)
+    others = [group for group in groups if group is not baseline]
+    if baseline is None or not others:
+        return None
+    rows = []
+    for evaluation in _evaluations(groups):
+        for metric in _headlines(groups, evaluation):
+            found = [group.difference(baseline, evaluation, metric.name) for group in others]
+            if any(one is not None for one in found):
+                cells = [_difference_cell(one, metric.is_share) for one in found]
+                rows.append([_named(metric.name, evaluation), *cells])
+    if not rows:
+        return None
+    caption = (
+        f"Means over seeds of a run's number less {_BASELINE}'s with the same seed, of shares in "
+        "percentage points; in brackets 95 % intervals by Student's t over the seeds, bold where "
+        "they leave out 0"
+    )
+    return table(caption, ["metric", *(group.name for group in others)], rows)
+
+
+def _difference_cell(metric, is_share):
+    if metric is None:
+        return Cell("", None)
+    values = np.array([metric.value, metric.low, metric.high]) * (100 if is_share else 1)
+    form = "{:+.1f}" if is_share else "{:+.3g}"
+    value, low, high = map(form.format, values)
+    text = f"{value} [{low}, {high}]"
+    is_clear = metric.low > 0 or metric.high < 0
+    return Cell(element("strong", text) if is_clear else text, metric.value)
 
 
 def _all_numbers(groups):
@@ -233,21 +271,25 @@ def robustness(groups, drawings):
 
 def similarities(groups, drawings):
     """What cyclic consistency means: the two matrices of cosines, and their difference."""
-    content = []
+    found = []
     for group in groups:
         for run, evaluation, path in _detailed(group, "similarities.npz"):
             image_image, text_text, words = read_arrays(path, "image_image", "text_text", "groups")
             _require_shapes(path, image_image, text_text, rows=len(words), columns=len(words))
-            if len(words) < 2:
-                continue
-            figure = figures.similarities(image_image, text_text, words)
-            caption = (
-                f"{group.name} ({run.name}), {evaluation}: cosines among the same {len(words)} "
-                "pairs' images and among their texts; the paler the difference, the more "
-                "consistent the two spaces."
-            )
-            name = f"{evaluation}_similarities_{run.name}"
-            content.append(drawings.add(name, figure, caption, main=True))
+            if len(words) > 1:
+                found.append((group, run, evaluation, image_image, text_text, words))
+    # One scale for all: paler is to mean more consistent.
+    largest = max((figures.largest_difference(*one[3:5]) for one in found), default=0)
+    content = []
+    for group, run, evaluation, image_image, text_text, words in found:
+        figure = figures.similarities(image_image, text_text, words, largest)
+        caption = (
+            f"{group.name} ({run.name}), {evaluation}: cosines among the same {len(words)} pairs' "
+            "images and among their texts; the paler the difference, the more consistent the two "
+            "spaces (one scale of differences in all of these figures)."
+        )
+        name = f"{evaluation}_similarities_{run.name}"
+        content.append(drawings.add(name, figure, caption, main=True))
     return _grid(content)
 
 
@@ -426,6 +468,7 @@ def settings(groups, _):
 SECTIONS = {
     "Summary": summary,
     "Headline numbers": headlines,
+    "Differences from CLIP": differences,
     "Metrics and their intervals": comparison,
     "Training": training,
     "Recall, accuracy and consistency over k": at_k,

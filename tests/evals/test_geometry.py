@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from cyclip_jax.evals.geometry import (
     uniformity,
     whitened_log_likelihood,
 )
-from tests.conftest import unit_rows, write_pairs
+from tests.conftest import COLOURS, SHAPES, unit_rows, write_pairs
 from tests.evals.fakes import fake_encoders
 
 
@@ -81,7 +83,10 @@ def test_the_plane_keeps_what_varies_most():
 @pytest.mark.parametrize("batch_size", [5, 24])
 def test_a_model_whose_modalities_coincide(tmp_path, batch_size):
     pairs = write_pairs(tmp_path)
-    results = geometry("x", pairs=pairs)(fake_encoders(batch_size), Output(tmp_path / "details"))
+    groups = {shape: [f"a {colour} {shape}" for colour in COLOURS] for shape in SHAPES[1:]}
+    (tmp_path / "groups.json").write_text(json.dumps(groups))
+    evaluate = geometry("x", pairs=pairs, superclasses=tmp_path / "groups.json")
+    results = evaluate(fake_encoders(batch_size), Output(tmp_path / "details"))
     # 24 different unit vectors, the same of both modalities.
     assert results["alignment"] == results["alignment_ci_low"] == 1.0
     assert results["uniformity"] == pytest.approx(0, abs=1e-12)
@@ -91,6 +96,12 @@ def test_a_model_whose_modalities_coincide(tmp_path, batch_size):
     with np.load(tmp_path / "details" / "map.npz") as drawn:
         np.testing.assert_allclose(drawn["image_xy"], drawn["text_xy"])
         assert len(drawn["names"]) == 24
+    with np.load(tmp_path / "details" / "similarities.npz") as drawn:
+        np.testing.assert_array_equal(drawn["image_image"], np.eye(24))
+        np.testing.assert_array_equal(drawn["text_text"], np.eye(24))
+        assert list(drawn["groups"]) == sorted(drawn["groups"])
+        pairs = zip(drawn["names"], drawn["groups"], strict=True)
+        assert all(name.endswith(group) for name, group in pairs)
 
 
 def test_a_diverged_model_ends_no_run(tmp_path):
