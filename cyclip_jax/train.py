@@ -220,7 +220,7 @@ def _loop(run, state, position, phases, feed, stop):
         run.console.say(f"asked to stop at step {step}; the same command continues from there")
         return None
     metrics = metrics_at(run.workdir, step)
-    run.console.say(report.final_table(metrics))
+    run.console.say(report.final_table(metrics, headlines_only=True))
     _report(run, step)
     run.console.say(f"{step} steps done; everything is in {run.workdir}")
     return metrics

@@ -133,3 +133,9 @@ def test_columns_of_the_final_table_that_find_no_room_follow_below():
     assert max(map(len, lines)) <= 120
     heads = [line.split() for line in lines[::2]]
     assert heads == [names[:5], names[5:]]
+
+
+def test_headlines_leave_the_rest_to_the_report():
+    metrics = {"loss": 1.0, "val/top1": 0.5, "val/top5": 0.7, "val/images": 9, "val/loss": 2.0}
+    table = report.final_table(metrics, headlines_only=True)
+    assert [line.split()[0] for line in table.splitlines()] == ["training", "loss", "top1"]

@@ -6,15 +6,21 @@ _WIDTH = 120  # characters of a line before the columns go on below
 _ORDER = (*LOSS_TERMS, "inmodal_consistency", "crossmodal_consistency")
 
 
-def final_table(metrics):
+def final_table(metrics, *, headlines_only=False):
     """The last step's metrics as text: a column for training and one for each evaluation.
 
     A share is a percentage, followed by its 95 % interval and by what a random order gets.
 
     Args:
       metrics: {name: number}, evaluations' as "<evaluation>/<metric>".
+      headlines_only: leaves out of evaluations what is no `Metric.is_headline`: further k, counts.
     """
     evaluations = by_evaluation(metrics)
+    if headlines_only:
+        evaluations = {
+            evaluation: {name: metric for name, metric in found.items() if metric.is_headline}
+            for evaluation, found in evaluations.items()
+        }
     training = metrics_of({name: value for name, value in metrics.items() if "/" not in name})
     columns = {"training": training} if LOSS_TERMS[0] in training else {}
     columns |= evaluations
