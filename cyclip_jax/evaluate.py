@@ -67,15 +67,21 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
     if output is None:
         output = path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
     output = absolute(output)
-    results = evals.evaluate(
-        evaluators, encoders, directory=output, model=run_config.model.name, checkpoint=path
-    )
+    failed = None
+    try:
+        results = evals.evaluate(
+            evaluators, encoders, directory=output, model=run_config.model.name, checkpoint=path
+        )
+    except evals.EvaluationFailed as error:
+        failed, results = error, error.results
     name = "results"
     if opened.step is not None:
         results = {"step": opened.step, **results}
         name = f"step_{opened.step}"
     if jax.process_index() == 0:
         write_json(output / f"{name}.json", results)
+    if failed is not None:
+        raise UserError(f"{failed}; the other results are in {output / name}.json") from failed
     return results
 
 

@@ -24,17 +24,28 @@ def sweep(runs, workdir):
 
     Returns:
       The path of the report, `<workdir>/report.html`; None where a signal ended a run.
+
+    Raises:
+      UserError: after the other runs, where some failed.
     """
     from cyclip_jax.files import absolute
     from cyclip_jax.report.write import write_report
     from cyclip_jax.train import train
 
-    workdir = absolute(workdir)
+    workdir, finished, failures = absolute(workdir), [], []
     for number, (name, config) in enumerate(runs.items(), start=1):
         print(f"run {number} of {len(runs)}: {name}", flush=True)
-        if train(config.lock(), workdir / name) is None:
-            return None
-    return write_report([workdir / name for name in runs], output=workdir / "report.html")
+        try:
+            if train(config.lock(), workdir / name) is None:
+                return None
+            finished.append(workdir / name)
+        except UserError as error:  # one that has diverged must not keep the others
+            print(f"{name} failed: {error}", flush=True)
+            failures.append(name)
+    page = write_report(finished, output=workdir / "report.html") if finished else None
+    if failures:
+        raise UserError(f"{', '.join(failures)} failed; the others are in {page}")
+    return page
 
 
 def read_runs(path, *, only="*", total_steps=None):
@@ -57,7 +68,7 @@ def read_runs(path, *, only="*", total_steps=None):
         raise UserError(f"--only={only} matches none of {', '.join(runs)}")
     for config in chosen.values():
         if total_steps is not None:
-            config.total_steps = total_steps
+            config.total_steps, config.num_epochs = total_steps, None
     return chosen
 
 

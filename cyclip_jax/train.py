@@ -298,13 +298,17 @@ def _compile(run, phases, state, batch):
 
 def _evaluate(run, step, state):
     encoders = run.model.encoders(state.params, state.batch_stats, run.tokenizer)
-    results = evals.evaluate(
-        run.evaluators,
-        encoders,
-        directory=run.workdir / EVALS,
-        model=run.config.model.name,
-        checkpoint=run.workdir,
-    )
+    try:
+        results = evals.evaluate(
+            run.evaluators,
+            encoders,
+            directory=run.workdir / EVALS,
+            model=run.config.model.name,
+            checkpoint=run.workdir,
+        )
+    except evals.EvaluationFailed as error:  # training is worth more than a number
+        run.console.say(f"step {step}  {error}")
+        results = error.results
     run.writer.write(step, results)
     for name in dict.fromkeys(key.split("/")[0] for key in results):
         headlines = ("loss", "image_to_text_recall@1", "text_to_image_recall@1", "top1")

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import logging
 import math
+import re
 import subprocess
 import sys
 
@@ -31,7 +32,12 @@ def resolve_paths(config, workdir):
     def resolve(value):
         if isinstance(value, dict):
             return {key: resolve(inner) for key, inner in value.items()}
-        return value.replace("{workdir}", str(workdir)) if isinstance(value, str) else value
+        if isinstance(value, tuple):
+            return tuple(map(resolve, value))
+        if isinstance(value, str) and "{workdir}" in value:
+            # Remote file systems know no "..", and local ones only of directories that exist.
+            return re.sub(r"/[^/]+/\.\.(?=/|$)", "", value.replace("{workdir}", str(workdir)))
+        return value
 
     return ml_collections.ConfigDict(resolve(config.to_dict())).lock()
 

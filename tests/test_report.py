@@ -484,6 +484,8 @@ def test_a_directory_without_numbers_is_refused(tmp_path):
         ("group_score", 0.5, "50.0%"),
         ("mean_per_class", 0.5, "50.0%"),
         ("imagenetv2_effective", -0.012, "-1.2%"),
+        ("imagenetv2_reference", 0.7, "70.0%"),
+        ("image_effective_rank", 1.0, "1.000"),
         ("inmodal_consistency", 0.00422, "0.004220"),
         ("alignment", 0.5, "0.5000"),
         ("image_log_likelihood", -1.419, "-1.419"),

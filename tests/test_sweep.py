@@ -56,6 +56,22 @@ def test_a_signal_ends_the_sweep(monkeypatch, tmp_path):
     assert len(trained) == 1
 
 
+def test_a_run_that_fails_does_not_keep_the_others(monkeypatch, tmp_path):
+    def train(config, workdir):
+        if workdir.name == "clip_seed0":
+            raise UserError("not finite")
+        return {}
+
+    reported = []
+    monkeypatch.setattr("cyclip_jax.train.train", train)
+    monkeypatch.setattr(
+        "cyclip_jax.report.write.write_report", lambda workdirs, output: reported.extend(workdirs)
+    )
+    with pytest.raises(UserError, match="clip_seed0 failed; the others are in"):
+        sweep.sweep(sweep.read_runs(OBJECTIVES, only="*_seed0"), tmp_path)
+    assert [path.name for path in reported] == ["cyclip_seed0", "c_cyclip_seed0", "i_cyclip_seed0"]
+
+
 def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
     with pytest.raises(UserError, match="no Python file"):
         sweep.read_runs(tmp_path / "missing.py")

@@ -1,5 +1,6 @@
 import json
 
+import ml_collections
 import pytest
 
 from configs import common
@@ -139,3 +140,11 @@ def test_headlines_leave_the_rest_to_the_report():
     metrics = {"loss": 1.0, "val/top1": 0.5, "val/top5": 0.7, "val/images": 9, "val/loss": 2.0}
     table = report.final_table(metrics, headlines_only=True)
     assert [line.split()[0] for line in table.splitlines()] == ["training", "loss", "top1"]
+
+
+@pytest.mark.parametrize("workdir", ["/runs/sweep/clip", "gs://bucket/sweep/clip"])
+def test_a_path_beside_the_workdir_needs_no_directory_to_exist(workdir):
+    config = ml_collections.ConfigDict({"a": "{workdir}/../data/x.csv", "b": ("{workdir}/y", 1)})
+    resolved = resolve_paths(config, workdir)
+    assert resolved.a == workdir.removesuffix("clip") + "data/x.csv"
+    assert resolved.b == (f"{workdir}/y", 1)

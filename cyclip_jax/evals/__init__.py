@@ -37,7 +37,27 @@ EVALUATORS = {
     "zeroshot": zeroshot,
 }
 
-__all__ = ["EVALUATORS", "Encoders", "Evaluation", "Output", "create_evaluators", "evaluate"]
+__all__ = [
+    "EVALUATORS",
+    "Encoders",
+    "Evaluation",
+    "EvaluationFailed",
+    "Output",
+    "create_evaluators",
+    "evaluate",
+]
+
+
+class EvaluationFailed(UserError):
+    """Some evaluations could not be carried out.
+
+    Attributes:
+      results: of the others, as `evaluate` returns them.
+    """
+
+    def __init__(self, message, results):
+        super().__init__(message)
+        self.results = results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +77,8 @@ def create_evaluators(evals):
     """Opens the data of every evaluation.
 
     Args:
-      evals: {name: {"type": …, **settings}}; one of which a setting without a default is None, its
-        data, is left out.
+      evals: {name: {"type": …, **settings}}; one that is None, or of which a setting without a
+        default is, its data, is left out.
 
     Returns:
       {name: Evaluation}.
@@ -68,6 +88,8 @@ def create_evaluators(evals):
     """
     evaluators = {}
     for name, settings in evals.items():
+        if settings is None:
+            continue
         settings = dict(settings)
         kind = settings.pop("type", None)
         if kind not in EVALUATORS:
@@ -102,17 +124,30 @@ def evaluate(evaluators, encoders, *, directory, model="", checkpoint=""):
       model, checkpoint: what is written there of the model.
 
     Returns:
-      {"<name>/<metric>": float}.
+      {"<name>/<metric>": float}; `<name>/unreadable` where so many examples could not be read.
+
+    Raises:
+      EvaluationFailed: after all others, where something is wrong with the data of some.
     """
-    results = {}
+    results, failures = {}, []
     is_first_process = encoders.process_index == 0
     for name, evaluation in evaluators.items():
         output = Output(None if directory is None else directory / name, is_first_process)
-        metrics = {key: float(value) for key, value in evaluation.run(encoders, output).items()}
+        encoders.unreadable.clear()
+        try:
+            metrics = evaluation.run(encoders, output)
+        except UserError as error:
+            failures.append(f"the evaluation {name} failed: {error}")
+            continue
+        metrics = {key: float(value) for key, value in metrics.items()}
+        if any(encoders.unreadable.values()):
+            metrics["unreadable"] = float(sum(encoders.unreadable.values()))
         results |= {f"{name}/{key}": value for key, value in metrics.items()}
         theirs = clip_benchmark_results(
             name, evaluation.kind, metrics, model=model, checkpoint=str(checkpoint)
         )
         if theirs is not None and output.is_wanted:
             write_json(directory / "clip_benchmark" / f"{name}.json", theirs)
+    if failures:
+        raise EvaluationFailed("; ".join(failures), results)
     return results

@@ -9,6 +9,7 @@ import numpy as np
 from cyclip_jax.errors import UserError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
+_BY_NUMBER = 'give the names by the setting `classes` as {"label": "name", …}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +36,11 @@ def read_classes(path):
         raise UserError(f"{path} cannot be read as a JSON object ({error})") from error
     if not names and not templates:
         raise UserError(f"{path} needs lists 'classes' and 'templates', or one of them")
-    listed = names.values() if isinstance(names, dict) else names
-    for key, texts in (("classes", listed), ("templates", templates)):
-        if texts is not None and (
-            isinstance(texts, str) or not all(isinstance(text, str) for text in texts)
-        ):
-            raise UserError(f"{path}: '{key}' must be a list of texts")
-    _check_templates(templates, path)
+    listed = list(names.values()) if isinstance(names, dict) else names
+    if names is not None and not _are_texts(listed):
+        raise UserError(f"{path}: 'classes' must be a list of texts")
+    if templates:
+        templates = checked_templates(templates, f"{path}: 'templates'")
     return Naming(str(path), names, templates)
 
 
@@ -54,8 +53,10 @@ def naming_beside(folder):
         for name in ("classnames.txt", "zeroshot_classification_templates.txt")
     )
     if templates is not None:
-        templates = [template.replace("{c}", "{}") for template in templates]
-        _check_templates(templates, folder / "zeroshot_classification_templates.txt")
+        templates = checked_templates(
+            [template.replace("{c}", "{}") for template in templates],
+            folder / "zeroshot_classification_templates.txt",
+        )
     if names is None and templates is None:
         return None
     return Naming(str(folder / "classnames.txt"), names, templates)
@@ -65,16 +66,29 @@ def _lines(path):
     return [line.strip() for line in path.read_text().splitlines()] if path.exists() else None
 
 
-def _check_templates(templates, path):
-    for template in templates or ():
-        try:
-            is_good = "{}" in template and template.format("") is not None
-        except (ValueError, IndexError, KeyError):
-            is_good = False
-        if not is_good:
+def checked_templates(templates, where):
+    """Templates as a list.
+
+    Args:
+      templates: what is to be a list or tuple of texts, each with one {} and no other braces.
+      where: the file or config key that has them, for messages.
+
+    Raises:
+      UserError: it is not, or has none.
+    """
+    if not templates or not _are_texts(templates):
+        raise UserError(f"{where} must be a list of texts, such as {DEFAULT_TEMPLATES[0]!r}")
+    for template in templates:
+        before, *after = template.split("{}")
+        if len(after) != 1 or {"{", "}"} & set(before + after[0]):
             raise UserError(
-                f"{path} needs a {{}} in each template, and no other braces: {template}"
+                f"{where} needs a {{}} in each template, and no other braces: {template}"
             )
+    return list(templates)
+
+
+def _are_texts(texts):
+    return isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
 
 
 def templates_of(namings, preset):
@@ -114,7 +128,7 @@ def name_classes(labels, keys, namings, preset, path):
         by_key = _by_key(naming, keys, path)
         keys = keys or list(by_key)
     if keys is None:
-        keys = _keys_of_labels(labels, known)
+        keys = _keys_of_labels(labels, known, path)
     present = set(labels)
     if known is not None and known.own_classes:
         keys = [key for key in keys if key in present]
@@ -137,6 +151,23 @@ def sorted_keys(keys):
     return sorted(keys, key=int if all(key.isdecimal() for key in keys) else str)
 
 
+def first_number(numbers, classes):
+    """The number of the first of some classes, 0 or 1; None where these numbers do not tell.
+
+    From 1 on they are counted only where each of them is there: in a data set without 0 the first
+    class may have no picture.
+    """
+    present = set(numbers)
+    if 0 in present and max(present) < classes:
+        return 0
+    return 1 if present == set(range(1, classes + 1)) else None
+
+
+def are_wordnet_ids(keys):
+    """Whether all of these look like ImageNet's n01440764."""
+    return all(re.fullmatch(r"n\d{8}", key) for key in keys)
+
+
 def plain(name):
     """A name without what writers of lists differ in: upper case, blanks, punctuation."""
     return re.sub(r"[\W_]+", "", name.casefold())
@@ -153,12 +184,18 @@ def _by_key(naming, keys, path):
     return dict(zip(keys, naming.names, strict=True))
 
 
-def _keys_of_labels(labels, known):
+def _keys_of_labels(labels, known, path):
     """The classes where only labels are there; a preset knows how many numbers there are."""
     keys = sorted_keys(set(labels))
-    if known is not None and all(key.isdecimal() and int(key) < known.classes for key in keys):
-        return [str(number) for number in range(known.classes)]
-    return keys
+    if known is None or not all(key.isdecimal() for key in keys):
+        return keys
+    first = first_number(map(int, keys), known.classes)
+    if first is None:
+        raise UserError(
+            f"whether the labels of {path} count the {known.classes} classes from 0 or from 1 on "
+            f"cannot be told: they go from {keys[0]} to {keys[-1]}; {_BY_NUMBER}"
+        )
+    return [str(number) for number in range(known.classes)] if first == 0 else keys
 
 
 def _look_up(by_key, key, naming_path, path):
@@ -171,7 +208,7 @@ def _look_up(by_key, key, naming_path, path):
 
 
 def read_labels(labels, classes, path):
-    """Class numbers int [N] of labels that are all names, or else all numbers."""
+    """Class numbers int [N] of labels that are all names, or else all numbers from 0 on."""
     by_name = {name: number for number, name in enumerate(classes)}
     by_number = {str(number): number for number in range(len(classes))}
     for numbers in (by_name, by_number):
@@ -179,6 +216,11 @@ def read_labels(labels, classes, path):
             if numbers is by_name and len(by_name) < len(classes):
                 raise UserError(
                     f"the classes of {path} name a class twice; let its labels be numbers"
+                )
+            if numbers is by_number and "0" not in labels:
+                raise UserError(
+                    f"{path} has no label 0: whether its labels count the {len(classes)} classes "
+                    f"from 0 or from 1 on cannot be told; {_BY_NUMBER}"
                 )
             return np.asarray([numbers[label] for label in labels])
     unknown = sorted({label for label in labels if label not in by_name | by_number})

@@ -62,7 +62,8 @@ def compositional(name, *, examples, images=None, layout="choice", category_key=
     2022): the text score asks that each picture prefer its caption, the image score that each
     caption prefer its picture, the group score both.
 
-    Ties are misses everywhere.
+    Ties are misses everywhere. The intervals are over pictures, of which one brings all its
+    examples and boxes along; of "winoground" over pairs of pictures, which are its examples.
 
     Args:
       name: of the evaluation.
@@ -78,10 +79,10 @@ def compositional(name, *, examples, images=None, layout="choice", category_key=
         (relation_name, attributes, category; collapsed_tag, tag), else the file's name.
 
     Returns:
-      An evaluator (see evals/__init__.py) that gives, with intervals over examples, `accuracy` and
+      An evaluator (see evals/__init__.py) that gives, with intervals, `accuracy` and
       `macro_accuracy`, the mean over the categories; or `text_score`, `image_score` and
-      `group_score`; what `chance_…` gets; `examples`, `images`, `captions`: what was scored.
-      `categories.json` has the same by category.
+      `group_score`; what `chance_…` gets, a wrong caption that is listed again counting once;
+      `examples`, `images`, `captions`: what was scored. `categories.json` has the same by category.
 
     Raises:
       UserError: what is wrong with the files.
@@ -109,8 +110,10 @@ def compositional(name, *, examples, images=None, layout="choice", category_key=
         image_ids = np.array([[image_number[p] for p in e.pictures] for e in scored])
         text_rows = np.split(text_ids, np.cumsum([len(e.captions) for e in scored])[:-1])
         categories = np.array([example.category for example in scored])
+        clusters = distinct([tuple(path for path, _ in e.pictures) for e in scored])[0]
+        groups = categories, clusters
         score = _winoground if layout == "winoground" else _choice
-        results, table = score(image_embeds, text_embeds, image_ids, text_rows, categories)
+        results, table = score(image_embeds, text_embeds, image_ids, text_rows, *groups)
         output.json("categories", table)
         counts = {"examples": len(scored), "images": len(np.unique(image_ids))}
         return results | counts | {"captions": len(text_embeds)}
@@ -174,7 +177,7 @@ def winoground_scores(similarities):
     return np.stack([text, image, text & image], axis=1)
 
 
-def _choice(image_embeds, text_embeds, image_ids, text_rows, categories):
+def _choice(image_embeds, text_embeds, image_ids, text_rows, categories, clusters):
     """(metrics, rows of the table) of the layout "choice"."""
     width = max(map(len, text_rows))
     similarities = np.full((len(text_rows), width), -np.inf)
@@ -196,15 +199,18 @@ def _choice(image_embeds, text_embeds, image_ids, text_rows, categories):
 
         return mean_of_means
 
+    def macro_of_drawn(weights):
+        return macro(is_right)(weights[clusters])
+
     each_once = np.ones(len(is_right))
-    results = mean_with_interval("accuracy", is_right)
+    results = mean_with_interval("accuracy", is_right, clusters=clusters)
     results["macro_accuracy"] = float(macro(is_right)(each_once))
-    results |= bounds_of("macro_accuracy", interval(macro(is_right), len(is_right)))
+    results |= bounds_of("macro_accuracy", interval(macro_of_drawn, clusters.max() + 1))
     results["chance_accuracy"] = float(np.mean(1 / sizes))
     results["chance_macro_accuracy"] = float(macro(1 / sizes)(each_once))
     table = []
     for category, rows in _by_category(categories):
-        row = mean_with_interval("accuracy", is_right[rows])
+        row = mean_with_interval("accuracy", is_right[rows], clusters=clusters[rows])
         table.append(
             {
                 "category": category,
@@ -218,7 +224,7 @@ def _choice(image_embeds, text_embeds, image_ids, text_rows, categories):
     return results, table
 
 
-def _winoground(image_embeds, text_embeds, image_ids, text_rows, categories):
+def _winoground(image_embeds, text_embeds, image_ids, text_rows, categories, clusters):
     """(metrics, rows of the table) of the layout "winoground"."""
     text_ids = np.stack(text_rows)  # [N, 2]
     similarities = np.empty((len(text_ids), 2, 2))
@@ -232,7 +238,7 @@ def _winoground(image_embeds, text_embeds, image_ids, text_rows, categories):
     def with_intervals(rows):
         metrics = {}
         for name, values in zip(_WINOGROUND_SCORES, scores[rows].T, strict=True):
-            metrics |= mean_with_interval(name, values)
+            metrics |= mean_with_interval(name, values, clusters=clusters[rows])
         return metrics
 
     results = with_intervals(np.arange(len(scores)))
@@ -348,7 +354,8 @@ def _choice_example(row, folder, category):
             raise ValueError(f"its box is {width} × {height} pixels")
         box = (left, top, left + width, top + height)
     picture = (_path(folder, _first_of(row, _IMAGE_KEYS)), box)
-    return Example((picture,), _texts(captions), category)
+    right, *wrong = _texts(captions)
+    return Example((picture,), (right, *dict.fromkeys(wrong)), category)
 
 
 def _winoground_example(row, folder, category):

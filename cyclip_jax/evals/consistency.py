@@ -2,14 +2,17 @@
 
 import numpy as np
 
-from cyclip_jax.evals.datasets import labels_among, open_images, open_labelled
-from cyclip_jax.evals.intervals import bounds_of, interval, mean_with_interval
+from cyclip_jax.errors import UserError
+from cyclip_jax.evals.classnames import checked_templates
+from cyclip_jax.evals.datasets import labels_among, open_images
+from cyclip_jax.evals.intervals import mean_over_pairs_with_interval, mean_with_interval
 from cyclip_jax.evals.neighbours import nearest
 from cyclip_jax.evals.superclasses import read_superclasses, superclass_of_each
-from cyclip_jax.evals.zeroshot import class_embeddings
+from cyclip_jax.evals.zeroshot import class_embeddings, open_named
 
 _K = (1, 3, 5, 10)
 _TILE_ROWS = 1024
+_NO_LABEL = -2
 
 
 def consistency(
@@ -43,17 +46,23 @@ def consistency(
       counted right in the true superclass; `inmodal_consistency` and `crossmodal_consistency`, the
       means over all j, k of (⟨I_j,I_k⟩ − ⟨T_j,T_k⟩)² and (⟨I_j,T_k⟩ − ⟨I_k,T_j⟩)²; `images`,
       `train_images`, `pairs`: what was scored. An image with several most similar classes has no
-      zero-shot class, and counts as inconsistent and wrong.
+      zero-shot class, one equally near to more than ten training images no nearest ones: it counts
+      as inconsistent and wrong. `chance_…`: what a random class gets.
 
     Raises:
       UserError: what is wrong with the data.
     """
     key = f"config.evals.{name}"
     columns = {"image_key": image_key, "label_key": label_key}
-    train_set = open_labelled(train, config_key=f"{key}.train", **columns)
-    test_set = open_labelled(test, config_key=f"{key}.test", **columns)
+    train_set = open_named(train, config_key=f"{key}.train", **columns)
+    test_set = open_named(test, config_key=f"{key}.test", **columns)
+    if test_set.identity == train_set.identity:
+        raise UserError(f"{key}.train and {key}.test are the same pictures, {test_set.path}")
     test_labels = labels_among(test_set, train_set)
-    templates = templates or test_set.templates
+    if templates is None:
+        templates = test_set.templates
+    else:
+        templates = checked_templates(templates, f"{key}.templates")
     groups = None
     if superclasses is not None:
         by_class = read_superclasses(superclasses, config_key=f"{key}.superclasses")
@@ -65,23 +74,23 @@ def consistency(
         class_embeds = class_embeddings(encoders.text_embeds, train_set.classes, templates)
         train_embeds, train_indices = encoders.image_embeds(train_set)
         test_embeds, indices = encoders.image_embeds(test_set)
-        labels = test_labels[indices]
+        labels, classes = test_labels[indices], len(train_set.classes)
         zeroshot = predictions(test_embeds, class_embeds)
         ks = [k for k in _K if k <= len(train_embeds)]
-        neighbours = nearest(test_embeds, train_embeds, ks[-1])
-        majorities = majority_labels(train_set.labels[train_indices][neighbours])
+        majorities = neighbour_labels(
+            test_embeds, train_embeds, train_set.labels[train_indices], ks[-1]
+        )
         results = {"images": len(labels), "train_images": len(train_embeds)}
         results |= mean_with_interval("zeroshot_top1", zeroshot == labels)
+        results["chance_zeroshot_top1"] = 1 / classes
         for k in ks:
             majority = majorities[:, k - 1]
             results |= mean_with_interval(f"consistency@{k}", zeroshot == majority)
             results |= mean_with_interval(f"knn_top1@{k}", majority == labels)
+            results[f"chance_knn_top1@{k}"] = 1 / classes
         output.json("agreement", agreement(zeroshot == labels, majorities == labels[:, None], ks))
         if groups is not None:
-            fine = predictions(test_embeds, class_embeds, among=groups == groups[labels, None])
-            coarse = (groups[zeroshot] == groups[labels]) & (zeroshot >= 0)
-            results |= mean_with_interval("fine_top1", fine == labels)
-            results |= mean_with_interval("coarse_top1", coarse)
+            results |= fine_and_coarse(test_embeds, class_embeds, groups, labels)
         if pair_set is not None:
             *embeds, captions = encoders.pair_embeds(pair_set)
             results |= cyclic_consistencies(*embeds) | {"pairs": len(captions)}
@@ -96,18 +105,71 @@ def predictions(image_embeds, class_embeds, *, among=None):
     Args:
       image_embeds: [N, D].
       class_embeds: [C, D].
-      among: bool [N, C], the classes that may be predicted; default all.
+      among: (group of each class int [C], group of each image int [N]): only classes of an image's
+        group may be predicted; default all.
     """
     predicted = np.empty(len(image_embeds), np.int64)
     for first in range(0, len(image_embeds), _TILE_ROWS):
         tile = slice(first, first + _TILE_ROWS)
         similarities = image_embeds[tile] @ class_embeds.T  # [tile, C]
         if among is not None:
-            similarities = np.where(among[tile], similarities, -np.inf)
-        best = similarities.max(axis=1, keepdims=True)
-        is_clear = (similarities >= best).sum(axis=1) == 1
-        predicted[tile] = np.where(is_clear, similarities.argmax(axis=1), -1)
+            groups, own = among
+            similarities = np.where(groups == own[tile, None], similarities, -np.inf)
+        predicted[tile] = _single_best(similarities)
     return predicted
+
+
+def coarse_predictions(image_embeds, class_embeds, groups):
+    """The group whose best class is most similar to each image, int [N]; −1 where several are.
+
+    Args:
+      image_embeds: [N, D].
+      class_embeds: [C, D].
+      groups: of each class, int [C], all of 0 … G − 1.
+    """
+    order = np.argsort(groups, kind="stable")
+    starts = np.searchsorted(groups[order], np.arange(groups.max() + 1))
+    predicted = np.empty(len(image_embeds), np.int64)
+    for first in range(0, len(image_embeds), _TILE_ROWS):
+        tile = slice(first, first + _TILE_ROWS)
+        similarities = image_embeds[tile] @ class_embeds[order].T  # [tile, C]
+        predicted[tile] = _single_best(np.maximum.reduceat(similarities, starts, axis=1))
+    return predicted
+
+
+def _single_best(similarities):
+    """The column of each row's only maximum, int [N], or −1."""
+    best = similarities.max(axis=1, keepdims=True)
+    is_clear = (similarities >= best).sum(axis=1) == 1
+    return np.where(is_clear, similarities.argmax(axis=1), -1)
+
+
+def fine_and_coarse(image_embeds, class_embeds, groups, labels):
+    """The metrics `fine_top1` and `coarse_top1` of classes in groups, see `consistency`."""
+    sizes = np.bincount(groups)[groups[labels]]  # of each image's group
+    fine = predictions(image_embeds, class_embeds, among=(groups, groups[labels]))
+    coarse = coarse_predictions(image_embeds, class_embeds, groups)
+    results = mean_with_interval("fine_top1", fine == labels)
+    results |= mean_with_interval("coarse_top1", coarse == groups[labels])
+    chance = {
+        "chance_fine_top1": float(np.mean(1 / sizes)),
+        "chance_coarse_top1": float(np.mean(sizes / len(groups))),
+    }
+    return results | chance
+
+
+def neighbour_labels(test_embeds, train_embeds, train_labels, k):
+    """The majority label of each image's 1, 2, …, k nearest training images, int [N, k].
+
+    It is −2, which no prediction is, where an image has no nearest ones: its similarities are NaN,
+    or more than k training images are equally near, as all are to a model that has collapsed.
+    """
+    wanted = min(k + 1, len(train_embeds))
+    similarities, places = nearest(test_embeds, train_embeds, wanted)
+    votes = np.where(np.isneginf(similarities), _NO_LABEL, train_labels[places])[:, :k]
+    majorities = majority_labels(votes)
+    is_flat = (similarities[:, 0] == similarities[:, -1]) & (wanted > k)
+    return np.where(is_flat[:, None], _NO_LABEL, majorities)
 
 
 def majority_labels(votes):
@@ -164,19 +226,19 @@ def cyclic_rows(image_embeds, text_embeds):
     return tuple(np.sum(rows @ gram * rows, axis=1) for rows in (signed, turned))
 
 
-def cyclic_consistencies(image_embeds, text_embeds):
-    """Both cyclic consistencies of held-out pairs, with intervals over the pairs.
+def cyclic_consistencies(image_embeds, text_embeds, clusters=None):
+    """Both cyclic consistencies of held-out pairs, with intervals.
 
-    A mean over pairs of pairs varies, to first order, as twice the mean of the rows' means does
-    (Hoeffding 1948): that is what is bootstrapped.
+    Args:
+      image_embeds, text_embeds: as `cyclic_rows`.
+      clusters: int [N], the image of each pair, where one has several captions.
     """
     results = {}
     names = ("inmodal_consistency", "crossmodal_consistency")
     for name, rows in zip(names, cyclic_rows(image_embeds, text_embeds), strict=True):
-        mean = rows.mean()
-        bounds = interval(
-            lambda weights, rows=rows, mean=mean: 2 * (weights @ rows) / len(rows) - mean, len(rows)
-        )
-        results[name] = max(mean, 0.0)  # rounding may put it below where the terms are 0
-        results |= bounds_of(name, np.maximum(bounds, 0))
+        found = mean_over_pairs_with_interval(name, rows, clusters=clusters)
+        # Rounding may put them below 0 where the terms are 0; NaN stays NaN.
+        results |= {
+            key: value if np.isnan(value) else max(value, 0.0) for key, value in found.items()
+        }
     return results

@@ -8,7 +8,7 @@ import tensorflow as tf
 from etils import epath
 
 from cyclip_jax.data.sources import CaptionRule, create_source
-from cyclip_jax.data.sources.table import CsvSource, StringArray
+from cyclip_jax.data.sources.table import CAPTION_KEY, IMAGE_KEY, CsvSource, StringArray
 from cyclip_jax.data.sources.tfds import PREFIX as TFDS
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.classnames import (
@@ -49,12 +49,14 @@ class LabelledImages(ImageSet):
       classes: the classes' names, list[str]; two may have the same, as ImageNet's two missiles.
       keys: what the data itself calls the classes, list[str], all different where it tells.
       templates: sentences with {} that stand around a class's name, list[str].
+      is_named: whether `classes` are more than numbers that nobody has named.
     """
 
     labels: np.ndarray
     classes: list
     keys: list
     templates: list
+    is_named: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +79,14 @@ class _Stored:
 def open_images(path, *, config_key, source="auto", **settings):
     """Opens a file or shards as an ImageSet, without a look at labels; raises as create_source."""
     opened = create_source(source, path, config_key=config_key, **settings)
-    # The pictures', whatever is read beside them.
-    identity = str(path), settings.get("image_key") or "image"
-    return ImageSet(opened, identity, str(path))
+    default_keys = (IMAGE_KEY, CAPTION_KEY) if isinstance(opened, CsvSource) else (None, None)
+    # The captions' columns count too: a row where they are blank is not read.
+    columns = [
+        settings.get(name) or default
+        for name, default in zip(("image_key", "caption_key"), default_keys, strict=True)
+    ]
+    columns = [(key,) if isinstance(key, str) else tuple(key or ()) for key in columns]
+    return ImageSet(opened, (str(path), *columns), str(path))
 
 
 def open_labelled(
@@ -102,9 +109,9 @@ def open_labelled(
       config_key: full name of the config key that holds `data`, for messages.
       image_key, label_key: columns, endings or features; default "image" and "label", in tars the
         usual endings and "cls". A label is a class's name or number.
-      split: in place of @SPLIT; of a folder it is one within. Of a preset, "train" is what linear
-        probes are trained on and may be more splits than one. A data set with splits is opened by
-        default at "test", or at "train" where config_key ends so.
+      split: in place of @SPLIT; of a folder it is one within. Of a preset in TensorFlow Datasets,
+        "train" is what linear probes are trained on and may be more splits than one. A data set
+        with splits is opened by default at "test", or at "train" where config_key ends so.
       classes: JSON file {"classes": …, "templates": ["a photo of a {}."]} or one of the two. The
         classes are a list in the order of their numbers, or {what the data calls it: name}.
       preset: its name where `data` does not say it.
@@ -115,6 +122,8 @@ def open_labelled(
     Raises:
       UserError: what is wrong with it.
     """
+    if not str(data):
+        raise UserError(f"{config_key} is empty; set it to labelled pictures")
     place, split, preset = _resolve(str(data), split, preset, config_key)
     chosen = None if classes is None else read_classes(epath.Path(classes))
     try:
@@ -135,6 +144,9 @@ def open_labelled(
         classes=names,
         keys=keys,
         templates=templates_of(namings, preset),
+        is_named=preset is not None
+        or any(naming is not None and naming.names for naming in namings)
+        or not all(key.isdecimal() for key in keys),
     )
 
 

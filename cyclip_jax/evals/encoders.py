@@ -26,6 +26,8 @@ class Encoders:
       image_size: pixels per side.
       batch_size: rows B over all processes; also the size of the groups that losses are taken in.
       process_index, process_count: whose rows are this process's.
+      unreadable: {identity of an ImageSet: how many of its examples could not be read}, of those
+        that were asked for.
     """
 
     encode_features: Callable
@@ -37,6 +39,7 @@ class Encoders:
     batch_size: int
     process_index: int = 0
     process_count: int = 1
+    unreadable: dict = dataclasses.field(default_factory=dict, init=False, compare=False)
     _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def image_features(self, images):
@@ -49,28 +52,30 @@ class Encoders:
         Raises:
           UserError: none can be read.
         """
-        return self._keep(("features", images.identity), lambda: self._features(images))
+        features, indices = self._keep(
+            ("features", images.identity), lambda: self._features(images)
+        )
+        self.unreadable[images.identity] = len(images.source) - len(indices)
+        return features, indices
 
     def image_embeds(self, images):
         """The same with unit norm."""
-
-        def embed():
-            features, indices = self.image_features(images)
-            return unit_rows(features), indices
-
-        return self._keep(("embeds", images.identity), embed)
+        features, indices = self.image_features(images)
+        return unit_rows(features), indices
 
     def pair_embeds(self, pairs):
-        """Embeds an ImageSet's pictures and their first captions.
+        """Embeds an ImageSet's pictures and captions, each picture once with its first caption.
 
         Returns:
-          (image_embeds [M, D], text_embeds [M, D], captions list[str]) of the M examples that could
+          (image_embeds [M, D], text_embeds [M, D], captions list[str]) of the M pictures that could
           be read, with unit norm.
         """
         image_embeds, indices = self.image_embeds(pairs)
+        keys = pairs.source.keys(indices)
+        first = np.sort(np.unique(np.asarray(keys, object), return_index=True)[1])
         captions = pairs.source.captions()
-        captions = [captions[index] for index in indices]
-        return image_embeds, self.text_embeds(captions), captions
+        captions = [captions[index] for index in indices[first]]
+        return image_embeds[first], self.text_embeds(captions), captions
 
     def text_embeds(self, texts):
         """Unit-norm embeddings [n, D] of any number of texts, each distinct one embedded once."""

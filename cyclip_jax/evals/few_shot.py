@@ -1,5 +1,7 @@
 """Few-shot linear probes: how much a classifier learns from k images of each class."""
 
+import logging
+
 import numpy as np
 
 from cyclip_jax.errors import UserError
@@ -39,10 +41,10 @@ def few_shot(
     Args:
       name: of the evaluation, for messages.
       train, test: labelled images, as `open_labelled` reads them; the classes are those of `train`.
-      shots: the k. One is left out for which some class has too few images in `train`, or no image
-        is left to choose `regularization` by.
+      shots: the k, one or several. One is left out, with a warning, for which some class has too
+        few images in `train`, or no image is left to choose `regularization` by.
       seeds: how many draws of the k images, without replacement; those of a smaller k are among
-        those of a larger.
+        those of a larger. With one draw the intervals are over test images alone.
       regularization: λ of `logistic_regression`; None chooses it for each draw by `sweep` on up to
         min(k, 4) further images of each class.
       max_iterations: of L-BFGS.
@@ -51,31 +53,29 @@ def few_shot(
 
     Returns:
       An evaluator (see evals/__init__.py) that gives `top1@k`, the mean over the draws, with
-      intervals over draws and test images (`interval_over_both`); `chance_top1`, `images`,
+      intervals over draws and test images (`interval_over_both`), and `chance_top1@k`; `images`,
       `classes`. Detail: `few_shot.json`, a row for each draw.
 
     Raises:
       UserError: what is wrong with the data or a setting, or every k is too large.
     """
     key = f"config.evals.{name}"
-    shots = sorted(set(shots))
-    if not shots or shots[0] < 1:
-        raise UserError(f"{key}.shots {shots} must be numbers of at least 1")
+    shots = checked_shots(key, shots)
     if seeds < 1:
         raise UserError(f"{key}.seeds {seeds} must be at least 1")
     check_regularization(key, regularization)
     columns = {"classes": classes, "image_key": image_key, "label_key": label_key}
     data = open_train_and_test(name, train, test, **columns)
     names, limits = data.train.classes, {"max_iterations": max_iterations}
-    check_images(key, data.train.labels, names, shots[0], also_validation=regularization is None)
+    needs = {"also_validation": regularization is None}
+    check_images(key, data.train.labels, names, shots[0], **needs)
+    shots = possible_shots(key, data.train.labels, names, shots, **needs)
 
     def fit(features, labels, draw, k):
-        """(Fit, λ) of one draw; None where no image is left to choose λ by."""
+        """(Fit, λ) of one draw."""
         own, further = k_shot(places_in_class(labels, draw), k)
         shown, strength = (features[own], labels[own]), regularization
         if strength is None:
-            if not further.any():
-                return None
             strength, _ = chosen_regularization(
                 *shown, features[further], labels[further], len(names), **limits
             )
@@ -83,13 +83,10 @@ def few_shot(
 
     def evaluate(encoders, output):
         features, labels, test_features, test_labels = data.features(encoders, normalize)
-        fewest = np.bincount(labels, minlength=len(names)).min()
         rows, table = with_constant(test_features), []
-        results = {"images": len(rows), "classes": len(names), "chance_top1": 1 / len(names)}
-        for k in (k for k in shots if k <= fewest):
+        results = {"images": len(rows), "classes": len(names)}
+        for k in possible_shots(key, labels, names, shots, **needs):  # of those that can be read
             fits = [fit(features, labels, draw, k) for draw in range(seeds)]
-            if None in fits:
-                continue
             is_hit = np.asarray(
                 [
                     ranks_of_label(rows, class_rows(probe.kernel, probe.bias), test_labels) < 1
@@ -97,6 +94,7 @@ def few_shot(
                 ]
             )  # [seeds, N]
             results[f"top1@{k}"] = float(is_hit.mean())
+            results[f"chance_top1@{k}"] = 1 / len(names)
             results |= bounds_of(f"top1@{k}", interval_over_both(is_hit))
             for draw, (probe, strength) in enumerate(fits):
                 row = {"shots": k, "draw": draw, "top1": float(is_hit[draw].mean())}
@@ -117,16 +115,60 @@ def k_shot(places, k):
     return places < k, (places >= k) & (places < k + min(k, MOST_VALIDATION_SHOTS))
 
 
-def check_images(key, labels, names, k, *, also_validation):
-    """Raises UserError where a class has fewer than k images, or none has any besides."""
+def checked_shots(key, shots):
+    """The different k in their order; UserError where they are not whole numbers from 1 on."""
+    several = [shots] if isinstance(shots, int) else shots
+    if not (
+        isinstance(several, (list, tuple))
+        and several
+        and all(isinstance(k, int) and k >= 1 for k in several)
+    ):
+        raise UserError(f"{key}.shots {shots!r} must be whole numbers of at least 1")
+    return sorted(set(several))
+
+
+def possible_shots(key, labels, names, shots, *, also_validation):
+    """The k for which `missing_images` finds nothing; warns of the others."""
+    possible = []
+    for k in shots:
+        missing = missing_images(labels, names, k, also_validation=also_validation)
+        if missing is None:
+            possible.append(k)
+        else:
+            logging.warning("%s: top1@%d is left out: train %s", key, k, missing)
+    return possible
+
+
+def check_images(key, labels, names, k, **needs):
+    """Raises UserError where `missing_images` finds something."""
+    missing = missing_images(labels, names, k, **needs)
+    if missing is not None:
+        raise UserError(f"{key}.train {missing}")
+
+
+def missing_images(labels, names, k, *, also_validation, least=None):
+    """What k images of each class, and others to choose a setting by, lack.
+
+    Args:
+      labels: int [N].
+      names: of the classes.
+      k: images of each class.
+      also_validation: whether some class must have more.
+      least: the fewest that any class may have; default k.
+
+    Returns:
+      What the data "has", as text; None where nothing lacks.
+    """
     sizes = np.bincount(labels, minlength=len(names))
-    if sizes.min() < k:
-        raise UserError(
-            f"{key}.train has {sizes.min()} images of the class {names[sizes.argmin()]!r}; "
-            f"shots={k} needs {k} of every class"
+    least = least or k
+    if sizes.min() < least:
+        return (
+            f"has {sizes.min()} images of the class {names[sizes.argmin()]!r}; "
+            f"shots={k} needs at least {least} of every class"
         )
-    if also_validation and sizes.max() == k:
-        raise UserError(f"{key}.train has only {k} images of each class; choose fewer shots")
+    if also_validation and sizes.max() <= k:
+        return f"has only {k} images of each class; choose fewer shots"
+    return None
 
 
 def interval_over_both(is_hit):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.classnames import checked_templates
 from cyclip_jax.evals.few_shot import check_images, k_shot
 from cyclip_jax.evals.intervals import mean_with_interval
 from cyclip_jax.evals.linear_probe import (
@@ -38,8 +39,8 @@ def gda(
     Args:
       name: of the evaluation, for messages.
       train, test: labelled images, as `open_labelled` reads them; the classes are those of `train`.
-      shots: images of each class, 2 or more (without augmentation one has no covariance); None
-        takes all.
+      shots: images of each class, 2 or more (without augmentation one has no covariance), or fewer
+        where some cannot be read; None takes all.
       alpha: weight of the second logits; None chooses among 10^−4, 10^−3, …, 10^2 by accuracy on
         other training images, the smallest of equally good ones. With `shots` these are up to
         min(shots, 4) further ones of each class, without they are held out, and the Gaussians are
@@ -51,27 +52,29 @@ def gda(
 
     Returns:
       An evaluator (see evals/__init__.py) that gives `zeroshot_top1`, `gda_top1`, `ensemble_top1`
-      with intervals and `chance_top1`; `alpha`; `images` and `train_images`, how many were scored
-      and how many the Gaussians come from. Detail of a choice: `alphas.json`.
+      with intervals and `chance_…`; `alpha`; `images` and `train_images`, how many were scored and
+      how many the Gaussians come from. Detail of a choice: `alphas.json`.
 
     Raises:
-      UserError: what is wrong with the data or a setting.
+      UserError: what is wrong with the data or a setting; in an evaluation, a class has fewer than
+        two images that can be read, or without `shots` none.
     """
     key = f"config.evals.{name}"
     if shots is not None and shots < 2:
         raise UserError(f"{key}.shots {shots} must be at least 2: one image has no covariance")
     if alpha is not None and not alpha >= 0:
         raise UserError(f"{key}.alpha {alpha} must be at least 0")
-    if templates is not None and not all("{}" in template for template in templates):
-        raise UserError(f"{key}.templates needs a {{}} in each template")
+    if templates is not None:
+        templates = checked_templates(templates, f"{key}.templates")
     check_share(key, validation_share)
     columns = {"classes": classes, "image_key": image_key, "label_key": label_key}
     data = open_train_and_test(name, train, test, **columns)
     names, templates = data.train.classes, templates or data.train.templates
 
-    def split(labels):
+    def split(labels, least):
         """(images that α is chosen with, those it is chosen on, those of the result), bool [N]."""
-        check_images(key, labels, names, shots or 1, also_validation=shots and alpha is None)
+        needs = {"also_validation": shots is not None and alpha is None, "least": least}
+        check_images(key, labels, names, shots or 1, **needs)
         if shots is not None:
             own, further = k_shot(places_in_class(labels, seed), shots)
             return own, further, own
@@ -81,11 +84,11 @@ def gda(
         is_held = held_out(labels, validation_share, seed, f"{key}.train", "alpha")
         return ~is_held, is_held, everything
 
-    split(data.train.labels)
+    split(data.train.labels, shots)
 
     def evaluate(encoders, output):
         features, labels, test_features, test_labels = data.features(encoders, normalize=True)
-        fitting, choosing, final = split(labels)
+        fitting, choosing, final = split(labels, min(shots or 1, 2))  # of those that can be read
         texts = class_embeddings(encoders.text_embeds, names, templates)
         zeroshot = np.pad(_ZEROSHOT_SCALE * texts, ((0, 0), (0, 1)))  # [C, D + 1], no bias
         weight = alpha
@@ -102,7 +105,7 @@ def gda(
         gaussian = discriminant(features[final], labels[final], len(names))
         rows = with_constant(test_features)
         results = {"images": len(rows), "train_images": int(final.sum()), "alpha": weight}
-        results["chance_top1"] = 1 / len(names)
+        results |= {f"chance_{by}_top1": 1 / len(names) for by in ("zeroshot", "gda", "ensemble")}
         ranks = ranks_of_label(rows, zeroshot, test_labels, names=names)
         results |= mean_with_interval("zeroshot_top1", ranks < 1)
         ranks = ranks_of_label(rows, gaussian, test_labels)

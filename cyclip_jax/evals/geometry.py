@@ -4,7 +4,7 @@ import numpy as np
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.datasets import open_images
-from cyclip_jax.evals.intervals import bounds_of, interval, mean_with_interval
+from cyclip_jax.evals.intervals import mean_over_pairs_with_interval, mean_with_interval
 from cyclip_jax.evals.superclasses import normal, read_superclasses
 
 _TILE_ROWS = 1024
@@ -12,6 +12,8 @@ _TILE_ROWS = 1024
 _MAPPED, _COMPARED = 400, 96
 # Directions of less variance than this share of the largest hold rounding, and are left out.
 _FLAT = 1e-6
+# The variance that float32 alone gives to a direction of unit-norm embeddings, and some more.
+_ROUNDING = 1e-12
 
 
 def geometry(
@@ -23,7 +25,7 @@ def geometry(
     caption_key=None,
     superclasses=None,
 ):
-    """Measures held-out pairs' embeddings.
+    """Measures held-out pairs' embeddings; a picture with several captions counts once.
 
     Args:
       name: of the evaluation, for messages.
@@ -47,13 +49,11 @@ def geometry(
       the gap, the conformities and the likelihoods.
 
     Raises:
-      UserError: what is wrong with the data, or fewer than four pairs.
+      UserError: what is wrong with the data, or, on evaluation, fewer than four pictures.
     """
     key = f"config.evals.{name}"
     columns = {"image_key": image_key, "caption_key": caption_key}
     pair_set = open_images(pairs, config_key=f"{key}.pairs", **columns)
-    if len(pair_set.source) < 4:
-        raise UserError(f"{pairs} has fewer than the four pairs that {key}.pairs wants")
     reference_set = None
     if reference is not None:
         reference_set = open_images(reference, config_key=f"{key}.reference", **columns)
@@ -64,6 +64,8 @@ def geometry(
     def evaluate(encoders, output):
         *embeds, captions = encoders.pair_embeds(pair_set)
         images, texts = map(np.float64, embeds)
+        if len(images) < 4:
+            raise UserError(f"{pairs} has fewer than four pictures that can be read")
         if not (np.isfinite(images).all() and np.isfinite(texts).all()):  # the run has diverged
             return dict.fromkeys(("alignment", "uniformity", "modality_gap"), np.nan)
         results = {"pairs": len(images), "uniformity": uniformity(images, texts)}
@@ -97,13 +99,16 @@ def uniformity(images, texts, tile_rows=_TILE_ROWS):
 
 
 def modality_gap(images, texts):
-    """Distance between the modalities' means, with an interval over the pairs."""
-    differences = images - texts  # the means' difference is their mean
-    bounds = interval(
-        lambda weights: np.linalg.norm(weights @ differences) / len(differences), len(differences)
-    )
-    gap = np.linalg.norm(differences.mean(axis=0))
-    return {"modality_gap": gap} | bounds_of("modality_gap", bounds)
+    """Distance between the modalities' means, with an interval over the pairs.
+
+    The interval is of the mean along the gap's direction, which is its value: a norm of resampled
+    means would be too large. Where there is no gap but noise, both are too large all the same.
+    """
+    differences = images - texts
+    mean = differences.mean(axis=0)
+    gap = np.linalg.norm(mean)
+    along = differences @ (mean / gap) if gap > 0 else np.zeros(len(differences))
+    return mean_with_interval("modality_gap", along)
 
 
 def separability(images, texts):
@@ -122,10 +127,14 @@ def separability(images, texts):
 
 
 def effective_rank(embeds):
-    """exp of the entropy of the centred embeddings' singular values (Roy and Vetterli 2007)."""
-    values = np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(embeds.T, bias=True)), 0))
-    shares = values[values > 0] / values.sum()
-    return float(np.exp(-np.sum(shares * np.log(shares))))
+    """exp of the entropy of the centred embeddings' singular values (Roy and Vetterli 2007).
+
+    Of unit-norm embeddings; 0 where they are all the same.
+    """
+    variances = np.linalg.eigvalsh(np.cov(embeds.T, bias=True))
+    values = np.sqrt(variances[variances > _ROUNDING])
+    shares = values / values.sum()
+    return float(np.exp(-np.sum(shares * np.log(shares)))) if len(values) else 0.0
 
 
 def conformity(embeds):
@@ -145,11 +154,13 @@ def whitened_log_likelihood(embeds, reference):
 
     Returns:
       ℓ/d, nats per dimension, [N]; −½(log 2π + 1) = −1.419 on average where the embeddings are
-      distributed as the reference.
+      distributed as the reference, NaN where that does not vary at all.
     """
     mean = reference.mean(axis=0)
     variances, directions = np.linalg.eigh(np.cov(reference.T, bias=True))
-    kept = variances > _FLAT * variances[-1]
+    kept = variances > max(_FLAT * variances[-1], _ROUNDING)
+    if not kept.any():
+        return np.full(len(embeds), np.nan)
     whitened = (embeds - mean) @ (directions[:, kept] / np.sqrt(variances[kept]))  # [N, d]
     return -0.5 * (np.log(2 * np.pi) + np.mean(whitened**2, axis=1))
 
@@ -168,8 +179,8 @@ def plane(images, texts):
 
 def _conformities(images, texts):
     of_images, of_texts = conformity(images), conformity(texts)
-    results = mean_with_interval("image_conformity", of_images)
-    results |= mean_with_interval("text_conformity", of_texts)
+    results = mean_over_pairs_with_interval("image_conformity", of_images)
+    results |= mean_over_pairs_with_interval("text_conformity", of_texts)
     if of_images.std() > 0 and of_texts.std() > 0:
         results["conformity_correlation"] = np.corrcoef(of_images, of_texts)[0, 1]
     return results

@@ -16,12 +16,15 @@ def interval(statistic, n, *, seed=0):
       seed: of the draws; the same for every metric, so that they can be compared.
 
     Returns:
-      (low, high), each of the statistic's shape.
+      (low, high), each of the statistic's shape; NaN of a single unit. Where all units are alike
+      the interval is a point, which few units make too narrow.
     """
     rng = np.random.default_rng(seed)
     drawn = [statistic(np.bincount(rng.integers(n, size=n), minlength=n)) for _ in range(RESAMPLES)]
     if np.isnan(drawn).all():  # of a run that has diverged; NumPy would warn
         return np.nan, np.nan
+    if n < 2:  # which tells nothing of others
+        return np.full((2, *np.shape(drawn[0])), np.nan)
     low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
     return low, high
 
@@ -46,6 +49,23 @@ def mean_with_interval(name, values, *, clusters=None):
     sizes = np.bincount(clusters)
     bounds = interval(lambda weights: weights @ sums / (weights @ sizes), len(sums))
     return {name: float(values.mean())} | bounds_of(name, bounds)
+
+
+def mean_over_pairs_with_interval(name, rows, *, clusters=None):
+    """The mean over all j, k of a function of two units as a metric, with its interval.
+
+    It varies, to first order, as twice the mean of its rows' means does (Hoeffding 1948): that is
+    what is bootstrapped.
+
+    Args:
+      name: of the metric.
+      rows: float [N], the mean over k for each j.
+      clusters: as `mean_with_interval`.
+    """
+    mean = float(np.mean(rows))
+    once = mean_with_interval(name, rows, clusters=clusters)
+    bounds = (2 * once[f"{name}_ci_{end}"] - mean for end in ("low", "high"))
+    return {name: mean} | bounds_of(name, tuple(bounds))
 
 
 def bounds_of(name, bounds):

@@ -10,7 +10,6 @@ import optax
 from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.datasets import LabelledImages, labels_among, open_labelled
-from cyclip_jax.evals.encoders import unit_rows
 from cyclip_jax.evals.intervals import mean_with_interval
 from cyclip_jax.evals.logistic import (
     chosen_regularization,
@@ -122,6 +121,7 @@ def linear_probe(
             if k < len(names):
                 results |= mean_with_interval(f"top{k}", ranks < k)
                 results[f"chance_top{k}"] = k / len(names)
+        results["chance_mean_per_class"] = 1 / len(names)
         return results | mean_per_class(ranks < 1, test_labels, len(names))
 
     return evaluate
@@ -142,18 +142,26 @@ class TrainAndTest:
 
     def features(self, encoders, normalize):
         """(features [N, D], labels [N]) of both, those for training first: a tuple of four."""
-        train, indices = encoders.image_features(self.train)
-        test, test_indices = encoders.image_features(self.test)
-        if normalize:
-            train, test = unit_rows(train), unit_rows(test)
+        embed = encoders.image_embeds if normalize else encoders.image_features
+        train, indices = embed(self.train)
+        test, test_indices = embed(self.test)
         return train, self.train.labels[indices], test, self.test_labels[test_indices]
 
 
 def open_train_and_test(name, train, test, **columns):
-    """Opens TrainAndTest for the evaluation `name`; columns and errors as `open_labelled`."""
+    """Opens TrainAndTest for the evaluation `name`; columns as `open_labelled`.
+
+    Raises:
+      UserError: what is wrong with the data, or both are the same.
+    """
     key = f"config.evals.{name}"
     train_set = open_labelled(train, config_key=f"{key}.train", **columns)
     test_set = open_labelled(test, config_key=f"{key}.test", **columns)
+    if train_set.identity == test_set.identity:
+        raise UserError(
+            f"{key}.train and {key}.test are the same pictures ({test_set.path}); set {key}.test "
+            "to others"
+        )
     return TrainAndTest(train_set, test_set, labels_among(test_set, train_set))
 
 

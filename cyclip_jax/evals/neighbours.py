@@ -17,7 +17,8 @@ def nearest(queries, keys, k, *, query_rows=_QUERY_ROWS, key_rows=_KEY_ROWS):
       query_rows, key_rows: of a tile of similarities.
 
     Returns:
-      Their row numbers, int [Q, k], the most similar first; of equals the first in `keys`.
+      (similarities float [Q, k], row numbers int [Q, k]), the most similar first; of equals the
+      first in `keys`. NaN counts as −inf.
     """
     count = len(queries)
     query_rows, key_rows = min(query_rows, count), min(key_rows, len(keys))
@@ -35,7 +36,7 @@ def nearest(queries, keys, k, *, query_rows=_QUERY_ROWS, key_rows=_KEY_ROWS):
                 queries[rows], tile, first_key, rows_left, similarities[rows], places[rows]
             )
             similarities[rows], places[rows] = jax.device_get(best)
-    return places[:count]
+    return similarities[:count], places[:count]
 
 
 @jax.jit
@@ -43,7 +44,7 @@ def _merged(queries, keys, first_key, rows_left, similarities, places):
     """The best of those found so far and of a tile's: (similarities, places), each [q, k]."""
     products = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)  # [q, tile]
     columns = jnp.arange(keys.shape[0], dtype=places.dtype)
-    products = jnp.where(columns < rows_left, products, -jnp.inf)
+    products = jnp.where((columns < rows_left) & ~jnp.isnan(products), products, -jnp.inf)
     key_places = jnp.broadcast_to(first_key + columns, products.shape)
     candidates = jnp.concatenate([similarities, products], axis=1)
     # Of equals top_k takes the first: those of earlier tiles.

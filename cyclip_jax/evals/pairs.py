@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 
@@ -130,7 +131,7 @@ def _open_karpathy(path, images, split, config_key):
         raise UserError(f"{path} does not exist; set {config_key}.pairs to a file that does")
     rows, splits = [], set()
     try:
-        for entry in json.loads(file.read_text())["images"]:
+        for entry in json.loads(file.read_bytes())["images"]:
             splits.add(entry["split"])
             if entry["split"] == split:
                 folder = f"{entry['filepath']}/" if "filepath" in entry else ""
@@ -155,7 +156,7 @@ def _open_karpathy(path, images, split, config_key):
 def _open_clip_benchmark(path, split, config_key):
     """An ImageSet of the shards of a split."""
     folder = epath.Path(path)
-    kind = (folder / "dataset_type.txt").read_text().strip()
+    kind = (folder / "dataset_type.txt").read_text(encoding="utf-8").strip()
     if kind != "retrieval":
         raise UserError(
             f"{path} holds data for {kind!r} by its dataset_type.txt; set {config_key}.pairs to "
@@ -163,7 +164,7 @@ def _open_clip_benchmark(path, split, config_key):
         )
     shards = folder / split / "nshards.txt"
     try:
-        count = int(shards.read_text())
+        count = int(shards.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{shards} does not tell the number of shards ({error}); set {config_key}.split to a "
@@ -204,7 +205,9 @@ def _read_pairs(opened, *, has_one_each, is_by_line=False):
     )
     images = opened
     if len(first) < len(source):
-        images = ImageSet(Subset(source, rows[first]), (*opened.identity, "pairs"), opened.path)
+        kept = rows[first]  # which depends on the captions, so it belongs to the identity
+        identity = *opened.identity, "rows", hashlib.sha256(kept.tobytes()).hexdigest()
+        images = ImageSet(Subset(source, kept), identity, opened.path)
     return Pairs(images, image_ids, [text for own in texts for text in own])
 
 

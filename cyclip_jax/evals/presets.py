@@ -10,17 +10,15 @@ import ast
 import dataclasses
 import importlib.util
 import json
-import re
 import runpy
 import sys
 
 from etils import epath
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.classnames import plain
+from cyclip_jax.evals.classnames import are_wordnet_ids, first_number, plain
 from cyclip_jax.files import write_atomically
 
-_WORDNET_ID = re.compile(r"n\d{8}")
 _INSTALL = "pip install clip_benchmark"
 _OBJECTNET_LABELS = "folder_to_objectnet_label.json"
 
@@ -35,11 +33,13 @@ class Preset:
       names: key of its class names in CLIP_benchmark, where they stand by the number of the class;
         None where the data set's own names will do.
       tfds: NAME[/CONFIG] in TensorFlow Datasets; None where it has no such data set with labels.
-      train, test: splits there; `train` is what linear probes are trained on in Radford et al.
-        2021, table 9, or None.
+      train, test: splits there, of no account without `tfds`; `train` is what linear probes are
+        trained on in Radford et al. 2021, table 9, or None.
       other_names: {what the data set calls a class: what CLIP_benchmark calls it}, where
         upper case, blanks and punctuation are not all the difference.
       own_classes: whether only the classes that its labels name take part.
+      ends_with_first: whether the last of the numbers from 1 on is the first class, as 10 stands
+        for the digit 0.
     """
 
     classes: int
@@ -50,6 +50,7 @@ class Preset:
     test: str = "test"
     other_names: dict = dataclasses.field(default_factory=dict)
     own_classes: bool = False
+    ends_with_first: bool = False
 
 
 _CALTECH101 = {
@@ -90,7 +91,7 @@ PRESETS = {
     "cifar10": Preset(10, "cifar10", tfds="cifar10"),
     "cifar100": Preset(100, "cifar100", tfds="cifar100"),
     "dtd": Preset(47, "dtd", tfds="dtd", train="train+validation"),
-    "fgvc_aircraft": Preset(100, "fgvc_aircraft", train="trainval"),
+    "fgvc_aircraft": Preset(100, "fgvc_aircraft"),
     "flowers102": Preset(
         102,
         "flowers",
@@ -107,12 +108,12 @@ PRESETS = {
     "imagenet_a": _imagenet("imagenet_a", classes=200),
     "imagenet_r": _imagenet("imagenet_r", classes=200),
     # The classes that it has in common with ImageNet, by its own names.
-    "objectnet": Preset(113, "imagenet1k", train=None),
+    "objectnet": Preset(113, "imagenet1k"),
     "oxford_pets": Preset(37, "pets", names="pets", tfds="oxford_iiit_pet"),
     "rendered_sst2": Preset(2, "renderedsst2"),
     "stanford_cars": Preset(196, "cars", tfds="cars196"),
     "stl10": Preset(10, "stl10", tfds="stl10"),
-    "svhn": Preset(10, "svhn", names="svhn", tfds="svhn_cropped"),
+    "svhn": Preset(10, "svhn", names="svhn", tfds="svhn_cropped", ends_with_first=True),
 }
 
 
@@ -146,8 +147,13 @@ def class_names(name, keys, path):
             f"data, or {instead}"
         )
     are_numbers = all(key.isdecimal() for key in keys)
+    if are_numbers and preset.own_classes:
+        raise UserError(
+            f"{path} has numbers for classes, which do not tell what part of ImageNet's they are; "
+            f"{instead}"
+        )
     listed = _listed_names(preset)
-    if preset.names is None or (listed is None and not are_numbers and not _are_ids(keys)):
+    if preset.names is None or (listed is None and not are_numbers and not are_wordnet_ids(keys)):
         if are_numbers:
             raise UserError(f"{path} has numbers for classes; {instead}")
         return [key.replace("_", " ") for key in keys]
@@ -158,7 +164,7 @@ def class_names(name, keys, path):
     if preset.names == "imagenet1k" and not are_numbers:
         rows = _rows_by_wordnet_id(keys, path, instead)
     elif are_numbers:
-        rows = _rows_by_number(keys, path, instead)
+        rows = _rows_by_number(keys, preset.ends_with_first, path, instead)
     else:
         rows = _rows_by_words(keys, listed, preset.other_names, path, instead)
     return [listed[row] for row in rows]
@@ -240,13 +246,9 @@ def _installed(package, path):
     return None
 
 
-def _are_ids(keys):
-    return all(_WORDNET_ID.fullmatch(key) for key in keys)
-
-
 def _rows_by_wordnet_id(keys, path, instead):
     """Places of WordNet ids among ImageNet's classes, which stand in the order of their ids."""
-    ids = sorted(keys) if len(keys) == 1000 and _are_ids(keys) else imagenet_ids()
+    ids = sorted(keys) if len(keys) == 1000 and are_wordnet_ids(keys) else imagenet_ids()
     if ids is None:
         raise UserError(
             f"which 200 of ImageNet's classes {path} has cannot be told without the list of all; "
@@ -257,12 +259,14 @@ def _rows_by_wordnet_id(keys, path, instead):
     return [rows[key] for key in keys]
 
 
-def _rows_by_number(keys, path, instead):
-    """Places of numbers that are all those from 0 or from 1 on."""
+def _rows_by_number(keys, ends_with_first, path, instead):
+    """Places of different numbers, all those from 0 or from 1 on; see Preset.ends_with_first."""
     numbers = [int(key) for key in keys]
-    first = min(numbers)
-    if first > 1 or sorted(numbers) != list(range(first, first + len(numbers))):
+    first = first_number(numbers, len(numbers))
+    if first is None or len(set(numbers)) < len(numbers):
         raise UserError(f"the classes of {path} are no numbers from 0 or 1 on; {instead}")
+    if ends_with_first:
+        return [number % len(numbers) for number in numbers]
     return [number - first for number in numbers]
 
 

@@ -4,8 +4,10 @@ import base64
 import io
 
 import numpy as np
+import scipy.sparse
 import tensorflow as tf
 from PIL import Image
+from scipy.sparse.csgraph import connected_components
 
 from cyclip_jax.data.images import decode
 from cyclip_jax.errors import UserError
@@ -55,10 +57,11 @@ def retrieval(
       An evaluator (see evals/__init__.py) that gives `image_to_text_recall@k` and
       `text_to_image_recall@k` (fractions), `mean_recall` over these six, and
       `image_to_text_median_rank` and `text_to_image_median_rank` (1 is first), each with its
-      interval over images, of which one carries all its captions; `chance_…`, the recall that a
-      random order gets; the training loss's terms, as means over groups of batch_size pairs in file
-      order, the last group smaller; `inmodal_consistency` and `crossmodal_consistency` over all
-      pairs; `images`, `captions`, `pairs`: what was scored.
+      interval over images, of which one carries all its captions, and those that share a caption
+      are one draw; `chance_…`, the recall that a random order gets; the training loss's terms, as
+      means over groups of batch_size pairs in file order, the last group smaller;
+      `inmodal_consistency` and `crossmodal_consistency` over all pairs, with intervals over images;
+      `images`, `captions`, `pairs`: what was scored.
 
     Raises:
       UserError: what is wrong with the data, or no caption per image.
@@ -89,12 +92,10 @@ def retrieval(
         text_embeds = pair_embeds[1][first_pair]
 
         results = mean_loss(encoders, *pair_embeds)
-        results |= cyclic_consistencies(*pair_embeds)
-        results |= recall_of_ranks(
-            ranks_of_best_partner(image_embeds, text_embeds, image_ids, text_ids),
-            ranks_of_best_partner(text_embeds, image_embeds, text_ids, image_ids),
-            image_ids[first_pair],
-        )
+        results |= cyclic_consistencies(*pair_embeds, clusters=image_ids)
+        image_ranks = ranks_of_best_partner(image_embeds, text_embeds, image_ids, text_ids)
+        text_ranks = ranks_of_best_partner(text_embeds, image_embeds, text_ids, image_ids)
+        results |= recall_of_ranks(image_ranks, text_ranks, image_ids, text_ids)
         chance = chance_recall("image_to_text", image_ids, text_ids)
         chance |= chance_recall("text_to_image", text_ids, image_ids)
         results |= chance | {"chance_mean_recall": float(np.mean(list(chance.values())))}
@@ -107,6 +108,7 @@ def retrieval(
             pictures = dataset.images.source
             content = gallery(
                 captions=[captions[first_pair[text]] for text in chosen],
+                ranks=text_ranks[chosen],
                 ranked=np.argsort(-text_embeds[chosen] @ image_embeds.T, axis=1),  # [texts, images]
                 partners=[set(image_ids[text_ids == text].tolist()) for text in chosen],
                 read_image=lambda image: _read(pictures, indices[image]),
@@ -128,45 +130,33 @@ def mean_loss(encoders, image_embeds, text_embeds):
     return {name: total / len(image_embeds) for name, total in totals.items()}
 
 
-def recall(name, query_embeds, target_embeds, query_ids, target_ids):
-    """Recall at k of `target` by `query`, and what chance gets; no intervals.
-
-    Args:
-      name: prefix of the results.
-      query_embeds, target_embeds: distinct ones, [Q, D] and [T, D].
-      query_ids, target_ids: int [P], the partners as pairs of row numbers; every query and every
-        target has one.
-
-    Returns:
-      {"<name>_recall@k": …, "chance_<name>_recall@k": …} as fractions.
-    """
-    ranks = ranks_of_best_partner(query_embeds, target_embeds, query_ids, target_ids)
-    results = {f"{name}_recall@{k}": float(np.mean(ranks < k)) for k in _RECALL_AT}
-    return results | chance_recall(name, query_ids, target_ids)
-
-
-def recall_of_ranks(image_ranks, text_ranks, image_of_text):
+def recall_of_ranks(image_ranks, text_ranks, image_ids, text_ids):
     """Recall at k, its mean and the median rank, with intervals over images.
 
     An image that is drawn brings its captions along: what is sampled when such data are collected
-    are images.
+    are images. Images that share a caption are one draw, as their ranks depend on each other: the
+    unit of both directions is a connected component of the graph of images and captions.
 
     Args:
       image_ranks: of each image's best caption, int [I], 0 is first.
       text_ranks: of each caption's best image, int [T].
-      image_of_text: int [T], the image that each caption goes with.
+      image_ids, text_ids: int [P], the partners; every image and every caption has one.
 
     Returns:
       {"image_to_text_recall@k", "text_to_image_recall@k", "mean_recall",
       "image_to_text_median_rank", "text_to_image_median_rank", and each with _ci_low and _ci_high}.
     """
+    images, nodes = len(image_ranks), len(image_ranks) + len(text_ranks)
+    edges = np.ones(len(image_ids), bool), (image_ids, images + np.asarray(text_ids))
+    graph = scipy.sparse.coo_array(edges, shape=(nodes, nodes))
+    units, unit_of = connected_components(graph, directed=False)
     statistics = {}
     for name, ranks, clusters in (
-        ("image_to_text", image_ranks, np.arange(len(image_ranks))),
-        ("text_to_image", text_ranks, image_of_text),
+        ("image_to_text", image_ranks, unit_of[:images]),
+        ("text_to_image", text_ranks, unit_of[images:]),
     ):
         for k in _RECALL_AT:
-            statistics[f"{name}_recall@{k}"] = _weighted_mean(ranks < k, clusters, len(image_ranks))
+            statistics[f"{name}_recall@{k}"] = _weighted_mean(ranks < k, clusters, units)
         statistics[f"{name}_median_rank"] = _weighted_median(ranks + 1, clusters)
     recalls = ["_recall@" in name for name in statistics]
 
@@ -175,9 +165,9 @@ def recall_of_ranks(image_ranks, text_ranks, image_of_text):
         return np.append(values, values[recalls].mean())
 
     names = [*statistics, "mean_recall"]
-    values = all_of(np.ones(len(image_ranks), np.int64))
+    values = all_of(np.ones(units, np.int64))
     results = dict(zip(names, values.tolist(), strict=True))
-    for name, *bounds in zip(names, *interval(all_of, len(image_ranks)), strict=True):
+    for name, *bounds in zip(names, *interval(all_of, units), strict=True):
         results |= bounds_of(name, bounds)
     return results
 
@@ -273,11 +263,12 @@ def _read(dataset, index):
     return decode(tf.constant(dataset.read(index).image)).numpy()
 
 
-def gallery(*, captions, ranked, partners, read_image, columns=6):
+def gallery(*, captions, ranks, ranked, partners, read_image, columns=6):
     """Captions with the images nearest to them, as the report shows them.
 
     Args:
       captions: the queries, list[str].
+      ranks: of each caption's best image, int [len(captions)], 0 is first; ties are misses.
       ranked: image numbers by falling similarity, int [len(captions), images].
       partners: for each caption the set of its own images' numbers.
       read_image: function from an image number to uint8 [h, w, 3].
@@ -290,14 +281,14 @@ def gallery(*, captions, ranked, partners, read_image, columns=6):
     return [
         {
             "caption": caption,
-            "rank": min(list(row).index(partner) for partner in own) + 1,
+            "rank": int(rank) + 1,
             "of": len(row),
             "images": [
                 {"jpeg": _thumbnail(read_image(image)), "is_partner": int(image) in own}
                 for image in row[:columns]
             ],
         }
-        for caption, row, own in zip(captions, ranked, partners, strict=True)
+        for caption, rank, row, own in zip(captions, ranks, ranked, partners, strict=True)
     ]
 
 

@@ -2,11 +2,13 @@
 
 import csv
 import dataclasses
+import io
 
 import numpy as np
 from etils import epath
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.classnames import are_wordnet_ids
 from cyclip_jax.evals.intervals import RESAMPLES, bounds_of, mean_with_interval
 from cyclip_jax.evals.zeroshot import embed, open_settings, ranks_of_label
 
@@ -27,7 +29,7 @@ class Line:
     def __call__(self, reference):
         """The accuracy on the shift at an accuracy on the reference set, both fractions."""
         if self.scale == "linear":
-            return self.slope * reference + self.intercept
+            return np.clip(self.slope * reference + self.intercept, 0, 1)
         return 1 / (1 + np.exp(-(self.slope * _logit(reference) + self.intercept)))
 
 
@@ -41,11 +43,12 @@ def robustness(name, *, reference, shifts, models=None, scale="logit"):
     Effective robustness is the accuracy on a shift less what models of standard training have at
     the same accuracy on the reference set (Taori et al. 2020). Where a shift has a part of the
     reference set's classes, as ImageNet-A and -R, the accuracy on the reference set is that on the
-    images of these classes, scored among them alone; `models` is to have it so too.
+    images of these classes, scored among them alone; `models` is to have it so too. Classes are the
+    same by their WordNet ids or their names.
 
     Args:
       name: of the evaluation, for messages.
-      reference: settings of `zeroshot`, as {"preset": "imagenet"}.
+      reference: settings of `zeroshot`, as {"preset": "imagenet"}; a `type` may be among them.
       shifts: {name: settings of `zeroshot`}; one that is None, or whose folder is, is left out. A
         shift named imagenetv2 has a line without `models`, see LINES.
       models: CSV of reference models with the columns model, reference and one for each shift that
@@ -73,6 +76,9 @@ def robustness(name, *, reference, shifts, models=None, scale="logit"):
         raise UserError(f"{key}.shifts is empty; name zero-shot settings there")
     if scale not in ("logit", "linear"):
         raise UserError(f"{key}.scale is {scale!r}; choose 'logit' or 'linear'")
+    common = {
+        shift: common_classes(reference_set, shift_set) for shift, shift_set in shift_sets.items()
+    }
     known = [] if models is None else read_models(epath.Path(models), list(shift_sets))
     lines = LINES | fit_lines(known, list(shift_sets), scale, models)
 
@@ -85,7 +91,7 @@ def robustness(name, *, reference, shifts, models=None, scale="logit"):
             shift_hits = hits_among(
                 embed(encoders, shift_set), shift_set, np.arange(len(shift_set.classes))
             )
-            own_hits = hits_among(embedded, reference_set, common_classes(reference_set, shift_set))
+            own_hits = hits_among(embedded, reference_set, common[shift])
             row, metrics = _score(shift, shift_hits, own_hits, lines.get(shift))
             table.append(row)
             results |= metrics
@@ -148,20 +154,44 @@ def hits_among(embedded, dataset, rows):
       embedded: (image_embeds [M, D], class_embeds [C, D], labels int [M]).
       dataset: LabelledImages, for the classes' names.
       rows: numbers of the classes, rising.
+
+    Raises:
+      UserError: there are none.
     """
     image_embeds, class_embeds, labels = embedded
     own = np.isin(labels, rows)
+    if not own.any():
+        raise UserError(f"of the images of {dataset.path} in a shift's classes none can be read")
     labels = np.searchsorted(rows, labels[own])
     names = [dataset.classes[row] for row in rows]
     return ranks_of_label(image_embeds[own], class_embeds[rows], labels, names=names) < 1
 
 
 def common_classes(reference, shift):
-    """The reference set's classes that a shift has, int [c]; all of them if it has others too."""
-    for theirs, own in ((reference.keys, shift.keys), (reference.classes, shift.classes)):
-        if len(set(theirs)) == len(theirs) and set(own) <= set(theirs):
-            return np.flatnonzero(np.isin(theirs, own))
-    return np.arange(len(reference.classes))
+    """The reference set's classes that a shift has, int [c], rising.
+
+    They are told by their WordNet ids, or else by their names: of one name all take part.
+
+    Args:
+      reference, shift: LabelledImages.
+
+    Raises:
+      UserError: the shift has classes that the reference set has not, or that has no image of
+        those in common.
+    """
+    theirs, own = reference.classes, shift.classes
+    if are_wordnet_ids(reference.keys) and are_wordnet_ids(shift.keys):
+        theirs, own = reference.keys, shift.keys
+    others = sorted(set(own) - set(theirs))
+    if others:
+        raise UserError(
+            f"{len(others)} classes of {shift.path} are none of {reference.path}: "
+            f"{', '.join(others[:5])}; give both the same names by their setting `classes`"
+        )
+    rows = np.flatnonzero(np.isin(theirs, own))
+    if not np.isin(reference.labels, rows).any():
+        raise UserError(f"{reference.path} has no image of the classes of {shift.path}")
+    return rows
 
 
 def read_models(path, shifts):
@@ -170,9 +200,15 @@ def read_models(path, shifts):
     Returns:
       [{"model", "reference", <shift>: …, "<shift>_reference": …}] in fractions, None where a cell
       is empty; shifts that no column names are left out.
+
+    Raises:
+      UserError: the file cannot be read, or is no such table.
     """
-    with path.open() as file:
-        rows = list(csv.DictReader(file, skipinitialspace=True))
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); set `models` to a CSV") from error
+    rows = list(csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True))
     header = list(rows[0]) if rows else []
     wanted = [column for shift in shifts for column in (shift, f"{shift}_reference")]
     columns = ["reference", *(column for column in wanted if column in header)]
@@ -203,7 +239,11 @@ def _number(row, column, path):
 
 
 def fit_lines(models, shifts, scale, path):
-    """{shift: Line} by least squares, of the shifts that two or more models have."""
+    """{shift: Line} by least squares, of the shifts that models have.
+
+    Raises:
+      UserError: one model alone has a shift, or see `fit_line`.
+    """
     lines = {}
     for shift in shifts:
         points = []

@@ -36,7 +36,7 @@ def zeroshot(
     Raises:
       UserError: what is wrong with the data.
     """
-    dataset = open_labelled(
+    dataset = open_named(
         folder,
         config_key=f"config.evals.{name}.folder",
         split=split,
@@ -55,6 +55,7 @@ def zeroshot(
                 results |= mean_with_interval(f"top{k}", ranks < k)
                 results[f"chance_top{k}"] = k / len(dataset.classes)
         results |= mean_per_class(ranks < 1, labels, len(dataset.classes))
+        results["chance_mean_per_class"] = 1 / len(dataset.classes)
         if output.is_wanted:
             predictions = predicted(image_embeds, class_embeds)
             output.json("classes", class_table(dataset.classes, ranks < 1, labels, predictions))
@@ -70,7 +71,8 @@ def open_settings(settings, config_key):
     """Opens the data that a zero-shot evaluation of these settings would score.
 
     Args:
-      settings: {"folder": …, …} as those of `zeroshot`, or with a `preset` alone.
+      settings: {"folder": …, …} as those of `zeroshot`, or with a `preset` alone; its `type` may be
+        among them.
       config_key: full name of the config key that holds them, for messages.
 
     Returns:
@@ -80,6 +82,9 @@ def open_settings(settings, config_key):
       UserError: there is no such setting, or something is wrong with the data.
     """
     settings = dict(settings)
+    kind = settings.pop("type", "zeroshot")
+    if kind != "zeroshot":
+        raise UserError(f"{config_key}.type is {kind!r}; leave it out, or set it to 'zeroshot'")
     if "folder" not in settings and settings.get("preset"):
         settings["folder"] = f"{PRESET}{settings['preset']}"
     try:
@@ -89,7 +94,18 @@ def open_settings(settings, config_key):
     folder = settings.pop("folder")
     if folder is None:
         raise UserError(f"{config_key}.folder is empty; set it to labelled pictures")
-    return open_labelled(folder, config_key=f"{config_key}.folder", **settings)
+    return open_named(folder, config_key=f"{config_key}.folder", **settings)
+
+
+def open_named(folder, *, config_key, **settings):
+    """The LabelledImages of `open_labelled`; UserError as there, or where prompts lack names."""
+    dataset = open_labelled(folder, config_key=config_key, **settings)
+    if not dataset.is_named:
+        raise UserError(
+            f"the classes of {dataset.path} are numbers without names; set "
+            f"{config_key.rpartition('.')[0]}.classes to a file of names, or .preset"
+        )
+    return dataset
 
 
 def embed(encoders, dataset):
@@ -113,6 +129,8 @@ def class_embeddings(embed_texts, classes, templates):
 def ranks_of_label(image_embeds, class_embeds, labels, *, names=None):
     """How many other classes come before the label's, int [N]; ties are misses.
 
+    Where a similarity is NaN, it is the number C of all classes.
+
     Args:
       image_embeds: [N, D].
       class_embeds: [C, D].
@@ -130,8 +148,9 @@ def ranks_of_label(image_embeds, class_embeds, labels, *, names=None):
         tile = slice(start, start + _TILE_ROWS)
         similarities = image_embeds[tile] @ class_embeds[first].T  # [tile, distinct names]
         own = np.take_along_axis(similarities, ids[labels[tile], None], axis=1)
-        others = ~(similarities < own) @ sizes - sizes[ids[labels[tile]]]  # NaN is a miss
-        ranks.append(others + before[labels[tile]])
+        others = ~(similarities < own) @ sizes - sizes[ids[labels[tile]]]
+        is_nan = np.isnan(similarities).any(axis=1)
+        ranks.append(np.where(is_nan, len(ids), others + before[labels[tile]]))
     return np.concatenate(ranks)
 
 

@@ -7,7 +7,8 @@ import re
 LOSS_TERMS = ("loss", "contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
 _BESIDE = re.compile(r"chance_(.+)|(.+)_ci_low|(.+)_ci_high")
 _SHARE = re.compile(
-    r"(^|_)(top\d+|recall|accuracy|score|effective|separability)(@|_|$)|consistency@|mean_per_class"
+    r"(^|_)(top\d+|recall|accuracy|score|separability)(@|_|$)|_(effective|reference)$"
+    r"|consistency@|mean_per_class"
 )
 _FURTHER = re.compile(r"(top|@)(?!1(\D|$))\d+|_as_published$")
 

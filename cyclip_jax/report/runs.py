@@ -197,14 +197,19 @@ class Group:
         return Metric(name, float(np.mean(values)), *student_interval(values))
 
     def _by_seed(self, evaluation, name):
-        """{seed: Metric} of the runs that have it and are not behind."""
+        """{seed: Metric} of the runs that were evaluated and are not behind."""
         behind = self.behind(evaluation)
-        return {
-            run.seed: run.evaluations[evaluation][name]
+        evaluated = {
+            run.seed: run.evaluations[evaluation]
             for run in self.runs
-            if evaluation in run.evaluations
-            and name in run.evaluations[evaluation]
-            and run not in behind
+            if evaluation in run.evaluations and run not in behind
+        }
+        if not any(name in metrics for metrics in evaluated.values()):
+            return {}
+        # What a run has not measured that another has could not be measured.
+        return {
+            seed: metrics[name] if name in metrics else Metric(name, None)
+            for seed, metrics in evaluated.items()
         }
 
 

@@ -151,6 +151,36 @@ def test_order_tasks_have_several_wrong_captions(folder, tmp_path):
     assert score(write(tmp_path / "lists.json", lists), folder)["accuracy"] == 0.0  # a tie
 
 
+def test_a_wrong_caption_that_is_listed_again_is_one_for_chance(folder, tmp_path):
+    options = ["a red disc", "disc red a", "disc red a", "a disc red", "disc red a"]
+    rows = [{"image": "red_disc.png", "caption_options": options}]
+    results = score(write(tmp_path / "again.json", rows), folder)
+    assert results["chance_accuracy"] == results["chance_macro_accuracy"] == pytest.approx(1 / 3)
+    assert (results["accuracy"], results["captions"]) == (1.0, 3)
+
+
+def test_intervals_draw_pictures_with_all_their_examples(folder, tmp_path):
+    """The same intervals as with one example a picture, however often and with what boxes."""
+    names = ["red_disc", "green_bar", "grey_ring", "blue_bar", "red_ring", "blue_cross"]
+    once = [
+        choice(name, "x" if number % 3 else name, category=f"{number % 2}")
+        for number, name in enumerate(names)
+    ]
+    metrics = [f"{macro}accuracy{e}" for macro in ("", "macro_") for e in ("_ci_low", "_ci_high")]
+    expected = score(write(tmp_path / "once.json", once), folder, tmp_path)
+    table = json.loads((tmp_path / "categories.json").read_text())
+    whole = dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), (0, 0, 40, 40), strict=True))
+    four = [*once, *[row | whole for row in once], *once, *once]
+    found = score(write(tmp_path / "four.json", four), folder, tmp_path)
+    assert (found["examples"], found["accuracy"]) == (24, expected["accuracy"])
+    for name in metrics:
+        assert found[name] == pytest.approx(expected[name], abs=1e-12)
+    by_category = json.loads((tmp_path / "categories.json").read_text())
+    assert [(row["low"], row["high"]) for row in by_category] == [
+        pytest.approx((row["low"], row["high"]), abs=1e-12) for row in table
+    ]
+
+
 def test_a_folder_of_sugarcrepe_has_a_category_a_file(folder, tmp_path):
     def entry(picture, wrong):
         own, other = (name.replace("_", " ") for name in (picture, wrong))

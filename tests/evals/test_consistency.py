@@ -7,10 +7,13 @@ import pytest
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.consistency import (
+    coarse_predictions,
     consistency,
     cyclic_consistencies,
     cyclic_rows,
+    fine_and_coarse,
     majority_labels,
+    neighbour_labels,
     predictions,
 )
 from cyclip_jax.evals.neighbours import nearest
@@ -38,7 +41,7 @@ def official_consistency(test, train, train_labels, classes, k):
 def test_consistency_is_the_published_definition(k):
     test, train, classes = unit_rows(0, 200, 6), unit_rows(1, 90, 6), unit_rows(2, 4, 6)
     labels = np.random.default_rng(3).integers(4, size=90)
-    majorities = majority_labels(labels[nearest(test, train, 10)])
+    majorities = neighbour_labels(test, train, labels, 10)
     ours = np.mean(predictions(test, classes) == majorities[:, k - 1])
     assert ours == official_consistency(test, train, labels, classes, k)
 
@@ -53,7 +56,7 @@ def test_a_tie_shrinks_the_number_of_neighbours_until_it_is_broken():
 def test_tiles_of_neighbours_change_nothing(query_rows, key_rows):
     queries, keys = unit_rows(0, 50, 8, np.float32), unit_rows(1, 60, 8, np.float32)
     keys = np.concatenate([keys, keys[:20]])  # equals: the first counts
-    places = nearest(queries, keys, 10, query_rows=query_rows, key_rows=key_rows)
+    _, places = nearest(queries, keys, 10, query_rows=query_rows, key_rows=key_rows)
     expected = np.argsort(-(queries @ keys.T).round(6), axis=1, kind="stable")[:, :10]
     np.testing.assert_array_equal(places, expected)
 
@@ -62,8 +65,29 @@ def test_what_has_no_single_best_class_has_no_prediction():
     classes = np.eye(3)
     images = np.array([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1], [np.nan, 0, 0], [0.1, 0.2, 0.3]])
     np.testing.assert_array_equal(predictions(images, classes), [0, -1, -1, 2])
-    among = np.array([[False, True, True]] * 4)
+    among = np.array([0, 1, 1]), np.ones(4, int)
     np.testing.assert_array_equal(predictions(images, classes, among=among), [2, 1, -1, 2])
+
+
+def test_coarse_is_the_best_of_each_superclass_then_the_best_superclass():
+    groups = np.array([1, 0, 1, 0])
+    images = np.array([[0.5, 0.4, 0.1, 0.4], [0.3, 0.1, 0.3, 0.2], [0.2, 0.5, 0.5, 0.1]])
+    # A tie within a superclass is none between them.
+    np.testing.assert_array_equal(coarse_predictions(images, np.eye(4), groups), [1, 1, -1])
+    labels = np.array([2, 0, 1])
+    results = fine_and_coarse(images, np.eye(4), groups, labels)
+    assert results["coarse_top1"] == pytest.approx(2 / 3)
+    assert results["fine_top1"] == pytest.approx(1 / 3)  # of 0 and 2, then a tie, of 1 and 3
+    assert results["chance_fine_top1"] == results["chance_coarse_top1"] == 0.5
+
+
+def test_there_are_no_nearest_images_where_all_are_equally_near_or_nan():
+    train, labels = np.eye(4)[[0, 0, 0, 0, 1]], np.array([0, 1, 1, 1, 2])
+    test = np.array([[1.0, 0, 0, 0], [0, 1, 0, 0], [np.nan, 0, 0, 0], [0, 0, 1, 0]])
+    found = neighbour_labels(test, train, labels, 3)
+    np.testing.assert_array_equal(found[:, 0], [-2, 2, -2, -2])
+    train[1] = np.nan
+    assert neighbour_labels(test, train, labels, 1)[1, 0] == 2  # not the picture that is NaN
 
 
 def test_rows_of_the_cyclic_terms_have_the_means_of_the_definition(x64):
@@ -147,6 +171,17 @@ def test_a_collapsed_model_is_not_consistent(folder):
     object.__setattr__(encoders, "encode_features", lambda images: np.ones((len(images), 25)))
     results = consistency("x", **settings(folder))(encoders, Output())
     assert results["consistency@1"] == results["zeroshot_top1"] == results["coarse_top1"] == 0.0
+
+
+def test_a_set_is_not_compared_with_itself(folder):
+    with pytest.raises(UserError, match=r"x.train and config.evals.x.test are the same pictures"):
+        consistency("x", **settings(folder, test=folder / "train.csv"))
+
+
+@pytest.mark.parametrize("templates", ["a {}", ("a photo",), ()])
+def test_templates_that_name_no_class_are_refused_at_once(folder, templates):
+    with pytest.raises(UserError, match=r"config.evals.x.templates"):
+        consistency("x", **settings(folder, templates=templates))
 
 
 def test_cifar_100_has_twenty_superclasses_of_five():

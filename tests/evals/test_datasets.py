@@ -16,7 +16,8 @@ from configs import common
 from cyclip_jax.data.images import decode
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output, create_evaluators
-from cyclip_jax.evals.datasets import labels_among, open_labelled
+from cyclip_jax.evals.classnames import checked_templates
+from cyclip_jax.evals.datasets import labels_among, open_images, open_labelled
 from cyclip_jax.evals.zeroshot import zeroshot
 from tests.conftest import COLOURS, SHAPES, draw, write_pairs
 from tests.data.shards import write_tar
@@ -242,6 +243,73 @@ def test_the_same_data_under_other_names_is_embedded_once(pictures, tmp_path):
     assert one.identity == other.identity and one.classes != other.classes
 
 
+def test_pictures_are_the_same_where_captions_are_read_from_the_same_column(tmp_path):
+    """A row without a caption is not read, so that the columns tell which rows there are."""
+    path = tmp_path / "pairs.csv"
+    path.write_text("image,caption,title\n1.png,a,\n2.png,,b\n")
+
+    def identity(**settings):
+        return open_images(path, config_key=KEY, **settings).identity
+
+    assert identity() == identity(image_key="image", caption_key="caption", delimiter=",")
+    assert len({identity(), identity(caption_key="title"), identity(image_key="title")}) == 3
+    assert hash(identity(caption_key=["caption", "title"])) != hash(identity())
+    path.write_text("image,caption,title\n1.png,a,\n2.png,b,b\n")
+    assert opened(path, label_key="caption").identity == identity()
+
+
+def test_tars_have_defaults_of_their_own(pictures, tmp_path):
+    """Their captions are `txt` by default, and so not those of a column named `caption`."""
+    files = {"png": (pictures / file_of(CLASSES[0])).read_bytes(), "txt": b"a", "caption": b" "}
+    write_tar(tmp_path / "0.tar", {"s0": files})
+    one, other = (
+        open_images(tmp_path / "0.tar", config_key=KEY, caption_key=key)
+        for key in (None, "caption")
+    )
+    assert one.identity != other.identity
+
+
+@pytest.mark.parametrize("labels", [range(1, 43), [5, 7], range(2, 45)])
+def test_numbers_without_0_count_a_presets_classes_from_1_only_if_all_are_there(labels, tmp_path):
+    def write(labels):
+        rows = "".join(f"{label}.png,{label}\n" for label in labels)
+        (tmp_path / "labels.csv").write_text(f"image,label\n{rows}")
+
+    write(labels)
+    with pytest.raises(UserError, match="from 0 or from 1 on cannot be told"):
+        opened(tmp_path, preset="gtsrb")
+    write(range(1, 44))
+    dataset = opened(tmp_path, preset="gtsrb")
+    assert dataset.classes[dataset.labels[14]] == "stop"  # the label 15
+
+
+def test_numbers_are_no_names(tmp_path):
+    (tmp_path / "labels.csv").write_text("image,label\n1.png,0\n2.png,1\n")
+    assert not opened(tmp_path).is_named
+    digits = names_file(tmp_path / "digits.json", ["0", "1"])
+    assert opened(tmp_path, classes=digits).is_named
+
+
+@pytest.mark.parametrize(
+    "templates, message",
+    [
+        ("a {}", "must be a list of texts"),
+        ((), "must be a list of texts"),
+        ([1], "must be a list of texts"),
+        (["a {}", "photo"], r"a \{\} in each template, and no other braces: photo"),
+        (["{} {}"], "no other braces"),
+        (["{x} {}"], "no other braces"),
+        (["{{}} a"], "no other braces"),
+        (["{0}"], "no other braces"),
+    ],
+)
+def test_templates_are_texts_with_one_place_for_a_name(templates, message):
+    assert checked_templates(("a {}.", "{}"), "x") == ["a {}.", "{}"]
+    with pytest.raises(UserError, match=message) as raised:
+        checked_templates(templates, "config.evals.x.templates")
+    assert str(raised.value).startswith("config.evals.x.templates ")
+
+
 def test_templates_default_to_a_photo_of_a(pictures, tmp_path):
     root = folders(tmp_path, pictures)
     assert opened(root).templates == ["a photo of a {}."]
@@ -304,6 +372,7 @@ def test_classes_of_one_name_are_not_told_apart_by_it(pictures, tmp_path):
         ("tfds:{built}@test", {"label_key": "text"}, "'text' of .* is no ClassLabel"),
         ("tfds:{built}@dev", {"label_key": "kind"}, "has no split 'dev'"),
         ("x.csv", {"split": "test"}, "is one file and has no split"),
+        ("", {}, r"config\.evals\.x\.folder is empty"),
     ],
 )
 def test_what_is_wrong_is_said(pictures, built, tmp_path, data, settings, message):

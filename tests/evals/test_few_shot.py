@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -9,11 +10,22 @@ from configs import common
 from cyclip_jax import evals
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
-from cyclip_jax.evals.few_shot import few_shot, interval_over_both, k_shot
+from cyclip_jax.evals.few_shot import (
+    checked_shots,
+    few_shot,
+    interval_over_both,
+    k_shot,
+    possible_shots,
+)
 from cyclip_jax.evals.intervals import interval
 from cyclip_jax.evals.linear_probe import places_in_class
 from tests.evals.fakes import fake_encoders
-from tests.evals.test_linear_probe import colour_encoders, write_labels
+from tests.evals.test_linear_probe import (
+    colour_encoders,
+    diverged_encoders,
+    same_again,
+    write_labels,
+)
 
 SWAP = {"red": "blue", "blue": "red"}
 
@@ -22,6 +34,11 @@ SWAP = {"red": "blue", "blue": "red"}
 def train(tmp_path_factory):
     """Six pictures of each of four colours."""
     return write_labels(tmp_path_factory.mktemp("train"), lambda colour, shape: colour)
+
+
+@pytest.fixture(scope="module")
+def again(train):
+    return same_again(train)
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +68,16 @@ def blurred_encoders(batch_size):
 def test_a_model_whose_labels_are_mixed_up_is_half_right_at_every_k(train, swapped, seen, tmp_path):
     probe = few_shot("x", train=train, test=swapped, shots=(1, 2, 4, 8), seeds=2)
     results = probe(seen, Output(epath.Path(tmp_path)))
+    tops = ("top1@1", "top1@2", "top1@4")  # no colour has eight pictures
     assert {name for name in results if "ci" not in name} == {
-        *("top1@1", "top1@2", "top1@4"),  # no colour has eight pictures
-        *("chance_top1", "classes", "images"),
+        *tops,
+        *(f"chance_{top}" for top in tops),
+        *("classes", "images"),
     }
     assert [results[f"top1@{k}"] for k in (1, 2, 4)] == [0.5] * 3
     assert results["top1@1_ci_low"] < 0.5 < results["top1@1_ci_high"]
-    assert (results["chance_top1"], results["classes"], results["images"]) == (0.25, 4, 24)
+    assert {results[f"chance_{top}"] for top in tops} == {0.25}
+    assert (results["classes"], results["images"]) == (4, 24)
     table = json.loads((tmp_path / "few_shot.json").read_text())
     assert [(row["shots"], row["draw"]) for row in table] == [
         (k, draw) for k in (1, 2, 4) for draw in (0, 1)
@@ -65,8 +85,8 @@ def test_a_model_whose_labels_are_mixed_up_is_half_right_at_every_k(train, swapp
     assert all(row["top1"] == 0.5 and row["regularization"] == 0.1 for row in table)
 
 
-def test_results_are_means_over_draws_and_do_not_depend_on_the_batch_size(train, tmp_path):
-    settings = {"train": train, "test": train, "shots": [1, 2]}
+def test_results_are_means_over_draws_and_do_not_depend_on_the_batch_size(train, again, tmp_path):
+    settings = {"train": train, "test": again, "shots": [1, 2]}
     results = few_shot("x", **settings)(blurred_encoders(7), Output(epath.Path(tmp_path)))
     assert results == few_shot("x", **settings)(blurred_encoders(24), Output())
     table = json.loads((tmp_path / "few_shot.json").read_text())
@@ -75,8 +95,8 @@ def test_results_are_means_over_draws_and_do_not_depend_on_the_batch_size(train,
     np.testing.assert_allclose(results["top1@1"], np.mean(accuracies))
 
 
-def test_the_regularisation_may_be_chosen_on_further_images(train, seen, tmp_path):
-    probe = few_shot("x", train=train, test=train, shots=(2, 6), seeds=1, regularization=None)
+def test_the_regularisation_may_be_chosen_on_further_images(train, again, seen, tmp_path):
+    probe = few_shot("x", train=train, test=again, shots=(2, 6), seeds=1, regularization=None)
     results = probe(seen, Output(epath.Path(tmp_path)))
     assert results["top1@2"] == 1.0
     assert "top1@6" not in results  # all six are trained on, none is left to choose by
@@ -105,29 +125,53 @@ def test_the_interval_is_over_draws_and_images():
     np.testing.assert_allclose(interval_over_both(np.repeat(images_differ, 3, axis=0)), by_images)
 
 
-def test_a_diverged_model_is_never_right(train):
-    def encode(images):
-        return np.full((len(images), 11), np.nan, np.float32)
-
-    encoders = dataclasses.replace(colour_encoders(8), encode_features=encode)
-    results = few_shot("x", train=train, test=train, shots=[2])(encoders, Output())
+def test_a_diverged_model_is_never_right(train, again):
+    results = few_shot("x", train=train, test=again, shots=[2])(diverged_encoders(), Output())
     assert (results["top1@2"], results["top1@2_ci_high"]) == (0, 0)
+
+
+def test_a_single_k_may_be_a_number():
+    assert checked_shots("", 4) == [4]
+    assert checked_shots("", (4, 1, 4)) == [1, 4]
+
+
+def test_a_k_that_is_left_out_is_named_with_what_it_lacks(train, again, caplog):
+    with caplog.at_level(logging.WARNING):
+        few_shot("x", train=train, test=again, shots=(4, 8))
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "config.evals.x: top1@8 is left out: train has 6 images of the class 'blue'; "
+        "shots=8 needs at least 8 of every class"
+    )
+
+
+def test_the_k_that_readable_pictures_suffice_for(caplog):
+    names, labels = ["a", "b"], np.repeat([0, 1], [4, 3])
+    with caplog.at_level(logging.WARNING):
+        assert possible_shots("x", labels, names, [2, 3, 4], also_validation=True) == [2, 3]
+        assert possible_shots("x", labels[1:], names, [2, 3], also_validation=True) == [2]
+        assert possible_shots("x", labels[1:], names, [2, 3], also_validation=False) == [2, 3]
+    assert ["@4" in r.getMessage() for r in caplog.records] == [True, False]
+    assert "train has only 3 images of each class" in caplog.records[1].getMessage()
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"shots": (8, 16)}, r"x.train has 6 images of the class 'blue'; shots=8 needs 8"),
-        ({"shots": ()}, r"x.shots \[\] must be numbers"),
-        ({"shots": (0, 1)}, r"x.shots \[0, 1\] must be"),
+        ({"shots": (8, 16)}, r"x.train has 6 images of the class 'blue'; shots=8 needs .* 8"),
+        ({"shots": ()}, r"x.shots \(\) must be whole numbers"),
+        ({"shots": (0, 1)}, r"x.shots \(0, 1\) must be"),
+        ({"shots": 0}, r"x.shots 0 must be"),
+        ({"shots": "4"}, r"x.shots '4' must be"),
+        ({"shots": (1.5,)}, r"x.shots \(1.5,\) must be"),
         ({"seeds": 0}, r"x.seeds 0 must be"),
         ({"regularization": -1.0}, r"x.regularization -1.0 must be above 0"),
         ({"shots": (6,), "regularization": None}, r"only 6 images of each class; .*fewer shots"),
     ],
 )
-def test_what_is_wrong_is_said_at_once(train, settings, message):
+def test_what_is_wrong_is_said_at_once(train, again, settings, message):
     with pytest.raises(UserError, match=message):
-        few_shot("x", train=train, test=train, **settings)
+        few_shot("x", train=train, test=again, **settings)
 
 
 def test_an_evaluation_without_data_is_left_out():

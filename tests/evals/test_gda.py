@@ -15,7 +15,7 @@ from cyclip_jax.evals.gda import discriminant, gda
 from cyclip_jax.evals.logistic import with_constant
 from cyclip_jax.evals.zeroshot import ranks_of_label, zeroshot
 from tests.conftest import COLOURS
-from tests.evals.test_linear_probe import colour_encoders, write_labels
+from tests.evals.test_linear_probe import colour_encoders, same_again, write_labels
 
 TEMPLATES = ["a photo of a {}.", "the colour {}"]
 CLASSES = 3
@@ -28,6 +28,11 @@ def folder(tmp_path_factory):
     content = {"classes": list(COLOURS), "templates": TEMPLATES}
     (folder / "classes.json").write_text(json.dumps(content))
     return folder
+
+
+@pytest.fixture(scope="module")
+def again(folder):
+    return same_again(folder)
 
 
 def encoders(batch_size):
@@ -108,29 +113,27 @@ def test_collapsed_and_diverged_models_are_never_right():
 
 
 @pytest.mark.parametrize("shots, images", [(None, 24), (2, 8)])
-def test_images_mend_what_names_mix_up(folder, seen, tmp_path, shots, images):
-    evaluate = gda("x", train=folder, test=folder, shots=shots)
+def test_images_mend_what_names_mix_up(folder, again, seen, tmp_path, shots, images):
+    evaluate = gda("x", train=folder, test=again, shots=shots)
     results = evaluate(seen, Output(epath.Path(tmp_path)))
     assert (results["zeroshot_top1"], results["gda_top1"], results["ensemble_top1"]) == (0.5, 1, 1)
     assert results["zeroshot_top1_ci_low"] < 0.5 < results["zeroshot_top1_ci_high"]
-    assert (results["images"], results["train_images"], results["chance_top1"]) == (
-        24,
-        images,
-        0.25,
-    )
+    assert (results["images"], results["train_images"]) == (24, images)
+    chances = {name: value for name, value in results.items() if name.startswith("chance_")}
+    assert chances == {f"chance_{by}_top1": 0.25 for by in ("zeroshot", "gda", "ensemble")}
     table = json.loads((tmp_path / "alphas.json").read_text())
     assert [row["alpha"] for row in table] == [1e-4, 1e-3, 1e-2, 1e-1, 1, 10, 100]
     best = [row["alpha"] for row in table if row["validation_top1"] == 1]
     assert results["alpha"] == best[0] > 1e-4  # the smallest of equally good ones
 
 
-def test_results_do_not_depend_on_the_batch_size(folder, seen):
-    evaluate = gda("x", train=folder, test=folder, shots=2)
+def test_results_do_not_depend_on_the_batch_size(folder, again, seen):
+    evaluate = gda("x", train=folder, test=again, shots=2)
     assert evaluate(seen, Output()) == evaluate(encoders(7), Output())
 
 
-def test_without_weight_the_ensemble_is_zero_shot(folder, seen, tmp_path):
-    evaluate = gda("x", train=folder, test=folder, alpha=0.0)
+def test_without_weight_the_ensemble_is_zero_shot(folder, again, seen, tmp_path):
+    evaluate = gda("x", train=folder, test=again, alpha=0.0)
     results = evaluate(seen, Output(epath.Path(tmp_path)))
     reference = zeroshot("x", folder=folder)(seen, Output())
     for bound in ("", "_ci_low", "_ci_high"):
@@ -140,14 +143,14 @@ def test_without_weight_the_ensemble_is_zero_shot(folder, seen, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_templates_may_be_given(folder, seen):
+def test_templates_may_be_given(folder, again, seen):
     texts = []
 
     def tokenize(batch):
         texts.extend(batch)
         return seen.tokenize(batch)
 
-    evaluate = gda("x", train=folder, test=folder, alpha=1.0, templates=["some {}"])
+    evaluate = gda("x", train=folder, test=again, alpha=1.0, templates=["some {}"])
     evaluate(dataclasses.replace(encoders(8), tokenize=tokenize), Output())
     assert texts == [f"some {colour}" for colour in COLOURS]
 
@@ -156,20 +159,21 @@ def test_templates_may_be_given(folder, seen):
     "settings, message",
     [
         ({"shots": 1}, "x.shots 1 must be at least 2"),
-        ({"shots": 7}, r"x.train has 6 images of the class 'red'; shots=7 needs 7"),
+        ({"shots": 7}, r"x.train has 6 images of the class 'red'; shots=7 needs .* 7"),
         ({"shots": 6}, r"x.train has only 6 images of each class; .*fewer shots"),
         ({"alpha": -1.0}, r"x.alpha -1.0 must be at least 0"),
         ({"templates": ["photo"]}, r"x.templates needs a \{\}"),
+        ({"templates": "a {}"}, r"x.templates must be a list"),
         ({"validation_share": 0.0}, r"x.validation_share 0.0 must be between"),
     ],
 )
-def test_what_is_wrong_is_said_at_once(folder, settings, message):
+def test_what_is_wrong_is_said_at_once(folder, again, settings, message):
     with pytest.raises(UserError, match=message):
-        gda("x", train=folder, test=folder, **settings)
+        gda("x", train=folder, test=again, **settings)
 
 
-def test_all_images_may_be_shots_where_alpha_is_given(folder, seen):
-    results = gda("x", train=folder, test=folder, shots=6, alpha=100.0)(seen, Output())
+def test_all_images_may_be_shots_where_alpha_is_given(folder, again, seen):
+    results = gda("x", train=folder, test=again, shots=6, alpha=100.0)(seen, Output())
     assert (results["train_images"], results["ensemble_top1"]) == (24, 1.0)
 
 
@@ -178,7 +182,31 @@ def test_a_class_without_an_image_is_said(tmp_path):
     content = {"classes": [*COLOURS, "pink"], "templates": TEMPLATES}
     (train / "classes.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"x.train has 0 images of the class 'pink'"):
-        gda("x", train=train, test=train)
+        gda("x", train=train, test=same_again(train))
+
+
+def test_pictures_that_cannot_be_read_are_left_out_of_the_shots(tmp_path, folder):
+    train = write_labels(tmp_path, lambda colour, shape: colour)
+    settings = {"train": train, "test": folder, "classes": folder / "classes.json"}
+    evaluate = gda("x", **settings, shots=4, alpha=1.0)
+    reds = sorted(train.glob("red_*.png"))
+    for picture in reds[:4]:
+        picture.write_bytes(b"no picture")
+    results = evaluate(encoders(8), Output())
+    assert (results["train_images"], results["gda_top1"]) == (14, 1)
+    reds[4].write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"x.train has 1 images of the class 'red'; .*at least 2"):
+        evaluate(encoders(8), Output())
+
+
+def test_no_readable_image_to_choose_alpha_by_is_said(tmp_path, folder):
+    train = write_labels(tmp_path, lambda colour, shape: colour)
+    settings = {"train": train, "test": folder, "classes": folder / "classes.json"}
+    evaluate = gda("x", **settings, shots=5)
+    for picture in train.glob("*_disc.png"):
+        picture.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"x.train has only 5 images of each class"):
+        evaluate(encoders(8), Output())
 
 
 def test_an_evaluation_without_data_is_left_out():

@@ -15,6 +15,7 @@ from cyclip_jax.evals.geometry import (
     uniformity,
     whitened_log_likelihood,
 )
+from cyclip_jax.evals.intervals import mean_over_pairs_with_interval
 from tests.conftest import COLOURS, SHAPES, unit_rows, write_pairs
 from tests.evals.fakes import fake_encoders
 
@@ -113,8 +114,45 @@ def test_a_diverged_model_ends_no_run(tmp_path):
     assert np.isnan(list(results.values())).all()
 
 
-def test_too_few_pairs_are_refused_before_anything_is_embedded(tmp_path):
+def test_too_few_pictures_are_refused(tmp_path):
     write_pairs(tmp_path)
     (tmp_path / "few.csv").write_text("image,caption\nred_disc.png,a red disc\n")
-    with pytest.raises(UserError, match=r"fewer than the four pairs that config.evals.x.pairs"):
-        geometry("x", pairs=tmp_path / "few.csv")
+    with pytest.raises(UserError, match=r"few.csv has fewer than four pictures"):
+        geometry("x", pairs=tmp_path / "few.csv")(fake_encoders(8), Output())
+
+
+def test_a_picture_with_several_captions_counts_once(tmp_path):
+    pairs = write_pairs(tmp_path)
+    once = geometry("x", pairs=pairs)(fake_encoders(8), Output())
+    lines = pairs.read_text().splitlines()
+    again = [line.replace(",a ", ",the ") for line in lines[1:]]
+    pairs.write_text("\n".join([*lines, *again, *again]))
+    assert geometry("x", pairs=pairs)(fake_encoders(8), Output()) == once
+
+
+def test_a_collapsed_model_has_no_rank_and_no_likelihood():
+    same = np.ones((30, 16)) / 4 + np.random.default_rng(0).normal(size=(30, 16)) * 1e-8
+    assert effective_rank(same) == 0.0
+    assert np.isnan(whitened_log_likelihood(same, same)).all()
+
+
+def test_intervals_of_gap_and_conformity_hold_what_other_samples_have():
+    held = {"image_conformity": 0, "modality_gap": 0}
+    centre, shift = np.array([0.5, 0, 0, 0, 0, 0]), np.array([0, 0.3, 0, 0, 0, 0])
+
+    def sample(seed, n):
+        rows = unit_rows(seed, 2 * n, 6) + centre
+        images, texts = rows[:n] + shift, rows[n:]
+        return [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts)]
+
+    large = _measured(*sample(0, 20_000))
+    for seed in range(1, 41):
+        results = _measured(*sample(seed, 60))
+        for name in held:
+            held[name] += results[f"{name}_ci_low"] <= large[name] <= results[f"{name}_ci_high"]
+    assert min(held.values()) >= 34  # of 40; 38 are expected
+
+
+def _measured(images, texts):
+    of_pairs = mean_over_pairs_with_interval("image_conformity", conformity(images))
+    return modality_gap(images, texts) | of_pairs

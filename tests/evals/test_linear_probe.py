@@ -35,6 +35,21 @@ def write_labels(folder, label):
     return folder
 
 
+def same_again(folder):
+    """The pictures of `write_labels` as another data set: another table of them."""
+    copy = folder / "again.csv"
+    copy.write_text((folder / "labels.csv").read_text())
+    return copy
+
+
+def diverged_encoders():
+    """Encoders whose features are NaN, float32 [N, 11]."""
+    return dataclasses.replace(
+        fake_encoders(8),
+        encode_features=lambda images: np.full((len(images), 11), np.nan, np.float32),
+    )
+
+
 def colour_encoders(batch_size):
     """Encoders whose features are the colour and, more faintly, the shape; float32 [N, 11]."""
     encoders = fake_encoders(batch_size)
@@ -106,6 +121,7 @@ def test_a_model_that_sees_everything_is_right(tmp_path):
     bounds = ("", "_ci_low", "_ci_high")
     tops = {f"{m}{bound}": 1.0 for m in ("top1", "top5", "mean_per_class") for bound in bounds}
     assert probe(fake_encoders(8), Output()) == tops | {
+        "chance_mean_per_class": 1 / 6,
         "chance_top1": 1 / 6,
         "chance_top5": 5 / 6,
         "images": 6,
@@ -135,7 +151,7 @@ def test_features_get_unit_norm_on_demand_alone(tmp_path, normalize, top1):
         encode_features=lambda images: images.mean(axis=(1, 2), dtype=np.float32) / 60,  # [N, 3]
     )
     settings = {"learning_rate": 0.3, "epochs": 60, "normalize": normalize}
-    probe = linear_probe("x", train=tmp_path, test=tmp_path, **settings)
+    probe = linear_probe("x", train=tmp_path, test=same_again(tmp_path), **settings)
     assert probe(brightness, Output())["top1"] == top1
 
 
@@ -158,7 +174,8 @@ def test_features_of_a_model_are_its_embeddings_before_the_unit_norm():
 def test_pictures_that_cannot_be_read_are_left_out_of_the_counts(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: shape)
     (train / "red_disc.png").write_bytes(b"no picture")
-    results = linear_probe("x", train=train, test=train, epochs=1)(fake_encoders(8), Output())
+    probe = linear_probe("x", train=train, test=same_again(train), epochs=1)
+    results = probe(fake_encoders(8), Output())
     assert (results["images"], results["train_images"]) == (23, 23)
 
 
@@ -169,6 +186,10 @@ def test_what_is_wrong_with_the_folders_is_said(tmp_path):
         linear_probe("x", train=train, test=test)
     with pytest.raises(UserError, match=r"config.evals.x.train"):
         linear_probe("x", train=tmp_path, test=test)
+    with pytest.raises(
+        UserError, match=r"x.train and .*x.test are the same pictures \(.*labels.csv"
+    ):
+        linear_probe("x", train=train, test=train / "labels.csv")
     with pytest.raises(UserError, match=r"config.evals.x.batch_size 0"):
         linear_probe("x", train=train, test=train, batch_size=0)
     for path in test.glob("*.png"):
@@ -209,14 +230,22 @@ def test_logistic_regression_sweeps_its_regularisation(tmp_path):
 
 def test_a_given_regularisation_is_not_swept(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: colour)
-    settings = {"method": "lbfgs", "regularization": 0.3}
-    probe = linear_probe("x", train=train, test=train, **settings)
+    settings = {"method": "lbfgs", "regularization": 0.3, "test": same_again(train)}
+    probe = linear_probe("x", train=train, **settings)
     results = probe(colour_encoders(8), Output(epath.Path(tmp_path / "out")))
     assert (results["regularization"], results["top1"]) == (0.3, 1.0)
     assert not (tmp_path / "out").exists()
-    assert results == linear_probe("x", train=train, test=train, **settings)(
-        colour_encoders(24), Output()
-    )
+    assert results == linear_probe("x", train=train, **settings)(colour_encoders(24), Output())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"epochs": 1}, {"method": "lbfgs", "regularization": 1.0}], ids=["adamw", "lbfgs"]
+)
+def test_a_diverged_model_is_never_right_even_among_one_class(tmp_path, settings):
+    train = write_labels(tmp_path, lambda colour, shape: "picture")
+    probe = linear_probe("x", train=train, test=same_again(train), **settings)
+    results = probe(diverged_encoders(), Output())
+    assert (results["mean_per_class"], results["chance_mean_per_class"]) == (0, 1)
 
 
 def test_the_same_share_of_each_class_is_held_out():
@@ -253,4 +282,4 @@ def test_what_is_wrong_with_the_settings_is_said(tmp_path, settings, message):
 def test_classes_of_one_image_need_a_given_regularisation(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: f"{colour} {shape}")
     with pytest.raises(UserError, match=r"x.train has one image of each class .*`regularization`"):
-        linear_probe("x", train=train, test=train, method="lbfgs")
+        linear_probe("x", train=train, test=same_again(train), method="lbfgs")

@@ -132,6 +132,15 @@ def test_a_wrong_json_is_refused_before_any_picture_is_read(tmp_path, content, s
         retrieval("x", pairs=str(path), **settings)
 
 
+def test_a_json_is_read_as_utf8_whatever_it_starts_with(tmp_path):
+    entry = {"filename": "é.png", "split": "test", "sentences": [{"raw": "un café"}]}
+    text = json.dumps({"images": [entry]}, ensure_ascii=False)
+    (tmp_path / "dataset.json").write_bytes(text.encode("utf-8-sig"))
+    pairs = open_pairs(tmp_path / "dataset.json", config_key="x")()
+    assert pairs.captions == ["un café"]
+    assert pairs.images.source.keys([0]) == ["é.png"]
+
+
 def test_a_folder_for_pictures_is_refused_beside_anything_but_a_json(pairs_csv):
     with pytest.raises(UserError, match=r"config.evals.x.images is /pictures, but"):
         retrieval("x", pairs=str(pairs_csv), images="/pictures")
@@ -235,3 +244,16 @@ def test_pictures_that_all_have_one_row_are_embedded_for_all_evaluations_togethe
     settings = {"image_key": None, "caption_key": None, "delimiter": ","}
     whole = open_images(pairs_csv, config_key="x", **settings)
     assert open_pairs(pairs_csv, config_key="x", **settings)().images.identity == whole.identity
+
+
+def test_blanks_elsewhere_leave_other_pictures_and_make_another_data_set(tmp_path):
+    def images(*captions):
+        rows = zip(("a.png", "b.png", "c.png"), captions, strict=True)
+        path = rows_of_csv(tmp_path / "blanks.csv", rows)
+        return open_pairs(path, config_key="x")().images
+
+    without_b, without_a = images("one", "", "three"), images("", "two", "three")
+    assert without_b.source.keys([0, 1]) == ["a.png", "c.png"]
+    assert without_a.source.keys([0, 1]) == ["b.png", "c.png"]
+    assert without_b.identity != without_a.identity
+    assert without_b.identity == images("1", "", "3").identity

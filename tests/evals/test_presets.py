@@ -177,6 +177,13 @@ def test_classes_that_are_numbers_are_counted_from_0_or_from_1(first, width):
     assert presets.class_names("gtsrb", keys, "data")[14] == "stop"
 
 
+def test_svhns_own_labels_have_10_for_the_digit_0():
+    names = presets.class_names("svhn", [str(number) for number in range(1, 11)], "data")
+    assert names[:3] == ["one", "two", "three"] and names[9] == "zero"
+    by_digit = presets.class_names("svhn", [str(number) for number in range(10)], "data")
+    assert by_digit[0] == "zero" and by_digit[9] == "nine"
+
+
 @pytest.mark.parametrize(
     "name, keys, message",
     [
@@ -184,6 +191,8 @@ def test_classes_that_are_numbers_are_counted_from_0_or_from_1(first, width):
         ("gtsrb", [str(n + 2) for n in range(43)], "no numbers from 0 or 1 on"),
         ("oxford_pets", [f"cat {n}" for n in range(37)], "no classes of the preset: cat 0"),
         ("oxford_pets", ["pug"] * 18 + ["Pug"] * 19, "two classes of one name"),
+        ("imagenet_r", [str(n) for n in range(200)], "do not tell what part of ImageNet's"),
+        ("gtsrb", ["0", "0", *map(str, range(2, 43))], "no numbers from 0 or 1 on"),
         ("imagenet_r", ["n00000000"] * 200, "no WordNet ids of ImageNet's classes"),
         ("cifar10", [str(n) for n in range(10)], "has numbers for classes"),
     ],

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.ranking import ranks_of_best_partner
-from cyclip_jax.evals.retrieval import chance_recall, recall, recall_of_ranks, retrieval
+from cyclip_jax.evals.retrieval import chance_recall, recall_of_ranks, retrieval
 from tests.conftest import COLOURS, SHAPES, draw, unit_rows, write_pairs
 from tests.evals.fakes import fake_encoders
 from tests.evals.test_pairs import quick
@@ -23,12 +23,19 @@ def score(encoders, pairs, directory=None, **settings):
     return retrieval("x", pairs=str(pairs), **settings)(encoders, Output(directory))
 
 
+def recalls(queries, targets, ids):
+    """Results of one partner each, in both directions."""
+    ranks = ranks_of_best_partner(queries, targets, ids, ids)
+    return recall_of_ranks(ranks, ranks_of_best_partner(targets, queries, ids, ids), ids, ids)
+
+
 def test_recall_of_a_hand_made_table_and_what_chance_gets():
-    results = recall("x", TABLE, np.eye(4), OWN, OWN)
-    assert results["x_recall@1"] == 1 / 4
-    assert results["x_recall@5"] == 1.0
-    assert results["chance_x_recall@1"] == pytest.approx(1 / 4)
-    assert results["chance_x_recall@5"] == 1.0
+    results = recalls(TABLE, np.eye(4), OWN)
+    assert results["image_to_text_recall@1"] == 1 / 4
+    assert results["image_to_text_recall@5"] == 1.0
+    chance = chance_recall("x", OWN, OWN)
+    assert chance["chance_x_recall@1"] == pytest.approx(1 / 4)
+    assert chance["chance_x_recall@5"] == 1.0
 
 
 def test_chance_counts_the_partners_and_a_pair_that_repeats_once():
@@ -39,13 +46,14 @@ def test_chance_counts_the_partners_and_a_pair_that_repeats_once():
 
 @pytest.mark.parametrize("value", [1.0, np.nan])
 def test_a_collapsed_or_diverged_model_hits_nothing(value):
-    results = recall("x", np.full((30, 3), value), np.ones((30, 3)), *2 * [np.arange(30)])
-    assert results["x_recall@1"] == results["x_recall@10"] == 0.0
+    results = recalls(np.full((30, 3), value), np.ones((30, 3)), np.arange(30))
+    for name in ("image_to_text", "text_to_image"):
+        assert results[f"{name}_recall@1"] == results[f"{name}_recall@10"] == 0.0
 
 
 def test_recall_mean_and_median_of_hand_made_ranks():
     image_ranks, text_ranks = np.array([0, 4, 7, 20]), np.array([0, 0, 5, 6, 30])
-    results = recall_of_ranks(image_ranks, text_ranks, np.array([0, 0, 1, 2, 3]))
+    results = recall_of_ranks(image_ranks, text_ranks, np.array([0, 0, 1, 2, 3]), np.arange(5))
     assert [results[f"image_to_text_recall@{k}"] for k in (1, 5, 10)] == [1 / 4, 2 / 4, 3 / 4]
     assert [results[f"text_to_image_recall@{k}"] for k in (1, 5, 10)] == [2 / 5, 2 / 5, 4 / 5]
     assert results["mean_recall"] == pytest.approx((0.25 + 0.5 + 0.75 + 0.4 + 0.4 + 0.8) / 6)
@@ -57,7 +65,7 @@ def test_intervals_are_those_of_drawing_images_with_all_their_captions():
     rng = np.random.default_rng(0)
     image_of_text = np.repeat(np.arange(9), [1, 2, 3, 1, 2, 3, 4, 1, 1])[rng.permutation(18)]
     image_ranks, text_ranks = rng.integers(12, size=9), rng.integers(12, size=18)
-    results = recall_of_ranks(image_ranks, text_ranks, image_of_text)
+    results = recall_of_ranks(image_ranks, text_ranks, image_of_text, np.arange(18))
     draws, texts, images = np.random.default_rng(0), [], []
     for _ in range(1000):
         drawn = draws.integers(9, size=9)
@@ -72,6 +80,25 @@ def test_intervals_are_those_of_drawing_images_with_all_their_captions():
             bounds = [results[f"{name}_{metric}_ci_{end}"] for end in ("low", "high")]
             np.testing.assert_allclose(bounds, expected, rtol=0, atol=1e-12)
     assert results["mean_recall_ci_low"] < results["mean_recall"] < results["mean_recall_ci_high"]
+
+
+def test_images_that_share_a_caption_are_one_draw():
+    """Images 0 and 2 share caption 1, and 2 and 3 caption 4: with 1 alone there are two units."""
+    image_ids, text_ids = np.array([0, 0, 1, 2, 2, 3]), np.array([0, 1, 2, 1, 4, 4])
+    image_ids, text_ids = np.append(image_ids, 1), np.append(text_ids, 3)
+    image_ranks, text_ranks = np.array([0, 0, 0, 12]), np.array([0, 12, 12, 0, 0])
+    results = recall_of_ranks(image_ranks, text_ranks, image_ids, text_ids)
+    assert results["image_to_text_recall@1"] == 3 / 4
+    assert results["text_to_image_recall@1"] == 3 / 5
+    draws, images, texts = np.random.default_rng(0), [], []
+    for _ in range(1000):
+        drawn = draws.integers(2, size=2)
+        units = [([0, 2, 3], [0, 1, 4]), ([1], [2, 3])]
+        images.append(np.mean(np.concatenate([image_ranks[units[u][0]] for u in drawn]) < 1))
+        texts.append(np.mean(np.concatenate([text_ranks[units[u][1]] for u in drawn]) < 1))
+    for name, values in (("image_to_text", images), ("text_to_image", texts)):
+        bounds = [results[f"{name}_recall@1_ci_{end}"] for end in ("low", "high")]
+        np.testing.assert_allclose(bounds, np.percentile(values, [2.5, 97.5]), rtol=0, atol=1e-12)
 
 
 def prescribed_encoders(batch_size, image_embeds, text_embeds):
@@ -136,6 +163,7 @@ def test_the_numbers_are_clip_benchmarks_whatever_the_batch_size(pairs_csv, tmp_
         ranks_of_best_partner(image_embeds, text_embeds, image_of_text, texts),
         ranks_of_best_partner(text_embeds, image_embeds, texts, image_of_text),
         image_of_text,
+        texts,
     )
     assert {name: found[name] for name in expected} == expected  # with the intervals
 
@@ -148,11 +176,7 @@ def test_recall_and_median_rank_are_open_clips_with_one_caption_an_image():
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     theirs = get_clip_metrics(torch.tensor(images), torch.tensor(texts), torch.tensor(10.0))
     own = np.arange(61)
-    found = recall_of_ranks(
-        ranks_of_best_partner(images, texts, own, own),
-        ranks_of_best_partner(texts, images, own, own),
-        own,
-    )
+    found = recalls(images, texts, own)
     for name in ("image_to_text", "text_to_image"):
         assert found[f"{name}_median_rank"] == theirs[f"{name}_median_rank"] > 1
         for k in (1, 5, 10):
@@ -183,6 +207,22 @@ def test_losses_are_means_over_groups_with_the_small_tail(pairs_csv):
     assert results["loss"] == pytest.approx((10 * 10 + 10 * 10 + 4 * 4) / 24)  # the fake's is n
 
 
+def test_intervals_of_consistency_draw_images_not_captions(tmp_path):
+    path = write_pairs(tmp_path)
+    encoders = fake_encoders(8, misread=lambda colour: "blue" if colour == "red" else colour)
+    encoders = quick(encoders)
+    once = score(encoders, path)
+    lines = path.read_text().splitlines()
+    again = [line.replace(",a ", f",{word} ") for word in ("one", "the") for line in lines[1:]]
+    path.write_text("\n".join([*lines, *again]))
+    thrice = score(encoders, path)  # captions with the same embeddings
+    assert thrice["pairs"] == 3 * once["pairs"]
+    names = [f"inmodal_consistency{end}" for end in ("", "_ci_low", "_ci_high")]
+    assert once[names[1]] < once[names[0]] < once[names[2]]
+    for name in names:
+        assert thrice[name] == pytest.approx(once[name], rel=1e-10)
+
+
 def test_captions_and_images_that_repeat_are_one_with_several_partners(tmp_path):
     path = write_pairs(tmp_path)
     lines = path.read_text().splitlines()
@@ -211,3 +251,12 @@ def test_the_gallery_has_the_captions_ranks_and_pictures(pairs_csv, tmp_path):
         shown = np.asarray(Image.open(io.BytesIO(jpeg)), float)
         colour, shape = row["caption"].split()[1:]
         assert np.abs(shown - draw(shape, colour)).mean() < 10
+
+
+def test_a_tie_in_the_gallery_is_a_miss_as_in_the_recall(pairs_csv, tmp_path):
+    encoders = fake_encoders(8, misread=lambda colour: "red")  # 4 pictures of a shape are one
+    results = score(quick(encoders), pairs_csv, tmp_path, gallery_captions=24)
+    rows = json.loads((tmp_path / "gallery.json").read_text())
+    ranks = np.array([row["rank"] for row in rows])
+    assert np.mean(ranks <= 1) == results["text_to_image_recall@1"] == 0.0
+    assert np.median(ranks) == results["text_to_image_median_rank"]

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import types
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from cyclip_jax.evals import Encoders, Output, create_evaluators
 from cyclip_jax.evals.robustness import (
     LINES,
     Line,
+    common_classes,
     effective_robustness,
     fit_line,
+    hits_among,
     read_models,
     robustness,
 )
@@ -126,6 +129,47 @@ def test_extreme_accuracies_have_finite_lines():
     np.testing.assert_allclose(line(np.array([0.0, 1.0])), [1, 0], atol=1e-9)
 
 
+def test_a_line_promises_no_accuracy_below_0_or_above_1():
+    line = Line(2.0, -0.5, "linear")
+    np.testing.assert_array_equal(line(np.array([0.1, 0.5, 0.9])), [0, 0.5, 1])
+
+
+def classes_of(keys, names, labels=None):
+    labels = np.arange(len(keys)) if labels is None else np.array(labels)
+    return types.SimpleNamespace(keys=keys, classes=names, labels=labels, path="/data")
+
+
+def test_classes_in_common_are_told_by_wordnet_ids_or_names_and_never_by_numbers():
+    ids, names = ["n00000001", "n00000002", "n00000003", "n00000004"], ["a", "x", "x", "b"]
+    by_id, by_number = classes_of(ids, names), classes_of(["0", "1", "2", "3"], names)
+    np.testing.assert_array_equal(common_classes(by_id, classes_of(ids[2:], ["x", "b"])), [2, 3])
+    # The shift's 0 and 1 are other classes; of one name both take part.
+    shift = classes_of(["0", "1"], ["x", "b"])
+    np.testing.assert_array_equal(common_classes(by_number, shift), [1, 2, 3])
+    np.testing.assert_array_equal(common_classes(by_id, shift), [1, 2, 3])
+    np.testing.assert_array_equal(common_classes(by_number, by_id), [0, 1, 2, 3])
+
+
+def test_classes_that_are_not_in_common_are_refused():
+    reference = classes_of(["n00000001", "n00000002"], ["a", "b"], labels=[0, 0])
+    for shift in (classes_of(["0", "1"], ["a", "c"]), classes_of(["n00000003"], ["a"])):
+        with pytest.raises(UserError, match=r"1 classes of /data are none of /data: (c|n0.*3);"):
+            common_classes(reference, shift)
+    with pytest.raises(UserError, match="has no image of the classes of"):
+        common_classes(reference, classes_of(["0"], ["b"]))
+    embedded = np.ones((1, 2)), np.eye(2), np.array([0])
+    with pytest.raises(UserError, match="none can be read"):
+        hits_among(embedded, reference, np.array([1]))
+
+
+def test_classes_in_common_are_looked_for_when_the_data_are_opened(settings, pictures):
+    other = labelled(pictures, "other", CLASSES[:2])
+    (pictures / "other.json").write_text('{"classes": {"red square": "x", "green square": "y"}}')
+    shifts = {"other": other | {"classes": str(pictures / "other.json")}}
+    with pytest.raises(UserError, match=r"2 classes of .* are none of .*: x, y;"):
+        robustness("x", reference=settings["reference"], shifts=shifts)
+
+
 def test_the_published_line_is_in_percentage_points():
     """1.2 · 20.03 − 9 = 15.036."""
     assert abs(LINES["imagenetv2"](0.2003) - 0.15036) < 1e-12
@@ -155,6 +199,17 @@ def test_models_are_in_percent_or_fractions(tmp_path, unit):
     ]
 
 
+def test_models_may_begin_with_a_byte_order_mark_and_must_be_there(tmp_path):
+    path = tmp_path / "models.csv"
+    path.write_bytes(b"\xef\xbb\xbfmodel,reference,v2\na,0.5,0.25\n")
+    assert read_models(path, ["v2"]) == [{"model": "a", "reference": 0.5, "v2": 0.25}]
+    with pytest.raises(UserError, match=r"none\.csv cannot be read"):
+        read_models(tmp_path / "none.csv", ["v2"])
+    path.write_bytes(b"model,reference,v2\n\xff,1,1\n")
+    with pytest.raises(UserError, match=r"models\.csv cannot be read"):
+        read_models(path, ["v2"])
+
+
 @pytest.mark.parametrize(
     "models, scale, message",
     [
@@ -179,10 +234,17 @@ def test_what_is_wrong_with_the_settings_is_said(settings):
         robustness("x", reference=reference, shifts={"v2": {"folder": "/data", "splt": "x"}})
     with pytest.raises(UserError, match=r"config\.evals\.x\.reference\.folder is empty"):
         robustness("x", reference={"folder": None}, shifts={})
+    with pytest.raises(UserError, match=r"x\.reference\.type is 'gda'"):
+        robustness("x", reference={"type": "gda", "train": "a", "test": "b"}, shifts={})
     with pytest.raises(UserError, match="shifts is empty"):
         robustness("x", reference=reference, shifts={"v2": None, "r": {"folder": None}})
 
 
 def test_a_config_file_names_it(settings):
+    typed = {
+        "reference": common.zeroshot(**settings["reference"]),
+        "shifts": {name: common.zeroshot(**own) for name, own in settings["shifts"].items()},
+    }
+    assert create_evaluators({"typed": common.robustness(**typed)}).keys() == {"typed"}
     evals = {"robust": common.robustness(**settings), "absent": common.robustness(None, {})}
     assert create_evaluators(evals).keys() == {"robust"}

@@ -43,7 +43,16 @@ def test_ranks_of_a_hand_made_table():
 
 
 def test_a_diverged_model_is_never_right():
-    assert ranks_of_label(np.full((1, 3), np.nan), np.eye(3), np.array([0]))[0] > 0
+    """The rank is the number of classes, wherever the NaN is, whatever their names."""
+    nan, classes = np.array([[np.nan, 0, 0], [0, 1.0, 0]]), np.eye(3)
+    labels = np.array([1, 1])
+    np.testing.assert_array_equal(ranks_of_label(nan, classes, labels), [3, 0])
+    np.testing.assert_array_equal(ranks_of_label(nan, classes[:1], labels * 0), [1, 0])
+    names = ["x", "x", "x"]
+    np.testing.assert_array_equal(ranks_of_label(nan, classes, labels, names=names)[0], 3)
+    classes[0, 0] = np.nan  # one class alone
+    np.testing.assert_array_equal(ranks_of_label(nan, classes, labels), [3, 3])
+    assert (predicted(nan, classes) == -1).all()
 
 
 def test_classes_of_one_name_rank_in_their_order_and_count_each():
@@ -54,13 +63,23 @@ def test_classes_of_one_name_rank_in_their_order_and_count_each():
     np.testing.assert_array_equal(ranks, [3, 0, 1, 3])  # a and c have two names, and are a tie
     one_image = ranks_of_label(np.ones((2, 2)), np.ones((2, 2)), np.array([0, 1]), names=["b", "b"])
     np.testing.assert_array_equal(one_image, [0, 1])
-    nan = ranks_of_label(np.full((1, 2), np.nan), classes, np.array([1]), names=names)
-    assert nan[0] > 0
 
 
 def test_labels_that_are_names_are_never_taken_for_numbers():
     np.testing.assert_array_equal(read_labels(["1", "2", "3"], ["1", "2", "3"], ""), [0, 1, 2])
     np.testing.assert_array_equal(read_labels(["1", "2", "0"], ["a", "b", "c"], ""), [1, 2, 0])
+
+
+@pytest.mark.parametrize("labels", [["1", "2"], ["1"]])
+def test_numbers_from_1_on_are_not_taken_for_numbers_from_0_on(labels):
+    with pytest.raises(UserError, match="no label 0: whether its labels count the 3 classes"):
+        read_labels(labels, ["a", "b", "c"], "data")
+
+
+def test_numbers_without_names_are_no_prompts(tmp_path):
+    (tmp_path / "labels.csv").write_text("image,label\n1.png,0\n2.png,1\n")
+    with pytest.raises(UserError, match=r"numbers without names; set config\.evals\.x\.classes"):
+        zeroshot("x", folder=tmp_path)
 
 
 def test_a_class_is_the_normalised_mean_over_its_templates():
@@ -77,7 +96,7 @@ def test_a_model_that_sees_everything_is_right(folder, batch_size):
     bounds = ("", "_ci_low", "_ci_high")
     tops = {f"top{k}{bound}": 1.0 for k in (1, 3, 5, 10) for bound in bounds}
     mean = {f"mean_per_class{bound}": 1.0 for bound in bounds}
-    chance = {f"chance_top{k}": k / 24 for k in (1, 3, 5, 10)}
+    chance = {f"chance_top{k}": k / 24 for k in (1, 3, 5, 10)} | {"chance_mean_per_class": 1 / 24}
     assert results == tops | mean | chance | {"images": 24, "classes": 24}
 
 
