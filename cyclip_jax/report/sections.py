@@ -119,7 +119,7 @@ def differences(groups, _):
     caption = (
         f"Means over seeds of a run's number less {_BASELINE}'s with the same seed, of shares in "
         "percentage points; in brackets 95 % intervals by Student's t over the seeds, bold where "
-        "they leave out 0"
+        "they leave out 0, as one in twenty does by chance"
     )
     return table(caption, ["metric", *(group.name for group in others)], rows)
 
