@@ -9,6 +9,7 @@ import sys
 import ml_collections
 import pytest
 from flax import nnx
+from PIL import Image
 
 from configs import common
 from cyclip_jax import evals
@@ -169,3 +170,37 @@ def test_a_misspelt_key_names_the_right_one(tmp_path):
     )
     assert process.returncode != 0
     assert "learning_rat" in process.stderr and 'Did you mean "learning_rate"' in process.stderr
+
+
+def test_the_papers_evaluations_are_of_its_fourteen_data_sets():
+    evaluations = importlib.import_module("configs.evals.paper").get_config().evals
+    kinds = [settings.type for settings in evaluations.values()]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "zeroshot": 14,
+        "linear_probe": 14,
+        "consistency": 3,
+        "robustness": 1,
+    }
+    for settings in evaluations.values():
+        inspect.signature(evals.EVALUATORS[settings.type]).bind("x", **_without_type(settings))
+
+
+def test_the_papers_evaluations_run_on_a_folder(tmp_path):
+    for split in ("train", "test"):
+        for name in [
+            "airplane",
+            "automobile",
+            "bird",
+            "cat",
+            "deer",
+            "dog",
+            "frog",
+            "horse",
+            "ship",
+            "truck",
+        ]:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "a.png")
+    config = importlib.import_module("configs.evals.paper").get_config(f"cifar10={tmp_path}")
+    opened = evals.create_evaluators(config.evals)
+    assert opened.keys() == {"zeroshot_cifar10", "probe_cifar10", "consistency_cifar10"}
