@@ -11,7 +11,6 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 
 from cyclip_jax import train, workdir
@@ -549,12 +548,11 @@ def test_the_table_needs_neither_matplotlib_nor_tensorflow():
 
 
 def test_the_command_prints_the_path_or_one_sentence(tmp_path, undrawn, capsys):
-    flags.FLAGS.mark_as_parsed()
     directory = write_run(tmp_path / "run")
-    command_line.main(["report", str(directory)])
+    command_line.main([str(directory)])
     assert capsys.readouterr().out.strip() == str(directory / "report.html")
     with pytest.raises(SystemExit, match=r"^error: .*nowhere is no directory"):
-        command_line.main(["report", str(tmp_path / "nowhere")])
+        command_line.main([str(tmp_path / "nowhere")])
 
 
 class Said(list):

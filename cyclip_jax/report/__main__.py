@@ -1,25 +1,26 @@
 """`python -m cyclip_jax.report WORKDIR [WORKDIR …]`: tables and figures of runs as one page."""
 
+import argparse
 import sys
-
-from absl import app, flags
 
 from cyclip_jax.errors import UserError
 
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "the HTML file; default <WORKDIR>/report.html, of several ./report.html"
-)
 
-
-def main(arguments):
+def main(arguments=None):
     """Writes the report and prints where it is."""
     from cyclip_jax.report.write import write_report
 
+    parser = argparse.ArgumentParser(prog="python -m cyclip_jax.report", description=__doc__)
+    parser.add_argument("workdirs", nargs="+", help="of runs, or --output of an evaluation")
+    parser.add_argument(
+        "--output", help="the HTML file; default <WORKDIR>/report.html, of several ./report.html"
+    )
+    chosen = parser.parse_args(arguments)
     try:
-        print(write_report(arguments[1:], output=_OUTPUT.value))
+        print(write_report(chosen.workdirs, output=chosen.output))
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()
