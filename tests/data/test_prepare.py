@@ -9,13 +9,13 @@ import os
 import pathlib
 import signal
 import tarfile
-import threading
 import time
 
 import numpy as np
 import pytest
 import skimage.data
 import tensorflow as tf
+import tqdm
 from PIL import Image
 
 from cyclip_jax.data.prepare import main
@@ -328,19 +328,23 @@ def test_a_killed_run_continues_to_the_same_bytes(slow_data, uninterrupted, envi
 
 
 def test_an_interrupted_run_says_that_the_command_continues(
-    slow_data, uninterrupted, tmp_path, capsys
+    slow_data, uninterrupted, tmp_path, capsys, monkeypatch
 ):
-    def interrupt():
-        wait_for(lambda: list(tmp_path.glob("00*.json")))
-        os.kill(os.getpid(), signal.SIGINT)
+    class Interrupting(tqdm.tqdm):
+        """A bar that, once a shard is there, does what Ctrl-C does."""
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    run(slow_data, tmp_path, *SLOW, code=130)
-    thread.join()
+        def update(self, n=1):
+            super().update(n)
+            if list(tmp_path.glob("00*.json")):
+                signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cyclip_jax.data.prepare.tqdm.tqdm", Interrupting)
+        run(slow_data, tmp_path, *SLOW, code=130)
 
     assert capsys.readouterr().err.endswith("\ninterrupted; the same command continues\n")
     assert not list(tmp_path.glob("*.tmp"))
+    assert 0 < len(list(tmp_path.glob("00*.json"))) < 12
 
     run(slow_data, tmp_path, *SLOW)
     assert contents(tmp_path) == uninterrupted
