@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from cyclip_jax.errors import UserError
 from cyclip_jax.evals.classnames import checked_templates
-from cyclip_jax.evals.datasets import labels_among, open_images
+from cyclip_jax.evals.datasets import open_images, open_train_and_test
 from cyclip_jax.evals.intervals import mean_over_pairs_with_interval, mean_with_interval
 from cyclip_jax.evals.neighbours import nearest
 from cyclip_jax.evals.superclasses import read_superclasses, superclass_of_each
-from cyclip_jax.evals.zeroshot import class_embeddings, open_named
+from cyclip_jax.evals.zeroshot import class_embeddings
 
 _K = (1, 3, 5, 10)
 _TILE_ROWS = 1024
@@ -54,40 +53,33 @@ def consistency(
     """
     key = f"config.evals.{name}"
     columns = {"image_key": image_key, "label_key": label_key}
-    train_set = open_named(train, config_key=f"{key}.train", **columns)
-    test_set = open_named(test, config_key=f"{key}.test", **columns)
-    if test_set.identity == train_set.identity:
-        raise UserError(f"{key}.train and {key}.test are the same pictures, {test_set.path}")
-    test_labels = labels_among(test_set, train_set)
+    data = open_train_and_test(name, train, test, are_named=True, **columns)
+    classes = data.train.classes
     if templates is None:
-        templates = test_set.templates
+        templates = data.test.templates
     else:
         templates = checked_templates(templates, f"{key}.templates")
     groups = None
     if superclasses is not None:
         by_class = read_superclasses(superclasses, config_key=f"{key}.superclasses")
-        groups = superclass_of_each(train_set.classes, by_class, config_key=f"{key}.superclasses")
+        groups = superclass_of_each(classes, by_class, config_key=f"{key}.superclasses")
         groups = np.unique(groups, return_inverse=True)[1]  # [C]
     pair_set = None if pairs is None else open_images(pairs, config_key=f"{key}.pairs")
 
     def evaluate(encoders, output):
-        class_embeds = class_embeddings(encoders.text_embeds, train_set.classes, templates)
-        train_embeds, train_indices = encoders.image_embeds(train_set)
-        test_embeds, indices = encoders.image_embeds(test_set)
-        labels, classes = test_labels[indices], len(train_set.classes)
+        class_embeds = class_embeddings(encoders.text_embeds, classes, templates)
+        train_embeds, train_labels, test_embeds, labels = data.features(encoders, normalize=True)
         zeroshot = predictions(test_embeds, class_embeds)
         ks = [k for k in _K if k <= len(train_embeds)]
-        majorities = neighbour_labels(
-            test_embeds, train_embeds, train_set.labels[train_indices], ks[-1]
-        )
+        majorities = neighbour_labels(test_embeds, train_embeds, train_labels, ks[-1])
         results = {"images": len(labels), "train_images": len(train_embeds)}
         results |= mean_with_interval("zeroshot_top1", zeroshot == labels)
-        results["chance_zeroshot_top1"] = 1 / classes
+        results["chance_zeroshot_top1"] = 1 / len(classes)
         for k in ks:
             majority = majorities[:, k - 1]
             results |= mean_with_interval(f"consistency@{k}", zeroshot == majority)
             results |= mean_with_interval(f"knn_top1@{k}", majority == labels)
-            results[f"chance_knn_top1@{k}"] = 1 / classes
+            results[f"chance_knn_top1@{k}"] = 1 / len(classes)
         output.json("agreement", agreement(zeroshot == labels, majorities == labels[:, None], ks))
         if groups is not None:
             results |= fine_and_coarse(test_embeds, class_embeds, groups, labels)

@@ -150,6 +150,17 @@ def open_labelled(
     )
 
 
+def open_named(folder, *, config_key, **settings):
+    """The LabelledImages of `open_labelled`; UserError as there, or where prompts lack names."""
+    dataset = open_labelled(folder, config_key=config_key, **settings)
+    if not dataset.is_named:
+        raise UserError(
+            f"the classes of {dataset.path} are numbers without names; set "
+            f"{config_key.rpartition('.')[0]}.classes to a file of names, or .preset"
+        )
+    return dataset
+
+
 def labels_among(test, train):
     """A test set's labels as numbers of a training set's classes, int [N].
 
@@ -170,6 +181,50 @@ def labels_among(test, train):
             f"{test.path} has labels that {train.path} has not: {', '.join(unknown[:5])}"
         )
     return np.asarray([numbers[name] for name in names])
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainAndTest:
+    """Labelled images to learn from and others to test on.
+
+    Attributes:
+      train, test: LabelledImages.
+      test_labels: int [N], the labels of `test` as numbers of the classes of `train`.
+    """
+
+    train: LabelledImages
+    test: LabelledImages
+    test_labels: np.ndarray
+
+    def features(self, encoders, normalize):
+        """(features [N, D], labels [N]) of both, those for training first: a tuple of four."""
+        embed = encoders.image_embeds if normalize else encoders.image_features
+        train, indices = embed(self.train)
+        test, test_indices = embed(self.test)
+        return train, self.train.labels[indices], test, self.test_labels[test_indices]
+
+
+def open_train_and_test(name, train, test, *, are_named=False, **columns):
+    """Opens TrainAndTest for the evaluation `name`.
+
+    Args:
+      name: of the evaluation, for messages.
+      train, test, columns: as `open_labelled`.
+      are_named: whether the classes must have names, as in `open_named`.
+
+    Raises:
+      UserError: what is wrong with the data, or both are the same.
+    """
+    key = f"config.evals.{name}"
+    open_set = open_named if are_named else open_labelled
+    train_set = open_set(train, config_key=f"{key}.train", **columns)
+    test_set = open_set(test, config_key=f"{key}.test", **columns)
+    if train_set.identity == test_set.identity:
+        raise UserError(
+            f"{key}.train and {key}.test are the same pictures ({test_set.path}); set {key}.test "
+            "to others"
+        )
+    return TrainAndTest(train_set, test_set, labels_among(test_set, train_set))
 
 
 def _resolve(data, split, preset, config_key):

@@ -5,12 +5,9 @@ import logging
 import numpy as np
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.datasets import open_train_and_test
 from cyclip_jax.evals.intervals import bounds_of, interval
-from cyclip_jax.evals.linear_probe import (
-    check_regularization,
-    open_train_and_test,
-    places_in_class,
-)
+from cyclip_jax.evals.linear_probe import check_regularization, places_in_class
 from cyclip_jax.evals.logistic import (
     chosen_regularization,
     class_rows,

@@ -4,14 +4,10 @@ import numpy as np
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.classnames import checked_templates
+from cyclip_jax.evals.datasets import open_train_and_test
 from cyclip_jax.evals.few_shot import check_images, k_shot
 from cyclip_jax.evals.intervals import mean_with_interval
-from cyclip_jax.evals.linear_probe import (
-    check_share,
-    held_out,
-    open_train_and_test,
-    places_in_class,
-)
+from cyclip_jax.evals.linear_probe import check_share, held_out, places_in_class
 from cyclip_jax.evals.logistic import with_constant
 from cyclip_jax.evals.zeroshot import class_embeddings, ranks_of_label
 

@@ -1,7 +1,5 @@
 """Linear probe: how well a linear classifier does on the image tower's frozen features."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import optax
 
 from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.datasets import LabelledImages, labels_among, open_labelled
+from cyclip_jax.evals.datasets import open_train_and_test
 from cyclip_jax.evals.intervals import mean_with_interval
 from cyclip_jax.evals.logistic import (
     chosen_regularization,
@@ -125,44 +123,6 @@ def linear_probe(
         return results | mean_per_class(ranks < 1, test_labels, len(names))
 
     return evaluate
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainAndTest:
-    """Labelled images to learn from and others to test on.
-
-    Attributes:
-      train, test: LabelledImages.
-      test_labels: int [N], the labels of `test` as numbers of the classes of `train`.
-    """
-
-    train: LabelledImages
-    test: LabelledImages
-    test_labels: np.ndarray
-
-    def features(self, encoders, normalize):
-        """(features [N, D], labels [N]) of both, those for training first: a tuple of four."""
-        embed = encoders.image_embeds if normalize else encoders.image_features
-        train, indices = embed(self.train)
-        test, test_indices = embed(self.test)
-        return train, self.train.labels[indices], test, self.test_labels[test_indices]
-
-
-def open_train_and_test(name, train, test, **columns):
-    """Opens TrainAndTest for the evaluation `name`; columns as `open_labelled`.
-
-    Raises:
-      UserError: what is wrong with the data, or both are the same.
-    """
-    key = f"config.evals.{name}"
-    train_set = open_labelled(train, config_key=f"{key}.train", **columns)
-    test_set = open_labelled(test, config_key=f"{key}.test", **columns)
-    if train_set.identity == test_set.identity:
-        raise UserError(
-            f"{key}.train and {key}.test are the same pictures ({test_set.path}); set {key}.test "
-            "to others"
-        )
-    return TrainAndTest(train_set, test_set, labels_among(test_set, train_set))
 
 
 def places_in_class(labels, draw):

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.datasets import PRESET, open_labelled
+from cyclip_jax.evals.datasets import PRESET, open_named
 from cyclip_jax.evals.intervals import bounds_of, interval, mean_with_interval
 
 _TOP = (1, 3, 5, 10)
@@ -95,17 +95,6 @@ def open_settings(settings, config_key):
     if folder is None:
         raise UserError(f"{config_key}.folder is empty; set it to labelled pictures")
     return open_named(folder, config_key=f"{config_key}.folder", **settings)
-
-
-def open_named(folder, *, config_key, **settings):
-    """The LabelledImages of `open_labelled`; UserError as there, or where prompts lack names."""
-    dataset = open_labelled(folder, config_key=config_key, **settings)
-    if not dataset.is_named:
-        raise UserError(
-            f"the classes of {dataset.path} are numbers without names; set "
-            f"{config_key.rpartition('.')[0]}.classes to a file of names, or .preset"
-        )
-    return dataset
 
 
 def embed(encoders, dataset):
