@@ -244,7 +244,11 @@ def test_damaged_merges_name_the_line(tmp_path, merges):
         create_tokenizer("clip_bpe", vocab_size=514, context_length=16, vocabulary=path)
 
 
-@pytest.mark.parametrize("content", [None, b"plain text", gzip.compress(b"#\nl o\n" * 99)[:-12]])
+@pytest.mark.parametrize(
+    "content",
+    [None, b"plain text", gzip.compress(b"#\nl o\n" * 99, mtime=0)[:-12]],
+    ids=["missing", "not gzip", "cut short"],
+)
 def test_unreadable_merges_say_what_to_set(tmp_path, content):
     path = tmp_path / "vocabulary.txt.gz"
     if content is not None:
