@@ -310,11 +310,8 @@ def _evaluate(run, step, state):
         run.console.say(f"step {step}  {error}")
         results = error.results
     run.writer.write(step, results)
-    for name in dict.fromkeys(key.split("/")[0] for key in results):
-        headlines = ("loss", "image_to_text_recall@1", "text_to_image_recall@1", "top1")
-        shown = [key for key in headlines if f"{name}/{key}" in results]
-        numbers = "  ".join(f"{key} {results[f'{name}/{key}']:.4f}" for key in shown)
-        run.console.say(f"step {step}  {name}: {numbers}")
+    for line in report.headline_lines(results):
+        run.console.say(f"step {step}  {line}")
 
 
 def _log(run, step, position, metrics, seconds_per_step):

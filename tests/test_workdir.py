@@ -142,6 +142,15 @@ def test_headlines_leave_the_rest_to_the_report():
     assert [line.split()[0] for line in table.splitlines()] == ["training", "loss", "top1"]
 
 
+def test_every_evaluation_has_a_line_with_its_first_headlines():
+    metrics = {"a/images": 9, "a/loss": 2.5, "a/r@1": 0.5, "a/r@5": 0.7, "a/gap": 0.25}
+    metrics |= {"a/chance_r@1": 0.1, "a/rank": 3.5, "a/last": 1.5, "b/top1": 1.0, "loss": 1.0}
+    assert report.headline_lines(metrics) == [
+        "a: loss 2.500  r@1 50.0%  gap 0.2500  rank 3.500",
+        "b: top1 100.0%",
+    ]
+
+
 @pytest.mark.parametrize("workdir", ["/runs/sweep/clip", "gs://bucket/sweep/clip"])
 def test_a_path_beside_the_workdir_needs_no_directory_to_exist(workdir):
     config = ml_collections.ConfigDict({"a": "{workdir}/../data/x.csv", "b": ("{workdir}/y", 1)})

@@ -1,4 +1,4 @@
-"""The table in the terminal at the end of a run."""
+"""What the terminal shows of evaluations: a line each during a run, a table at its end."""
 
 from cyclip_jax.report.metrics import LOSS_TERMS, by_evaluation, metrics_of
 
@@ -44,6 +44,22 @@ def final_table(metrics, *, headlines_only=False):
         if is_there
     ]
     return "\n".join(lines + ([", ".join(notes)] if notes else []))
+
+
+def headline_lines(metrics, *, most=3):
+    """A line for each evaluation, with its loss and the first of its headline metrics.
+
+    Args:
+      metrics: {"<evaluation>/<metric>": number}.
+      most: how many metrics a line has at most besides the loss.
+    """
+    lines = []
+    for evaluation, found in by_evaluation(metrics).items():
+        told = [metric for metric in found.values() if metric.is_headline][:most]
+        told = [found["loss"], *told] if "loss" in found else told
+        numbers = "  ".join(f"{metric.name} {metric.number(metric.value)}" for metric in told)
+        lines.append(f"{evaluation}: {numbers}")
+    return lines
 
 
 def _all(evaluations):
