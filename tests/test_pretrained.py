@@ -18,8 +18,8 @@ from cyclip_jax.pretrained import open_checkpoint
 from cyclip_jax.train import train
 from cyclip_jax.workdir import metrics_at
 from tests import tiny
-from tests.conftest import draw
 from tests.interop.models import embed
+from tests.pictures import draw
 from tests.runs import wait_for_step
 
 

@@ -29,8 +29,9 @@ from cyclip_jax.train import train
 from cyclip_jax.train_step import create_state, make_train_step
 from cyclip_jax.workdir import metrics_at, read_metrics
 from tests import tiny
-from tests.conftest import unit_rows, write_pairs
+from tests.conftest import unit_rows
 from tests.evals.fakes import fake_encoders
+from tests.pictures import write_pairs
 from tests.test_train_step import LOSS
 
 ADAMW = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "gradient_clip_norm": None}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cyclip_jax.evals import Encoders
-from tests.conftest import COLOURS, SHAPES, draw
+from tests.pictures import COLOURS, SHAPES, draw
 
 SIZE = 40  # of the pictures as they are drawn, so that none is resized
 

@@ -19,8 +19,9 @@ from cyclip_jax.evals.consistency import (
 from cyclip_jax.evals.neighbours import nearest
 from cyclip_jax.evals.superclasses import SUPERCLASSES, read_superclasses, superclass_of_each
 from cyclip_jax.losses.cyclic import cyclic_consistency_dense
-from tests.conftest import COLOURS, SHAPES, unit_rows, write_pairs
+from tests.conftest import unit_rows
 from tests.evals.fakes import fake_encoders
+from tests.pictures import COLOURS, SHAPES, write_pairs
 
 
 def official_consistency(test, train, train_labels, classes, k):

@@ -19,9 +19,9 @@ from cyclip_jax.evals import Output, create_evaluators
 from cyclip_jax.evals.classnames import checked_templates
 from cyclip_jax.evals.datasets import labels_among, open_images, open_labelled
 from cyclip_jax.evals.zeroshot import zeroshot
-from tests.conftest import COLOURS, SHAPES, draw, write_pairs
 from tests.data.shards import write_tar
 from tests.evals.fakes import fake_encoders
+from tests.pictures import COLOURS, SHAPES, draw, write_pairs
 
 CLASSES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
 KEY = "config.evals.x.folder"

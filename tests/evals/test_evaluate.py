@@ -4,8 +4,8 @@ import json
 import pytest
 
 from cyclip_jax import evals
-from tests.conftest import write_pairs
 from tests.evals.fakes import fake_encoders
+from tests.pictures import write_pairs
 
 
 def test_pictures_and_texts_are_embedded_once_for_all_evaluations(tmp_path):

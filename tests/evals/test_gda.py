@@ -14,8 +14,8 @@ from cyclip_jax.evals import Output
 from cyclip_jax.evals.gda import discriminant, gda
 from cyclip_jax.evals.logistic import with_constant
 from cyclip_jax.evals.zeroshot import ranks_of_label, zeroshot
-from tests.conftest import COLOURS
 from tests.evals.test_linear_probe import colour_encoders, same_again, write_labels
+from tests.pictures import COLOURS
 
 TEMPLATES = ["a photo of a {}.", "the colour {}"]
 CLASSES = 3

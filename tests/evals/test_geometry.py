@@ -16,8 +16,9 @@ from cyclip_jax.evals.geometry import (
     whitened_log_likelihood,
 )
 from cyclip_jax.evals.intervals import mean_over_pairs_with_interval
-from tests.conftest import COLOURS, SHAPES, unit_rows, write_pairs
+from tests.conftest import unit_rows
 from tests.evals.fakes import fake_encoders
+from tests.pictures import COLOURS, SHAPES, write_pairs
 
 
 @pytest.mark.parametrize("tile_rows", [7, 1024])

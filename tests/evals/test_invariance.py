@@ -10,7 +10,7 @@ from cyclip_jax import evals, parallel
 from cyclip_jax.inference import Model
 from cyclip_jax.models.clip import split_model
 from tests import tiny
-from tests.conftest import COLOURS, SHAPES, write_pairs
+from tests.pictures import COLOURS, SHAPES, write_pairs
 
 # Of a group of batch_size pairs, as in training.
 OF_BATCHES = {

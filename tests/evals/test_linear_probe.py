@@ -21,8 +21,8 @@ from cyclip_jax.evals.linear_probe import (
 )
 from cyclip_jax.inference import Model
 from cyclip_jax.models.clip import split_model
-from tests.conftest import COLOURS, SHAPES, write_pairs
 from tests.evals.fakes import fake_encoders
+from tests.pictures import COLOURS, SHAPES, write_pairs
 
 TRAINING = {"epochs": 3, "learning_rate": 0.1, "weight_decay": 0.5, "seed": 7}
 

@@ -16,8 +16,8 @@ from cyclip_jax.evals.datasets import open_images
 from cyclip_jax.evals.encoders import unit_rows
 from cyclip_jax.evals.pairs import open_pairs
 from cyclip_jax.evals.retrieval import retrieval
-from tests.conftest import COLOURS, SHAPES, write_pairs
 from tests.evals.fakes import fake_encoders
+from tests.pictures import COLOURS, SHAPES, write_pairs
 
 NAMES = [f"{colour}_{shape}" for shape in SHAPES for colour in COLOURS]
 

@@ -20,8 +20,8 @@ from cyclip_jax.evals.robustness import (
     read_models,
     robustness,
 )
-from tests.conftest import COLOURS, SHAPES, write_pairs
 from tests.evals.fakes import fake_encoders
+from tests.pictures import COLOURS, SHAPES, write_pairs
 
 CLASSES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
 

@@ -18,8 +18,9 @@ from cyclip_jax.evals.zeroshot import (
     ranks_of_label,
     zeroshot,
 )
-from tests.conftest import COLOURS, SHAPES, unit_rows, write_pairs
+from tests.conftest import unit_rows
 from tests.evals.fakes import fake_encoders
+from tests.pictures import COLOURS, SHAPES, write_pairs
 from tests.pytorch import open_clip, torch
 
 CLASSES = [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]

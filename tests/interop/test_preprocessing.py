@@ -7,8 +7,8 @@ from PIL import Image
 from cyclip_jax.data.images import resize_and_centre_crop
 from cyclip_jax.models.clip import normalise_images
 from cyclip_jax.pretrained import load
-from tests.conftest import COLOURS, SHAPES, draw
 from tests.interop.models import embed
+from tests.pictures import COLOURS, SHAPES, draw
 from tests.pytorch import open_clip, torch
 
 PICTURES = ("astronaut", "chelsea", "coffee", "rocket", "cat", "hubble_deep_field", "retina")
