@@ -1,0 +1,74 @@
+"""Several processes of one run on this machine: what a cluster does, tried without one.
+
+    python launch/local.py --processes=2 -- --config=configs/quickstart.py --workdir=/tmp/two
+
+starts `python -m cyclip_jax.main --distributed …` twice, each process with --devices CPU devices,
+or, with --gpus, with one GPU. Their output is shown line by line behind the number of its process.
+When one fails they are started again together and continue, at most --restarts times; SIGTERM and
+Ctrl-C make them save and end. Needs nothing but Python and what the run needs.
+"""
+
+import os
+import shlex
+import socket
+import sys
+
+import supervise
+
+
+def commands(args):
+    """[(name, argv, environment)] of the processes; a free port is looked for in each call."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        (
+            str(index),
+            [
+                sys.executable,
+                "-m",
+                f"cyclip_jax.{args.module}",
+                *args.command,
+                "--distributed",
+                f"--coordinator_address=localhost:{port}",
+                f"--num_processes={args.processes}",
+                f"--process_id={index}",
+            ],
+            settings(args, index),
+        )
+        for index in range(args.processes)
+    ]
+
+
+def settings(args, index):
+    """What process `index` finds in its environment besides this one's."""
+    if args.gpus:
+        return {"CUDA_VISIBLE_DEVICES": str(index)}
+    return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(args.devices)}
+
+
+def main():
+    """Starts the processes and waits for them."""
+    parser = supervise.parser(__doc__)
+    parser.add_argument("--processes", type=int, default=2, help="default 2")
+    parser.add_argument("--devices", type=int, default=1, help="CPU devices of each; default 1")
+    parser.add_argument("--gpus", action="store_true", help="one GPU for each instead")
+    parser.add_argument("--module", default="main", help="of cyclip_jax: main or evaluate")
+    args = parser.parse_args()
+    if args.processes < 1 or args.devices < 1:
+        parser.error("--processes and --devices must be at least 1")
+    if args.dry_run:
+        for _, argv, added in commands(args):
+            print(" ".join(f"{name}={value}" for name, value in added.items()), shlex.join(argv))
+        return
+    supervisor = supervise.Supervisor(
+        lambda attempt: [(name, argv, os.environ | own) for name, argv, own in commands(args)],
+        restarts=args.restarts,
+        grace=args.grace,
+        log=args.log,
+    )
+    sys.exit(supervisor.run())
+
+
+if __name__ == "__main__":
+    main()
