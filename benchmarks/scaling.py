@@ -15,24 +15,19 @@ all-reduce and a slice where others may have the reduce-scatter of a split param
 import argparse
 import ast
 import collections
-import functools
-import math
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from benchmarks import hlo
-from benchmarks.report import local_devices, numbers, slice_devices, table, write_json
+from benchmarks.report import local_devices, numbers, table, write_json
 from configs import common
-from cyclip_jax import parallel
+from cyclip_jax import hlo, parallel
+from cyclip_jax.aot import abstract_step, bytes_per_device, slice_devices
+from cyclip_jax.configured import batch_shapes
 from cyclip_jax.errors import UserError
 from cyclip_jax.flops import matmul_flops, model_flops
 from cyclip_jax.losses import cyclip
-from cyclip_jax.models.clip import normalise_images
-from cyclip_jax.models.presets import abstract_model, create_model, sizes_in
-from cyclip_jax.optim import create_optimizer
-from cyclip_jax.train_step import abstract_state, make_train_step
+from cyclip_jax.models.presets import sizes_in
 
 MEBIBYTE, GIGA = 2**20, 1e9
 COLUMNS = {
@@ -74,60 +69,6 @@ def field(text):
         return name, value
 
 
-def compiled_step(config, mesh, rows):
-    """The train step, compiled for a mesh and a global batch of `rows`.
-
-    Returns:
-      (compiled, the abstract state with its shardings).
-    """
-    optimizer, schedule = create_optimizer(
-        **config.optimizer, total_steps=config.optimizer.warmup_steps + 1, steps_per_epoch=1
-    )
-    graphdef, _, _ = abstract_model(config.model)
-    state = abstract_state(
-        lambda: create_model(**config.model, rngs=nnx.Rngs(0)),
-        optimizer,
-        mesh,
-        seed=0,
-        min_size=config.mesh.fsdp_min_size,
-    )
-    sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = make_train_step(
-        graphdef,
-        optimizer,
-        schedule,
-        normalise=functools.partial(normalise_images, dtype=jnp.dtype(config.model.dtype)),
-        micro_batches=config.micro_batches,
-        mesh=mesh,
-        param_sharding=sharding.params,
-        **config.loss,
-    )
-
-    def step_and_loss(state, batch):
-        # Without the other metrics: terms that the loss leaves out are then not computed at all.
-        state, metrics = step(state, batch)
-        return state, metrics["loss"]
-
-    shardings = sharding, parallel.replicated(mesh)
-    compiling = jax.jit(step_and_loss, donate_argnums=0, out_shardings=shardings)
-    batch = batch_shapes(config, rows, sharding=parallel.batch_sharding(mesh))
-    platform = mesh.devices.flat[0].platform
-    # Nothing will run: a CPU's machine code need not be good. Buffers and collectives are the same.
-    options = {"xla_backend_optimization_level": 0} if platform == "cpu" else None
-    lowered = compiling.trace(state, batch).lower(lowering_platforms=(platform,))
-    return lowered.compile(compiler_options=options), state
-
-
-def batch_shapes(config, rows, sharding=None):
-    """{"images", "tokens"} of so many rows, as jax.ShapeDtypeStruct."""
-    sizes = sizes_in(config.model)
-    side, length = sizes["image_size"], sizes["context_length"]
-    return {
-        "images": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8, sharding=sharding),
-        "tokens": jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding),
-    }
-
-
 def loss_flops(config, mesh, rows):
     """FLOPs of the loss and its gradient, of all devices together."""
     embeds = jax.ShapeDtypeStruct((rows, sizes_in(config.model)["embed_dim"]), jnp.float32)
@@ -139,14 +80,6 @@ def loss_flops(config, mesh, rows):
     return matmul_flops(jax.value_and_grad(loss, (0, 1, 2)), embeds, embeds, scale)
 
 
-def bytes_per_device(state):
-    """Bytes of the part of a sharded tree that one device holds."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(state)
-    )
-
-
 def measure(config, devices, *, batch_per_device):
     """What the compiled step says of one of `devices`.
 
@@ -156,13 +89,16 @@ def measure(config, devices, *, batch_per_device):
     mesh = parallel.create_mesh(devices, fsdp=min(config.mesh.fsdp, len(devices)))
     rows = batch_per_device * len(devices)
     parallel.check_batch_size(rows, mesh, micro_batches=config.micro_batches)
-    compiled, state = compiled_step(config, mesh, rows)
+    config.batch_size = rows
+    # Without the other metrics: terms that the loss leaves out are then not computed at all.
+    step = abstract_step(config, mesh, with_metrics=False)
+    compiled = step.compile()
     text = compiled.as_text()
     row = {
         "devices": len(devices),
         "rows": rows,
         "loss_gigaflop": loss_flops(config, mesh, rows) / len(devices) / GIGA,
-        "state_mebibytes": bytes_per_device(state) / MEBIBYTE,
+        "state_mebibytes": bytes_per_device(step.state) / MEBIBYTE,
         "temporary_mebibytes": compiled.memory_analysis().temp_size_in_bytes / MEBIBYTE,
         "collectives": {
             kind: {"executions": executions, "mebibytes": size / MEBIBYTE}

@@ -26,6 +26,17 @@ def get_config():
     # Of the towers: by default TPUs multiply float32 in bfloat16 and GPUs in TF32; "float32" does
     # not. The losses are always computed in full precision.
     config.matmul_precision = "default"
+    # Compiled code is kept here, e.g. in "{workdir}/compilation_cache", so that a restart compiles
+    # nothing. It is executed: only a directory in which nobody else can write.
+    config.compilation_cache = placeholder(str)
+    config.profile_steps = placeholder(tuple)  # (first, last) to trace; SIGUSR1: the next ten
+    config.stall_factor = 10.0  # what takes so many times its median is reported; 0 is never
+
+    config.wandb = wandb = ml_collections.ConfigDict()  # Weights & Biases
+    wandb.project = placeholder(str)  # where every metric goes too; by default nothing is sent
+    wandb.entity = placeholder(str)  # user or team; default the one logged in
+    wandb.name = placeholder(str)  # of the run; default the workdir's
+    wandb.mode = placeholder(str)  # "online", "offline", "disabled"; default $WANDB_MODE, or online
 
     config.model = model = ml_collections.ConfigDict()
     model.name = "RN50"  # a preset of cyclip_jax/models/presets.py; what follows overrides it

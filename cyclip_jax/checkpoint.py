@@ -1,20 +1,25 @@
 """Checkpoints: Orbax, with checksums. The only file that imports orbax."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
+import logging
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 
+from cyclip_jax import parallel
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
 
+CHECKPOINTS = "checkpoints"
 _CHECKSUMS = "checksums.json"
-_DIRECTORY = "checkpoints"
 _DAMAGED = "damaged_checkpoints"
+
+# A save that fails leaves a page of each array's own error behind, beside the one that it raises.
+logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
 
 
 class Checkpointer:
@@ -25,6 +30,10 @@ class Checkpointer:
     and committed together. Once a checkpoint is committed, the SHA-256 of each of its files is
     written beside them: Orbax itself restores a flipped bit without noticing.
 
+    A checkpoint that cannot be written, on a full disk say, is said at once and does not end the
+    run: the next save tries again, and those from before stay. With several processes it does end
+    the run, as the others may be waiting in it for this one.
+
     Args:
       workdir: the run's directory, local or remote.
       keep: how many of the newest checkpoints stay.
@@ -33,24 +42,24 @@ class Checkpointer:
 
     def __init__(self, workdir, *, keep=3, keep_every_steps=None):
         self._workdir = epath.Path(workdir)
-        self._directory = self._workdir / _DIRECTORY
+        self._directory = self._workdir / CHECKPOINTS
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._pending = None
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every_steps)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._failure = None
+        self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every_steps)
+        self._manager = self._open_manager()
 
     def save(self, step, *, model, training, meta):
         """Starts to write a checkpoint; returns once the arrays are copied to the host."""
         self.wait()
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(model),
-                training=ocp.args.StandardSave(training),
-                meta=ocp.args.JsonSave(meta),
-            ),
-            force=True,
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(model),
+            training=ocp.args.StandardSave(training),
+            meta=ocp.args.JsonSave(meta),
         )
+        with self._failures_reported(step):
+            self._failure = None
+            self._manager.save(step, args=items, force=True)
         self._pending = self._background.submit(self._finish, step)
 
     def restore_newest(self, *, model, training):
@@ -68,7 +77,9 @@ class Checkpointer:
         Raises:
           UserError: every checkpoint is damaged, or the newest good one holds another state.
         """
-        step = self._newest_good_step()
+        # One process reads the files for all, and alone moves what is damaged.
+        step = parallel.decided_by_process_zero(self._newest_good_step)
+        self._manager.reload()
         if step is None:
             return None
         try:
@@ -81,8 +92,11 @@ class Checkpointer:
                 ),
             )
         except Exception as error:  # of many types, for a broken file and for another state
-            if not (self._directory / str(step) / _CHECKSUMS).exists():
+            is_verified = (self._directory / str(step) / _CHECKSUMS).exists()
+            # The error may be this process's alone: several could not agree on what to try next.
+            if not is_verified and jax.process_count() == 1:
                 self._set_aside(step, error)
+                self._manager.reload()
                 return self.restore_newest(model=model, training=training)
             raise UserError(
                 f"checkpoint {step} of {self._workdir} does not fit the config's model and "
@@ -113,10 +127,17 @@ class Checkpointer:
         return self._manager.reached_preemption(step)
 
     def wait(self):
-        """Waits until everything is on disk, and raises what went wrong there."""
+        """Waits for the newest save.
+
+        Returns:
+          What kept that from being written, an exception; None where it is on disk.
+        """
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
+            if self._failure is not None:
+                self._renew_manager()
+        return self._failure
 
     def close(self):
         """Waits as `wait` does, and releases the threads."""
@@ -127,10 +148,44 @@ class Checkpointer:
             self._background.shutdown()
 
     def _finish(self, step):
-        # Not Orbax's post-finalisation callback: that one runs before the directory gets its name.
-        self._manager.wait_until_finished()
+        if self._failure is not None:
+            return
+        with self._failures_reported(step):
+            # Not Orbax's post-finalisation callback: it runs before the directory gets its name.
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                write_checksums(self._directory / str(step))
+
+    @contextlib.contextmanager
+    def _failures_reported(self, step):
+        try:
+            yield
+        except Exception as error:  # of many types: TensorStore's of a full disk is a ValueError
+            if jax.process_count() > 1:
+                raise
+            self._failure = error
+            logging.error(
+                "CHECKPOINT %d COULD NOT BE WRITTEN to %s. Free space or mend what is said here: "
+                "training goes on, and the next save tries again. (%s)",
+                step,
+                self._directory,
+                error,
+            )
+
+    def _renew_manager(self):
+        # Orbax's would raise the save's error in the next one, too.
+        for end in (self._manager.wait_until_finished, self._manager.close):
+            with contextlib.suppress(Exception):  # that one; it was reported
+                end()
+        self._manager = self._open_manager()
+
+    def _open_manager(self):
+        """Orbax's manager, once what a killed or failed save left is removed."""
         if jax.process_index() == 0:
-            write_checksums(self._directory / str(step))
+            for path in self._directory.glob("*.orbax-checkpoint-tmp"):
+                with contextlib.suppress(OSError):  # where its threads still write; so next time
+                    path.rmtree()
+        return ocp.CheckpointManager(self._directory, options=self._options)
 
     def _set_aside(self, step, error):
         logging.error(
@@ -139,12 +194,10 @@ class Checkpointer:
             self._workdir / _DAMAGED,
             error,
         )
-        if jax.process_index() == 0:
-            destination = self._workdir / _DAMAGED
-            destination.mkdir(parents=True, exist_ok=True)
-            count = len(list(destination.glob(f"{step}*")))
-            (self._directory / str(step)).rename(destination / f"{step}.{count}")
-        self._manager.reload()
+        destination = self._workdir / _DAMAGED
+        destination.mkdir(parents=True, exist_ok=True)
+        count = len(list(destination.glob(f"{step}*")))
+        (self._directory / str(step)).rename(destination / f"{step}.{count}")
 
 
 def restore_model(workdir, abstract_model, *, step=None):
@@ -161,7 +214,7 @@ def restore_model(workdir, abstract_model, *, step=None):
     Raises:
       UserError: no such checkpoint, or a damaged one.
     """
-    directory = epath.Path(workdir) / _DIRECTORY
+    directory = epath.Path(workdir) / CHECKPOINTS
     steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
     if not steps:
         raise UserError(f"{workdir} has no checkpoints; name the workdir of a run")

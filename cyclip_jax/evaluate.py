@@ -39,9 +39,10 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
       UserError: no such checkpoint, or evaluations that cannot run.
     """
     from cyclip_jax import evals, parallel
+    from cyclip_jax.configured import set_matmul_precision
     from cyclip_jax.data.configured import open_tokenizer
     from cyclip_jax.files import absolute, write_json
-    from cyclip_jax.inference import Model, set_matmul_precision
+    from cyclip_jax.inference import Model
     from cyclip_jax.interop.weights import fit
     from cyclip_jax.pretrained import described_by, open_checkpoint
     from cyclip_jax.workdir import resolve_paths

@@ -1,10 +1,18 @@
-"""Paths that may be remote, and files that are written whole or not at all."""
+"""Paths that may be remote, files that are written whole or not at all, and files that grow."""
 
+import errno
+import io
 import json
+import logging
 import math
 import os
+import re
+import threading
 
 from etils import epath
+
+# No space, no quota, or a file larger than a limit: what a person can mend while a run goes on.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def absolute(path):
@@ -23,6 +31,63 @@ def write_atomically(path, content):
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder):
+    """Removes what processes that were killed in `write_atomically` left in a folder."""
+    for path in epath.Path(folder).glob("*.tmp"):
+        if re.search(r"\.\d+\.tmp$", path.name):
+            path.unlink(missing_ok=True)
+
+
+class Appender:
+    """A text file that grows; on a full disk its end waits in memory for the next try.
+
+    Attributes:
+      failure: what kept the end of the text from being written, an OSError; None where nothing did.
+      unwritten: that end, bytes.
+    """
+
+    def __init__(self, path):
+        self._path = epath.Path(path)
+        # Without a buffer, a local file tells how much of a line it could take.
+        is_remote = "://" in str(path)
+        self._file = self._path.open("ab") if is_remote else io.FileIO(path, "a")
+        self._turn = threading.RLock()
+        self.failure, self.unwritten = None, b""
+
+    def write(self, text):
+        """Appends text, or keeps it in memory, which is said once."""
+        with self._turn:
+            self.unwritten += text.encode()
+            self.flush()
+
+    def flush(self):
+        """Tries to write what is not written yet."""
+        with self._turn:
+            was_failing = self.failure is not None
+            try:
+                while self.unwritten:
+                    count = self._file.write(self.unwritten)  # None from a remote one: all
+                    self.unwritten = b"" if count is None else self.unwritten[count:]
+                self._file.flush()
+                self.failure = None
+            except OSError as error:
+                self.failure = error
+                if not was_failing:
+                    logging.error(
+                        "%s CANNOT BE WRITTEN (%s). Free space or mend that: its next lines wait "
+                        "in memory until they can be.",
+                        self._path,
+                        error,
+                    )
+
+    def close(self):
+        """Closes the file; what is still unwritten goes to the log of errors instead."""
+        self.flush()
+        if self.unwritten:
+            logging.error("%s lacks these lines:\n%s", self._path, self.unwritten.decode())
+        self._file.close()
 
 
 def write_json(path, content):

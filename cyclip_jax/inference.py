@@ -1,23 +1,16 @@
 """The configured model on a mesh: created, restored, and as the encoders that evaluators see."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cyclip_jax import parallel
+from cyclip_jax.configured import normaliser
 from cyclip_jax.evals import Encoders
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models import create_model
-from cyclip_jax.models.clip import normalise_images, unit_norm
+from cyclip_jax.models.clip import unit_norm
 from cyclip_jax.models.presets import abstract_model, sizes_in
-
-
-def set_matmul_precision(config):
-    """Sets JAX's default precision of matrix products to the config's, for this process."""
-    precision = None if config.matmul_precision == "default" else config.matmul_precision
-    jax.config.update("jax_default_matmul_precision", precision)
 
 
 class Model:
@@ -35,12 +28,7 @@ class Model:
         whole = parallel.replicated(mesh)
         self.sizes = sizes_in(config.model)
         self.train_graphdef, graphdef, self.abstract = abstract_model(config.model, sharding=whole)
-        self.normalise = functools.partial(
-            normalise_images,
-            dtype=jnp.dtype(config.model.dtype),
-            mean=config.data.image_mean,
-            std=config.data.image_std,
-        )
+        self.normalise = normaliser(config)
 
         def encode_features(params, batch_stats, images):
             model = nnx.merge(graphdef, params, batch_stats)

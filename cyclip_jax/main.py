@@ -1,13 +1,15 @@
 """`python -m cyclip_jax.main --config=configs/cc3m.py`: trains, or continues a run."""
 
+from cyclip_jax.started import BEGAN  # isort: split
+
 import pathlib
 import sys
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 import cyclip_jax.quiet  # noqa: F401  (must come first)
+from cyclip_jax import distributed
 from cyclip_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -16,13 +18,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "directory of the run, local or gs://…; default runs/<name of the config>"
 )
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "join the other processes of a TPU pod, SLURM or Open MPI job"
+_STOPPED_EXIT_CODE = flags.DEFINE_integer(
+    "stopped_exit_code", 0, "exit status of a run that a signal stopped before its end"
 )
-# For processes that no cluster started: with --distributed, all three.
-_COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes there are")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this one is, from 0")
+_join = distributed.define_flags()
 
 
 def main(_):
@@ -31,13 +30,15 @@ def main(_):
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     try:
-        if _DISTRIBUTED.value:
-            jax.distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        _join()
         from cyclip_jax.train import train
 
-        train(_CONFIG.value, _WORKDIR.value or default_workdir())
+        metrics = train(_CONFIG.value, _WORKDIR.value or default_workdir(), began=BEGAN)
+        status = _STOPPED_EXIT_CODE.value if metrics is None else 0
     except UserError as error:
-        sys.exit(f"error: {error}")
+        status = f"error: {error}"
+    distributed.leave()
+    sys.exit(status)
 
 
 def default_workdir():

@@ -1,12 +1,27 @@
-"""What the loop needs of the operating system: signals, a stopwatch, and the next batch in time."""
+"""What the loop needs of the system: signals, compiled code of before, the next batch in time."""
 
 import collections
 import concurrent.futures
 import contextlib
+import ctypes
 import signal
 import time
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+
+def keep_compiled(directory):
+    """Keeps what JAX compiles in a directory, local or remote, and takes it from there."""
+    if directory is not None:
+        jax.config.update("jax_compilation_cache_dir", directory)
+        compilation_cache.reset_cache()  # it may be open in another directory
+
+
+def give_back_memory():
+    """Gives the system the memory that was freed; glibc keeps it, more with every evaluation."""
+    with contextlib.suppress(AttributeError, OSError):  # other C libraries need no telling
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class StopOnSignal:
@@ -38,41 +53,19 @@ class StopOnSignal:
         signal.signal(number, signal.SIG_DFL)
 
 
-class Stopwatch:
-    """Measures seconds per step since the last question, without what is paused."""
-
-    def __init__(self, step):
-        self._step, self._start, self._paused = step, time.perf_counter(), 0.0
-
-    @contextlib.contextmanager
-    def paused(self, state):
-        """A context whose time does not count; what is still computing `state` does."""
-        jax.block_until_ready(state)
-        start = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - start
-
-    def lap(self, step):
-        """(steps, seconds) since the last call, or since the start."""
-        now = time.perf_counter()
-        lap = max(step - self._step, 1), now - self._start - self._paused
-        self._step, self._start, self._paused = step, now, 0.0
-        return lap
-
-
 class Feed:
     """Brings batches to the device while it computes, and measures how long it waits for them.
 
     Args:
       batches: iterator of (host arrays, position).
       put: function from host arrays to device arrays.
+      clock: the Clock that is told how long the device had no batch.
     """
 
-    def __init__(self, batches, put):
-        self._batches, self._put = batches, put
+    def __init__(self, batches, put, clock):
+        self._batches, self._put, self._clock = batches, put, clock
         self._watcher = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._finished = collections.deque()
-        self._waited = 0.0
 
     def next(self, while_computing=None):
         """(device arrays, position) of the next batch.
@@ -83,21 +76,19 @@ class Feed:
         Args:
           while_computing: the outputs of the step that was dispatched last.
         """
+        start = time.monotonic()
         if while_computing is not None:
             self._finished.append(self._watcher.submit(_time_when_ready, while_computing))
-        batch, position = next(self._batches)
+        with self._clock.waiting_for("data"):
+            batch, position = next(self._batches)
         batch = jax.block_until_ready(self._put(batch))
-        if while_computing is not None:
-            if self._finished[-1].done():
-                self._waited += max(time.perf_counter() - self._finished[-1].result(), 0.0)
-            if len(self._finished) > 1:
-                self._finished.popleft().result()
+        running = self._finished[-1] if self._finished else None
+        if running is None or running.done():
+            idle_since = start if running is None else running.result()
+            self._clock.charge_data(time.monotonic() - idle_since)
+        if len(self._finished) > 1:
+            self._finished.popleft().result()
         return batch, position
-
-    def take_waited(self):
-        """Seconds since the last call in which the device had no step to compute."""
-        waited, self._waited = self._waited, 0.0
-        return waited
 
     def close(self):
         """Ends the thread."""
@@ -106,4 +97,4 @@ class Feed:
 
 def _time_when_ready(arrays):
     jax.block_until_ready(arrays)
-    return time.perf_counter()
+    return time.monotonic()

@@ -1,5 +1,7 @@
 """`python -m cyclip_jax.sweep --sweep=configs/sweeps/objectives.py`: runs to compare, in turn."""
 
+import cyclip_jax.started  # isort: split
+
 import importlib.util
 import pathlib
 import sys

@@ -12,8 +12,10 @@ import ml_collections
 from clu import parameter_overview
 from etils import epath
 
-from cyclip_jax import evals, parallel, report
+from cyclip_jax import distributed, evals, parallel, report
 from cyclip_jax.checkpoint import Checkpointer
+from cyclip_jax.clock import Clock
+from cyclip_jax.configured import configured_step, jit_step, set_matmul_precision
 from cyclip_jax.data.configured import (
     check_continued,
     open_bad_examples,
@@ -26,23 +28,24 @@ from cyclip_jax.data.order import Position, drawn_from_parts
 from cyclip_jax.data.pipeline import BadExamples, steps_per_epoch
 from cyclip_jax.data.sources import Mixture
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import absolute
+from cyclip_jax.files import FULL, absolute, remove_unfinished
 from cyclip_jax.flops import model_flops, peak_flops, utilisation
-from cyclip_jax.inference import Model, set_matmul_precision
+from cyclip_jax.inference import Model
+from cyclip_jax.lock import lock_workdir
 from cyclip_jax.losses.cyclip import check_loss
 from cyclip_jax.optim import create_optimizer
 from cyclip_jax.pretrained import inherit_vocabulary, starting_point
-from cyclip_jax.runtime import Feed, StopOnSignal, Stopwatch
-from cyclip_jax.train_step import (
-    TrainState,
-    abstract_state,
-    create_state,
-    make_train_step,
-)
+from cyclip_jax.profiling import Profiler, check_profile_steps
+from cyclip_jax.report.runs import flat
+from cyclip_jax.runtime import Feed, StopOnSignal, give_back_memory, keep_compiled
+from cyclip_jax.train_step import TrainState, abstract_state, create_state
 from cyclip_jax.views import views_of_run
+from cyclip_jax.watch import Watch, read_heartbeat
+from cyclip_jax.weights_and_biases import WandbMirror, check_wandb
 from cyclip_jax.workdir import (
     EVALS,
     LOG,
+    METRICS,
     Console,
     MetricWriter,
     check_same_model,
@@ -53,12 +56,13 @@ from cyclip_jax.workdir import (
 )
 
 
-def train(config, workdir):
+def train(config, workdir, *, began=None):
     """Runs an experiment, or continues the one in `workdir`.
 
     Args:
       config: a ConfigDict as configs/common.py makes it.
       workdir: directory of the run, local or remote; {workdir} in the config's paths.
+      began: when the process began, by time.monotonic; by default now.
 
     Returns:
       The last step's metrics, or None where a signal ended the run before.
@@ -66,11 +70,32 @@ def train(config, workdir):
     Raises:
       UserError: something in the config, the data or the workdir that the user can mend.
     """
+    began = time.monotonic() if began is None else began
     workdir = absolute(workdir)
+    settings = flat(config.to_dict(), "config.") | {"--workdir": str(workdir)}
+    parallel.check_same_everywhere(settings)
+    with contextlib.ExitStack() as stack:
+        lock = functools.partial(lock_workdir, workdir, enabled=jax.process_index() == 0)
+        parallel.process_zero_first(lambda: stack.enter_context(lock()))
+        try:
+            return _train(config, workdir, began)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise UserError(
+                f"{error}; free space for {workdir}, and the same command begins or continues the "
+                "run"
+            ) from error
+
+
+def _train(config, workdir, began):
     written_config, config = config, resolve_paths(config, workdir)
     check_loss(**config.loss)
+    check_profile_steps(config.profile_steps)
+    check_wandb(**config.wandb)
     check_same_model(config, workdir)
     set_matmul_precision(config)
+    keep_compiled(config.compilation_cache)
     mesh = parallel.create_mesh(fsdp=config.mesh.fsdp)
     parallel.check_batch_size(config.batch_size, mesh, micro_batches=config.micro_batches)
     model = Model(config, mesh)
@@ -87,12 +112,24 @@ def train(config, workdir):
     tokenizer = parallel.process_zero_first(
         lambda: open_tokenizer(config, workdir, model.sizes, source)
     )
-    workdir.mkdir(parents=True, exist_ok=True)
 
     with contextlib.ExitStack() as stack:
         is_first_process = jax.process_index() == 0
+        if is_first_process:
+            remove_unfinished(workdir)
         console = Console(workdir, enabled=is_first_process)
         stack.enter_context(contextlib.closing(console))
+        clock = Clock(began, earlier=read_heartbeat(workdir) if is_first_process else None)
+        watch = Watch(
+            clock,
+            workdir,
+            stall_factor=config.stall_factor,
+            console=console if is_first_process else None,
+        )
+        stack.enter_context(contextlib.closing(watch))
+        profiler = stack.enter_context(
+            Profiler(workdir, config.profile_steps, clock=clock, say=console.say)
+        )
         checkpointer = Checkpointer(
             workdir, keep=config.keep_checkpoints, keep_every_steps=config.keep_every_steps
         )
@@ -117,7 +154,11 @@ def train(config, workdir):
             )
         if is_first_process:
             write_config(written_config, workdir)
-        writer = MetricWriter(workdir, first_step=int(state.step), enabled=is_first_process)
+        mirror = WandbMirror(written_config, workdir, say=console.say, enabled=is_first_process)
+        stack.enter_context(contextlib.closing(mirror))
+        writer = MetricWriter(
+            workdir, first_step=int(state.step), enabled=is_first_process, mirror=mirror
+        )
         stack.enter_context(contextlib.closing(writer))
         console.say(
             f"{config.model.name} on {len(source)} pairs from {_data_name(config)}: steps "
@@ -137,21 +178,22 @@ def train(config, workdir):
             console,
             checkpointer,
             writer,
+            clock,
+            profiler,
         )
         make_step = functools.partial(
-            make_train_step,
+            configured_step,
+            config,
             model.train_graphdef,
             optimizer,
             schedule,
-            normalise=model.normalise,
-            micro_batches=config.micro_batches,
             mesh=mesh,
-            param_sharding=jax.tree.map(lambda array: array.sharding, state.params),
-            **config.loss,
+            state_sharding=jax.tree.map(lambda array: array.sharding, state),
         )
         phases = [(first_step, view, make_step(view=view)) for first_step, view in views]
-        feed = Feed(batches, functools.partial(parallel.to_global, mesh=mesh))
+        feed = Feed(batches, functools.partial(parallel.to_global, mesh=mesh), clock)
         stack.enter_context(contextlib.closing(feed))
+        stack.enter_context(distributed.failing_together())
         return _loop(run, state, position, phases, feed, stack.enter_context(StopOnSignal()))
 
 
@@ -176,44 +218,52 @@ class Run:
     console: Console
     checkpointer: Checkpointer
     writer: MetricWriter
+    clock: Clock
+    profiler: Profiler
 
 
 def _loop(run, state, position, phases, feed, stop):
     """Evaluate if due → save if due or pre-empted → next batch → step → log."""
-    config = run.config
+    config, clock = run.config, run.clock
     first_step = step = int(state.step)
     upcoming = None
     if step < run.total_steps:
         upcoming = feed.next()
         phases = _compile(run, phases, state, upcoming[0])
     run.console.start(step, run.total_steps)
-    stopwatch = Stopwatch(step)
+    clock.begin_training(step)
     while True:
         is_new, is_last = step > first_step, step == run.total_steps
         if is_new and (is_last or _is_due(step, config.eval_every_steps)):
-            with stopwatch.paused(state):
+            with clock.phase("evaluation", after=state):
                 _evaluate(run, step, state)
+                give_back_memory()
         preempted = stop.requested or run.checkpointer.reached_preemption(step)
         if is_new and (is_last or preempted or _is_due(step, config.checkpoint_every_steps)):
-            with stopwatch.paused(state):
+            with clock.phase("checkpoint", after=state):
                 _save(run, step, state, position)
+                give_back_memory()
         if is_last or preempted:
             break
         batch, position = upcoming
         phase = [phase for phase in phases if phase.first_step <= step][-1]
-        state, metrics = phase.step_fn(state, batch)
-        step += 1
-        run.console.step()
-        if step < run.total_steps:
-            upcoming = feed.next(while_computing=metrics)
+        with run.profiler.step(step + 1, state):
+            state, metrics = phase.step_fn(state, batch)
+            step += 1
+            run.console.step()
+            if step < run.total_steps:
+                upcoming = feed.next(while_computing=metrics)
+        run.profiler.step_done(step, state)
         if _is_due(step, config.log_every_steps) or step == run.total_steps:
             metrics = jax.device_get(metrics)
-            steps, seconds = stopwatch.lap(step)
-            metrics["data_wait_share"] = feed.take_waited() / seconds
+            steps, seconds, waited = clock.lap(step)
+            metrics |= clock.metrics() | {"data_wait_share": waited / seconds}
             mfu = utilisation(phase.flops, seconds / steps, run.mesh.devices.flat)
             metrics |= {} if mfu is None else {"model_flops_utilisation": mfu}
             _log(run, step, position, metrics, seconds / steps)
-    run.checkpointer.wait()
+        clock.step_done(step)
+    clock.end_training()
+    _check_written(run, step)
     if run.bad_examples.count:
         run.console.say(f"replaced bad examples: {run.bad_examples}")
     if not is_last:
@@ -224,6 +274,18 @@ def _loop(run, state, position, phases, feed, stop):
     _report(run, step)
     run.console.say(f"{step} steps done; everything is in {run.workdir}")
     return metrics
+
+
+def _check_written(run, step):
+    """Raises UserError where the last save, which it waits for, or a metric is not on disk."""
+    failures = {f"checkpoint {step}": run.checkpointer.wait(), METRICS: run.writer.flush()}
+    failures = {name: failure for name, failure in failures.items() if failure is not None}
+    if failures:
+        raise UserError(
+            f"{step} steps are done, but {' and '.join(failures)} could not be written to "
+            f"{run.workdir}: {'; '.join(map(str, failures.values()))}. Free space or mend that; "
+            "the same command continues from the newest checkpoint"
+        )
 
 
 def _report(run, step):
@@ -276,21 +338,17 @@ def _compile(run, phases, state, batch):
     last = max(first_step for first_step, *_ in phases if first_step <= int(state.step))
     shardings = jax.tree.map(lambda array: array.sharding, state)
     has_peak = peak_flops(run.mesh.devices.flat[0].device_kind) is not None
-    start = time.perf_counter()
     compiled = []
-    for first_step, view, step_fn in phases:
-        if first_step < last:
-            continue
-        step_fn = jax.jit(
-            step_fn,
-            donate_argnums=0,
-            out_shardings=(shardings, parallel.replicated(run.mesh)),
-        )
-        step_fn = step_fn.lower(state, batch).compile()
-        seen = jax.eval_shape(view, state.rng, batch)
-        flops = model_flops(run.config.model, seen) if has_peak else None
-        compiled.append(Phase(first_step, step_fn, flops))
-    seconds = time.perf_counter() - start
+    with run.clock.phase("compile"):
+        for first_step, view, step_fn in phases:
+            if first_step < last:
+                continue
+            step_fn = jit_step(step_fn, mesh=run.mesh, state_sharding=shardings)
+            step_fn = step_fn.lower(state, batch).compile()
+            seen = jax.eval_shape(view, state.rng, batch)
+            flops = model_flops(run.config.model, seen) if has_peak else None
+            compiled.append(Phase(first_step, step_fn, flops))
+    seconds = run.clock.seconds()["compile"]
     run.console.say(f"train step compiled in {seconds:.1f} s")
     run.writer.write(int(state.step), {"compile_seconds": seconds})
     return compiled

@@ -1,5 +1,6 @@
 """The files of a run: config.json, metrics.jsonl, TensorBoard's, the log, and the progress bar."""
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -9,13 +10,14 @@ import subprocess
 import sys
 
 import ml_collections
+import tensorflow as tf
 import tqdm
 from clu import metric_writers
 from etils import epath
 
 from configs import common
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import Appender, write_atomically
 from cyclip_jax.models.presets import portable
 
 CONFIG = "config.json"
@@ -135,7 +137,9 @@ def _versions():
 
 def _git_commit():
     root = epath.Path(__file__).parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    # Without a lock, which a kill would leave in the user's repository.
+    command = ["git", "--no-optional-locks", "-C", str(root)]
+    command += ["describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -145,21 +149,25 @@ def _git_commit():
 class MetricWriter:
     """Appends to metrics.jsonl and to TensorBoard's files; does nothing unless `enabled`.
 
+    What a full disk does not take waits in memory for the next write, so that a run survives that.
+
     Args:
       workdir: the run's directory.
       first_step: lines of later steps, which a resumed run writes again, are cut off.
       enabled: true on process 0 alone.
+      mirror: what is told everything too, by its `write`; or None.
     """
 
-    def __init__(self, workdir, *, first_step, enabled):
-        self._enabled = enabled
+    def __init__(self, workdir, *, first_step, enabled, mirror=None):
+        self._enabled, self._mirror = enabled, mirror
         if not enabled:
             return
         self._path = epath.Path(workdir) / METRICS
         kept = [line for line in read_metrics(workdir) if line["step"] <= first_step]
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self._path.open("a")
-        self._summary = metric_writers.SummaryWriter(str(epath.Path(workdir) / "tensorboard"))
+        self._file = Appender(self._path)
+        self._tensorboard = str(epath.Path(workdir) / "tensorboard")
+        self._summary, self._unshown = None, []
 
     def write(self, step, metrics):
         """Writes one line, at once: a number that is not finite becomes null."""
@@ -168,15 +176,47 @@ class MetricWriter:
         numbers = {name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._file.write(json.dumps({"step": int(step), **finite}) + "\n")
+        self._unshown.append((step, numbers))
+        self._show()
+        if self._mirror is not None:
+            self._mirror.write(step, numbers)
+
+    def flush(self):
+        """Tries once more to write what could not be; returns the OSError that keeps it, or None.
+
+        TensorBoard's files say nothing that metrics.jsonl does not: they count for nothing here.
+        """
+        if not self._enabled:
+            return None
         self._file.flush()
-        self._summary.write_scalars(step, numbers)
-        self._summary.flush()
+        return self._file.failure
 
     def close(self):
         """Closes the files."""
         if self._enabled:
             self._file.close()
-            self._summary.close()
+            self._end_summary()
+
+    def _show(self):
+        try:
+            if self._summary is None:
+                self._summary = metric_writers.SummaryWriter(self._tensorboard)
+            for step, numbers in self._unshown:
+                self._summary.write_scalars(step, numbers)
+            self._summary.flush()
+            self._unshown.clear()
+        except tf.errors.OpError as error:
+            if len(self._unshown) == 1:
+                logging.error(
+                    "TensorBoard's files wait until they can be written: %s", error.message
+                )
+            self._end_summary()  # what follows half an event in a file is never read
+
+    def _end_summary(self):
+        summary, self._summary = self._summary, None
+        with contextlib.suppress(tf.errors.OpError):
+            if summary is not None:
+                summary.close()
 
 
 def read_metrics(workdir):
@@ -184,8 +224,14 @@ def read_metrics(workdir):
     path = epath.Path(workdir) / METRICS
     if not path.exists():
         return []
-    *whole, _ = path.read_text().split("\n")
-    return [json.loads(line) for line in whole if line]
+    *whole, _ = path.read_bytes().split(b"\n")
+    lines = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            lines += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise UserError(f"line {number} of {path} is damaged ({error}); remove it") from error
+    return lines
 
 
 def metrics_at(workdir, step):
@@ -211,7 +257,7 @@ class Console:
         self._enabled = enabled
         self._bar = None
         if enabled:
-            self._log = (epath.Path(workdir) / LOG).open("a")
+            self._log = Appender(epath.Path(workdir) / LOG)
             self._warnings = logging.StreamHandler(self._log)
             self._warnings.setLevel(logging.WARNING)
             logging.getLogger().addHandler(self._warnings)
@@ -220,17 +266,20 @@ class Console:
         """Prints text, above the bar where there is one, and logs it."""
         if not self._enabled:
             return
-        if self._bar is None:
-            print(text, flush=True)
-        else:
-            self._bar.write(text)
+        self._show(text)
         self.log(text)
 
     def log(self, text):
         """Writes text to the log alone."""
         if self._enabled:
             self._log.write(text + "\n")
-            self._log.flush()
+
+    def _show(self, text):
+        with contextlib.suppress(OSError):  # a full disk or a closed pipe; the log has it too
+            if self._bar is None:
+                print(text, flush=True)
+            else:
+                self._bar.write(text)
 
     def start(self, step, total_steps):
         """Starts the bar, where there is a terminal."""
@@ -253,7 +302,7 @@ class Console:
             f"{minutes}:{seconds:02d} left"
         )
         if self._bar is None:
-            print(line, flush=True)
+            self._show(line)
         else:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
         self.log(line)

@@ -1,6 +1,7 @@
 """Runs as a user starts them: as processes."""
 
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -37,3 +38,10 @@ def wait_for_step(process, workdir, step):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def free_address():
+    """localhost and a port on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"

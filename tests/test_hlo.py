@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from benchmarks.hlo import Collective, collectives, largest_buffer, summary
+from cyclip_jax.hlo import Collective, collectives, largest_buffer, memory_traffic, summary
 
 ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
 RING = [(device, (device + 1) % 8) for device in range(8)]
@@ -39,22 +39,22 @@ def over_rows(mesh, function, out_specs=ROWS):
         (
             lambda x: lax.all_gather(x, "data", tiled=True),
             ROWS,
-            Collective("all-gather", "f32[64,16]", 64 * 16 * 4, 1),
+            Collective("all-gather", "f32[64,16]", 64 * 16 * 4, 1, 8),
         ),
         (
             lambda x: lax.psum(x, "data"),
             WHOLE,
-            Collective("all-reduce", "f32[8,16]", 8 * 16 * 4, 1),
+            Collective("all-reduce", "f32[8,16]", 8 * 16 * 4, 1, 8),
         ),
         (
             lambda x: lax.psum_scatter(x, "data", tiled=True),
             ROWS,
-            Collective("reduce-scatter", "f32[1,16]", 16 * 4, 1),
+            Collective("reduce-scatter", "f32[1,16]", 16 * 4, 1, 8),
         ),
         (
             lambda x: lax.ppermute(x, "data", RING),
             ROWS,
-            Collective("collective-permute", "f32[8,16]", 8 * 16 * 4, 1),
+            Collective("collective-permute", "f32[8,16]", 8 * 16 * 4, 1, 8),
         ),
     ),
 )
@@ -163,7 +163,7 @@ def test_bytes_of_a_result(shape, size):
 def entry(*lines):
     """A program whose entry has these lines."""
     body = "\n".join(f"  {line}" for line in lines)
-    return f"""HloModule jit_f, is_scheduled=true
+    return f"""HloModule jit_f, is_scheduled=true, num_partitions=8
 
 %add.clone (x: f32[], y: f32[]) -> f32[] {{
   %x = f32[]{{:T(128)}} parameter(0)
@@ -176,6 +176,39 @@ ENTRY %main.8_spmd (x.1: f32[128,256]) -> f32[128,256] {{
 {body}
 }}
 """
+
+
+@pytest.mark.parametrize(
+    ("groups", "size"),
+    (
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("[4,2]<=[8]", 2),
+        ("[2,4]<=[4,2]T(1,0)", 4),
+        ("mesh['a'=2,'b'=4] {'b'}", 4),
+        ("mesh['a'=1,'b'=2,'c'=4], device_ids=([4,2]T(1,0)) {'b','c'}", 8),
+        ("mesh['a'=8] {'a':(2)4}", 4),
+        ("{}", 8),
+    ),
+    ids=("lists", "iota", "transposed", "mesh", "reordered-mesh", "part-of-an-axis", "all"),
+)
+def test_groups_of_devices_in_all_their_notations(groups, size):
+    line = f"%r = f32[4]{{0}} all-reduce(%x.1), replica_groups={groups}, to_apply=%add.clone"
+    (found,) = collectives(entry(line))
+    assert found.group == size
+
+
+@pytest.mark.parametrize(
+    ("kind", "received"),
+    (
+        ("all-gather", 3 / 4 * 800),
+        ("all-to-all", 3 / 4 * 800),
+        ("all-reduce", 2 * 3 / 4 * 800),
+        ("reduce-scatter", 3 * 800),
+        ("collective-permute", 800),
+    ),
+)
+def test_what_a_device_receives_of_others_in_two_executions(kind, received):
+    assert Collective(kind, "f32[100]", 400, executions=2, group=4).received == received
 
 
 def test_pairs_of_start_and_done_count_once_and_by_their_result():
@@ -196,10 +229,10 @@ def test_pairs_of_start_and_done_count_once_and_by_their_result():
         "ROOT %cpd = f32[128,256]{1,0:T(8,128)S(1)} collective-permute-done(%cps)",
     )
     assert collectives(text) == [
-        Collective("all-gather", "f32[1024,256]", 1024 * 256 * 4, 1),
-        Collective("all-reduce", "f32[128,256]", 128 * 256 * 4, 1),
-        Collective("reduce-scatter", "(f32[16,256], f32[1])", (16 * 256 + 1) * 4, 1),
-        Collective("collective-permute", "f32[128,256]", 128 * 256 * 4, 1),
+        Collective("all-gather", "f32[1024,256]", 1024 * 256 * 4, 1, 8),
+        Collective("all-reduce", "f32[128,256]", 128 * 256 * 4, 1, 8),
+        Collective("reduce-scatter", "(f32[16,256], f32[1])", (16 * 256 + 1) * 4, 1, 8),
+        Collective("collective-permute", "f32[128,256]", 128 * 256 * 4, 1, 8),
     ]
 
 
@@ -250,7 +283,7 @@ ENTRY %main (x: bf16[128]) -> bf16[1024] {{
   ROOT %done = bf16[1024]{{0}} fusion(%step), kind=kCustom, calls=%fused_computation.10
 }}
 """
-    assert collectives(text) == [Collective("all-gather", "bf16[1024]", 2048, 1)]
+    assert collectives(text) == [Collective("all-gather", "bf16[1024]", 2048, 1, 1)]
 
 
 def test_a_tpu_reduce_scatter_is_known_in_its_fusion():
@@ -267,7 +300,7 @@ ENTRY %main (x: bf16[1024,16]) -> bf16[128,16] {
   ROOT %fusion.1 = bf16[128,16]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
 }
 """
-    assert collectives(text) == [Collective("reduce-scatter", "bf16[128,16]", 4096, 1)]
+    assert collectives(text) == [Collective("reduce-scatter", "bf16[128,16]", 4096, 1, 1)]
 
 
 def tpu_loop(*, start, bound, step, backend_config=""):
@@ -308,7 +341,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {{
 )
 def test_trips_of_a_tpu_loop_follow_from_its_counter(start, bound, step, trips):
     text = tpu_loop(start=start, bound=bound, step=step)
-    assert collectives(text) == [Collective("all-reduce", "f32[8]", 32, trips)]
+    assert collectives(text) == [Collective("all-reduce", "f32[8]", 32, trips, 1)]
 
 
 def test_a_stated_trip_count_goes_before():
@@ -325,3 +358,44 @@ def test_a_counter_that_does_not_count_up_is_unknown():
 def test_a_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         summary("module @jit_f { }")
+
+
+def test_memory_traffic_is_that_of_operands_and_results(mesh):
+    def function(x, y):
+        return jnp.sin(x @ y)
+
+    text = compiled_text(mesh, function, ((64, 32), WHOLE), ((32, 16), WHOLE))
+    product, result = (64 * 32 + 32 * 16 + 64 * 16) * 4, 2 * 64 * 16 * 4
+    assert memory_traffic(text) in (product, product + result)  # the sine fused, or by itself
+
+
+def test_memory_traffic_of_a_loop_counts_as_often_as_it_runs(mesh):
+    def function(x):
+        return lax.scan(lambda x, _: (jnp.sin(x) @ x, None), x, length=7)[0]
+
+    def once(x):
+        return jnp.sin(x) @ x
+
+    of_loop, of_body = (
+        memory_traffic(compiled_text(mesh, f, ((32, 32), WHOLE))) for f in (function, once)
+    )
+    assert 7 * of_body <= of_loop < 14 * of_body  # it may copy what it hands on
+
+
+def test_memory_traffic_of_a_slice_is_the_slice(mesh):
+    def function(x):
+        return lax.map(jnp.sum, x)
+
+    text = compiled_text(mesh, function, ((1000, 256), WHOLE))
+    whole = 1000 * 256 * 4
+    assert whole < memory_traffic(text) < 4 * whole  # a row may be cut out before it is summed
+
+
+def test_what_lies_on_a_tpu_chip_is_no_memory_traffic():
+    lines = (
+        "%s = (f32[128,256]{1,0:T(8,128)S(1)}, f32[128,256]{1,0}, u32[]{:S(2)}) copy-start(%x.1)",
+        "%d = f32[128,256]{1,0:T(8,128)S(1)} copy-done(%s)",
+        "%n = f32[128,256]{1,0:T(8,128)S(1)} negate(%d)",
+        "ROOT %e = f32[128,256]{1,0:T(8,128)} exponential(%n)",
+    )
+    assert memory_traffic(entry(*lines)) == 2 * 128 * 256 * 4

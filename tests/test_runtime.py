@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cyclip_jax.runtime import Feed, Stopwatch
+from cyclip_jax.clock import Clock
+from cyclip_jax.runtime import Feed
 
 
 class Computing:
@@ -24,18 +25,45 @@ class Computing:
 
 
 def feed_of(delays, put=lambda batch: batch):
-    """A Feed whose batches take `delays` seconds each."""
+    """A Feed whose batches take `delays` seconds each, and the clock that it tells."""
 
     def batches():
         for index, delay in enumerate(delays):
             time.sleep(delay)
             yield np.full(2, index), index
 
-    return Feed(batches(), put)
+    clock = Clock()
+    return Feed(batches(), put, clock), clock
+
+
+def waited(clock):
+    """Seconds that the device has waited for data."""
+    return clock.seconds()["data"]
+
+
+def test_the_first_batch_is_waited_for():
+    feed, clock = feed_of([0.2])
+    feed.next()
+    assert waited(clock) > 0.19
+    feed.close()
+
+
+def test_the_clock_knows_that_the_host_waits_for_data():
+    seen = []
+
+    def batches():
+        seen.append(clock.moment().waits_for)
+        yield np.zeros(1), 0
+
+    clock = Clock()
+    feed = Feed(batches(), lambda batch: batch, clock)
+    feed.next()
+    assert (seen, clock.moment().waits_for) == (["data"], "startup")
+    feed.close()
 
 
 def test_batches_come_in_order_and_on_the_device():
-    feed = feed_of([0, 0, 0], put=jnp.asarray)
+    feed, _ = feed_of([0, 0, 0], put=jnp.asarray)
     got = [feed.next(), feed.next(jnp.zeros(1)), feed.next(jnp.zeros(1))]
     assert all(isinstance(batch, jax.Array) for batch, _ in got)
     assert [(int(batch[0]), position) for batch, position in got] == [(0, 0), (1, 1), (2, 2)]
@@ -43,28 +71,29 @@ def test_batches_come_in_order_and_on_the_device():
 
 
 def test_a_batch_that_is_there_before_the_step_ends_costs_no_wait():
-    feed = feed_of([0, 0.05])
+    feed, clock = feed_of([0, 0.05])
     feed.next()
+    first = waited(clock)
     step = Computing()
     feed.next(while_computing=step)
-    assert feed.take_waited() == 0
+    assert waited(clock) == first
     step.finish()
     feed.close()
 
 
 def test_a_late_batch_costs_the_time_since_the_step_ended():
-    feed = feed_of([0, 0.4])
+    feed, clock = feed_of([0, 0.4])
     feed.next()
+    first = waited(clock)
     step = Computing()
     threading.Timer(0.1, step.finish).start()
     feed.next(while_computing=step)
-    assert 0.1 < feed.take_waited() < 0.39
-    assert feed.take_waited() == 0
+    assert 0.1 < waited(clock) - first < 0.39
     feed.close()
 
 
 def test_the_host_runs_one_step_ahead_and_no_further():
-    feed = feed_of([0] * 3)
+    feed, _ = feed_of([0] * 3)
     feed.next()
     steps = [Computing(), Computing()]
     feed.next(while_computing=steps[0])  # returns, though the step is not done
@@ -82,16 +111,8 @@ def test_an_error_in_the_data_comes_through():
         yield np.zeros(1), 0
         raise RuntimeError("bad data")
 
-    feed = Feed(batches(), lambda batch: batch)
+    feed = Feed(batches(), lambda batch: batch, Clock())
     feed.next()
     with pytest.raises(RuntimeError, match="bad data"):
         feed.next(while_computing=jnp.zeros(1))
     feed.close()
-
-
-def test_a_lap_leaves_out_pauses():
-    stopwatch = Stopwatch(3)
-    with stopwatch.paused(jnp.zeros(1)):
-        time.sleep(0.2)
-    steps, seconds = stopwatch.lap(7)
-    assert steps == 4 and 0 <= seconds < 0.1

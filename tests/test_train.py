@@ -12,6 +12,7 @@ import time
 import pytest
 
 from configs import cc3m
+from cyclip_jax.clock import PHASES
 from cyclip_jax.data.configured import run_length
 from cyclip_jax.errors import UserError
 from cyclip_jax.train import train
@@ -21,7 +22,13 @@ from tests.runs import ROOT, finish, wait_for_step
 from tests.test_checkpoint import data_file, flip_bit
 
 # What a line says of the clock, not of the mathematics.
-TIMINGS = ("images_per_second", "compile_seconds", "data_wait_share")
+TIMINGS = (
+    "images_per_second",
+    "data_wait_share",
+    "goodput",
+    "goodput_of_all_processes",
+    *(f"{phase}_seconds" for phase in PHASES),
+)
 
 
 def mathematics(workdir):

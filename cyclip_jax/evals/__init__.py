@@ -127,7 +127,8 @@ def evaluate(evaluators, encoders, *, directory, model="", checkpoint=""):
       {"<name>/<metric>": float}; `<name>/unreadable` where so many examples could not be read.
 
     Raises:
-      EvaluationFailed: after all others, where something is wrong with the data of some.
+      EvaluationFailed: after all others, where something is wrong with the data of some, or what
+        they write has no room.
     """
     results, failures = {}, []
     is_first_process = encoders.process_index == 0
@@ -136,18 +137,17 @@ def evaluate(evaluators, encoders, *, directory, model="", checkpoint=""):
         encoders.unreadable.clear()
         try:
             metrics = evaluation.run(encoders, output)
-        except UserError as error:
+            metrics = {key: float(value) for key, value in metrics.items()}
+            if any(encoders.unreadable.values()):
+                metrics["unreadable"] = float(sum(encoders.unreadable.values()))
+            results |= {f"{name}/{key}": value for key, value in metrics.items()}
+            theirs = clip_benchmark_results(
+                name, evaluation.kind, metrics, model=model, checkpoint=str(checkpoint)
+            )
+            if theirs is not None and output.is_wanted:
+                write_json(directory / "clip_benchmark" / f"{name}.json", theirs)
+        except (UserError, OSError) as error:  # a full disk ends no training
             failures.append(f"the evaluation {name} failed: {error}")
-            continue
-        metrics = {key: float(value) for key, value in metrics.items()}
-        if any(encoders.unreadable.values()):
-            metrics["unreadable"] = float(sum(encoders.unreadable.values()))
-        results |= {f"{name}/{key}": value for key, value in metrics.items()}
-        theirs = clip_benchmark_results(
-            name, evaluation.kind, metrics, model=model, checkpoint=str(checkpoint)
-        )
-        if theirs is not None and output.is_wanted:
-            write_json(directory / "clip_benchmark" / f"{name}.json", theirs)
     if failures:
         raise EvaluationFailed("; ".join(failures), results)
     return results

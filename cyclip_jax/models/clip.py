@@ -43,7 +43,7 @@ class CLIP(nnx.Module):
 
     def __init__(self, visual, text):
         self.visual, self.text = visual, text
-        self.logit_scale = nnx.Param(jnp.asarray(INITIAL_LOGIT_SCALE))
+        self.logit_scale = nnx.Param(jnp.asarray(INITIAL_LOGIT_SCALE, jnp.float32))
 
     def encode_image(self, images, kept_patches=None):
         """Un-normalised image embeddings [N, D] of normalised images [N, H, W, 3].

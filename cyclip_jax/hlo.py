@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, and its largest buffer, read from its text.
+"""What a compiled program sends between devices and moves in their memory, read from its text.
 
 `jax.jit(…).lower(…).compile().as_text()` is XLA's HLO after optimisation, the program of one
 device: shapes are of that device's part. Read are the forms that CPU, GPU and TPU compilers print.
@@ -13,11 +13,29 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 _COMPUTATION = re.compile(r"(ENTRY )?%([^\s(]+) (?:\(.*\) -> .* )?\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%(\S+) = (.*)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,<=]*)\]")
+# An array with its layout, which ends in the space that it lies in: f32[8,128]{1,0:T(8,128)S(1)}.
+_PLACED = re.compile(r"\b(?:pred|[a-z]+\d\w*)\[[\d,<=]*\](?:\{[^}]*\})?")
 _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|(?:true|false)_computation|branch_computations|"
     r"called_computations)=(?:\{([^}]*)\}|(%[^\s,]+))"
 )
+# {{0,1},{2,3}}, [2,2]<=[4], or mesh['a'=2,'b'=2], device_ids=(…) {'b'}.
+_GROUPS = re.compile(
+    r"\breplica_groups=(?:\{\{(?P<ids>[\d,]*)\}|\[\d+,(?P<size>\d+)\]<=|"
+    r"mesh\[(?P<axes>[^]]*)\](?:, device_ids=\(.*?\))? \{(?P<names>[^}]*)\})"
+)
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+# What names a value and moves none, and what is looked into instead.
+_FREE = (
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "add-dependency",
+)
+_SLICES = ("dynamic-slice", "slice", "gather")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +45,34 @@ class Collective:
     Attributes:
       kind: one of KINDS.
       shape: of its result on one device, e.g. "f32[8,64]" or "(f32[8], f32[])".
-      bytes: size of that result, summed over a tuple. It is not what travels: an all-gather over n
-        devices receives (n − 1)/n of it, an all-reduce about twice that, a reduce-scatter n − 1
-        times the result.
+      bytes: size of that result, summed over a tuple. It is not what travels: see `received`.
       executions: how often a run of the program executes it.
+      group: number of devices that take part in one exchange; 1 where the text names none.
     """
 
     kind: str
     shape: str
     bytes: int
     executions: int
+    group: int
+
+    @property
+    def received(self):
+        """Bytes that a device receives at least, in all executions.
+
+        Each of n devices needs (n − 1)/n of a gathered result from others; a sum of n parts that
+        all devices need is that twice, once to add up and once to spread (Patarasuk and Yuan 2009,
+        "Bandwidth optimal all-reduce algorithms for clusters of workstations").
+        """
+        others = self.group - 1
+        share = {
+            "all-gather": others / self.group,
+            "all-to-all": others / self.group,
+            "all-reduce": 2 * others / self.group,
+            "reduce-scatter": others,
+            "collective-permute": 1,
+        }[self.kind]
+        return share * self.bytes * self.executions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,19 +132,23 @@ def collectives(compiled_text):
       ValueError: no program, or a collective in a loop whose trip count the text does not tell.
     """
     computations, entry = _parse(compiled_text)
+    partitions = re.search(r"\bnum_partitions=(\d+)", compiled_text)
+    everyone = int(partitions[1]) if partitions else 1
     found = []
 
-    def record(kind, shape, times):
-        found.append(Collective(kind, _plain(shape), _bytes(shape), times))
+    def record(kind, shape, times, instruction):
+        group = _group_size(instruction) or everyone
+        found.append(Collective(kind, _plain(shape), _bytes(shape), times, group))
 
     def visit(computation, times, loop):
         if computation.name.startswith("all-reduce-scatter"):  # a TPU fusion's
-            record("reduce-scatter", computation.root.shape, times)
+            summed = next(i for i in computation.instructions.values() if i.opcode in KINDS)
+            record("reduce-scatter", computation.root.shape, times, summed)
             return
         for instruction in computation.instructions.values():
             kind = instruction.opcode.removesuffix("-start")
             if kind in KINDS and not _repeats(instruction, computation):
-                record(kind, _result_shape(instruction, computation), times)
+                record(kind, _result_shape(instruction, computation), times, instruction)
             elif instruction.opcode == "while":
                 visit_loop(_Loop(instruction, computation, loop), times)
             elif not instruction.opcode.endswith(("-update", "-done")):
@@ -142,6 +182,36 @@ def summary(compiled_text):
         executions, size = totals.get(each.kind, (0, 0))
         totals[each.kind] = executions + each.executions, size + each.executions * each.bytes
     return totals
+
+
+def memory_traffic(compiled_text):
+    """Bytes that a device reads from and writes to its main memory in a run, as far as texts tell.
+
+    Every instruction reads its operands and writes its result, a fusion as one; of what is sliced
+    or updated in place the slice counts. What lies in a TPU's on-chip memory does not count, nor
+    the padding of tiles, nor the scratch of a custom call. The body of a loop counts as often as it
+    runs, and once where the text does not tell.
+
+    Raises:
+      ValueError: no program.
+    """
+    computations, entry = _parse(compiled_text)
+
+    def visit(computation, loop):
+        total = 0
+        for instruction in computation.instructions.values():
+            if instruction.opcode == "while":
+                inner = _Loop(instruction, computation, loop)
+                trips = _trip_count(inner, computations)
+                (body,) = instruction.called("body")
+                total += (1 if trips is None else trips) * visit(computations[body], inner)
+            elif instruction.opcode in ("call", "conditional", "async-start"):
+                total += sum(visit(computations[name], None) for name in instruction.called())
+            elif not instruction.opcode.startswith("async-"):
+                total += _moved(instruction, computation, computations)
+        return total
+
+    return visit(computations[entry], None)
 
 
 def largest_buffer(compiled_text):
@@ -216,6 +286,93 @@ def _bytes(shape):
         bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
         total += math.ceil(math.prod(dims) * bits / 8)
     return total
+
+
+def _group_size(instruction):
+    """How many devices exchange data with one another, or None for all or nobody knows."""
+    groups = _GROUPS.search(instruction.attributes)
+    if groups is None:
+        return None
+    if groups["size"]:
+        return int(groups["size"])
+    if groups["ids"] is not None:
+        return groups["ids"].count(",") + 1
+    axes = dict(re.findall(r"'(\w+)'=(\d+)", groups["axes"]))
+    # A part of an axis stands as 'a':(2)4, of which the last number is its size.
+    names = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", groups["names"])
+    return math.prod(int(part or axes[name]) for name, part in names)
+
+
+def _moved(instruction, computation, computations):
+    """Bytes that one instruction, which is no control flow, reads from and writes to memory."""
+    opcode = instruction.opcode
+    if opcode in _FREE or opcode.endswith("-update"):
+        return 0
+    operands = [
+        computation.instructions[name]
+        for name in instruction.operand_names()
+        if name in computation.instructions
+    ]
+    if opcode == "dynamic-update-slice":
+        return 2 * _in_memory(operands[1])
+    written = 0 if opcode.endswith("-start") else _in_memory(instruction)
+    if opcode.endswith("-done"):
+        return written
+    if opcode in _SLICES:
+        return written + min(_in_memory(operands[0]), _bytes(instruction.shape))
+    if opcode != "fusion":
+        return written + sum(map(_in_memory, operands))
+    (fused,) = (computations[name] for name in instruction.called("calls"))
+    written = min(written, _written(fused.root, fused))
+    return written + sum(
+        min(_in_memory(operand), _read(_parameter(fused, number), fused, computations))
+        for number, operand in enumerate(operands)
+    )
+
+
+def _in_memory(instruction):
+    """Bytes of a result that lie in main memory, the space without a number."""
+    return sum(
+        _bytes(array[0]) for array in _PLACED.finditer(instruction.shape) if "S(" not in array[0]
+    )
+
+
+def _parameter(computation, number):
+    return next(
+        i
+        for i in computation.instructions.values()
+        if i.opcode == "parameter" and i.operands == str(number)
+    )
+
+
+def _read(parameter, fused, computations):
+    """Bytes of a fusion's parameter that it reads: slices of it, if nothing else."""
+    total = 0
+    for user in fused.instructions.values():
+        names = user.operand_names()
+        if parameter.name not in names:
+            continue
+        if user.opcode in _SLICES and parameter.name == names[0]:
+            total += _bytes(user.shape)
+        elif user.opcode == "bitcast":
+            total += _read(user, fused, computations)
+        elif user.opcode == "fusion":
+            (inner,) = (computations[name] for name in user.called("calls"))
+            number = names.index(parameter.name)
+            total += _read(_parameter(inner, number), inner, computations)
+        elif user.opcode != "dynamic-update-slice" or parameter.name != names[0]:
+            return _bytes(parameter.shape)
+    return total
+
+
+def _written(root, fused):
+    """Bytes that a fusion writes: of what is updated in place, the update."""
+    operands = [fused.instructions[name] for name in root.operand_names()]
+    if root.opcode == "tuple":
+        return sum(_written(operand, fused) for operand in operands)
+    if root.opcode == "bitcast":
+        return _written(operands[0], fused)
+    return _bytes((operands[1] if root.opcode == "dynamic-update-slice" else root).shape)
 
 
 def _result_shape(instruction, computation):

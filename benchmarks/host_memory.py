@@ -1,0 +1,140 @@
+"""`python -m benchmarks.host_memory`: the host memory of a run over 10,000 tiny steps.
+
+A run as a user starts it, with its input pipeline on small pictures, a tiny model, metrics,
+checkpoints and evaluations. The memory of its process is printed at each tenth of the steps, and
+how fast it grows: the slope of a line through all but the first two, by which caches are full. Ends
+with 1 where that is more than --bound.
+
+    python -m benchmarks.host_memory
+    python -m benchmarks.host_memory --steps=2000 --bound=4 -- --config.stall_factor=0
+
+What follows -- is given to the run. Linux only.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from PIL import Image
+
+import cyclip_jax.quiet  # noqa: F401  (before TensorFlow)
+from benchmarks.report import table, write_json
+from cyclip_jax.workdir import METRICS, read_metrics
+
+PAIRS = 64
+COLUMNS = {"steps": ("step", ","), "memory, MiB": ("mebibytes", ",.1f")}
+# Steps that cost next to nothing.
+SETTINGS = {
+    "batch_size": 8,
+    "optimizer.warmup_steps": 1,
+    "data.tokenizer": "sentencepiece",
+    "model.name": "ViT-tiny",
+    "model.image_size": 32,
+    "model.patch_size": 16,
+    "model.vision_width": 16,
+    "model.vision_layers": 1,
+    "model.vision_heads": 2,
+    "model.embed_dim": 16,
+    "model.text_width": 16,
+    "model.text_layers": 1,
+    "model.text_heads": 2,
+    "model.context_length": 8,
+    "model.vocab_size": 64,
+}
+
+
+def write_pairs(folder):
+    """Small pictures of noise and a CSV of their captions; returns its path."""
+    random = np.random.default_rng(0)
+    rows = ["image,caption"]
+    for i in range(PAIRS):
+        pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,noise number {i} of the kind {i % 7}")
+    (folder / "pairs.csv").write_text("\n".join(rows) + "\n")
+    return folder / "pairs.csv"
+
+
+def start(folder, steps, overrides):
+    """Starts the run in `<folder>/run`, in which all that a run does happens twenty times."""
+    pairs = write_pairs(folder)
+    settings = SETTINGS | {
+        "total_steps": steps,
+        "log_every_steps": max(steps // 100, 1),
+        "eval_every_steps": max(steps // 20, 1),
+        "checkpoint_every_steps": max(steps // 20, 1),
+        "data.train": pairs,
+        "data.validation": pairs,
+    }
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "cyclip_jax.main", "--config=configs/common.py", *flags]
+    with open(folder / "output", "w") as output:
+        return subprocess.Popen(
+            [*command, f"--workdir={folder / 'run'}", *overrides],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def watch(process, workdir, steps):
+    """Rows of the process's memory, as the metrics of each tenth of the steps are written."""
+    every, rows = max(steps // 10, 1), []
+    while process.poll() is None:
+        time.sleep(0.05)
+        written = (workdir / METRICS).exists() and read_metrics(workdir)
+        if written and written[-1]["step"] >= every * (len(rows) + 1):
+            rows.append({"step": written[-1]["step"], "mebibytes": resident_mebibytes(process.pid)})
+    return rows
+
+
+def resident_mebibytes(pid):
+    """Memory of a process that is in RAM."""
+    pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def growth(rows):
+    """KiB a step, by least squares over all rows but the first two."""
+    steps, mebibytes = np.array([[row["step"], row["mebibytes"]] for row in rows[2:]]).T
+    return np.polyfit(steps, mebibytes * 1024, 1)[0]
+
+
+def parse_arguments(arguments=None):
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.host_memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--steps", metavar="…", type=int, default=10_000)
+    parser.add_argument("--bound", metavar="…", type=float, default=0.5, help="KiB a step")
+    parser.add_argument("--json", metavar="…", help="file to write the rows to")
+    parser.add_argument("overrides", nargs="*", metavar="-- --config.x=y", help="of the run")
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    """Prints the table and the growth; returns the exit code."""
+    args = parse_arguments(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        process = start(folder, args.steps, args.overrides)
+        rows = watch(process, folder / "run", args.steps)
+        if process.returncode != 0:
+            print((folder / "output").read_text())
+            return process.returncode
+    kib = growth(rows)
+    print(table(rows, COLUMNS))
+    print(f"growth: {kib:.3f} KiB a step (bound: {args.bound})")
+    if args.json:
+        write_json(args.json, rows)
+    return int(kib > args.bound)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

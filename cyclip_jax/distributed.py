@@ -1,0 +1,239 @@
+"""Several processes of one run: how they find each other, and how they end together.
+
+All of it is JAX's own coordination service, which process 0 hosts. Left to itself the loss of a
+process ends the others with an abort in C++, or leaves them in a collective that never completes;
+here they say which one was lost.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+import jax
+from absl import flags
+from jax.experimental import multihost_utils
+
+from cyclip_jax.errors import UserError
+
+HEARTBEAT_TIMEOUT, INITIALIZATION_TIMEOUT = 100, 300  # seconds, JAX's own defaults
+_LEAVING_SECONDS = 30  # at most, for which process 0 answers the others at its end
+_OWN_WORDS_SECONDS = 3  # in which a process may say itself why all of them end
+_LOST = (
+    "is lost: killed, out of reach, or ended by what its own output says. This process ends too; "
+    "the same command, started for all again, continues from the last checkpoint"
+)
+
+
+def define_flags():
+    """Defines a command's flags; returns a function that joins the others as they say."""
+    distributed = flags.DEFINE_bool(
+        "distributed", False, "join the other processes of a TPU pod, SLURM, Open MPI or GKE job"
+    )
+    # For processes that no cluster started: with --distributed, all three.
+    coordinator = flags.DEFINE_string("coordinator_address", None, "host:port of process 0")
+    count = flags.DEFINE_integer("num_processes", None, "how many processes there are")
+    index = flags.DEFINE_integer("process_id", None, "which of them this one is, from 0")
+    start = flags.DEFINE_integer(
+        "initialization_timeout", INITIALIZATION_TIMEOUT, "seconds to wait for the others' start"
+    )
+    silence = flags.DEFINE_integer(
+        "heartbeat_timeout", HEARTBEAT_TIMEOUT, "seconds of silence after which one is lost"
+    )
+
+    def join_as_told():
+        if distributed.value:
+            join(
+                coordinator.value,
+                count.value,
+                index.value,
+                initialization_timeout=start.value,
+                heartbeat_timeout=silence.value,
+            )
+
+    return join_as_told
+
+
+def join(
+    coordinator_address=None,
+    num_processes=None,
+    process_id=None,
+    *,
+    initialization_timeout=INITIALIZATION_TIMEOUT,
+    heartbeat_timeout=HEARTBEAT_TIMEOUT,
+):
+    """Joins the other processes of the run, and watches them until `leave`.
+
+    To be called before JAX is used. The first three arguments are only for processes that no
+    cluster started.
+
+    Args:
+      coordinator_address: host:port of process 0.
+      num_processes: how many there are.
+      process_id: which of them this one is.
+      initialization_timeout: seconds within which all of them have to come.
+      heartbeat_timeout: seconds of silence after which a process counts as lost.
+
+    Raises:
+      UserError: nothing says which processes there are.
+    """
+    # Without it the service aborts everyone on a loss, in words that name nobody.
+    jax.config.update("jax_enable_recoverability", True)
+    # JAX, too, would abort at the end of the time, in words that name nobody.
+    waiting = threading.Timer(
+        max(initialization_timeout - 1, 0.5),
+        _end,
+        [
+            f"not all {num_processes or ''} processes came within {initialization_timeout} s to "
+            f"{coordinator_address or 'the coordinator'}; start those that are missing, and see "
+            "that they can reach it, or set --initialization_timeout higher"
+        ],
+    )
+    waiting.daemon = True
+    waiting.start()
+    try:
+        jax.distributed.initialize(
+            coordinator_address,
+            num_processes,
+            process_id,
+            initialization_timeout=initialization_timeout + 30,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"--distributed: no cluster was found that says which processes there are ({error}); "
+            "set --coordinator_address, --num_processes and --process_id"
+        ) from error
+    finally:
+        waiting.cancel()
+    if jax.process_count() > 1:
+        if jax.process_index() != 0:
+            _explain_aborts()
+        _watch.start(heartbeat_timeout)
+
+
+def leave():
+    """Ends what `join` began, so that no process takes the end of another for a loss."""
+    if not _watch.started:
+        return
+    _watch.stop()
+    if jax.process_index() == 0:
+        # With it goes the service that the others still need for their goodbyes.
+        alone = threading.Thread(target=_wait_until_alone, daemon=True)
+        alone.start()
+        alone.join(_LEAVING_SECONDS)
+    jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def failing_together():
+    """A context whose exceptions end this process at once where there are several.
+
+    What a process would still do then, as waiting for a checkpoint, waits for the others: they may
+    be gone, or wait for this one. They learn of its end and end themselves. An exception may as
+    well come from the loss of another one: then that is found out, and said.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not _watch.started:
+            raise
+        if isinstance(error, UserError):
+            _say(f"error: {error}")
+        else:
+            traceback.print_exc()
+            _watch.wait_for_verdict()
+        leave()
+        _exit()
+
+
+class _Watch:
+    """Asks the coordination service, again and again, who is still there."""
+
+    def __init__(self):
+        self.started = False
+        self._stopping = threading.Event()
+
+    def start(self, heartbeat_timeout):
+        self.started, self._patience = True, heartbeat_timeout
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self):
+        self.started = False
+        self._stopping.set()
+
+    def wait_for_verdict(self):
+        """Returns where nobody is lost."""
+        self._thread.join(1.5 * self._patience + _OWN_WORDS_SECONDS)
+
+    def _run(self):
+        # Process 0 sets the pace: the others, who wait for its question, learn of its end at once.
+        pause = self._patience / 10 if jax.process_index() == 0 else 0
+        while not self._stopping.wait(pause):
+            lost = _lost_processes()
+            if lost and not self._stopping.wait(0 if 0 in lost else _OWN_WORDS_SECONDS):
+                names = ", ".join(map(str, sorted(lost)))
+                _end(f"process {names} of {jax.process_count()} {_LOST}")
+
+
+_watch = _Watch()
+
+
+def _lost_processes():
+    """The indices of those that the coordination service hears no more, after asking all others."""
+    try:
+        with multihost_utils.live_devices(jax.devices()) as live:
+            pass
+    except multihost_utils.ProcessFailureError as failure:
+        return {device.process_index for device in failure.failed_devices}
+    except jax.errors.JaxRuntimeError:
+        return {0}  # it answers these questions
+    return set(range(jax.process_count())) - {device.process_index for device in live}
+
+
+def _explain_aborts():
+    """Has an abort followed by what it most likely means.
+
+    At the end of process 0, JAX aborts the others in C++ from a thread of its own. Python's signal
+    handlers run only in the main thread, which then never runs again.
+    """
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def explain(_):
+        faulthandler.dump_traceback()
+        _say(
+            "error: this process was aborted. If JAX says above that its coordination service "
+            f"failed, process 0 of {jax.process_count()}, where that runs, {_LOST}"
+        )
+
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), explain)
+    _watch.kept = explain  # while C may call it
+
+
+def _wait_until_alone():
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        while len(_lost_processes()) < jax.process_count() - 1:
+            time.sleep(0.1)
+
+
+def _end(reason):
+    _say(f"error: {reason}")
+    _exit()
+
+
+def _say(text):
+    # One write and no buffer: the process may be aborted in the next moment.
+    sys.stdout.flush()
+    os.write(2, f"{text}\n".encode())
+
+
+def _exit():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

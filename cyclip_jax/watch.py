@@ -1,0 +1,130 @@
+"""Signs of life: a heartbeat file, and a report of what takes far longer than usual."""
+
+import json
+import logging
+import sys
+import threading
+import traceback
+
+from etils import epath
+
+from cyclip_jax.files import write_json
+
+HEARTBEAT = "heartbeat.json"
+_HEARTBEAT_SECONDS = 30.0
+_LOOK_SECONDS = 1.0
+_LEAST_SECONDS = 10.0  # less is no stall, however short a step is
+_UNKNOWN_SECONDS = 600.0  # the same of what has not happened often enough to have a median
+_WAITING = {
+    "startup": "the run to start",
+    "compile": "the compiler",
+    "training": "the device, which computes a step",
+    "data": "data",
+    "evaluation": "an evaluation",
+    "checkpoint": "a checkpoint",
+    "profile": "the profiler",
+    "end": "the run to end",
+}
+
+
+class Watch:
+    """Threads that look at the main thread's clock while a run lasts.
+
+    One writes `<workdir>/heartbeat.json`. Another says what the host waits for when a step (or a
+    save, an evaluation …) takes `stall_factor` times its median: once while it lasts, with what
+    every thread is doing in the log, and once when it is over.
+
+    Args:
+      clock: the run's.
+      workdir: the run's directory, local or remote.
+      stall_factor: how many times the median is a stall; 0 reports none.
+      console: that of process 0, which also writes the heartbeat; None on others, which log their
+        own stalls.
+    """
+
+    def __init__(self, clock, workdir, *, stall_factor, console):
+        self._clock = clock
+        self._path = epath.Path(workdir) / HEARTBEAT
+        self._stall_factor = stall_factor
+        self._console = console
+        self._watched = threading.get_ident()
+        self._stall = None
+        self._has_failed = False
+        self._closed = threading.Event()
+        jobs = [(self.look, _LOOK_SECONDS)] if stall_factor > 0 else []
+        # Of its own, as a remote file system may be what stalls.
+        jobs += [(self.beat, _HEARTBEAT_SECONDS)] if console is not None else []
+        self._threads = [
+            threading.Thread(target=self._repeat, args=job, daemon=True) for job in jobs
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self):
+        """Ends the threads, and writes a last heartbeat."""
+        self._closed.set()
+        for thread in self._threads:
+            thread.join(timeout=_LEAST_SECONDS)
+        if self._console is not None:
+            self.beat()
+
+    def _repeat(self, job, seconds):
+        job()
+        while not self._closed.wait(seconds):
+            job()
+
+    def beat(self):
+        """Writes the heartbeat."""
+        try:
+            write_json(self._path, self._clock.heartbeat())
+        except Exception as error:  # of the file system, which may be remote
+            if not self._has_failed:
+                self._say(f"{self._path} could not be written ({error}); the run goes on")
+            self._has_failed = True
+        else:
+            self._has_failed = False
+
+    def look(self):
+        """Reports a stall that has begun or ended."""
+        moment = self._clock.moment()
+        if self._stall is not None and moment.began != self._stall.began:
+            seconds = moment.began - self._stall.began
+            self._say(f"the stall after step {self._stalled_step} is over; it took {seconds:.0f} s")
+            self._stall = None
+        usual = moment.usual_seconds
+        limit = _UNKNOWN_SECONDS if usual is None else self._stall_factor * usual
+        if self._stall is None and moment.seconds > max(limit, _LEAST_SECONDS):
+            self._stall, self._stalled_step = moment, self._clock.step
+            compared = "" if usual is None else f", where {usual:.2g} s are usual"
+            self._say(
+                f"stalled after step {self._clock.step}: for {moment.seconds:.0f} s{compared}, the "
+                f"host waits for {_WAITING[moment.waits_for]}",
+                details=_stacks(self._watched),
+            )
+
+    def _say(self, text, details=""):
+        if self._console is None:
+            logging.warning("%s\n%s", text, details)
+        else:
+            self._console.say(text)
+            if details:
+                self._console.log(details)
+
+
+def read_heartbeat(workdir):
+    """The last heartbeat of a run, see Clock.heartbeat; None where there is none."""
+    try:
+        return json.loads((epath.Path(workdir) / HEARTBEAT).read_text())
+    except (OSError, ValueError):  # all that is lost with it is the time of earlier processes
+        return None
+
+
+def _stacks(first):
+    """What every thread is doing, as text; the thread `first` comes first."""
+    frames = sys._current_frames()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    idents = sorted(frames.keys() - {threading.get_ident()}, key=lambda ident: ident != first)
+    return "\n".join(
+        f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frames[ident]))}"
+        for ident in idents
+    )

@@ -1,0 +1,93 @@
+"""Weights & Biases: the metrics of a run once more, for those who keep their runs there."""
+
+import contextlib
+import importlib.util
+import secrets
+
+from etils import epath
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import write_atomically
+
+_ID = "wandb_id"
+_MODES = (None, "online", "offline", "disabled")
+_FINISH_SECONDS = 60.0  # a network that is gone must not hold a run that is done
+
+
+def check_wandb(*, project, entity, name, mode):
+    """Raises UserError where these settings of config.wandb cannot be followed."""
+    if project is None:
+        given = [key for key, value in [("entity", entity), ("name", name)] if value is not None]
+        if given:
+            raise UserError(f"config.wandb.{given[0]} is set, but not config.wandb.project")
+    elif importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"config.wandb.project is {project!r}, but wandb is not installed: "
+            "pip install 'cyclip_jax[wandb]'"
+        )
+    if mode not in _MODES:
+        raise UserError(f"config.wandb.mode {mode!r} is none of online, offline, disabled")
+
+
+class WandbMirror:
+    """Sends what metrics.jsonl gets to a run of Weights & Biases, the same one after a restart.
+
+    Whatever goes wrong there is said once, and training goes on without it.
+
+    Args:
+      config: the run's, with `wandb`; nothing is done where its project is None.
+      workdir: the run's directory, which keeps the id.
+      say: function that tells a person a line.
+      enabled: true on process 0 alone.
+    """
+
+    def __init__(self, config, workdir, *, say, enabled):
+        self._say, self._run = say, None
+        settings = config.wandb
+        if not enabled or settings.project is None:
+            return
+        with self._forgiving():
+            import wandb
+
+            self._run = wandb.init(
+                project=settings.project,
+                entity=settings.entity,
+                name=settings.name or epath.Path(workdir).name,
+                mode=settings.mode,
+                id=_run_id(epath.Path(workdir)),
+                resume="allow",
+                dir=None if "://" in str(workdir) else str(workdir),
+                config=config.to_dict(),
+                settings=wandb.Settings(console="off", finish_timeout=_FINISH_SECONDS),
+            )
+
+    def write(self, step, numbers):
+        """Sends named numbers of a step."""
+        # What is there cannot be written again; what a restart does again is the same.
+        if self._run is not None and step >= self._run.step:
+            with self._forgiving():
+                self._run.log(numbers, step=step)
+
+    def close(self):
+        """Sends what is left."""
+        if self._run is not None:
+            with self._forgiving():
+                self._run.finish()
+
+    @contextlib.contextmanager
+    def _forgiving(self):
+        try:
+            yield
+        except Exception as error:  # of many types; training is worth more
+            self._run = None
+            self._say(
+                f"Weights & Biases gets nothing from here on: {error}; metrics.jsonl has everything"
+            )
+
+
+def _run_id(workdir):
+    """The id of the workdir's run at Weights & Biases, which its first process draws."""
+    path = workdir / _ID
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(8))
+    return path.read_text()

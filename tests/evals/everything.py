@@ -1,0 +1,62 @@
+"""Every evaluator at once, on small data: settings that name all of them."""
+
+import json
+
+from tests.pictures import COLOURS, SHAPES, write_pairs
+
+# Of a group of batch_size pairs, as in training.
+OF_BATCHES = {
+    f"pairs/{name}"
+    for name in (
+        "loss",
+        "contrastive_loss",
+        "inmodal_cyclic_loss",
+        "crossmodal_cyclic_loss",
+        "image_to_text_accuracy",
+        "text_to_image_accuracy",
+    )
+}
+
+
+def every_evaluation(folder):
+    """Settings of every evaluator, on 24 pictures and one that cannot be read, drawn there."""
+    pairs = write_pairs(folder)
+    with open(pairs, "a") as file:
+        file.write("broken.png,a red disc\n")
+    (folder / "broken.png").write_bytes(b"no picture")
+    labels = [f"{c}_{s}.png,{s}" for s in SHAPES for c in COLOURS]
+    (folder / "labels.csv").write_text("\n".join(["image,label", *labels, "broken.png,disc"]))
+    few = "\n".join(["image,label", *labels[::3]])
+    (folder / "test").mkdir()
+    for name in labels[::3]:
+        picture = name.partition(",")[0]
+        (folder / "test" / picture).write_bytes((folder / picture).read_bytes())
+    (folder / "test" / "labels.csv").write_text(few)
+    choices = [
+        {"image": f"red_{s}.png", "caption": f"a red {s}", "negative_caption": f"a blue {s}"}
+        for s in SHAPES
+    ]
+    (folder / "choices.json").write_text(json.dumps(choices))
+    labelled = {"train": str(folder), "test": str(folder / "test")}
+    zeroshot = {"folder": str(folder)}
+    return {
+        "zeroshot": {"type": "zeroshot", **zeroshot},
+        "pairs": {"type": "retrieval", "pairs": str(pairs)},
+        "adamw": {"type": "linear_probe", **labelled, "epochs": 2},
+        "lbfgs": {
+            "type": "linear_probe",
+            **labelled,
+            "method": "lbfgs",
+            "regularization": 1.0,
+        },
+        "few_shot": {"type": "few_shot", **labelled, "shots": (1,), "seeds": 2},
+        "gda": {"type": "gda", **labelled, "alpha": 1.0},
+        "consistency": {"type": "consistency", **labelled, "pairs": str(pairs)},
+        "geometry": {"type": "geometry", "pairs": str(pairs)},
+        "robustness": {
+            "type": "robustness",
+            "reference": zeroshot,
+            "shifts": {"imagenetv2": {"folder": str(folder / "test")}},
+        },
+        "choices": {"type": "compositional", "examples": str(folder / "choices.json")},
+    }
