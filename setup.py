@@ -15,6 +15,7 @@ TEST = [
     "clip_benchmark==1.6.2",
     "emoji==2.16.0",
     "hypothesis",
+    "jax[tpu]; platform_system == 'Linux' and platform_machine == 'x86_64'",  # its compiler
     "jsonschema",
     "kubernetes-validate",
     "open_clip_torch==3.3.0",

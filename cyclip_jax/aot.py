@@ -20,6 +20,8 @@ from cyclip_jax.views import see_everything, views_of_run
 
 # The loop sends batches ahead: besides a step's own, so many may be on the device (see Feed).
 WAITING_BATCHES = 2
+# The share of a device's memory at which a batch is large enough to stop looking.
+_CLOSE = 0.95
 # Of a v4 two cores make one device, as JAX has them on a real one; a v5p's do so anyway.
 _CHIP_CONFIGS = {"v4": {"chip_config_name": "megacore"}}
 _OPTIONS = {
@@ -392,7 +394,8 @@ def largest_batch(needs, available, *, multiple, start, attempts=3):
     fits(max(rows // 2, 1))
     for _ in range(attempts):
         rows = _meeting(measured, available)
-        if rows in measured:
+        is_close = any(_CLOSE * available <= needed <= available for needed in measured.values())
+        if is_close or rows in measured:
             break
         fits(rows)
     best = max(rows for rows, needed in measured.items() if needed <= available)

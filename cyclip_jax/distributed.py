@@ -217,7 +217,7 @@ def _explain_aborts():
 
 
 def _wait_until_alone():
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
+    with contextlib.suppress(RuntimeError):  # the service has ended meanwhile
         while len(_lost_processes()) < jax.process_count() - 1:
             time.sleep(0.1)
 

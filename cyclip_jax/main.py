@@ -30,9 +30,9 @@ def main(_):
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     try:
-        _join()
         from cyclip_jax.train import train
 
+        _join()  # after what takes some processes longer than others
         metrics = train(_CONFIG.value, _WORKDIR.value or default_workdir(), began=BEGAN)
         status = _STOPPED_EXIT_CODE.value if metrics is None else 0
     except UserError as error:

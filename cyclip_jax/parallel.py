@@ -191,6 +191,16 @@ def process_zero_first(make):
     return made if is_first else make()
 
 
+def wait_for_all_processes():
+    """Returns once every process has come here, however long one takes to compile.
+
+    Gloo, which CPUs use, gives up when the first collective of some devices finds not all of them
+    there within 30 s; those that it knows may wait for each other for as long as they like.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.process_allgather(np.zeros(1))
+
+
 def check_same_everywhere(settings):
     """Raises UserError on all processes where one was started with other settings than process 0.
 

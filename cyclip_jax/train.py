@@ -230,6 +230,7 @@ def _loop(run, state, position, phases, feed, stop):
     if step < run.total_steps:
         upcoming = feed.next()
         phases = _compile(run, phases, state, upcoming[0])
+        parallel.wait_for_all_processes()
     run.console.start(step, run.total_steps)
     clock.begin_training(step)
     while True:

@@ -38,10 +38,14 @@ def everything(folder, devices):
     """
     asked = json.loads((pathlib.Path(folder) / "asked.json").read_text())
     with jax.enable_x64(True):
+        parallel.wait_for_all_processes()
         results = losses(devices)
         for name in asked["towers"]:
+            parallel.wait_for_all_processes()
             results |= {f"{name} {key}": array for key, array in step(devices, name).items()}
+        parallel.wait_for_all_processes()
         results |= results_of(asked["evaluations"], devices, batch_size=ROWS)
+        parallel.wait_for_all_processes()
         batches, read = batches_of(folder, devices)
         return results | batches, sorted(read)
 

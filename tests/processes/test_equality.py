@@ -58,7 +58,7 @@ def of_processes(count, folder, environment):
 @pytest.mark.parametrize(
     "count, towers, evaluations",
     [
-        (2, ["ViT"], ["zeroshot", "pairs"]),
+        (2, ["ViT"], ["pairs"]),
         pytest.param(4, ["ViT", "ResNet"], None, marks=pytest.mark.slow),  # all evaluations
     ],
 )

@@ -10,6 +10,9 @@ import pytest
 from tests.runs import ROOT, finish, free_address, wait_for_step
 from tests.test_train import mathematics
 
+# A model that compiles fast, and a run that does not end by itself.
+SMALL = [f"--config.model.{value}" for value in ("name=ViT-tiny", "vision_width=16")]
+SMALL += ["--config.model.vision_layers=1", "--config.model.patch_size=16"]
 LONG = "--config.total_steps=100000"
 
 
@@ -22,9 +25,9 @@ def end(process):
     return process.communicate()[0]
 
 
-@pytest.mark.parametrize("lost", [1, 0])
+@pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_others_of_a_killed_process_name_it_and_end(start_all, tmp_path, lost):
-    processes = start_all(tmp_path, 2, LONG)
+    processes = start_all(tmp_path, 2, LONG, *SMALL)
     wait_for_step(processes[0], tmp_path, 3)
     processes[lost].kill()
     killed = time.monotonic()

@@ -1,0 +1,378 @@
+#!/usr/bin/env python3
+"""Whether a train step fits a TPU slice or a number of GPUs, without having either.
+
+    python launch/aot_check.py --config=configs/cc12m.py --topology=v5e:16x16 \\
+        [--batch=32768] [--mesh=data:64,fsdp:4] [--config.model.dtype=bfloat16 …]
+
+compiles the step of `python -m cyclip_jax.main` for these chips and prints what it takes of each:
+memory, collectives, FLOPs, and bounds of its time. Data are not read. For TPUs (v4, v5e, v5p, v6e)
+it needs `pip install libtpu`, of the version that jax[tpu] names. GPUs (a100-40gb, a100-80gb, h100,
+h200, b200, l4, l40s; h100:4x8 is four machines of eight) want `pip install jax-cuda13-plugin`, but
+no CUDA; without it a CPU's compiler stands in, whose temporaries say little. A full-size model
+takes minutes.
+
+Where the step does not fit, or with --suggest, a few more compilations find the largest batch that
+does, and settings with which the wanted one does. The exit code is 0 if the step fits, 1 if not,
+2 for what cannot be tried.
+"""
+
+import argparse
+import functools
+import json
+import math
+import os
+import sys
+import time
+
+from absl import flags
+from ml_collections import config_flags
+
+GIB, MIB = 2**30, 2**20
+MICRO_BATCHES = (2, 4, 8, 16, 32, 64)
+FSDP = 8
+BOUNDS = {
+    "compute": "matrix products at the bfloat16 peak",
+    "memory": "memory traffic at full bandwidth",
+    "links": "what arrives from other chips at full bandwidth",
+}
+
+
+def parse_arguments(argv):
+    """(arguments, locked config) of the command line; exits with 2 if it cannot be understood."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s --config=FILE --topology=CHIP:SHAPE [options] [--config.FIELD=VALUE …]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--topology", required=True, help="e.g. v5e:16x16, v4:2x2x4, h100:4x8")
+    parser.add_argument("--batch", type=int, help="config.batch_size")
+    parser.add_argument("--mesh", help="e.g. data:64,fsdp:4: sets config.mesh.fsdp")
+    parser.add_argument(
+        "--suggest",
+        action=argparse.BooleanOptionalAction,
+        help="look for the largest batch that fits; by default where the step does not",
+    )
+    parser.add_argument("--json", metavar="FILE", help="where to write all figures")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be compiled, and compile nothing"
+    )
+    args, rest = parser.parse_known_args(argv)
+    values, rest = flags.FlagValues(), [parser.prog, *rest]
+    config = config_flags.DEFINE_config_file(
+        "config", flag_values=values, lock_config=True, sys_argv=rest
+    )
+    try:
+        unknown = values(rest)[1:]
+        if config.value is None:
+            parser.error("--config is missing, e.g. --config=configs/cc12m.py")
+        locked = config.value.lock()
+    except (KeyError, AttributeError) as error:
+        parser.error(f"the config has no field {' '.join(str(error.args[0]).split())}")
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        parser.error(" ".join(str(error).split()))
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}")
+    return args, locked
+
+
+def with_settings(config, settings):
+    """A locked copy of a config with {field: value}, the fields as in --config.FIELD."""
+    copy = config.copy_and_resolve_references()
+    with copy.unlocked():
+        copy.update_from_flattened_dict(settings)
+    return copy.lock()
+
+
+def fsdp_of(mesh, chips):
+    """The fsdp of "data:64,fsdp:4", which has to make as many chips as there are.
+
+    Raises:
+      UserError: it does not, or it is no mesh.
+    """
+    from cyclip_jax.errors import UserError
+
+    try:
+        axes = {name: int(size) for name, size in (part.split(":") for part in mesh.split(","))}
+    except ValueError as error:
+        raise UserError(f"--mesh={mesh}: write it as data:64,fsdp:4") from error
+    if not axes.keys() <= {"data", "fsdp"} or "data" not in axes or min(axes.values()) < 1:
+        raise UserError(f"--mesh={mesh}: the axes are data and fsdp, as in data:64,fsdp:4")
+    fsdp = axes.get("fsdp", 1)
+    if axes["data"] * fsdp != chips:
+        raise UserError(
+            f"--mesh={mesh} is {axes['data']} × {fsdp} = {axes['data'] * fsdp} chips, and the "
+            f"topology has {chips}"
+        )
+    return fsdp
+
+
+def find_devices(chip, sides, topology):
+    """(devices to compile for, whose compiler it is: "TPU", "GPU" or "CPU")."""
+    from cyclip_jax import aot
+
+    if chip.is_tpu:
+        return aot.slice_devices(topology), "TPU"
+    devices = aot.gpu_devices(chip, sides)
+    return (aot.stand_ins(math.prod(sides)), "CPU") if devices is None else (devices, "GPU")
+
+
+class Check:
+    """A config's train step on the chips of a topology.
+
+    Args:
+      config: the run's.
+      chip: a chips.Chip.
+      devices: to compile for.
+      say: function that shows progress.
+    """
+
+    def __init__(self, config, chip, devices, say):
+        self.config, self.chip, self.devices, self.say = config, chip, devices, say
+
+    def mesh(self, config):
+        """The mesh of a config, its batch and its loss checked.
+
+        Raises:
+          UserError: they do not go together.
+        """
+        from cyclip_jax import parallel
+        from cyclip_jax.losses.cyclip import check_loss
+
+        check_loss(**config.loss)
+        mesh = parallel.create_mesh(self.devices, fsdp=config.mesh.fsdp)
+        parallel.check_batch_size(config.batch_size, mesh, micro_batches=config.micro_batches)
+        return mesh
+
+    def needs(self, settings):
+        """Bytes that a chip needs, the most of all phases of the run, with other settings."""
+        config = with_settings(self.config, settings)
+        self.say(f"compiling with {shown(settings)} …")
+        needed = max(phase["needed"] for phase in self.examine(config, only_memory=True))
+        self.say(f"  {needed / GIB:.2f} GiB: {'fits' if self.fits(needed) else 'does not fit'}")
+        return needed
+
+    def fits(self, needed):
+        """Whether so many bytes are there."""
+        return needed <= self.chip.memory
+
+    def examine(self, config, *, only_memory=False):
+        """A dict of figures for each phase of the run; all of one chip but for FLOPs."""
+        from cyclip_jax import aot
+
+        mesh = self.mesh(config)
+        return [
+            {"first_step": first_step}
+            | self._examine(config, aot.abstract_step(config, mesh, view=view), view, only_memory)
+            for first_step, view in aot.phases(config)
+        ]
+
+    def _examine(self, config, step, view, only_memory):
+        from cyclip_jax import aot
+
+        start = time.perf_counter()
+        try:
+            compiled = step.compile()
+        except aot.OutOfMemory as error:
+            waiting = aot.WAITING_BATCHES * aot.bytes_per_device(step.batch)
+            return {"fits": False, "needed": error.needed + waiting, "memory": None}
+        seconds = time.perf_counter() - start
+        memory = aot.memory_of(compiled, step)
+        needed = sum(memory.values())
+        figures = {"fits": self.fits(needed), "needed": needed, "memory": memory}
+        if only_memory:
+            return figures
+        traffic, flops = aot.traffic_of(compiled), aot.work_of(config, step, view)
+        received = sum(kind["received"] for kind in traffic["collectives"].values())
+        floors = aot.floors(
+            self.chip,
+            flops=flops["step"] / len(self.devices),
+            memory_traffic=traffic["memory_bytes"],
+            received=received,
+        )
+        return figures | traffic | {"flops": flops, "floors": floors, "compile_seconds": seconds}
+
+
+def suggestions(check, needed):
+    """What fits instead, as [{"settings", "needed"}]: the largest batch, and the wanted one.
+
+    Args:
+      check: a Check.
+      needed: bytes that the step as configured needs of a chip, at least.
+    """
+    from cyclip_jax import aot
+
+    config, available = check.config, check.chip.memory
+    multiple = len(check.devices) * config.micro_batches
+    found = aot.largest_batch(
+        lambda batch_size: check.needs({"batch_size": batch_size}),
+        available,
+        multiple=multiple,
+        start=int(config.batch_size * min(1, available / needed) / 2),
+    )
+    fitting = [] if found is None else [{"settings": {"batch_size": found[0]}, "needed": found[1]}]
+    if check.fits(needed):
+        return fitting
+    for remedy in remedies(config, len(check.devices), needed / available):
+        for settings in remedy:
+            needed = check.needs(settings)
+            if check.fits(needed):
+                fitting.append({"settings": settings, "needed": needed})
+                break
+    return fitting
+
+
+def remedies(config, chips, excess):
+    """Settings that take less memory for the same batch: lists, in each the least change first.
+
+    Args:
+      config: the run's.
+      chips: how many there are.
+      excess: how many times too much is needed.
+    """
+    remat = {"model.vision_remat": "full", "model.text_remat": "full"}
+    if any(config.model[field.removeprefix("model.")] != "full" for field in remat):
+        yield [remat]
+    parts = [
+        config.micro_batches * factor
+        for factor in MICRO_BATCHES
+        if factor > excess and config.batch_size % (chips * config.micro_batches * factor) == 0
+    ]
+    yield [{"micro_batches": part} for part in parts[:3]]
+    if config.mesh.fsdp == 1 and chips % FSDP == 0:
+        yield [{"mesh.fsdp": FSDP}]
+
+
+def shown(settings):
+    """{"mesh.fsdp": 8} -> "--config.mesh.fsdp=8"."""
+    return " ".join(f"--config.{field}={value}" for field, value in settings.items())
+
+
+def headline(config, topology, mesh, compiler):
+    """One line: which step, on what."""
+    shape = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    line = (
+        f"{config.model.name} in {config.model.dtype}, {config.batch_size:,} pairs a step on "
+        f"{topology}: {mesh.size} chips, mesh {shape}"
+    )
+    if compiler == "CPU":
+        line += (
+            "\nA CPU's compiler stands in for the GPU's (pip install jax-cuda13-plugin): what the "
+            "state and the batch\ntake and the FLOPs hold for GPUs; temporaries, collectives and "
+            "memory traffic are the CPU program's."
+        )
+    elif compiler == "GPU":
+        line += (
+            "\nNot counted: scratch memory of cuDNN's convolutions and of NCCL. Attention is "
+            "XLA's; in bfloat16 a GPU has\ncuDNN's, which takes less. Links are NVLink's, of one "
+            "machine; between machines the network is slower."
+        )
+    return line
+
+
+def lines_of(figures, check):
+    """The figures of one phase as lines of text."""
+    chip, chips = check.chip, len(check.devices)
+    verdict = "fits" if figures["fits"] else "does not fit"
+    total = f"{figures['needed'] / GIB:.2f} of {chip.memory / GIB:.2f} GiB: {verdict}"
+    if figures["memory"] is None:
+        yield f"memory of a chip: at least {total} (the compiler refuses it)"
+        return
+    yield "memory of a chip, GiB"
+    for what, size in figures["memory"].items():
+        yield f"  {what:<30}{size / GIB:>9.3f}"
+    yield f"  {'sum':<30}{figures['needed'] / GIB:>9.3f}   {total}"
+    yield ""
+    yield "collectives of a step        executions   results, MiB   received by a chip, MiB"
+    for kind, of_kind in figures["collectives"].items():
+        yield (
+            f"  {kind:<25}{of_kind['executions']:>12,}{of_kind['bytes'] / MIB:>15,.2f}"
+            f"{of_kind['received'] / MIB:>26,.2f}"
+        )
+    yield ""
+    yield "TFLOP of a step                    all chips     each"
+    names = {"model": "model, 3 × forward", "step": "all matrix products"}
+    for what, count in figures["flops"].items():
+        yield f"  {names[what]:<27}{count / 1e12:>15,.4g}{count / chips / 1e12:>9,.4g}"
+    yield ""
+    yield "bounds of its time (estimated from data sheets; a real step is slower than each), ms"
+    for what, seconds in figures["floors"].items():
+        yield f"  {BOUNDS[what]:<55}{seconds * 1e3:>9,.4g}"
+    slowest = max(figures["floors"].values())
+    yield (
+        f"  the slowest of them: {slowest * 1e3:,.4g} ms, {check.config.batch_size / slowest:,.0f} "
+        f"images/s at most; compiled in {figures['compile_seconds']:.0f} s"
+    )
+
+
+def run(args, config):
+    """Does what the command line asks for.
+
+    Returns:
+      Whether the step fits.
+
+    Raises:
+      UserError: something that the user can mend.
+    """
+    from cyclip_jax import aot
+    from cyclip_jax.configured import set_matmul_precision
+
+    chip, sides = aot.parse_topology(args.topology)
+    settings = {} if args.batch is None else {"batch_size": args.batch}
+    if args.mesh is not None:
+        settings["mesh.fsdp"] = fsdp_of(args.mesh, math.prod(sides))
+    config = with_settings(config, settings)
+    set_matmul_precision(config)
+    devices, compiler = find_devices(chip, sides, args.topology)
+    check = Check(config, chip, devices, functools.partial(print, file=sys.stderr, flush=True))
+    print(headline(config, args.topology, check.mesh(config), compiler), flush=True)
+    if args.dry_run:
+        print(f"\n{config}\nwould be compiled: {len(aot.phases(config))} train step(s)")
+        return True
+    found = check.examine(config)
+    for figures in found:
+        if len(found) > 1:
+            print(f"\nfrom step {figures['first_step']}")
+        print("", *lines_of(figures, check), sep="\n", flush=True)
+    fits = all(figures["fits"] for figures in found)
+    instead = []
+    if args.suggest or (args.suggest is None and not fits):
+        instead = suggestions(check, max(figures["needed"] for figures in found))
+        print("\nwhat fits, compiled to be sure" if instead else "\nnothing found that fits")
+        for each in instead:
+            print(f"  {each['needed'] / GIB:6.2f} GiB with {shown(each['settings'])}")
+    if args.json:
+        write_json(args, config, found, instead, compiler)
+    return fits
+
+
+def write_json(args, config, found, instead, compiler):
+    """Writes all figures; bytes, seconds and FLOPs."""
+    figures = {
+        "topology": args.topology,
+        "compiler": compiler,
+        "config": config.to_dict(),
+        "phases": found,
+        "suggestions": instead,
+    }
+    with open(args.json, "w", encoding="utf-8") as file:
+        json.dump(figures, file, indent=2)
+        file.write("\n")
+
+
+def main(argv=None):
+    """The exit code for a command line."""
+    # Compiled for, not on: whatever this machine has is left alone.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    args, config = parse_arguments(argv)
+    from cyclip_jax.errors import UserError
+
+    try:
+        return 0 if run(args, config) else 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
