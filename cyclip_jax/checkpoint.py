@@ -46,6 +46,7 @@ class Checkpointer:
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._pending = None
         self._failure = None
+        self._polls = 0
         self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every_steps)
         self._manager = self._open_manager()
 
@@ -122,9 +123,13 @@ class Checkpointer:
             )
         return None
 
-    def reached_preemption(self, step):
-        """Whether the cluster asked all processes to stop after this step (see Orbax)."""
-        return self._manager.reached_preemption(step)
+    def reached_preemption(self):
+        """Whether the cluster asked all processes to stop, said to all at the same call.
+
+        Every process has to call it equally often, between steps and within evaluations.
+        """
+        self._polls += 1
+        return self._manager.reached_preemption(self._polls)
 
     def wait(self):
         """Waits for the newest save.

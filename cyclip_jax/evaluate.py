@@ -8,6 +8,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import cyclip_jax.quiet  # noqa: F401  (must come first)
+from cyclip_jax import distributed
 from cyclip_jax.errors import UserError
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -18,6 +19,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "directory for results; default <c
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "its evals and data; default a run's own", lock_config=True
 )
+_join = distributed.define_flags()
 
 
 def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
@@ -58,9 +60,12 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
     else:
         run_config = resolve_paths(opened.config, path)
     set_matmul_precision(run_config)
-    # The run may have had other devices: take as many as its batch divides among.
+    # The run may have had other devices: take as many as its batch divides among. Of several
+    # processes none may be left without.
     devices = jax.devices()
-    mesh = parallel.create_mesh(devices[: math.gcd(run_config.batch_size, len(devices))])
+    used = math.gcd(run_config.batch_size, len(devices))
+    mesh = parallel.create_mesh(devices[: used if jax.process_count() == 1 else None])
+    parallel.check_batch_size(run_config.batch_size, mesh)
     model = Model(run_config, mesh)
     tree = fit(opened.weights, model.abstract, source=opened.source)
     tree = parallel.place(tree, model.abstract)
@@ -94,11 +99,17 @@ def main(_):
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     try:
+        _join()
         results = evaluate_checkpoint(
             _CHECKPOINT.value, step=_STEP.value, output=_OUTPUT.value, config=_CONFIG.value
         )
+        failed = None
     except UserError as error:
-        sys.exit(f"error: {error}")
+        failed = f"error: {error}"
+    is_first_process = jax.process_index() == 0
+    distributed.leave()
+    if failed or not is_first_process:
+        sys.exit(failed)
     if "step" in results:
         print(f"step {results['step']}")
     print(final_table(results))

@@ -47,7 +47,7 @@ class Model:
         """A new module with the seed's initial parameters."""
         return create_model(**self._config.model, rngs=nnx.Rngs(self._config.seed))
 
-    def encoders(self, params, batch_stats, tokenize):
+    def encoders(self, params, batch_stats, tokenize, check_stop=lambda: None):
         """The model with these parameters as an evaluator sees it."""
 
         def of_rows(function, *leading):
@@ -63,6 +63,7 @@ class Model:
             gather=of_rows(self._gather),
             loss=lambda images, texts: jax.device_get(self._loss(images, texts, scale)),
             tokenize=tokenize,
+            check_stop=check_stop,
             image_size=self.sizes["image_size"],
             batch_size=self._config.batch_size,
             process_index=jax.process_index(),

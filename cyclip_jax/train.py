@@ -134,7 +134,7 @@ def _train(config, workdir, began):
             workdir, keep=config.keep_checkpoints, keep_every_steps=config.keep_every_steps
         )
         stack.enter_context(contextlib.closing(checkpointer))
-        state, position = _starting_point(
+        state, position, owes_evaluation = _starting_point(
             config, model, optimizer, checkpointer, mesh, source, console
         )
         bad_examples = open_bad_examples(config, workdir, source)
@@ -194,7 +194,8 @@ def _train(config, workdir, began):
         feed = Feed(batches, functools.partial(parallel.to_global, mesh=mesh), clock)
         stack.enter_context(contextlib.closing(feed))
         stack.enter_context(distributed.failing_together())
-        return _loop(run, state, position, phases, feed, stack.enter_context(StopOnSignal()))
+        stop = stack.enter_context(StopOnSignal())
+        return _loop(run, state, position, phases, feed, stop, owes_evaluation=owes_evaluation)
 
 
 def _data_name(config):
@@ -222,8 +223,11 @@ class Run:
     profiler: Profiler
 
 
-def _loop(run, state, position, phases, feed, stop):
-    """Evaluate if due → save if due or pre-empted → next batch → step → log."""
+def _loop(run, state, position, phases, feed, stop, *, owes_evaluation):
+    """Evaluate if due → save if due or pre-empted → next batch → step → log.
+
+    `owes_evaluation` says that the run was stopped in the evaluation of the step it begins at.
+    """
     config, clock = run.config, run.clock
     first_step = step = int(state.step)
     upcoming = None
@@ -231,21 +235,24 @@ def _loop(run, state, position, phases, feed, stop):
         upcoming = feed.next()
         phases = _compile(run, phases, state, upcoming[0])
         parallel.wait_for_all_processes()
+    owes_evaluation &= not any("/" in name for name in metrics_at(run.workdir, step))
     run.console.start(step, run.total_steps)
     clock.begin_training(step)
     while True:
         is_new, is_last = step > first_step, step == run.total_steps
-        if is_new and (is_last or _is_due(step, config.eval_every_steps)):
+        is_evaluated = True
+        if (is_new or owes_evaluation) and (is_last or _is_due(step, config.eval_every_steps)):
             with clock.phase("evaluation", after=state):
-                _evaluate(run, step, state)
+                is_evaluated = _evaluate(run, step, state, stop)
                 give_back_memory()
-        preempted = stop.requested or run.checkpointer.reached_preemption(step)
+        preempted = not is_evaluated or stop.requested or run.checkpointer.reached_preemption()
         if is_new and (is_last or preempted or _is_due(step, config.checkpoint_every_steps)):
             with clock.phase("checkpoint", after=state):
-                _save(run, step, state, position)
+                _save(run, step, state, position, is_evaluated=is_evaluated)
                 give_back_memory()
         if is_last or preempted:
             break
+        owes_evaluation = False
         batch, position = upcoming
         phase = [phase for phase in phases if phase.first_step <= step][-1]
         with run.profiler.step(step + 1, state):
@@ -267,7 +274,7 @@ def _loop(run, state, position, phases, feed, stop):
     _check_written(run, step)
     if run.bad_examples.count:
         run.console.say(f"replaced bad examples: {run.bad_examples}")
-    if not is_last:
+    if not (is_last and is_evaluated):
         run.console.say(f"asked to stop at step {step}; the same command continues from there")
         return None
     metrics = metrics_at(run.workdir, step)
@@ -355,8 +362,14 @@ def _compile(run, phases, state, batch):
     return compiled
 
 
-def _evaluate(run, step, state):
-    encoders = run.model.encoders(state.params, state.batch_stats, run.tokenizer)
+def _evaluate(run, step, state, stop):
+    """Runs and writes all evaluations; returns False where it was told to stop before their end."""
+
+    def check_stop():
+        if stop.requested or run.checkpointer.reached_preemption():
+            raise evals.Interrupted
+
+    encoders = run.model.encoders(state.params, state.batch_stats, run.tokenizer, check_stop)
     try:
         results = evals.evaluate(
             run.evaluators,
@@ -368,9 +381,12 @@ def _evaluate(run, step, state):
     except evals.EvaluationFailed as error:  # training is worth more than a number
         run.console.say(f"step {step}  {error}")
         results = error.results
+    except evals.Interrupted:
+        return False
     run.writer.write(step, results)
     for line in report.headline_lines(results):
         run.console.say(f"step {step}  {line}")
+    return True
 
 
 def _log(run, step, position, metrics, seconds_per_step):
@@ -393,10 +409,14 @@ def _log(run, step, position, metrics, seconds_per_step):
         )
 
 
-def _save(run, step, state, position):
+def _save(run, step, state, position, *, is_evaluated):
     """Saves the state and the position of the last batch trained on."""
     model, training = _checkpoint_items(state)
-    place = {"position": dataclasses.asdict(position), "dataset_size": len(run.source)}
+    place = {
+        "position": dataclasses.asdict(position),
+        "dataset_size": len(run.source),
+        "is_evaluated": is_evaluated,
+    }
     meta = place | describe_run(run.config)
     run.checkpointer.save(step, model=model, training=training, meta=meta)
 
@@ -409,7 +429,11 @@ def _checkpoint_items(state):
 
 
 def _starting_point(config, model, optimizer, checkpointer, mesh, source, console):
-    """(state, position): the newest good checkpoint, else config.init_from, else from scratch."""
+    """The newest good checkpoint, else config.init_from, else from scratch.
+
+    Returns:
+      (state, position, whether the evaluation of its step was not finished).
+    """
     seed = config.seed
     abstract = abstract_state(
         model.create, optimizer, mesh, seed=seed, min_size=config.mesh.fsdp_min_size
@@ -422,7 +446,8 @@ def _starting_point(config, model, optimizer, checkpointer, mesh, source, consol
         console.say(f"continuing from step {step}")
         # What ended the run before is mended, or the next steps will show that it is not.
         training["most_skipped_in_a_row"] = jnp.zeros_like(training["most_skipped_in_a_row"])
-        return TrainState(**trained, **training), Position(**meta["position"])
+        owes_evaluation = not meta.get("is_evaluated", True)  # older checkpoints do not say
+        return TrainState(**trained, **training), Position(**meta["position"]), owes_evaluation
     # Before anything is computed: what does not fit is said at once.
     given = {} if config.init_from is None else starting_point(config, abstract_model, console)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -430,7 +455,7 @@ def _starting_point(config, model, optimizer, checkpointer, mesh, source, consol
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     console.log(overview)
     console.say(_parameter_summary(state.params))
-    return dataclasses.replace(state, **given), Position(epoch=0, examples=0, seed=seed)
+    return dataclasses.replace(state, **given), Position(epoch=0, examples=0, seed=seed), False
 
 
 def _parameter_summary(params):

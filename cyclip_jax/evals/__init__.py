@@ -14,7 +14,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.clip_benchmark import clip_benchmark_results
 from cyclip_jax.evals.compositional import compositional
 from cyclip_jax.evals.consistency import consistency
-from cyclip_jax.evals.encoders import Encoders
+from cyclip_jax.evals.encoders import Encoders, Interrupted
 from cyclip_jax.evals.few_shot import few_shot
 from cyclip_jax.evals.gda import gda
 from cyclip_jax.evals.geometry import geometry
@@ -42,6 +42,7 @@ __all__ = [
     "Encoders",
     "Evaluation",
     "EvaluationFailed",
+    "Interrupted",
     "Output",
     "create_evaluators",
     "evaluate",
@@ -129,6 +130,7 @@ def evaluate(evaluators, encoders, *, directory, model="", checkpoint=""):
     Raises:
       EvaluationFailed: after all others, where something is wrong with the data of some, or what
         they write has no room.
+      Interrupted: the encoders' `check_stop` did.
     """
     results, failures = {}, []
     is_first_process = encoders.process_index == 0

@@ -9,6 +9,10 @@ from cyclip_jax.data.pipeline import eval_batches
 from cyclip_jax.errors import UserError
 
 
+class Interrupted(Exception):
+    """The run was told to stop within an evaluation."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoders:
     """A model as two functions and the little that an evaluator needs besides.
@@ -26,6 +30,7 @@ class Encoders:
       image_size: pixels per side.
       batch_size: rows B over all processes; also the size of the groups that losses are taken in.
       process_index, process_count: whose rows are this process's.
+      check_stop: called after each batch; may raise Interrupted.
       unreadable: {identity of an ImageSet: how many of its examples could not be read}, of those
         that were asked for.
     """
@@ -39,6 +44,7 @@ class Encoders:
     batch_size: int
     process_index: int = 0
     process_count: int = 1
+    check_stop: Callable = lambda: None
     unreadable: dict = dataclasses.field(default_factory=dict, init=False, compare=False)
     _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -104,6 +110,7 @@ class Encoders:
         ):
             masks.append(self.gather(batch["mask"]))
             features.append(self.encode_features(batch["images"])[masks[-1]])
+            self.check_stop()
         indices = np.flatnonzero(np.concatenate(masks))
         if not len(indices):
             raise UserError(f"none of the images of {images.path} can be read")
@@ -119,6 +126,7 @@ class Encoders:
             # The last text again, not zeros: a row needs an end-of-text token.
             tokens = np.pad(tokens, ((0, padding), (0, 0)), mode="edge")
             embeds.append(self.encode_text(tokens[start : start + rows]))
+            self.check_stop()
         return np.concatenate(embeds)[: len(texts)]
 
 
