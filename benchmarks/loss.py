@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 from benchmarks.pytorch import cyclic_terms, has_pytorch
 from benchmarks.report import local_devices, numbers, table, write_json
 from cyclip_jax import parallel
-from cyclip_jax.aot import slice_devices
+from cyclip_jax.costs.aot import slice_devices
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses import contrastive_loss, cyclip_loss
 from cyclip_jax.losses.contrastive import CHUNK_SIZE, contrastive_loss_dense

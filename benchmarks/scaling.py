@@ -21,11 +21,12 @@ import jax.numpy as jnp
 
 from benchmarks.report import local_devices, numbers, table, write_json
 from configs import common
-from cyclip_jax import hlo, parallel
-from cyclip_jax.aot import abstract_step, bytes_per_device, slice_devices
+from cyclip_jax import parallel
 from cyclip_jax.configured import batch_shapes
+from cyclip_jax.costs import hlo
+from cyclip_jax.costs.aot import abstract_step, bytes_per_device, slice_devices
+from cyclip_jax.costs.flops import matmul_flops, model_flops
 from cyclip_jax.errors import UserError
-from cyclip_jax.flops import matmul_flops, model_flops
 from cyclip_jax.losses import cyclip
 from cyclip_jax.models.presets import sizes_in
 

@@ -34,8 +34,8 @@ from flax import nnx
 from benchmarks.pytorch import cyclic_terms, has_pytorch
 from benchmarks.report import numbers, table, write_json
 from cyclip_jax import parallel
+from cyclip_jax.costs.flops import matmul_flops, model_flops, utilisation
 from cyclip_jax.errors import UserError
-from cyclip_jax.flops import matmul_flops, model_flops, utilisation
 from cyclip_jax.losses import cyclic_consistency
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD, MAX_LOGIT_SCALE, normalise_images
 from cyclip_jax.models.presets import PRESETS, abstract_model, create_model, resolve_sizes

@@ -8,8 +8,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import cyclip_jax.quiet  # noqa: F401  (must come first)
-from cyclip_jax import distributed
 from cyclip_jax.errors import UserError
+from cyclip_jax.runtime import distributed
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "workdir of a run, export, folder of open_clip or transformers, weight file"

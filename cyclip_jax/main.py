@@ -1,6 +1,6 @@
 """`python -m cyclip_jax.main --config=configs/cc3m.py`: trains, or continues a run."""
 
-from cyclip_jax.started import BEGAN  # isort: split
+from cyclip_jax.runtime.started import BEGAN  # isort: split
 
 import pathlib
 import sys
@@ -9,8 +9,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import cyclip_jax.quiet  # noqa: F401  (must come first)
-from cyclip_jax import distributed
 from cyclip_jax.errors import UserError
+from cyclip_jax.runtime import distributed
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the experiment's file, e.g. configs/cc3m.py", lock_config=True

@@ -1,6 +1,6 @@
 """`python -m cyclip_jax.sweep --sweep=configs/sweeps/objectives.py`: runs to compare, in turn."""
 
-import cyclip_jax.started  # isort: split
+import cyclip_jax.runtime.started  # isort: split
 
 import importlib.util
 import pathlib

@@ -12,10 +12,10 @@ import ml_collections
 from clu import parameter_overview
 from etils import epath
 
-from cyclip_jax import distributed, evals, parallel, report
+from cyclip_jax import evals, parallel, report
 from cyclip_jax.checkpoint import Checkpointer
-from cyclip_jax.clock import Clock
 from cyclip_jax.configured import configured_step, jit_step, set_matmul_precision
+from cyclip_jax.costs.flops import model_flops, peak_flops, utilisation
 from cyclip_jax.data.configured import (
     check_continued,
     open_bad_examples,
@@ -29,19 +29,20 @@ from cyclip_jax.data.pipeline import BadExamples, steps_per_epoch
 from cyclip_jax.data.sources import Mixture
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import FULL, absolute, remove_unfinished
-from cyclip_jax.flops import model_flops, peak_flops, utilisation
 from cyclip_jax.inference import Model
-from cyclip_jax.lock import lock_workdir
 from cyclip_jax.losses.cyclip import check_loss
 from cyclip_jax.optim import create_optimizer
 from cyclip_jax.pretrained import inherit_vocabulary, starting_point
-from cyclip_jax.profiling import Profiler, check_profile_steps
 from cyclip_jax.report.runs import flat
-from cyclip_jax.runtime import Feed, StopOnSignal, give_back_memory, keep_compiled
+from cyclip_jax.runtime import distributed
+from cyclip_jax.runtime.clock import Clock
+from cyclip_jax.runtime.lock import lock_workdir
+from cyclip_jax.runtime.loop import Feed, StopOnSignal, give_back_memory, keep_compiled
+from cyclip_jax.runtime.profiling import Profiler, check_profile_steps
+from cyclip_jax.runtime.watch import Watch, read_heartbeat
+from cyclip_jax.runtime.weights_and_biases import WandbMirror, check_wandb
 from cyclip_jax.train_step import TrainState, abstract_state, create_state
 from cyclip_jax.views import views_of_run
-from cyclip_jax.watch import Watch, read_heartbeat
-from cyclip_jax.weights_and_biases import WandbMirror, check_wandb
 from cyclip_jax.workdir import (
     EVALS,
     LOG,

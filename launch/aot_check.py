@@ -109,7 +109,7 @@ def fsdp_of(mesh, chips):
 
 def find_devices(chip, sides, topology):
     """(devices to compile for, whose compiler it is: "TPU", "GPU" or "CPU")."""
-    from cyclip_jax import aot
+    from cyclip_jax.costs import aot
 
     if chip.is_tpu:
         return aot.slice_devices(topology), "TPU"
@@ -158,7 +158,7 @@ class Check:
 
     def examine(self, config, *, only_memory=False):
         """A dict of figures for each phase of the run; all of one chip but for FLOPs."""
-        from cyclip_jax import aot
+        from cyclip_jax.costs import aot
 
         mesh = self.mesh(config)
         return [
@@ -168,7 +168,7 @@ class Check:
         ]
 
     def _examine(self, config, step, view, only_memory):
-        from cyclip_jax import aot
+        from cyclip_jax.costs import aot
 
         start = time.perf_counter()
         try:
@@ -200,7 +200,7 @@ def suggestions(check, needed):
       check: a Check.
       needed: bytes that the step as configured needs of a chip, at least.
     """
-    from cyclip_jax import aot
+    from cyclip_jax.costs import aot
 
     config, available = check.config, check.chip.memory
     multiple = len(check.devices) * config.micro_batches
@@ -314,8 +314,8 @@ def run(args, config):
     Raises:
       UserError: something that the user can mend.
     """
-    from cyclip_jax import aot
     from cyclip_jax.configured import set_matmul_precision
+    from cyclip_jax.costs import aot
 
     chip, sides = aot.parse_topology(args.topology)
     settings = {} if args.batch is None else {"batch_size": args.batch}

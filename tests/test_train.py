@@ -12,9 +12,9 @@ import time
 import pytest
 
 from configs import cc3m
-from cyclip_jax.clock import PHASES
 from cyclip_jax.data.configured import run_length
 from cyclip_jax.errors import UserError
+from cyclip_jax.runtime.clock import PHASES
 from cyclip_jax.train import train
 from cyclip_jax.workdir import metrics_at, read_config, read_metrics
 from tests import tiny

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from cyclip_jax import lock
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import remove_unfinished
-from cyclip_jax.lock import LOCK, FileLock, Lease, lock_workdir
+from cyclip_jax.runtime import lock
+from cyclip_jax.runtime.lock import LOCK, FileLock, Lease, lock_workdir
 from tests.faults.conftest import contents, unchanged
 from tests.runs import ROOT, finish, wait_for_step
 from tests.test_train import mathematics
@@ -54,7 +54,7 @@ def test_what_is_mounted_read_only_is_refused_and_left_alone(environment, tmp_pa
     attempts = (
         "import sys\n"
         "from cyclip_jax.errors import UserError\n"
-        "from cyclip_jax.lock import lock_workdir\n"
+        "from cyclip_jax.runtime.lock import lock_workdir\n"
         "for workdir in sys.argv[1:]:\n"
         "    try:\n"
         "        lock_workdir(workdir, enabled=True).__enter__()\n"

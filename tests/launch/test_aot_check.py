@@ -9,9 +9,10 @@ import sys
 import jax
 import pytest
 
-from cyclip_jax import aot, parallel, train
-from cyclip_jax.chips import CHIPS
+from cyclip_jax import parallel, train
 from cyclip_jax.configured import jit_step
+from cyclip_jax.costs import aot
+from cyclip_jax.costs.chips import CHIPS
 from cyclip_jax.errors import UserError
 from launch import aot_check
 from tests import tiny

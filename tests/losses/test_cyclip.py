@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cyclip_jax.flops import matmul_flops
+from cyclip_jax.costs.flops import matmul_flops
 from cyclip_jax.losses import contrastive_loss, cyclic_consistency, cyclip_loss
 from tests.conftest import unit_rows
 

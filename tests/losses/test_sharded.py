@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cyclip_jax import parallel
+from cyclip_jax.costs.hlo import collectives, largest_buffer
 from cyclip_jax.errors import UserError
-from cyclip_jax.hlo import collectives, largest_buffer
 from cyclip_jax.losses import contrastive, cyclip_loss
 from cyclip_jax.losses.contrastive import contrastive_loss, contrastive_loss_dense
 from cyclip_jax.losses.cyclic import cyclic_consistency_dense

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cyclip_jax import distributed, evals, parallel
+from cyclip_jax import evals, parallel
 from cyclip_jax.data.pipeline import BadExamples, train_batches
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.inference import Model
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models.clip import normalise_images, split_model
+from cyclip_jax.runtime import distributed
 from cyclip_jax.train_step import make_train_step, state_sharding
 from tests import test_train_step as of_step
 from tests import tiny

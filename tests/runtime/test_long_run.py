@@ -14,13 +14,13 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks import host_memory
 from cyclip_jax import train as training
-from cyclip_jax.clock import PHASES
 from cyclip_jax.errors import UserError
+from cyclip_jax.runtime.clock import PHASES
+from cyclip_jax.runtime.watch import read_heartbeat
 from cyclip_jax.train import train
-from cyclip_jax.watch import read_heartbeat
 from cyclip_jax.workdir import read_metrics
 from tests.runs import ROOT
-from tests.test_profiling import steps_in
+from tests.runtime.test_profiling import steps_in
 from tests.test_sharded_run import configure
 from tests.test_train import mathematics
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from configs import common
-from cyclip_jax import weights_and_biases
 from cyclip_jax.errors import UserError
-from cyclip_jax.weights_and_biases import WandbMirror, check_wandb
+from cyclip_jax.runtime import weights_and_biases
+from cyclip_jax.runtime.weights_and_biases import WandbMirror, check_wandb
 from cyclip_jax.workdir import MetricWriter, read_metrics
 
 SETTINGS = {"project": None, "entity": None, "name": None, "mode": None}

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cyclip_jax.clock import Clock
-from cyclip_jax.runtime import Feed
+from cyclip_jax.runtime.clock import Clock
+from cyclip_jax.runtime.loop import Feed
 
 
 class Computing:

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cyclip_jax.hlo import Collective, collectives, largest_buffer, memory_traffic, summary
+from cyclip_jax.costs.hlo import Collective, collectives, largest_buffer, memory_traffic, summary
 
 ROWS, WHOLE = PartitionSpec("data"), PartitionSpec()
 RING = [(device, (device + 1) % 8) for device in range(8)]

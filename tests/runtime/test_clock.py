@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cyclip_jax.clock import PHASES, Clock
+from cyclip_jax.runtime.clock import PHASES, Clock
 
 
 class Time:

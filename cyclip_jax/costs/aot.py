@@ -8,11 +8,12 @@ import re
 
 import jax
 
-from cyclip_jax import hlo, parallel
-from cyclip_jax.chips import CHIPS
+from cyclip_jax import parallel
 from cyclip_jax.configured import batch_shapes, configured_step, jit_step, state_shapes
+from cyclip_jax.costs import hlo
+from cyclip_jax.costs.chips import CHIPS
+from cyclip_jax.costs.flops import matmul_flops, model_flops
 from cyclip_jax.errors import UserError
-from cyclip_jax.flops import matmul_flops, model_flops
 from cyclip_jax.models.presets import abstract_model, sizes_in
 from cyclip_jax.optim import create_optimizer
 from cyclip_jax.train_step import TrainState

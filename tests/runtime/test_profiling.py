@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cyclip_jax.clock import Clock
 from cyclip_jax.errors import UserError
-from cyclip_jax.profiling import Profiler, check_profile_steps
+from cyclip_jax.runtime.clock import Clock
+from cyclip_jax.runtime.profiling import Profiler, check_profile_steps
 
 
 @pytest.fixture

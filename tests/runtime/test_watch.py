@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from cyclip_jax import watch
-from cyclip_jax.clock import Clock
-from cyclip_jax.watch import Watch, read_heartbeat
-from tests.test_clock import Time, trained
+from cyclip_jax.runtime import watch
+from cyclip_jax.runtime.clock import Clock
+from cyclip_jax.runtime.watch import Watch, read_heartbeat
+from tests.runtime.test_clock import Time, trained
 
 FACTOR = 10.0
 

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import AxisType, PartitionSpec
 from torch.utils.flop_counter import FlopCounterMode
 
-from cyclip_jax.flops import (
+from cyclip_jax.costs.flops import (
     matmul_flops,
     model_flops,
     peak_flops,

@@ -1,0 +1,1 @@
+"""What a step costs, read from its program: operations, memory, traffic between devices."""
