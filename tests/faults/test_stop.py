@@ -3,11 +3,14 @@
 import os
 import signal
 
+import pytest
+
 from cyclip_jax.evals import Encoders
 from cyclip_jax.workdir import read_metrics
 from tests.test_train import mathematics
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_stopped_is_done_again_by_the_next_command(
     small_run, pairs, tmp_path, monkeypatch
 ):

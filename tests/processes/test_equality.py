@@ -20,12 +20,13 @@ DEVICES_OF_EACH = 2
 def folder_of(tmp_path_factory):
     """Function from what is asked for to a folder for `program.everything`."""
 
-    def folder_of(towers, evaluations):
+    def folder_of(towers, is_evaluated):
         folder = tmp_path_factory.mktemp("processes")
         write_pairs(folder)
-        settings = every_evaluation(folder / "evaluated")
-        asked = {name: settings[name] for name in evaluations or settings}
-        (folder / "asked.json").write_text(json.dumps({"towers": towers, "evaluations": asked}))
+        evaluations = every_evaluation(folder / "evaluated") if is_evaluated else {}
+        (folder / "asked.json").write_text(
+            json.dumps({"towers": towers, "evaluations": evaluations})
+        )
         return folder
 
     return folder_of
@@ -56,14 +57,14 @@ def of_processes(count, folder, environment):
 
 
 @pytest.mark.parametrize(
-    "count, towers, evaluations",
+    "count, towers, is_evaluated",
     [
-        (2, ["ViT"], ["pairs"]),
-        pytest.param(4, ["ViT", "ResNet"], None, marks=pytest.mark.slow),  # all evaluations
+        (2, ["ViT"], False),
+        pytest.param(4, ["ViT", "ResNet"], True, marks=pytest.mark.slow),
     ],
 )
-def test_processes_compute_what_one_computes(folder_of, environment, count, towers, evaluations):
-    folder = folder_of(towers, evaluations)
+def test_processes_compute_what_one_computes(folder_of, environment, count, towers, is_evaluated):
+    folder = folder_of(towers, is_evaluated)
     expected, read = program.everything(folder, jax.devices()[:4])
     found = of_processes(count, folder, environment)
     for results, _ in found:  # each process knows all of it
