@@ -11,9 +11,8 @@ import pytest
 
 from cyclip_jax.checkpoint import verify
 from cyclip_jax.workdir import read_config, read_metrics
-from tests.faults.conftest import contents
+from tests.faults.conftest import contents, without_counts
 from tests.runs import ROOT
-from tests.test_train import mathematics
 
 WRITER = """
 import os, sys
@@ -73,11 +72,6 @@ def assert_whole(workdir):
     for directory in sorted(steps, key=lambda path: int(path.name)):
         verify(directory, may_lack_checksums=True)
         assert (directory / "model" / "manifest.ocdbt").stat().st_size
-
-
-def without_counts(workdir):
-    """The lines of metrics.jsonl; a run knows the bad examples that were met before its kill."""
-    return [{**line, "bad_examples": None} for line in mathematics(workdir)]
 
 
 @pytest.mark.slow
