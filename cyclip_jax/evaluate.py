@@ -1,7 +1,6 @@
 """`python -m cyclip_jax.evaluate --checkpoint=WORKDIR`: evaluates any trained model."""
 
 import math
-import sys
 
 import jax
 from absl import app, flags, logging
@@ -103,19 +102,16 @@ def main(_):
         results = evaluate_checkpoint(
             _CHECKPOINT.value, step=_STEP.value, output=_OUTPUT.value, config=_CONFIG.value
         )
-        failed = None
     except UserError as error:
-        failed = f"error: {error}"
-    is_first_process = jax.process_index() == 0
-    distributed.leave()
-    if failed or not is_first_process:
-        sys.exit(failed)
-    if "step" in results:
-        print(f"step {results['step']}")
-    print(final_table(results))
-    shown = absolute(_OUTPUT.value or _CHECKPOINT.value)
-    if shown.is_dir():
-        print(f"with figures: python -m cyclip_jax.report {shown}")
+        distributed.end(f"error: {error}")
+    if jax.process_index() == 0:
+        if "step" in results:
+            print(f"step {results['step']}")
+        print(final_table(results))
+        shown = absolute(_OUTPUT.value or _CHECKPOINT.value)
+        if shown.is_dir():
+            print(f"with figures: python -m cyclip_jax.report {shown}")
+    distributed.end(0)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from cyclip_jax.runtime.started import BEGAN  # isort: split
 
 import pathlib
-import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -37,8 +36,7 @@ def main(_):
         status = _STOPPED_EXIT_CODE.value if metrics is None else 0
     except UserError as error:
         status = f"error: {error}"
-    distributed.leave()
-    sys.exit(status)
+    distributed.end(status)
 
 
 def default_workdir():

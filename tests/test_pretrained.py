@@ -148,7 +148,7 @@ def test_evaluate_wants_data_for_what_is_no_run(exports):
 
 
 def test_a_run_starts_from_the_very_weights_and_vocabulary(exports, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr("cyclip_jax.train._loop", lambda run, state, *_: state)
+    monkeypatch.setattr("cyclip_jax.train._loop", lambda run, state, *_, **__: state)
     state = train(tiny_config(pairs, init_from=str(exports["openai.pt"])), tmp_path)
     found = weights_of({"params": state.params, "batch_stats": state.batch_stats})
     for name, array in open_checkpoint(exports["workdir"]).weights.items():
@@ -191,7 +191,7 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_compiled(
 
 
 def test_a_start_at_another_image_size_interpolates(exports, pairs, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("cyclip_jax.train._loop", lambda run, state, *_: state)
+    monkeypatch.setattr("cyclip_jax.train._loop", lambda run, state, *_, **__: state)
     config = tiny_config(pairs, init_from=str(exports["workdir"]), **{"model.image_size": 64})
     with caplog.at_level("WARNING"):
         state = train(config, tmp_path / "run")

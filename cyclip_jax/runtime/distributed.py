@@ -130,6 +130,17 @@ def leave():
     jax.distributed.shutdown()
 
 
+def end(status):
+    """Ends the process as sys.exit(status) does, after `leave`."""
+    if not _watch.started:
+        sys.exit(status)
+    leave()
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+        status = 1
+    _exit(status)
+
+
 @contextlib.contextmanager
 def failing_together():
     """A context whose exceptions end this process at once where there are several.
@@ -149,7 +160,7 @@ def failing_together():
             traceback.print_exc()
             _watch.wait_for_verdict()
         leave()
-        _exit()
+        _exit(1)
 
 
 class _Watch:
@@ -224,7 +235,7 @@ def _wait_until_alone():
 
 def _end(reason):
     _say(f"error: {reason}")
-    _exit()
+    _exit(1)
 
 
 def _say(text):
@@ -233,7 +244,8 @@ def _say(text):
     os.write(2, f"{text}\n".encode())
 
 
-def _exit():
+def _exit(status):
+    # Not sys.exit: Python would end while a thread still asks the service, and C++ then aborts.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)

@@ -92,7 +92,7 @@ def test_flags_arrive_as_they_were_given(fakes, options):
 @pytest.mark.parametrize("options", [GPU, TPU], ids=["gpu", "tpu"])
 def test_the_flags_of_the_yaml_are_flags_of_main(fakes, options):
     args = pod_of(rendered(fakes, *options))["containers"][0]["args"]
-    package = "".join(path.read_text() for path in (LAUNCH.parent / "cyclip_jax").glob("*.py"))
+    package = "".join(path.read_text() for path in (LAUNCH.parent / "cyclip_jax").rglob("*.py"))
     defined = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', package)
     names = [arg[2:].split("=")[0] for arg in args if arg not in ODD_FLAGS]
     assert set(names) <= set(defined), names

@@ -190,7 +190,7 @@ def main(folder, address, count, index):
     distributed.join(address, int(count), int(index), heartbeat_timeout=20)
     results, read = everything(folder, jax.devices())
     np.savez(pathlib.Path(folder) / f"{index}.npz", read=read, **results)
-    distributed.leave()
+    distributed.end(0)
 
 
 if __name__ == "__main__":
