@@ -1,5 +1,6 @@
 """Paths that may be remote, files that are written whole or not at all, and files that grow."""
 
+import contextlib
 import errno
 import io
 import json
@@ -44,7 +45,7 @@ class Appender:
     """A text file that grows; on a full disk its end waits in memory for the next try.
 
     Attributes:
-      failure: what kept the end of the text from being written, an OSError; None where nothing did.
+      failure: what kept the end of the text from being written; None where nothing did.
       unwritten: that end, bytes.
     """
 
@@ -72,7 +73,7 @@ class Appender:
                     self.unwritten = b"" if count is None else self.unwritten[count:]
                 self._file.flush()
                 self.failure = None
-            except OSError as error:
+            except (OSError, _error_of_remote_files()) as error:
                 self.failure = error
                 if not was_failing:
                     logging.error(
@@ -87,7 +88,14 @@ class Appender:
         self.flush()
         if self.unwritten:
             logging.error("%s lacks these lines:\n%s", self._path, self.unwritten.decode())
-        self._file.close()
+        with contextlib.suppress(OSError, _error_of_remote_files()):  # said by flush already
+            self._file.close()
+
+
+def _error_of_remote_files():
+    import tensorflow as tf  # slow to import, and needless for those who only load weights
+
+    return tf.errors.OpError
 
 
 def write_json(path, content):

@@ -139,6 +139,7 @@ def _train(config, workdir, began):
             config, model, optimizer, checkpointer, mesh, source, console
         )
         bad_examples = open_bad_examples(config, workdir, source)
+        stack.enter_context(contextlib.closing(bad_examples))
         batches = open_batches(
             config,
             source,
@@ -286,8 +287,12 @@ def _loop(run, state, position, phases, feed, stop, *, owes_evaluation):
 
 
 def _check_written(run, step):
-    """Raises UserError where the last save, which it waits for, or a metric is not on disk."""
-    failures = {f"checkpoint {step}": run.checkpointer.wait(), METRICS: run.writer.flush()}
+    """Raises UserError where the last save, which it waits for, or a line is not on disk."""
+    failures = {
+        f"checkpoint {step}": run.checkpointer.wait(),
+        METRICS: run.writer.flush(),
+        "the list of bad examples": run.bad_examples.flush(),
+    }
     failures = {name: failure for name, failure in failures.items() if failure is not None}
     if failures:
         raise UserError(

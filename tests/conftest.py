@@ -1,6 +1,8 @@
 """Eight fake devices for every test, small pictures with captions, and one real run."""
 
+import fcntl
 import os
+import shutil
 
 # The models are so small that optimising their machine code costs minutes and saves nothing.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
@@ -23,9 +25,18 @@ def pairs_csv(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
+def common_folder(tmp_path_factory):
+    """A folder of all processes among which the tests are divided."""
+    own = tmp_path_factory.getbasetemp()
+    folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    (folder / "common").mkdir(exist_ok=True)
+    return folder / "common"
+
+
+@pytest.fixture(scope="session")
+def environment(common_folder, tmp_path_factory):
     """Of all runs: they compile the same step and share it, and none may import PyTorch."""
-    cache = tmp_path_factory.mktemp("compilation_cache")
+    cache = common_folder / "compilation_cache"
     poison = tmp_path_factory.mktemp("poison")
     for name in ("torch", "transformers", "open_clip", "safetensors", "onnx", "onnxruntime"):
         (poison / name).mkdir()
@@ -71,10 +82,16 @@ def start(environment, pairs):
 
 
 @pytest.fixture(scope="session")
-def finished(start, tmp_path_factory):
-    """(workdir, output) of a run that was never interrupted."""
+def finished(start, common_folder, tmp_path_factory):
+    """(workdir, output) of a run that was never interrupted: a copy, of one run for all tests."""
+    run, output = common_folder / "finished", common_folder / "output"
+    with open(common_folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            output.write_text(finish(start(run)))
     workdir = tmp_path_factory.mktemp("finished")
-    return workdir, finish(start(workdir))
+    shutil.copytree(run, workdir, dirs_exist_ok=True)
+    return workdir, output.read_text()
 
 
 @pytest.fixture

@@ -98,9 +98,15 @@ def differences(actual, expected):
     return result
 
 
+@functools.cache
+def perturbed_state(dtype, **overrides):
+    """A state for steps of plain gradient descent, made once."""
+    return make_state(optax.identity(), dtype, perturb=0.1, **overrides)
+
+
 def gradients_and_statistics(dtype, devices, *, step=MappingProxyType({}), **overrides):
     with jax.enable_x64(dtype == "float64"):
-        state, graphdef = make_state(optax.identity(), dtype, perturb=0.1, **overrides)
+        state, graphdef = perturbed_state(dtype, **overrides)
         return run_on(devices, state, graphdef, make_batch(), dtype, **step)
 
 
@@ -146,7 +152,13 @@ def test_statistics_of_each_device_alone_would_fail_that_test(
     assert max(differences(resnet_in_two_groups, resnet_on_one_device).values()) > 1e-3
 
 
-@pytest.mark.parametrize("devices, fsdp", [(8, 1), (8, 4), (8, 8), (2, 2)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "devices, fsdp",
+    [(8, 1), (8, 4), pytest.param(8, 8, marks=SLOW), pytest.param(2, 2, marks=SLOW)],
+)
 def test_any_mesh_gives_the_gradients_of_one_device(vit_on_one_device, devices, fsdp):
     sharded = gradients_and_statistics("float64", devices, step={"fsdp": fsdp}, **VIT)
     assert worst_difference(sharded, vit_on_one_device) <= 1e-10
@@ -164,7 +176,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
 def test_each_micro_batch_alone_would_fail_that_test(vit_on_one_device):
     """What gradient accumulation does: the mean of the parts' own losses and gradients."""
     with jax.enable_x64(True):
-        state, graphdef = make_state(optax.identity(), "float64", perturb=0.1, **VIT)
+        state, graphdef = perturbed_state("float64", **VIT)
         batches = [{name: rows[i::4] for name, rows in make_batch().items()} for i in range(4)]
         parts = [run_on(1, state, graphdef, batch, "float64") for batch in batches]
     mean = [(path, np.mean([dict(p)[path] for p in parts], axis=0)) for path, _ in parts[0]]
@@ -174,7 +186,7 @@ def test_each_micro_batch_alone_would_fail_that_test(vit_on_one_device):
 def test_batch_norm_sees_each_micro_batch_and_follows_their_mean_once(resnet_in_two_groups):
     """The statistics of micro-batches are those of ghost groups of the same images."""
     with jax.enable_x64(True):
-        state, graphdef = make_state(optax.identity(), "float64", perturb=0.1)
+        state, graphdef = perturbed_state("float64")
         # Micro-batch i has rows i, i + 2, …: put the groups there.
         order = np.arange(ROWS).reshape(2, -1).T.ravel()
         batch = jax.tree.map(lambda rows: rows[order], make_batch())

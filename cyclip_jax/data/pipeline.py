@@ -9,17 +9,18 @@ import dataclasses
 import functools
 import json
 import logging
-import posixpath
 import sys
 from collections import Counter
 
 import numpy as np
 import tensorflow as tf
+from etils import epath
 
 from cyclip_jax.data import images
 from cyclip_jax.data.order import Position, examples_of_epoch
 from cyclip_jax.data.sources import Unreadable, draw_caption
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import Appender, write_atomically
 
 # The accelerators belong to JAX; TensorFlow would otherwise reserve their memory.
 tf.config.set_visible_devices([], "GPU")
@@ -102,10 +103,7 @@ def train_batches(
     if len(source) - position.examples < batch_size:
         position = Position(position.epoch + 1, 0, seed)  # no whole batch is left of this epoch
 
-    @_traced_once
-    def load(encoded, row):
-        example_seed = images.example_seed(seed, row[0], row[1])
-        return images.transform(encoded, example_seed, size=image_size, **transform)
+    load = _train_load(image_size, seed, **transform)
 
     def with_replacements(row):
         # A stream of its own, apart from those of the example itself.
@@ -220,7 +218,8 @@ class BadExamples:
     """Counts and names, once each, the examples that cannot be read.
 
     Bad is an example whose image is missing or cannot be decoded, or that has no caption. Each
-    process counts those it meets itself, so each wants a file of its own.
+    process counts those it meets itself, so each wants a file of its own. Lines that a full disk
+    does not take wait in memory.
     """
 
     def __init__(self, path, limit_share, dataset_size):
@@ -235,11 +234,11 @@ class BadExamples:
         Raises:
           UserError: the file already names more than the limit.
         """
-        self._path = str(path)
+        self._path = epath.Path(path)
         self._limit_share = limit_share
         self._dataset_size = dataset_size
-        self._known = {}
-        if tf.io.gfile.exists(self._path):
+        self._known, self._file = {}, None
+        if self._path.exists():
             self._take_up_file()
             self._check_limit()
 
@@ -269,20 +268,32 @@ class BadExamples:
         if (key, index) in self:
             return
         self._known[key, index] = reason
-        tf.io.gfile.makedirs(posixpath.dirname(self._path) or ".")
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = Appender(self._path)
         line = {"key": key, "index": index, "reason": reason, "detail": detail}
-        with tf.io.gfile.GFile(self._path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line) + "\n")
         self._check_limit()
 
+    def flush(self):
+        """Tries once more to write what could not be; returns what keeps it, or None."""
+        if self._file is None:
+            return None
+        self._file.flush()
+        return self._file.failure
+
+    def close(self):
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def _take_up_file(self):
-        with tf.io.gfile.GFile(self._path) as file:
-            text = file.read()
+        text = self._path.read_text()
         # A process that was killed while writing may have left half a line.
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
-            with tf.io.gfile.GFile(self._path, "w") as file:
-                file.write(whole)
+            write_atomically(self._path, whole)
         for line in whole.splitlines():
             example = json.loads(line)
             self._known[example["key"], example["index"]] = example["reason"]
@@ -361,6 +372,17 @@ def _read_row(source, seed, epoch, index):
     record = source.read(index)
     caption = record.captions[0] if seed is None else draw_caption(record, seed, epoch, index)
     return record.image, caption.encode()
+
+
+@functools.cache
+def _train_load(image_size, seed, **transform):
+    """What training loads pictures with."""
+
+    def load(encoded, row):
+        example_seed = images.example_seed(seed, row[0], row[1])
+        return images.transform(encoded, example_seed, size=image_size, **transform)
+
+    return _traced_once(load)
 
 
 @functools.cache

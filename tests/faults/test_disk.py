@@ -1,6 +1,7 @@
 """A disk that is full: for a while, to the end, and from the start."""
 
 import io
+import json
 import logging
 import pathlib
 import sys
@@ -13,6 +14,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cyclip_jax.checkpoint import Checkpointer, verify
+from cyclip_jax.data.pipeline import BadExamples
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Encoders, Evaluation, EvaluationFailed, evaluate
 from cyclip_jax.files import Appender
@@ -86,6 +88,54 @@ def test_lines_that_never_find_room_are_in_the_log_of_errors(caplog):
     file.close()
     assert "No space left on device" in caplog.text
     assert caplog.text.rstrip().endswith("/dev/full lacks these lines:\na line")
+
+
+class Remote:
+    """A remote file that keeps what it takes, and at times cannot send it."""
+
+    def __init__(self):
+        self.is_away, self.taken, self.sent = False, b"", b""
+
+    def write(self, data):
+        self.taken += data
+
+    def flush(self):
+        if self.is_away:
+            raise tf.errors.UnavailableError(None, None, "the store is away")
+        self.sent = self.taken
+
+    close = flush
+
+
+def test_lines_wait_for_a_remote_store_too(tmp_path, caplog):
+    remote = Remote()
+    file = Appender(tmp_path / "file")
+    file._file.close()
+    file._file = remote
+    file.write("first\n")
+    remote.is_away = True
+    file.write("second\n")
+    file.write("third\n")
+    assert "the store is away" in str(file.failure)
+    assert remote.sent == b"first\n" and caplog.text.count("CANNOT BE WRITTEN") == 1
+    remote.is_away = False
+    file.flush()
+    assert file.failure is None and remote.sent == b"first\nsecond\nthird\n"
+    remote.is_away = True
+    file.close()  # ends no run
+
+
+def test_bad_examples_are_counted_and_named_though_the_disk_is_full(tmp_path, caplog):
+    path = tmp_path / "bad_examples.jsonl"
+    bad_examples = BadExamples(path, 1.0, 6)
+    bad_examples.add("a.jpg", 0, "a reason")
+    with limited_files(0):
+        bad_examples.add("b.jpg", 1, "a reason")
+        assert isinstance(bad_examples.flush(), OSError)
+    bad_examples.add("c.jpg", 2, "a reason")
+    assert bad_examples.flush() is None and bad_examples.count == 3
+    bad_examples.close()
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0, 1, 2]
 
 
 def test_a_log_and_a_terminal_that_take_nothing_stop_no_run(tmp_path, monkeypatch):

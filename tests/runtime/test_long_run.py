@@ -15,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from benchmarks import host_memory
 from cyclip_jax import train as training
 from cyclip_jax.errors import UserError
+from cyclip_jax.runtime import watch
 from cyclip_jax.runtime.clock import PHASES
 from cyclip_jax.runtime.watch import read_heartbeat
 from cyclip_jax.train import train
@@ -24,6 +25,7 @@ from tests.runtime.test_profiling import steps_in
 from tests.test_sharded_run import configure
 from tests.test_train import mathematics
 
+STALL = "stalled after step 4: "
 HITS = "/jax/compilation_cache/cache_hits"
 
 
@@ -33,7 +35,21 @@ def configured(pairs):
     config.tokens.patch_dropping, config.tokens.text_length = "none", None  # one step to compile
     config.profile_steps = (2, 3)
     config.compilation_cache = "{workdir}/compiled"
+    config.stall_factor = 2.0
     return config.lock()
+
+
+def held_up(open_batches, log):
+    """open_batches, whose sixth batch comes once `log` tells of the stall that this makes."""
+
+    def opened(*arguments, **settings):
+        for number, batch in enumerate(open_batches(*arguments, **settings), start=1):
+            deadline = time.monotonic() + 120
+            while number == 6 and STALL not in log.read_text() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            yield batch
+
+    return opened
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +76,12 @@ def runs(pairs, tmp_path_factory):
         )
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         config = configured(pairs)
-        train(config, workdir)
+        with pytest.MonkeyPatch.context() as stalling:
+            stalling.setattr(watch, "_LEAST_SECONDS", 0.1)
+            stalling.setattr(watch, "_LOOK_SECONDS", 0.05)
+            opened = held_up(training.open_batches, workdir / "train.log")
+            stalling.setattr(training, "open_batches", opened)
+            train(config, workdir)
         shutil.copytree(workdir, first, dirs_exist_ok=True)
         shutil.rmtree(workdir / "checkpoints" / "6")
         jax.clear_caches()
@@ -95,6 +116,14 @@ def test_the_chosen_steps_are_profiled_and_after_a_signal_the_next(runs):
 
 def test_a_profile_changes_no_number(runs):
     assert mathematics(runs[0]) == mathematics(runs[1])
+
+
+def test_a_batch_that_does_not_come_is_told_while_the_run_waits(runs):
+    *_, told = (runs[0] / "train.log").read_text().partition(STALL)
+    first_line, _, stacks = told.partition("\n")
+    assert first_line.endswith("the host waits for data")
+    assert "thread MainThread:" in stacks and "in opened" in stacks
+    assert "the stall after step 4 is over" in stacks
 
 
 def test_every_training_line_says_where_the_time_went(runs):
