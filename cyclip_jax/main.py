@@ -10,6 +10,7 @@ from ml_collections import config_flags
 import cyclip_jax.quiet  # noqa: F401  (must come first)
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import distributed
+from cyclip_jax.runtime.memory import limit_arenas
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the experiment's file, e.g. configs/cc3m.py", lock_config=True
@@ -25,6 +26,7 @@ _join = distributed.define_flags()
 
 def main(_):
     """Runs the configured experiment."""
+    limit_arenas()
     # Orbax tells of every file that it writes; --verbosity=0 shows that.
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)

@@ -37,7 +37,8 @@ from cyclip_jax.report.runs import flat
 from cyclip_jax.runtime import distributed
 from cyclip_jax.runtime.clock import Clock
 from cyclip_jax.runtime.lock import lock_workdir
-from cyclip_jax.runtime.loop import Feed, StopOnSignal, give_back_memory, keep_compiled
+from cyclip_jax.runtime.loop import Feed, StopOnSignal, keep_compiled
+from cyclip_jax.runtime.memory import give_back_memory
 from cyclip_jax.runtime.profiling import Profiler, check_profile_steps
 from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror, check_wandb

@@ -2,8 +2,6 @@
 
 import collections
 import concurrent.futures
-import contextlib
-import ctypes
 import signal
 import time
 
@@ -16,12 +14,6 @@ def keep_compiled(directory):
     if directory is not None:
         jax.config.update("jax_compilation_cache_dir", directory)
         compilation_cache.reset_cache()  # it may be open in another directory
-
-
-def give_back_memory():
-    """Gives the system the memory that was freed; glibc keeps it, more with every evaluation."""
-    with contextlib.suppress(AttributeError, OSError):  # other C libraries need no telling
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class StopOnSignal:
