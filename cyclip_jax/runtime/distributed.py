@@ -20,9 +20,10 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.parallel import wait_for_all_processes
 
 HEARTBEAT_TIMEOUT, INITIALIZATION_TIMEOUT = 100, 300  # seconds, JAX's own defaults
-_LEAVING_SECONDS = 30  # at most, for which process 0 answers the others at its end
+_LEAVING_SECONDS = 30  # at most, between the first process that leaves and the last
 _OWN_WORDS_SECONDS = 3  # in which a process may say itself why all of them end
 _LOST = (
     "is lost: killed, out of reach, or ended by what its own output says. This process ends too; "
@@ -131,9 +132,17 @@ def leave():
 
 
 def end(status):
-    """Ends the process as sys.exit(status) does, after `leave`."""
+    """Ends the process as sys.exit(status) does, after `leave`.
+
+    One whose status is a number has done its part, and waits until all have: some of them write
+    reports, or are slow, and would take its end for a loss.
+    """
     if not _watch.started:
         sys.exit(status)
+    if not isinstance(status, str):
+        with failing_together():
+            _watch.grace = _LEAVING_SECONDS
+            wait_for_all_processes()
     leave()
     if isinstance(status, str):
         print(status, file=sys.stderr)
@@ -164,10 +173,15 @@ def failing_together():
 
 
 class _Watch:
-    """Asks the coordination service, again and again, who is still there."""
+    """Asks the coordination service, again and again, who is still there.
+
+    Attributes:
+      grace: seconds between a loss and the end that follows from it.
+    """
 
     def __init__(self):
         self.started = False
+        self.grace = _OWN_WORDS_SECONDS
         self._stopping = threading.Event()
 
     def start(self, heartbeat_timeout):
@@ -181,14 +195,14 @@ class _Watch:
 
     def wait_for_verdict(self):
         """Returns where nobody is lost."""
-        self._thread.join(1.5 * self._patience + _OWN_WORDS_SECONDS)
+        self._thread.join(1.5 * self._patience + self.grace)
 
     def _run(self):
         # Process 0 sets the pace: the others, who wait for its question, learn of its end at once.
         pause = self._patience / 10 if jax.process_index() == 0 else 0
         while not self._stopping.wait(pause):
             lost = _lost_processes()
-            if lost and not self._stopping.wait(0 if 0 in lost else _OWN_WORDS_SECONDS):
+            if lost and not self._stopping.wait(0 if 0 in lost else self.grace):
                 names = ", ".join(map(str, sorted(lost)))
                 _end(f"process {names} of {jax.process_count()} {_LOST}")
 
