@@ -21,7 +21,7 @@ def end(process):
 
 
 @pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_two_train_as_one_and_if_one_is_killed_the_other_names_it(
+def test_two_train_as_one_and_when_one_is_killed_the_others_name_it(
     start_all, finished, tmp_path, lost
 ):
     processes = start_all(tmp_path, 2)
