@@ -1,5 +1,6 @@
 """A clock that jumps: nothing that matters depends on the time of day."""
 
+import itertools
 import time
 
 import pytest
@@ -29,6 +30,24 @@ def test_checkpoints_are_written_kept_and_chosen_by_step(tmp_path, jump, seconds
         assert checkpointer.wait() is None
     checkpointer.close()
     assert steps_on_disk(tmp_path) == [2, 3]
+
+
+def test_a_clock_that_runs_while_a_checkpoint_is_written_costs_that_one(
+    tmp_path, monkeypatch, caplog
+):
+    now, readings = time.time, itertools.count()
+    checkpointer = Checkpointer(tmp_path, keep=3)
+    save(checkpointer, 1)
+    assert checkpointer.wait() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now() + HOUR * next(readings))
+        save(checkpointer, 2)
+        assert "timed out" in str(checkpointer.wait()).lower()
+    assert "CHECKPOINT 2 COULD NOT BE WRITTEN" in caplog.text
+    save(checkpointer, 3)
+    assert checkpointer.wait() is None
+    checkpointer.close()
+    assert steps_on_disk(tmp_path) == [1, 3]
 
 
 @pytest.mark.slow
