@@ -133,8 +133,9 @@ def test_a_killed_process_is_replaced_by_the_supervisor(environment, pairs, tmp_
 
 def find_processes(*arguments):
     """Ids of the processes with these arguments."""
-    found = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True)
-    lines = [line.split(maxsplit=1) for line in found.stdout.splitlines()]
+    command = ["ps", "-ewwo", "pid=,args="]  # whole lines, however wide the terminal is
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = [line.split(maxsplit=1) for line in found.splitlines()]
     return [pid for pid, args in lines if all(argument in args for argument in arguments)]
 
 
