@@ -22,6 +22,17 @@ _DAMAGED = "damaged_checkpoints"
 logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves the question whether to stop to the run (see StopOnSignal).
+
+    Its own would ask in every save, with the step in place of the number of the question. Processes
+    that were told to stop at that moment would agree on a number that had been before.
+    """
+
+    def reached_preemption(self, step):
+        return False
+
+
 class Checkpointer:
     """Saves and restores train states under `<workdir>/checkpoints/<step>/`.
 
@@ -46,7 +57,6 @@ class Checkpointer:
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._pending = None
         self._failure = None
-        self._polls = 0
         self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every_steps)
         self._manager = self._open_manager()
 
@@ -123,14 +133,6 @@ class Checkpointer:
             )
         return None
 
-    def reached_preemption(self):
-        """Whether the cluster asked all processes to stop, said to all at the same call.
-
-        Every process has to call it equally often, between steps and within evaluations.
-        """
-        self._polls += 1
-        return self._manager.reached_preemption(self._polls)
-
     def wait(self):
         """Waits for the newest save.
 
@@ -190,7 +192,7 @@ class Checkpointer:
             for path in self._directory.glob("*.orbax-checkpoint-tmp"):
                 with contextlib.suppress(OSError):  # where its threads still write; so next time
                     path.rmtree()
-        return ocp.CheckpointManager(self._directory, options=self._options)
+        return _Manager(self._directory, options=self._options)
 
     def _set_aside(self, step, error):
         logging.error(

@@ -248,7 +248,7 @@ def _loop(run, state, position, phases, feed, stop, *, owes_evaluation):
             with clock.phase("evaluation", after=state):
                 is_evaluated = _evaluate(run, step, state, stop)
                 give_back_memory()
-        preempted = not is_evaluated or stop.requested or run.checkpointer.reached_preemption()
+        preempted = not is_evaluated or stop.requested()
         if is_new and (is_last or preempted or _is_due(step, config.checkpoint_every_steps)):
             with clock.phase("checkpoint", after=state):
                 _save(run, step, state, position, is_evaluated=is_evaluated)
@@ -373,7 +373,7 @@ def _evaluate(run, step, state, stop):
     """Runs and writes all evaluations; returns False where it was told to stop before their end."""
 
     def check_stop():
-        if stop.requested or run.checkpointer.reached_preemption():
+        if stop.requested():
             raise evals.Interrupted
 
     encoders = run.model.encoders(state.params, state.batch_stats, run.tokenizer, check_stop)

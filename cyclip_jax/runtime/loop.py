@@ -2,10 +2,12 @@
 
 import collections
 import concurrent.futures
+import itertools
 import signal
 import time
 
 import jax
+from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
 
@@ -16,18 +18,18 @@ def keep_compiled(directory):
         compilation_cache.reset_cache()  # it may be open in another directory
 
 
+# As long as the process lives, because JAX's preemption service does.
+_questions = itertools.count(1)
+
+
 class StopOnSignal:
     """Turns the first SIGTERM or Ctrl-C into a request to save and stop; a second one kills.
 
-    With several processes JAX's own preemption service listens instead, so that all stop at the
-    same step (see Checkpointer.reached_preemption).
-
-    Attributes:
-      requested: whether a signal has come.
+    With several processes JAX's preemption service hears SIGTERM instead, and tells all of them.
     """
 
     def __init__(self):
-        self.requested = False
+        self._signalled = False
         self._previous = {}
 
     def __enter__(self):
@@ -40,8 +42,18 @@ class StopOnSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def requested(self):
+        """Whether a signal has come, to whichever process.
+
+        Several processes have to ask equally often, between steps and within evaluations: then the
+        same question is answered yes in all of them.
+        """
+        if jax.process_count() == 1:
+            return self._signalled
+        return multihost_utils.reached_preemption_sync_point(next(_questions))
+
     def _request(self, number, _):
-        self.requested = True
+        self._signalled = True
         signal.signal(number, signal.SIG_DFL)
 
 
