@@ -97,6 +97,8 @@ def main(_):
 
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
+    # Nothing is to be saved first: SIGTERM simply ends it, however many processes there are.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         _join()
         results = evaluate_checkpoint(
