@@ -139,7 +139,7 @@ def _train(config, workdir, began):
         state, position, owes_evaluation = _starting_point(
             config, model, optimizer, checkpointer, mesh, source, console
         )
-        bad_examples = open_bad_examples(config, workdir, source)
+        bad_examples = open_bad_examples(config, workdir, source, position=position)
         stack.enter_context(contextlib.closing(bad_examples))
         batches = open_batches(
             config,

@@ -35,11 +35,11 @@ def open_source(config):
     return source
 
 
-def open_bad_examples(config, workdir, source):
-    """What counts this process's bad examples, in a file of its own."""
+def open_bad_examples(config, workdir, source, *, position):
+    """What counts this process's bad examples from `position` on, in a file of its own."""
     suffix = "" if jax.process_count() == 1 else f"_{jax.process_index()}"
     path = epath.Path(workdir) / f"bad_examples{suffix}.jsonl"
-    return BadExamples(path, config.data.max_bad_share, len(source))
+    return BadExamples(path, config.data.max_bad_share, len(source), position)
 
 
 def open_batches(config, source, tokenizer, bad_examples, *, image_size, position):

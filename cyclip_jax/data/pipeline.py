@@ -148,8 +148,9 @@ def train_batches(
     )
     for key, reason, detail in source.faults if process_index == 0 else ():
         bad_examples.add(key, NO_EXAMPLE, reason, detail)
-    loaded = _iterate(dataset, source, seed, load, bad_examples)
-    return _with_positions(loaded, tokenizer, position, len(source), batch_size)
+    positions = _positions_after(position, len(source), batch_size)
+    loaded = _iterate(dataset, source, seed, load, bad_examples, positions)
+    return _train_batches(loaded, tokenizer)
 
 
 def eval_batches(
@@ -210,8 +211,8 @@ def eval_batches(
         .batch(rows_here // chunk, drop_remainder=True)
         .prefetch(tf.data.AUTOTUNE)
     )
-    loaded = _iterate(dataset, source, None, load, bad_examples, replaced=False)
-    return _with_masks(loaded, tokenizer)
+    loaded = _iterate(dataset, source, None, load, bad_examples)
+    return _eval_batches(loaded, tokenizer)
 
 
 class BadExamples:
@@ -222,14 +223,17 @@ class BadExamples:
     does not take wait in memory.
     """
 
-    def __init__(self, path, limit_share, dataset_size):
-        """Takes up the examples already named in the file.
+    def __init__(self, path, limit_share, dataset_size, position=None):
+        """Takes up the examples that the file names from before a position.
 
         Args:
-          path: file of one JSON object a line: {"key", "index", "reason", "detail"}. It is made
-            only when there is a bad example.
+          path: file of one JSON object a line: {"key", "index", "reason", "detail"}, with the
+            position after the training batch in which it was met: {…, "epoch", "examples"}. It is
+            made only when there is a bad example.
           limit_share: share of the dataset that may be bad.
           dataset_size: number of examples in the dataset.
+          position: the `Position` that training starts from, or None for the beginning. What was
+            met later leaves the file: it is met again, as if for the first time.
 
         Raises:
           UserError: the file already names more than the limit.
@@ -239,7 +243,7 @@ class BadExamples:
         self._dataset_size = dataset_size
         self._known, self._file = {}, None
         if self._path.exists():
-            self._take_up_file()
+            self._take_up_file((0, 0) if position is None else (position.epoch, position.examples))
             self._check_limit()
 
     @property
@@ -259,8 +263,12 @@ class BadExamples:
     def __contains__(self, key_and_index):
         return tuple(key_and_index) in self._known
 
-    def add(self, key, index, reason, detail=""):
+    def add(self, key, index, reason, detail="", position=None):
         """Counts and writes down an example, unless it is already known.
+
+        Args:
+          key, index, reason, detail: what the file says of it.
+          position: the `Position` after the training batch in which it was met, if it was in one.
 
         Raises:
           UserError: there are now more than the limit.
@@ -272,6 +280,8 @@ class BadExamples:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = Appender(self._path)
         line = {"key": key, "index": index, "reason": reason, "detail": detail}
+        if position is not None:
+            line |= {"epoch": position.epoch, "examples": position.examples}
         self._file.write(json.dumps(line) + "\n")
         self._check_limit()
 
@@ -288,15 +298,17 @@ class BadExamples:
             self._file.close()
             self._file = None
 
-    def _take_up_file(self):
-        text = self._path.read_text()
-        # A process that was killed while writing may have left half a line.
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            write_atomically(self._path, whole)
-        for line in whole.splitlines():
+    def _take_up_file(self, start):
+        text, kept = self._path.read_text(), []
+        for line in text.splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break  # a process that was killed while writing may have left half a line
             example = json.loads(line)
-            self._known[example["key"], example["index"]] = example["reason"]
+            if (example.get("epoch", 0), example.get("examples", 0)) <= start:
+                self._known[example["key"], example["index"]] = example["reason"]
+                kept.append(line)
+        if "".join(kept) != text:
+            write_atomically(self._path, "".join(kept))
 
     def _check_limit(self):
         if self.count > self._limit_share * self._dataset_size:
@@ -450,25 +462,31 @@ def _load_chunk(rows, *, read, load, candidates, image_size):
     return pictures, captions, rows, used
 
 
-def _iterate(dataset, source, seed, load, bad_examples, replaced=True):
-    """Yields (images, captions, used) as NumPy arrays, and reports the bad examples."""
+def _iterate(dataset, source, seed, load, bad_examples, positions=None):
+    """Yields (images, captions, used, position) of every batch, and reports the bad examples.
+
+    The first three are NumPy arrays. `positions` are those after each batch, in training, where
+    bad examples are replaced.
+    """
     options = tf.data.Options()
     options.deterministic = True
+    replaced = positions is not None
     for batch in dataset.with_options(options).as_numpy_iterator():
+        position = next(positions) if replaced else None
         # [chunks, c, …] → [b, …]
         pictures, captions, rows, used = (part.reshape(-1, *part.shape[2:]) for part in batch)
         for epoch, index in rows[rows[:, 1] != used].tolist():
-            _report(source, seed, epoch, index, load, bad_examples)
+            _report(source, seed, epoch, index, load, bad_examples, position)
         if replaced and NO_EXAMPLE in used:
             index = int(rows[used == NO_EXAMPLE][0, 1])
             raise UserError(
                 f"example {source.keys([index])[0]} and the {REPLACEMENTS} drawn to replace it "
                 "cannot be read; check the paths in config.data.train"
             )
-        yield pictures, captions, used
+        yield pictures, captions, used, position
 
 
-def _report(source, seed, epoch, index, load, bad_examples):
+def _report(source, seed, epoch, index, load, bad_examples, position):
     """Names a bad example, with the reason; reads it once more to find that."""
     key = source.keys([index])[0]
     if bad_examples is None or (key, index) not in bad_examples:
@@ -476,7 +494,7 @@ def _report(source, seed, epoch, index, load, bad_examples):
         if bad_examples is None:
             logging.warning("left out %s (row %d): %s %s", key, index, reason, detail)
         else:
-            bad_examples.add(key, index, reason, detail)
+            bad_examples.add(key, index, reason, detail, position)
 
 
 def _reason(source, seed, epoch, index, load):
@@ -495,20 +513,26 @@ def _reason(source, seed, epoch, index, load):
     return "failed once, but could be read afterwards", ""
 
 
-def _with_positions(loaded, tokenizer, position, size, batch_size):
-    """Yields (batch, position after it) for every (images, captions, used)."""
-    for pictures, captions, _ in loaded:
+def _positions_after(position, size, batch_size):
+    """Yields the position after every batch from a position on."""
+    while True:
         examples = position.examples + batch_size
         if size - examples < batch_size:
             position = Position(position.epoch + 1, 0, position.seed)
         else:
             position = dataclasses.replace(position, examples=examples)
+        yield position
+
+
+def _train_batches(loaded, tokenizer):
+    """Yields (batch, position after it) of what `_iterate` yields."""
+    for pictures, captions, _, position in loaded:
         yield {"images": pictures, "tokens": _tokenise(tokenizer, captions)}, position
 
 
-def _with_masks(loaded, tokenizer):
-    """Yields an evaluation batch for every (images, captions, used)."""
-    for pictures, captions, used in loaded:
+def _eval_batches(loaded, tokenizer):
+    """Yields an evaluation batch of what `_iterate` yields."""
+    for pictures, captions, used, _ in loaded:
         yield {
             "images": pictures,
             "tokens": _tokenise(tokenizer, captions),

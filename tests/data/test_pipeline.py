@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import shutil
 import time
 
 import numpy as np
@@ -288,6 +289,13 @@ def named(path):
     return {line["index"]: f"{line['reason']}: {line['detail']}" for line in lines}
 
 
+def named_until(path, position):
+    """The indices that a file of bad examples names from before a position."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    until = (position.epoch, position.examples)
+    return {line["index"] for line in lines if (line["epoch"], line["examples"]) <= until}
+
+
 def test_bad_examples_are_replaced_named_and_counted(bad_run):
     steps, bad_examples, path = bad_run
     wanted = [order(5, epoch, SIZE)[:12] for epoch in range(3)]
@@ -315,13 +323,21 @@ def test_replacement_is_the_same_in_every_run(bad_source, train, bad_run):
     assert_same_steps(train(bad_source, 9), bad_run[0])
 
 
-def test_resuming_replaces_alike_and_names_nothing_twice(bad_source, bad_run):
+@pytest.mark.parametrize("done, count", [(0, 0), (2, 1)])
+def test_resuming_replaces_and_counts_as_if_never_stopped(
+    bad_source, bad_run, tmp_path, done, count
+):
     steps, _, path = bad_run
-    text = path.read_text()
-    resumed = train_steps(bad_source, 6, BadExamples(path, 1, SIZE), position=steps[2][1])
+    position = steps[done - 1][1] if done else None
+    met = named_until(path, steps[done - 1][1]) if done else set()
+    assert len(met) == count
 
-    assert_same_steps(resumed, steps[3:])
-    assert path.read_text() == text
+    resumed_path = shutil.copy(path, tmp_path / "bad.jsonl")
+    bad_examples = BadExamples(resumed_path, 1, SIZE, position)
+    assert set(named(resumed_path)) == met and bad_examples.count == len(met)
+    resumed = train_steps(bad_source, 9 - done, bad_examples, position=position)
+    assert_same_steps(resumed, steps[done:])
+    assert resumed_path.read_text() == path.read_text()
 
 
 def test_more_bad_examples_than_the_limit_end_the_run(bad_source, tmp_path):

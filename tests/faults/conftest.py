@@ -9,7 +9,6 @@ import pytest
 from cyclip_jax.train import train
 from cyclip_jax.workdir import Console
 from tests import tiny
-from tests.test_train import mathematics
 
 
 def small_config(pairs, **overrides):
@@ -96,8 +95,3 @@ def unchanged(folder):
     before = contents(folder)
     yield
     assert contents(folder) == before
-
-
-def without_counts(workdir):
-    """The lines of metrics.jsonl; a run knows the bad examples that were met before its kill."""
-    return [{**line, "bad_examples": None} for line in mathematics(workdir)]

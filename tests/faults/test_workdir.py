@@ -188,7 +188,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
 @pytest.mark.slow
 def test_two_commands_on_one_workdir_and_a_kill_of_the_first(start, finished, tmp_path):
     first = start(tmp_path)
-    wait_for_step(first, tmp_path, 45)  # checkpoint 20 is whole once 40 is begun
+    wait_for_step(first, tmp_path, 25)
     first.send_signal(signal.SIGSTOP)
     with unchanged(tmp_path):
         output = finish(start(tmp_path), code=1)
