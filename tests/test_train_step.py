@@ -42,23 +42,20 @@ def make_batch(seed=0):
     return {"images": rng.integers(0, 256, (ROWS, 32, 32, 3), np.uint8), "tokens": tokens}
 
 
+def creator(name, dtype, **overrides):
+    """A function that creates a model."""
+    return lambda: create_model(name, rngs=nnx.Rngs(0), dtype=dtype, **{**SIZES, **overrides})
+
+
 @functools.cache
 def created_state(name, **overrides):
     """The state of a model in float32, made once: its random numbers take long to compile."""
-
-    def create():
-        return create_model(name, rngs=nnx.Rngs(0), **{**SIZES, **overrides})
-
     with jax.enable_x64(False):
-        return create_state(create, optax.identity(), seed=0)
+        return create_state(creator(name, "float32", **overrides), optax.identity(), seed=0)
 
 
 def make_state(optimizer, dtype, *, perturb=0.0, name="RN-tiny", **overrides):
     """A state and its graphdef; perturbed, so that no residual branch is hidden by a zero scale."""
-
-    def create():
-        return create_model(name, rngs=nnx.Rngs(0), dtype=dtype, **{**SIZES, **overrides})
-
     state = created_state(name, **overrides)
     rng = np.random.default_rng(1)
     params = jax.tree.map(
@@ -69,7 +66,7 @@ def make_state(optimizer, dtype, *, perturb=0.0, name="RN-tiny", **overrides):
     state = dataclasses.replace(
         state, params=params, batch_stats=batch_stats, opt_state=optimizer.init(params)
     )
-    model = nnx.eval_shape(create)
+    model = nnx.eval_shape(creator(name, dtype, **overrides))
     model.train()
     return state, split_model(model)[0]
 
@@ -188,7 +185,7 @@ def test_each_micro_batch_alone_would_fail_that_test(vit_on_one_device):
     """What gradient accumulation does: the mean of the parts' own losses and gradients."""
     with jax.enable_x64(True):
         state, graphdef = perturbed_state("float64", **VIT)
-        batches = [{name: rows[i::2] for name, rows in make_batch().items()} for i in range(2)]
+        batches = [{name: rows[i::4] for name, rows in make_batch().items()} for i in range(4)]
         parts = [run_on(1, state, graphdef, batch, "float64") for batch in batches]
     mean = [(path, np.mean([dict(p)[path] for p in parts], axis=0)) for path, _ in parts[0]]
     assert max(differences(mean, vit_on_one_device).values()) > 1e-2

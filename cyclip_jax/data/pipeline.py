@@ -307,8 +307,9 @@ class BadExamples:
             if (example.get("epoch", 0), example.get("examples", 0)) <= start:
                 self._known[example["key"], example["index"]] = example["reason"]
                 kept.append(line)
-        if "".join(kept) != text:
-            write_atomically(self._path, "".join(kept))
+        kept = "".join(kept)
+        if kept != text:
+            write_atomically(self._path, kept)
 
     def _check_limit(self):
         if self.count > self._limit_share * self._dataset_size:

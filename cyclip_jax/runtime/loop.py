@@ -18,7 +18,7 @@ def keep_compiled(directory):
         compilation_cache.reset_cache()  # it may be open in another directory
 
 
-# As long as the process lives, because JAX's preemption service does.
+# Numbered through all runs of the process, as JAX's preemption service lives as long.
 _questions = itertools.count(1)
 
 

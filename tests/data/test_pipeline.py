@@ -215,8 +215,11 @@ def joined(shares):
     return {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
 
 
-def test_processes_together_read_the_batches_of_one(bad_source, train, bad_run):
-    parts = [train(bad_source, 5, process_index=index, process_count=2) for index in range(2)]
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_together_read_the_batches_of_one(bad_source, train, bad_run, count):
+    parts = [
+        train(bad_source, 5, process_index=index, process_count=count) for index in range(count)
+    ]
     steps = [
         (joined([batch for batch, _ in shares]), shares[-1][1])
         for shares in zip(*parts, strict=True)
@@ -319,7 +322,7 @@ def test_replacement_is_the_same_in_every_run(bad_source, train, bad_run):
     assert_same_steps(train(bad_source, 9), bad_run[0])
 
 
-@pytest.mark.parametrize("done, count", [(0, 0), (2, 1)])
+@pytest.mark.parametrize("done, count", [(0, 0), (2, 1), (3, 2)])
 def test_resuming_replaces_and_counts_as_if_never_stopped(
     bad_source, bad_run, tmp_path, done, count
 ):
@@ -410,8 +413,11 @@ def test_evaluation_fills_up_a_dataset_smaller_than_a_batch(source):
     assert batch["mask"].tolist() == [True] * 14 + [False] * 18
 
 
-def test_processes_together_evaluate_the_batches_of_one(bad_source):
-    parts = [evaluate(bad_source, process_index=index, process_count=4) for index in range(4)]
+@pytest.mark.parametrize("count", [4, pytest.param(2, marks=pytest.mark.slow)])
+def test_processes_together_evaluate_the_batches_of_one(bad_source, count):
+    parts = [
+        evaluate(bad_source, process_index=index, process_count=count) for index in range(count)
+    ]
     for batch, *shares in zip(evaluate(bad_source), *parts, strict=True):
         assert_same_batch(joined(shares), batch)
 
