@@ -172,7 +172,7 @@ def test_the_numbers_are_clip_benchmarks_whatever_the_batch_size(pairs_csv, tmp_
 def test_recall_and_median_rank_are_open_clips_with_one_caption_an_image():
     from open_clip_train.train import get_clip_metrics  # only beside tests.pytorch
 
-    images, texts = unit_rows(0, 61, 5, np.float32), unit_rows(1, 61, 5, np.float32)
+    images, texts = unit_rows(0, 61, 5), unit_rows(1, 61, 5)
     texts += 0.7 * images
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     theirs = get_clip_metrics(torch.tensor(images), torch.tensor(texts), torch.tensor(10.0))
