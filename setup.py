@@ -44,7 +44,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["cyclip_jax*", "configs*"]),
+    packages=setuptools.find_packages(include=["cyclip_jax*"]),
     package_data={"cyclip_jax.report": ["page.*"]},
     install_requires=[
         "absl-py",

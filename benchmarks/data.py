@@ -322,7 +322,9 @@ def main(arguments=None):
     args = parse_arguments(arguments)
     # Before TensorFlow counts them.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
-    import cyclip_jax.quiet  # noqa: F401
+    from cyclip_jax.runtime.started import prepare_command
+
+    prepare_command()
 
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)

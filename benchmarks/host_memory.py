@@ -22,9 +22,9 @@ import time
 import numpy as np
 from PIL import Image
 
-import cyclip_jax.quiet  # noqa: F401  (before TensorFlow)
 from benchmarks.report import table, write_json
-from cyclip_jax.workdir import METRICS, read_metrics
+from cyclip_jax.workdir.layout import METRICS
+from cyclip_jax.workdir.metrics import read_metrics
 
 PAIRS = 64
 COLUMNS = {"steps": ("step", ","), "memory, MiB": ("mebibytes", ",.1f")}
@@ -72,7 +72,7 @@ def start(folder, steps, overrides):
         "data.validation": pairs,
     }
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    command = [sys.executable, "-m", "cyclip_jax.main", "--config=configs/common.py", *flags]
+    command = [sys.executable, "-m", "cyclip_jax.main", "--config=cyclip_jax/defaults.py", *flags]
     with open(folder / "output", "w") as output:
         return subprocess.Popen(
             [*command, f"--workdir={folder / 'run'}", *overrides],

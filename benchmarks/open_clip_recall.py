@@ -12,9 +12,8 @@ import numpy as np
 from PIL import Image
 
 import cyclip_jax
-import cyclip_jax.quiet
 from cyclip_jax.data.sources import create_source
-from cyclip_jax.pretrained import completed, open_checkpoint, tokenizer_of
+from cyclip_jax.interop.pretrained import completed, open_checkpoint, tokenizer_of
 from tests.pytorch import open_clip, torch
 
 

@@ -17,15 +17,15 @@ import numpy as np
 import optax
 from flax import nnx
 
-from cyclip_jax.interop.folders import OUR_PREPROCESS, Checkpoint
+from cyclip_jax.interop.checkpoint import OUR_PREPROCESS, Checkpoint
 from cyclip_jax.interop.formats import open_clip_config, transformers_config
 from cyclip_jax.interop.names import COUNT, to_transformers
 from cyclip_jax.interop.weights import fit, weights_of
 from cyclip_jax.models import presets
 from cyclip_jax.models.clip import normalise_images
 from cyclip_jax.models.presets import resolve_sizes
-from cyclip_jax.optim import create_optimizer
-from cyclip_jax.train_step import create_state, make_train_step
+from cyclip_jax.training.optimizer import create_optimizer
+from cyclip_jax.training.step import create_state, make_train_step
 from tests.pytorch import open_clip, torch
 
 SMALL_TEXT = {

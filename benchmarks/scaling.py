@@ -20,15 +20,13 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.report import local_devices, numbers, table, write_json
-from configs import common
-from cyclip_jax import parallel
-from cyclip_jax.configured import batch_shapes
+from cyclip_jax import defaults, parallel
 from cyclip_jax.costs import hlo
-from cyclip_jax.costs.aot import abstract_step, bytes_per_device, slice_devices
-from cyclip_jax.costs.flops import matmul_flops, model_flops
+from cyclip_jax.costs.aot import abstract_step, batch_shapes, bytes_per_device, slice_devices
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses import cyclip
 from cyclip_jax.models.presets import sizes_in
+from cyclip_jax.training.flops import matmul_flops, model_flops
 
 MEBIBYTE, GIGA = 2**20, 1e9
 COLUMNS = {
@@ -49,8 +47,8 @@ LIST_COLUMNS = {
 
 
 def configuration(args):
-    """The defaults of configs/common.py with what the command line says."""
-    config = common.get_config()
+    """The defaults of cyclip_jax/defaults.py with what the command line says."""
+    config = defaults.get_config()
     config.model.name = args.model
     config.model.scan_blocks = True
     config.micro_batches = args.micro_batches
@@ -145,7 +143,7 @@ def main(argv=None):
         nargs="+",
         default=[],
         metavar="FIELD=VALUE",
-        help="fields of configs/common.py, e.g. model.vision_layers=2 loss.chunk_size=128; "
+        help="fields of cyclip_jax/defaults.py, e.g. model.vision_layers=2 loss.chunk_size=128; "
         "model.scan_blocks is True unless set",
     )
     parser.add_argument("--devices", type=numbers, default=[1, 8, 64, 256], help="how many, list")

@@ -34,14 +34,14 @@ from flax import nnx
 from benchmarks.pytorch import cyclic_terms, has_pytorch
 from benchmarks.report import numbers, table, write_json
 from cyclip_jax import parallel
-from cyclip_jax.costs.flops import matmul_flops, model_flops, utilisation
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses import cyclic_consistency
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD, MAX_LOGIT_SCALE, normalise_images
 from cyclip_jax.models.presets import PRESETS, abstract_model, create_model, resolve_sizes
-from cyclip_jax.optim import create_optimizer
-from cyclip_jax.train_step import abstract_state, create_state, make_train_step
-from cyclip_jax.views import reduced_view, see_everything
+from cyclip_jax.training.flops import matmul_flops, model_flops, utilisation
+from cyclip_jax.training.optimizer import create_optimizer
+from cyclip_jax.training.step import abstract_state, create_state, make_train_step
+from cyclip_jax.training.token_reduction import reduced_view, see_everything
 
 RECIPE = {
     "learning_rate": 5e-4,

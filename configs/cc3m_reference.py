@@ -2,7 +2,8 @@
 
 from ml_collections.config_dict import placeholder
 
-from configs import cc3m, common
+from configs import cc3m
+from cyclip_jax import defaults
 
 
 def get_config():
@@ -32,13 +33,13 @@ def get_config():
     # A caption of more than 77 tokens loses its end-of-text, the token that it is read at.
     config.data.keep_end_of_text = False
 
-    config.evals.coco = common.retrieval(
+    config.evals.coco = defaults.retrieval(
         config,
         placeholder(str),
         captions_per_image=1,  # the script that writes COCO's csv keeps one of five captions
         published_recall=True,  # text retrieval counts four hits besides each image's true rank
     )
-    config.evals.linear_probe = common.linear_probe(
+    config.evals.linear_probe = defaults.linear_probe(
         placeholder(str),
         placeholder(str),
         batch_size=128,  # the official trainer's; the probe script has 16

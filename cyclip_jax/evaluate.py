@@ -6,9 +6,9 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import cyclip_jax.quiet  # noqa: F401  (must come first)
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import distributed
+from cyclip_jax.runtime.started import prepare_command
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "workdir of a run, export, folder of open_clip or transformers, weight file"
@@ -40,13 +40,13 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
       UserError: no such checkpoint, or evaluations that cannot run.
     """
     from cyclip_jax import evals, parallel
-    from cyclip_jax.configured import set_matmul_precision
-    from cyclip_jax.data.configured import open_tokenizer
+    from cyclip_jax.data.settings import open_tokenizer
+    from cyclip_jax.defaults import resolve_paths
     from cyclip_jax.files import absolute, write_json
-    from cyclip_jax.inference import Model
+    from cyclip_jax.interop.pretrained import described_by, open_checkpoint
     from cyclip_jax.interop.weights import fit
-    from cyclip_jax.pretrained import described_by, open_checkpoint
-    from cyclip_jax.workdir import resolve_paths
+    from cyclip_jax.runtime.loop import set_matmul_precision
+    from cyclip_jax.training.configured_model import Model
 
     path = absolute(checkpoint)
     opened = open_checkpoint(path, step=step)
@@ -93,7 +93,7 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
 def main(_):
     """Evaluates and prints the table."""
     from cyclip_jax.files import absolute
-    from cyclip_jax.report import final_table
+    from cyclip_jax.workdir.table import final_table
 
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
@@ -117,5 +117,6 @@ def main(_):
 
 
 if __name__ == "__main__":
+    prepare_command()
     flags.mark_flag_as_required("checkpoint")
     app.run(main)

@@ -9,13 +9,13 @@ import uuid
 from absl import logging
 from etils import epath
 
-import cyclip_jax.quiet  # noqa: F401  (must come first)
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute
 from cyclip_jax.interop.card import model_card
 from cyclip_jax.interop.files import DTYPES
 from cyclip_jax.interop.folders import DESCRIPTION
 from cyclip_jax.interop.formats import WRITERS, check_format, write_json
+from cyclip_jax.runtime.started import prepare_command
 
 FORMATS = (*WRITERS, "onnx")
 _VOCABULARIES = {"sentencepiece": "tokenizer.model", "clip_bpe": "bpe_simple_vocab_16e6.txt.gz"}
@@ -41,7 +41,7 @@ def export_checkpoint(
       UserError: no such checkpoint, a format that cannot hold the model, a directory with something
         else in it. Nothing is then written.
     """
-    from cyclip_jax.pretrained import completed, open_checkpoint, tokenizer_of, verified
+    from cyclip_jax.interop.pretrained import completed, open_checkpoint, tokenizer_of, verified
 
     if export_format not in FORMATS:
         raise UserError(f"unknown format {export_format!r}; choose one of {', '.join(FORMATS)}")
@@ -79,7 +79,7 @@ def _write_model(folder, opened, tokenizer, export_format, dtype):
     if export_format != "onnx":
         return WRITERS[export_format](folder, opened, tokenizer, dtype)
     from cyclip_jax.interop.onnx import write_onnx
-    from cyclip_jax.pretrained import module_of
+    from cyclip_jax.interop.pretrained import module_of
 
     write_onnx(folder, opened, module_of(opened), dtype)
     return []
@@ -179,4 +179,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    prepare_command()
     main()

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import sys
 import threading
 
 from etils import epath
@@ -73,7 +74,7 @@ class Appender:
                     self.unwritten = b"" if count is None else self.unwritten[count:]
                 self._file.flush()
                 self.failure = None
-            except (OSError, _error_of_remote_files()) as error:
+            except file_errors() as error:
                 self.failure = error
                 if not was_failing:
                     logging.error(
@@ -88,14 +89,17 @@ class Appender:
         self.flush()
         if self.unwritten:
             logging.error("%s lacks these lines:\n%s", self._path, self.unwritten.decode())
-        with contextlib.suppress(OSError, _error_of_remote_files()):  # said by flush already
+        with contextlib.suppress(*file_errors()):  # said by flush already
             self._file.close()
 
 
-def _error_of_remote_files():
-    import tensorflow as tf  # slow to import, and needless for those who only load weights
+def file_errors():
+    """What reading or writing a file may raise: OSError, and of remote ones TensorFlow's own.
 
-    return tf.errors.OpError
+    Where TensorFlow has not been imported, nothing can have raised its errors.
+    """
+    tensorflow = sys.modules.get("tensorflow")
+    return (OSError,) if tensorflow is None else (OSError, tensorflow.errors.OpError)
 
 
 def write_json(path, content):

@@ -1,16 +1,14 @@
 """`python -m cyclip_jax.main --config=configs/cc3m.py`: trains, or continues a run."""
 
-from cyclip_jax.runtime.started import BEGAN  # isort: split
-
 import pathlib
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import cyclip_jax.quiet  # noqa: F401  (must come first)
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import distributed
 from cyclip_jax.runtime.memory import limit_arenas
+from cyclip_jax.runtime.started import prepare_command, process_began
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the experiment's file, e.g. configs/cc3m.py", lock_config=True
@@ -34,7 +32,7 @@ def main(_):
         from cyclip_jax.train import train
 
         _join()  # after what takes some processes longer than others
-        metrics = train(_CONFIG.value, _WORKDIR.value or default_workdir(), began=BEGAN)
+        metrics = train(_CONFIG.value, _WORKDIR.value or default_workdir(), began=process_began())
         status = _STOPPED_EXIT_CODE.value if metrics is None else 0
     except UserError as error:
         status = f"error: {error}"
@@ -48,5 +46,6 @@ def default_workdir():
 
 
 if __name__ == "__main__":
+    prepare_command()
     flags.mark_flag_as_required("config")
     app.run(main)

@@ -1,15 +1,13 @@
 """`python -m cyclip_jax.sweep --sweep=configs/sweeps/objectives.py`: runs to compare, in turn."""
 
-import cyclip_jax.runtime.started  # isort: split
-
 import importlib.util
 import pathlib
 import sys
 
 from absl import app, flags, logging
 
-import cyclip_jax.quiet  # noqa: F401  (must come first)
 from cyclip_jax.errors import UserError
+from cyclip_jax.runtime.started import prepare_command
 
 _SWEEP = flags.DEFINE_string("sweep", None, "file with get_runs(), which gives {name: config}")
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the runs' directories")
@@ -88,5 +86,6 @@ def main(_):
 
 
 if __name__ == "__main__":
+    prepare_command()
     flags.mark_flag_as_required("sweep")
     app.run(main)

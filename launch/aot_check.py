@@ -314,8 +314,8 @@ def run(args, config):
     Raises:
       UserError: something that the user can mend.
     """
-    from cyclip_jax.configured import set_matmul_precision
     from cyclip_jax.costs import aot
+    from cyclip_jax.runtime.loop import set_matmul_precision
 
     chip, sides = aot.parse_topology(args.topology)
     settings = {} if args.batch is None else {"batch_size": args.batch}

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from cyclip_jax.workdir import read_metrics
+from cyclip_jax.workdir.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 

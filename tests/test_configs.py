@@ -11,12 +11,11 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from configs import common
-from cyclip_jax import evals
+from cyclip_jax import defaults, evals
 from cyclip_jax.losses.cyclip import check_loss
 from cyclip_jax.models import create_model
-from cyclip_jax.optim import create_optimizer
-from cyclip_jax.workdir import check_same_model, read_config, write_config
+from cyclip_jax.training.optimizer import create_optimizer
+from cyclip_jax.workdir.config_json import check_same_model, read_config, write_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
@@ -55,11 +54,11 @@ def test_every_config_keeps_to_the_fields_of_common(name):
             for inner in (fields(value) if isinstance(value, ml_collections.ConfigDict) else [()])
         }
 
-    assert fields(load(name)) == fields(common.get_config())
+    assert fields(load(name)) == fields(defaults.get_config())
 
 
 def test_every_default_has_a_comment():
-    lines = (ROOT / "configs" / "common.py").read_text().splitlines()
+    lines = (ROOT / "cyclip_jax" / "defaults.py").read_text().splitlines()
     clear = ("optimizer.beta1", "optimizer.beta2", "optimizer.eps", "settings.pairs")
     for before, line in itertools.pairwise(lines):
         name, _, value = line.strip().partition(" = ")

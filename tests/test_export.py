@@ -9,7 +9,7 @@ import pytest
 from cyclip_jax.errors import UserError
 from cyclip_jax.export import export_checkpoint, main
 from cyclip_jax.interop.files import read_weights, write_safetensors
-from cyclip_jax.workdir import metrics_at
+from cyclip_jax.workdir.metrics import metrics_at
 from tests.runs import ROOT, finish, start_process
 
 

@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec
 from cyclip_jax import parallel
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.presets import abstract_model
-from cyclip_jax.optim import adamw
-from cyclip_jax.train_step import TrainState, state_sharding
+from cyclip_jax.training.optimizer import adamw
+from cyclip_jax.training.step import TrainState, state_sharding
 
 MIN_SIZE = 2**16
 

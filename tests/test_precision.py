@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cyclip_jax.workdir import read_metrics
+from cyclip_jax.workdir.metrics import read_metrics
 from tests.runs import finish, start_process
 
 STEPS, AVERAGED = 200, 50

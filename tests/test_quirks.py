@@ -17,22 +17,22 @@ from cyclip_jax import parallel
 from cyclip_jax.data.tokenizers import create_tokenizer, pad_and_cut, train_sentencepiece
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
-from cyclip_jax.evals.datasets import open_images
+from cyclip_jax.evals.data.labelled import open_images
 from cyclip_jax.evals.retrieval import ranks_of_best_partner, retrieval
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models import create_model
 from cyclip_jax.models.clip import normalise_images, split_model, unit_norm
 from cyclip_jax.models.presets import SIZES, round_to_float16
 from cyclip_jax.models.resnet import BatchNorm
-from cyclip_jax.optim import adamw, create_optimizer, weight_decay_mask
 from cyclip_jax.train import train
-from cyclip_jax.train_step import create_state, make_train_step
-from cyclip_jax.workdir import metrics_at, read_metrics
+from cyclip_jax.training.optimizer import adamw, create_optimizer, weight_decay_mask
+from cyclip_jax.training.step import create_state, make_train_step
+from cyclip_jax.workdir.metrics import metrics_at, read_metrics
 from tests import tiny
 from tests.conftest import unit_rows
 from tests.evals.fakes import fake_encoders
 from tests.pictures import write_pairs
-from tests.test_train_step import LOSS
+from tests.training.test_step import LOSS
 
 ADAMW = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "gradient_clip_norm": None}
 
@@ -414,7 +414,7 @@ def test_the_reference_config_takes_a_step(tmp_path, monkeypatch):
 def test_what_is_no_such_setting_is_refused_before_anything_is_compiled(
     pairs_csv, tmp_path, monkeypatch, overrides, message
 ):
-    monkeypatch.setattr("cyclip_jax.train._compile", None)
+    monkeypatch.setattr("cyclip_jax.train.compile_phases", None)
     config = tiny.get_config()
     config.data.train = str(pairs_csv)
     config.update_from_flattened_dict(overrides)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclip_jax import train, workdir
+from cyclip_jax import train
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.metric import Metric, metrics_of
 from cyclip_jax.report import __main__ as command_line
-from cyclip_jax.report import figures, runs, sections, style, write
+from cyclip_jax.report import figures, sections, style, write
 from cyclip_jax.report.markup import Cell, element, join, table
-from cyclip_jax.report.metrics import Metric, metrics_of
 from cyclip_jax.report.runs import group_runs, objective, read_run, student_interval
 from cyclip_jax.report.write import write_report
 
@@ -534,14 +534,9 @@ def test_the_line_of_other_models_is_drawn_on_its_scale():
     assert figures.on_line(line, 0.8) == pytest.approx(2 / 3, abs=1e-12)
 
 
-def test_names_of_files_are_those_of_the_workdir():
-    names = ("CONFIG", "METRICS", "EVALS", "FIGURES")
-    assert [getattr(runs, name) for name in names] == [getattr(workdir, name) for name in names]
-
-
 def test_the_table_needs_neither_matplotlib_nor_tensorflow():
     check = (
-        "import sys; from cyclip_jax.report import final_table; "
+        "import sys; from cyclip_jax.workdir.table import final_table; "
         "assert not {'matplotlib', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", check], check=True)

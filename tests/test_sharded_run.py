@@ -6,8 +6,8 @@ import pytest
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.train import train
-from cyclip_jax.views import reduced_view, see_everything, views_of_run
-from cyclip_jax.workdir import metrics_at, read_metrics
+from cyclip_jax.training.token_reduction import reduced_view, see_everything, views_of_run
+from cyclip_jax.workdir.metrics import metrics_at, read_metrics
 from tests import tiny
 
 STEPS, FULL_STEPS = 6, 2

@@ -12,14 +12,15 @@ import time
 import pytest
 
 from configs import cc3m
-from cyclip_jax.data.configured import run_length
+from cyclip_jax.data.settings import run_length
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime.clock import PHASES
 from cyclip_jax.train import train
-from cyclip_jax.workdir import metrics_at, read_config, read_metrics
+from cyclip_jax.workdir.config_json import read_config
+from cyclip_jax.workdir.metrics import metrics_at, read_metrics
 from tests import tiny
 from tests.runs import ROOT, finish, wait_for_step
-from tests.test_checkpoint import data_file, flip_bit
+from tests.workdir.test_checkpoints import data_file, flip_bit
 
 # What a line says of the clock, not of the mathematics.
 TIMINGS = (
@@ -229,7 +230,7 @@ def tiny_config(pairs, **overrides):
 def test_bad_input_is_refused_before_anything_is_compiled(
     pairs, tmp_path, monkeypatch, overrides, message
 ):
-    monkeypatch.setattr("cyclip_jax.train._compile", None)
+    monkeypatch.setattr("cyclip_jax.train.compile_phases", None)
     with pytest.raises(UserError, match=message):
         train(tiny_config(pairs, **overrides), tmp_path / "run")
 

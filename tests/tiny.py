@@ -1,11 +1,11 @@
 """A configuration that trains in seconds, with BatchNorm and random crops."""
 
-from configs import common
+from cyclip_jax import defaults
 
 
 def get_config():
     """Run with --config.data.train and --config.data.validation."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.batch_size = 8
     config.total_steps = 120
     config.log_every_steps = 1

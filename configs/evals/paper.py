@@ -5,7 +5,7 @@ some data sets, `…/paper.py:gtsrb=/data/gtsrb` one in a folder: those want it 
 Datasets has not (fgvc_aircraft, gtsrb, rendered_sst2, objectnet).
 """
 
-from configs import common
+from cyclip_jax import defaults
 
 PROBED = (
     *("caltech101", "cifar10", "cifar100", "dtd", "fgvc_aircraft", "flowers102", "food101"),
@@ -22,22 +22,22 @@ def get_config(datasets=None):
       datasets: names of presets, each with "=FOLDER" where its data lie in one (those that are
         probed in FOLDER/train and FOLDER/test), between commas; default all that the paper probes.
     """
-    config = common.get_config()
+    config = defaults.get_config()
     config.evals = {}
     for dataset in PROBED if datasets is None else datasets.split(","):
         name = dataset.partition("=")[0]
         train, test = f"preset:{dataset}@train", f"preset:{dataset}@test"
         if name not in PROBED:
             test = f"preset:{dataset}"
-        config.evals[f"zeroshot_{name}"] = common.zeroshot(test)
+        config.evals[f"zeroshot_{name}"] = defaults.zeroshot(test)
         if name in PROBED:
-            config.evals[f"probe_{name}"] = common.linear_probe(train, test)
+            config.evals[f"probe_{name}"] = defaults.linear_probe(train, test)
         if name in CONSISTENT:
-            config.evals[f"consistency_{name}"] = common.consistency(
+            config.evals[f"consistency_{name}"] = defaults.consistency(
                 train, test, superclasses=CONSISTENT[name]
             )
         if name == "imagenet":
-            config.evals.robustness = common.robustness(
+            config.evals.robustness = defaults.robustness(
                 {"folder": test}, {shift: {"folder": f"preset:{shift}"} for shift in SHIFTS}
             )
     return config

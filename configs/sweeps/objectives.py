@@ -1,6 +1,6 @@
-"""CyCLIP beside CLIP, with both cyclic terms, one, and none, on the quickstart's drawings."""
+"""CyCLIP beside CLIP, with both cyclic terms, one, and none, on emoji drawings."""
 
-from configs import quickstart
+from configs import drawings
 
 # λ1 of the in-modal and λ2 of the cross-modal term, as in the paper's ablation.
 OBJECTIVES = {
@@ -22,7 +22,7 @@ def get_runs():
 
 
 def _run(seed, inmodal_weight, crossmodal_weight):
-    config = quickstart.get_config(data="{workdir}/../data")
+    config = drawings.get_config(data="{workdir}/../data")
     config.seed = seed
     config.eval_every_steps = 0
     config.loss.inmodal_weight = inmodal_weight

@@ -7,17 +7,18 @@ import os
 import re
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 
 from cyclip_jax import parallel
-from cyclip_jax.configured import batch_shapes, configured_step, jit_step, state_shapes
 from cyclip_jax.costs import hlo
 from cyclip_jax.costs.chips import CHIPS
-from cyclip_jax.costs.flops import matmul_flops, model_flops
 from cyclip_jax.errors import UserError
-from cyclip_jax.models.presets import abstract_model, sizes_in
-from cyclip_jax.optim import create_optimizer
-from cyclip_jax.train_step import TrainState
-from cyclip_jax.views import see_everything, views_of_run
+from cyclip_jax.models.presets import abstract_model, create_model, sizes_in
+from cyclip_jax.training.flops import matmul_flops, model_flops
+from cyclip_jax.training.optimizer import create_optimizer
+from cyclip_jax.training.step import TrainState, abstract_state, configured_step, jit_step
+from cyclip_jax.training.token_reduction import see_everything, views_of_run
 
 # The loop sends batches ahead: besides a step's own, so many may be on the device (see Feed).
 WAITING_BATCHES = 2
@@ -238,7 +239,7 @@ def abstract_step(config, mesh, *, view=see_everything, with_metrics=True):
     """The AbstractStep of a config whose global batch is config.batch_size.
 
     Args:
-      config: as configs/common.py makes it.
+      config: as defaults.py makes it.
       mesh: of the devices to compile for.
       view: what the towers see of a batch.
       with_metrics: False leaves out all metrics but the loss, and what only they need.
@@ -420,3 +421,24 @@ def _meeting(measured, available):
     rows = low + math.floor((available - measured[low]) / slope)
     # Memory is laid out by eight rows.
     return max(rows - rows % 8 if rows >= 64 else rows, low)
+
+
+def state_shapes(config, optimizer, mesh):
+    """The state before the first step as a TrainState of jax.ShapeDtypeStruct with shardings."""
+    return abstract_state(
+        lambda: create_model(**config.model, rngs=nnx.Rngs(config.seed)),
+        optimizer,
+        mesh,
+        seed=config.seed,
+        min_size=config.mesh.fsdp_min_size,
+    )
+
+
+def batch_shapes(config, rows, sharding=None):
+    """{"images", "tokens"} of so many rows, as jax.ShapeDtypeStruct."""
+    sizes = sizes_in(config.model)
+    side, length = sizes["image_size"], sizes["context_length"]
+    return {
+        "images": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8, sharding=sharding),
+        "tokens": jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding),
+    }

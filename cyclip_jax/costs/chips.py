@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from cyclip_jax.costs.flops import peak_flops
+from cyclip_jax.training.flops import peak_flops
 
 _GIB, _GB = 2**30, 10**9
 # What JAX takes of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.

@@ -62,9 +62,6 @@ import sys
 import threading
 import warnings
 
-import cyclip_jax.quiet  # noqa: F401  (must come before TensorFlow)
-
-# isort: split
 import numpy as np
 import tensorflow as tf
 import tqdm

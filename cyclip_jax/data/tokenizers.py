@@ -37,6 +37,7 @@ from etils import epath
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
+from cyclip_jax.workdir.layout import TOKENIZER
 
 SPECIAL_TOKENS = 2  # start-of-text and end-of-text
 
@@ -100,7 +101,7 @@ def vocabulary_of(data, workdir):
       workdir: of the run; a SentencePiece model that is not named is trained there.
     """
     if data.vocabulary is None and data.tokenizer == "sentencepiece":
-        return str(epath.Path(workdir) / "tokenizer.model")
+        return str(epath.Path(workdir) / TOKENIZER)
     return data.vocabulary
 
 

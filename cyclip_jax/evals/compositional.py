@@ -12,9 +12,9 @@ from PIL import Image
 from cyclip_jax.data.sources import Record, Unreadable
 from cyclip_jax.data.sources.ranges import read_whole
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.datasets import ImageSet
-from cyclip_jax.evals.intervals import bounds_of, interval, mean_with_interval
-from cyclip_jax.evals.pairs import distinct
+from cyclip_jax.evals.data.labelled import ImageSet
+from cyclip_jax.evals.data.pairs import distinct
+from cyclip_jax.evals.statistics.intervals import bounds_of, interval, mean_with_interval
 
 _LAYOUTS = ("choice", "winoground")
 _ENDINGS = (".json", ".jsonl", ".csv")

@@ -2,15 +2,20 @@
 
 import numpy as np
 
-from cyclip_jax.evals.classnames import checked_templates
-from cyclip_jax.evals.datasets import open_images, open_train_and_test
-from cyclip_jax.evals.intervals import mean_over_pairs_with_interval, mean_with_interval
-from cyclip_jax.evals.neighbours import nearest
-from cyclip_jax.evals.superclasses import read_superclasses, superclass_of_each
-from cyclip_jax.evals.zeroshot import class_embeddings
+from cyclip_jax.evals.data.class_names import checked_templates
+from cyclip_jax.evals.data.labelled import open_images, open_train_and_test
+from cyclip_jax.evals.data.superclasses import read_superclasses, superclass_of_each
+from cyclip_jax.evals.statistics.classification import class_embeddings
+from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
+from cyclip_jax.evals.statistics.intervals import mean_with_interval
+from cyclip_jax.evals.statistics.neighbours import nearest
 
 _K = (1, 3, 5, 10)
+
+
 _TILE_ROWS = 1024
+
+
 _NO_LABEL = -2
 
 
@@ -194,43 +199,3 @@ def agreement(zeroshot_right, knn_right, ks):
         "only_knn": [float(np.mean(~zeroshot_right & right)) for right in by_k],
         "both_wrong": [float(np.mean(~zeroshot_right & ~right)) for right in by_k],
     }
-
-
-def cyclic_rows(image_embeds, text_embeds):
-    """Each pair's part in the two cyclic terms, without an N×N matrix.
-
-    With Z = [I, T], [N, 2D], both ⟨I_j,I_k⟩ − ⟨T_j,T_k⟩ = ⟨Y_j, Z_k⟩ with Y = [I, −T], and
-    ⟨I_j,T_k⟩ − ⟨T_j,I_k⟩ = ⟨X_j, Z_k⟩ with X = [−T, I]; so their squares' sums over k are quadratic
-    forms of ZᵀZ.
-
-    Args:
-      image_embeds, text_embeds: unit-norm [N, D], row j of both one pair.
-
-    Returns:
-      (inmodal [N], crossmodal [N]) in float64: means over k; their means over j are the
-      consistencies.
-    """
-    images, texts = np.float64(image_embeds), np.float64(text_embeds)
-    both = np.concatenate([images, texts], axis=1)  # Z
-    gram = both.T @ both / len(both)  # [2D, 2D]
-    signed = np.concatenate([images, -texts], axis=1)  # Y
-    turned = np.concatenate([-texts, images], axis=1)  # X
-    return tuple(np.sum(rows @ gram * rows, axis=1) for rows in (signed, turned))
-
-
-def cyclic_consistencies(image_embeds, text_embeds, clusters=None):
-    """Both cyclic consistencies of held-out pairs, with intervals.
-
-    Args:
-      image_embeds, text_embeds: as `cyclic_rows`.
-      clusters: int [N], the image of each pair, where one has several captions.
-    """
-    results = {}
-    names = ("inmodal_consistency", "crossmodal_consistency")
-    for name, rows in zip(names, cyclic_rows(image_embeds, text_embeds), strict=True):
-        found = mean_over_pairs_with_interval(name, rows, clusters=clusters)
-        # Rounding may put them below 0 where the terms are 0; NaN stays NaN.
-        results |= {
-            key: value if np.isnan(value) else max(value, 0.0) for key, value in found.items()
-        }
-    return results

@@ -5,18 +5,17 @@ import logging
 import numpy as np
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.datasets import open_train_and_test
-from cyclip_jax.evals.intervals import bounds_of, interval
-from cyclip_jax.evals.linear_probe import check_regularization, places_in_class
-from cyclip_jax.evals.logistic import (
+from cyclip_jax.evals.data.labelled import open_train_and_test
+from cyclip_jax.evals.statistics.classification import ranks_of_label
+from cyclip_jax.evals.statistics.intervals import bounds_of, interval
+from cyclip_jax.evals.statistics.logistic import (
+    check_regularization,
     chosen_regularization,
     class_rows,
     logistic_regression,
     with_constant,
 )
-from cyclip_jax.evals.zeroshot import ranks_of_label
-
-MOST_VALIDATION_SHOTS = 4  # images of each class that choose a setting, as in CoOp's few-shot sets
+from cyclip_jax.evals.statistics.splits import check_images, k_shot, missing_images, places_in_class
 
 
 def few_shot(
@@ -102,16 +101,6 @@ def few_shot(
     return evaluate
 
 
-def k_shot(places, k):
-    """(examples of the k of each class, up to min(k, 4) further ones), both bool [N].
-
-    Args:
-      places: int [N], see `places_in_class`.
-      k: images of each class.
-    """
-    return places < k, (places >= k) & (places < k + min(k, MOST_VALIDATION_SHOTS))
-
-
 def checked_shots(key, shots):
     """The different k in their order; UserError where they are not whole numbers from 1 on."""
     several = [shots] if isinstance(shots, int) else shots
@@ -134,38 +123,6 @@ def possible_shots(key, labels, names, shots, *, also_validation):
         else:
             logging.warning("%s: top1@%d is left out: train %s", key, k, missing)
     return possible
-
-
-def check_images(key, labels, names, k, **needs):
-    """Raises UserError where `missing_images` finds something."""
-    missing = missing_images(labels, names, k, **needs)
-    if missing is not None:
-        raise UserError(f"{key}.train {missing}")
-
-
-def missing_images(labels, names, k, *, also_validation, least=None):
-    """What k images of each class, and others to choose a setting by, lack.
-
-    Args:
-      labels: int [N].
-      names: of the classes.
-      k: images of each class.
-      also_validation: whether some class must have more.
-      least: the fewest that any class may have; default k.
-
-    Returns:
-      What the data "has", as text; None where nothing lacks.
-    """
-    sizes = np.bincount(labels, minlength=len(names))
-    least = least or k
-    if sizes.min() < least:
-        return (
-            f"has {sizes.min()} images of the class {names[sizes.argmin()]!r}; "
-            f"shots={k} needs at least {least} of every class"
-        )
-    if also_validation and sizes.max() <= k:
-        return f"has only {k} images of each class; choose fewer shots"
-    return None
 
 
 def interval_over_both(is_hit):

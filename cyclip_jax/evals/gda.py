@@ -3,13 +3,18 @@
 import numpy as np
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.classnames import checked_templates
-from cyclip_jax.evals.datasets import open_train_and_test
-from cyclip_jax.evals.few_shot import check_images, k_shot
-from cyclip_jax.evals.intervals import mean_with_interval
-from cyclip_jax.evals.linear_probe import check_share, held_out, places_in_class
-from cyclip_jax.evals.logistic import with_constant
-from cyclip_jax.evals.zeroshot import class_embeddings, ranks_of_label
+from cyclip_jax.evals.data.class_names import checked_templates
+from cyclip_jax.evals.data.labelled import open_train_and_test
+from cyclip_jax.evals.statistics.classification import class_embeddings, ranks_of_label
+from cyclip_jax.evals.statistics.intervals import mean_with_interval
+from cyclip_jax.evals.statistics.logistic import with_constant
+from cyclip_jax.evals.statistics.splits import (
+    check_images,
+    check_share,
+    held_out,
+    k_shot,
+    places_in_class,
+)
 
 _TILE_ROWS = 1024
 _ZEROSHOT_SCALE = 100  # of the cosines, as published; the bound of CLIP's logit scale

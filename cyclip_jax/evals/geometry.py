@@ -3,9 +3,9 @@
 import numpy as np
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.datasets import open_images
-from cyclip_jax.evals.intervals import mean_over_pairs_with_interval, mean_with_interval
-from cyclip_jax.evals.superclasses import normal, read_superclasses
+from cyclip_jax.evals.data.labelled import open_images
+from cyclip_jax.evals.data.superclasses import normal, read_superclasses
+from cyclip_jax.evals.statistics.intervals import mean_over_pairs_with_interval, mean_with_interval
 
 _TILE_ROWS = 1024
 # Pairs that the report draws: points on its map, rows of its matrices of similarities.

@@ -7,15 +7,17 @@ import optax
 
 from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.datasets import open_train_and_test
-from cyclip_jax.evals.intervals import mean_with_interval
-from cyclip_jax.evals.logistic import (
+from cyclip_jax.evals.data.labelled import open_train_and_test
+from cyclip_jax.evals.statistics.classification import mean_per_class, ranks_of_label
+from cyclip_jax.evals.statistics.intervals import mean_with_interval
+from cyclip_jax.evals.statistics.logistic import (
+    check_regularization,
     chosen_regularization,
     class_rows,
     logistic_regression,
     with_constant,
 )
-from cyclip_jax.evals.zeroshot import mean_per_class, ranks_of_label
+from cyclip_jax.evals.statistics.splits import check_share, held_out
 
 _METHODS = ("adamw", "lbfgs")
 
@@ -123,56 +125,6 @@ def linear_probe(
         return results | mean_per_class(ranks < 1, test_labels, len(names))
 
     return evaluate
-
-
-def places_in_class(labels, draw):
-    """Each example's place in a random order of its class's, int [N].
-
-    Args:
-      labels: int [N].
-      draw: number of the order. Those with a place below k are k of each class, without
-        replacement, and among those of any larger k.
-    """
-    shuffled = order(draw, 0, len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    _, starts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
-    places = np.empty(len(labels), np.int64)
-    places[by_class] = np.arange(len(labels)) - np.repeat(starts, sizes)
-    return places
-
-
-def held_out(labels, share, seed, config_key, setting):
-    """Which examples choose a setting: a share of each class that has two or more, bool [N].
-
-    Args:
-      labels: int [N].
-      share: rounded down, but one at least.
-      seed: of the draw.
-      config_key, setting: the data's and the setting's, for the message.
-
-    Raises:
-      UserError: every class has one image.
-    """
-    sizes = np.bincount(labels)
-    held = np.where(sizes > 1, np.maximum((share * sizes).astype(int), 1), 0)
-    is_held = places_in_class(labels, seed) < held[labels]
-    if not is_held.any():
-        raise UserError(
-            f"{config_key} has one image of each class and none to choose `{setting}` by; set it"
-        )
-    return is_held
-
-
-def check_regularization(key, regularization):
-    """Raises UserError where it is not None and not above 0."""
-    if regularization is not None and not regularization > 0:
-        raise UserError(f"{key}.regularization {regularization} must be above 0")
-
-
-def check_share(key, share):
-    """Raises UserError where a share for validation is not between 0 and 1."""
-    if not 0 < share < 1:
-        raise UserError(f"{key}.validation_share {share} must be between 0 and 1")
 
 
 def train_classifier(

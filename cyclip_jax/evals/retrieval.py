@@ -11,10 +11,10 @@ from scipy.sparse.csgraph import connected_components
 
 from cyclip_jax.data.images import decode
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.consistency import cyclic_consistencies
-from cyclip_jax.evals.intervals import bounds_of, interval
-from cyclip_jax.evals.pairs import distinct, open_pairs
-from cyclip_jax.evals.ranking import ranks_of_best_partner
+from cyclip_jax.evals.data.pairs import distinct, open_pairs
+from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
+from cyclip_jax.evals.statistics.intervals import bounds_of, interval
+from cyclip_jax.evals.statistics.ranking import ranks_of_best_partner
 
 _RECALL_AT = (1, 5, 10)
 # Places in the published evaluation's array of ranks for each image; it fills one.

@@ -8,9 +8,10 @@ import numpy as np
 from etils import epath
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.classnames import are_wordnet_ids
-from cyclip_jax.evals.intervals import RESAMPLES, bounds_of, mean_with_interval
-from cyclip_jax.evals.zeroshot import embed, open_settings, ranks_of_label
+from cyclip_jax.evals.data.keys import are_wordnet_ids
+from cyclip_jax.evals.data.labelled import open_settings
+from cyclip_jax.evals.statistics.classification import embed, ranks_of_label
+from cyclip_jax.evals.statistics.intervals import RESAMPLES, bounds_of, mean_with_interval
 
 
 @dataclasses.dataclass(frozen=True)

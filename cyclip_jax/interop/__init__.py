@@ -8,8 +8,9 @@ import numpy as np
 from flax import nnx
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.interop.checkpoint import check_settings
 from cyclip_jax.interop.files import from_tensor, unwrapped
-from cyclip_jax.interop.folders import check_settings, openai_names, read_checkpoint
+from cyclip_jax.interop.folders import openai_names, read_checkpoint
 from cyclip_jax.interop.weights import fit, weights_of
 from cyclip_jax.models.clip import split_model
 

@@ -4,7 +4,7 @@ import json
 import math
 
 from cyclip_jax import __version__
-from cyclip_jax.report import final_table
+from cyclip_jax.workdir.table import final_table
 
 _OPEN_CLIP = """```python
 import open_clip

@@ -1,24 +1,29 @@
 """Reading what others wrote, and our own exports: files and folders with weights and settings."""
 
-import dataclasses
 import json
 
-from absl import logging
 from etils import epath
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute
+from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.interop.files import read_weights
 from cyclip_jax.interop.names import from_transformers
 from cyclip_jax.interop.weights import sizes_of
-from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD
 from cyclip_jax.models.presets import attention_width
 
 # What an export says of itself, beside what its format has a place for.
 DESCRIPTION = "cyclip_jax.json"
+
+
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+
+
 TRANSFORMERS_CONFIG = "config.json"
+
+
 CLIP_VOCAB_SIZE = 49_408
+
 
 _WEIGHT_FILES = (
     "open_clip_model.safetensors",
@@ -26,64 +31,39 @@ _WEIGHT_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
 )
+
+
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
 # PIL's numbers of resampling filters.
 _RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+
+
 # Settings of open_clip's towers that change nothing here, and those that our towers have fixed.
 _TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
+
+
 _NO_MATTER = (
     *("output_tokens", "patch_dropout", "pad_id", "eos_id", "hf_model_pretrained"),
     *("hf_proj_type", "hf_pooler_type", "attn_pooler_queries", "attn_pooler_heads"),
     *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"),
     *("timm_drop", "timm_drop_path"),
 )
+
+
 _SIZES = (
     *("image_size", "layers", "width", "head_width", "patch_size", "heads"),
     *("context_length", "vocab_size"),
 )
+
+
 _FIXED = {
     "mlp_ratio": (4, 4.0),
     "pool_type": ("tok", "argmax"),
     "proj_type": ("linear",),
     "pos_embed_type": ("learnable",),
 }
-# What a model computes that no shape of its weights shows.
-UNSEEN = ("quick_gelu", "vision_heads", "text_heads")
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """Weights, and what is known of how to use them.
-
-    Attributes:
-      source: where they come from, for messages.
-      weights: {OpenAI name: numpy array}.
-      model: keyword arguments of `create_model`: the sizes; numbers of heads and quick_gelu are
-        absent where nothing tells them.
-      tokenizer: {"tokenizer": name, "vocabulary": path or None} as in config.data; None: not ours.
-      preprocess: what is known of OUR_PREPROCESS's keys, in open_clip's terms.
-      step: of the run; None where unknown.
-      config: of the run, a ConfigDict with {workdir} as written; None but for a workdir.
-      metrics: what the run wrote at that step, {name: number}; empty but for a workdir.
-    """
-
-    source: str
-    weights: dict
-    model: dict
-    tokenizer: dict | None
-    preprocess: dict
-    step: int | None = None
-    config: object = None
-    metrics: dict = dataclasses.field(default_factory=dict)
-
-
-OUR_PREPROCESS = {
-    "image_mean": list(IMAGE_MEAN),
-    "image_std": list(IMAGE_STD),
-    "resize_mode": "shortest",
-    "interpolation": "bicubic",
-}
-IMAGE_SETTINGS = ("image_mean", "image_std")  # those of them that are in config.data
 
 
 def read_checkpoint(path):
@@ -146,46 +126,6 @@ def _understood(read, folder):
         return read(folder)
     except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"the settings in {folder} cannot be understood: {error!r}") from error
-
-
-def check_settings(checkpoint, settings):
-    """Compares what a model computes with the checkpoint, and warns of what that does not tell.
-
-    Args:
-      checkpoint: a Checkpoint.
-      settings: {"quick_gelu": …, "vision_heads": …, "text_heads": …} of the model.
-
-    Raises:
-      UserError: the model would compute something else, though the weights may fit.
-    """
-    unknown = {name: value for name, value in settings.items() if name not in checkpoint.model}
-    warn_of_guesses(checkpoint, unknown)
-    differing = [
-        f"{name} is {checkpoint.model[name]!r} there and {value!r} here"
-        for name, value in settings.items()
-        if checkpoint.model.get(name, value) != value
-    ]
-    if differing:
-        raise UserError(
-            f"the model of {checkpoint.source} is another one: {', '.join(differing)}; set "
-            f"config.model.{differing[0].split()[0]} to its value"
-        )
-
-
-def other_resizing(checkpoint):
-    """Which settings of how images are resized are not ours."""
-    resizing = OUR_PREPROCESS.keys() - IMAGE_SETTINGS
-    told = checkpoint.preprocess
-    return sorted(name for name in resizing & told.keys() if told[name] != OUR_PREPROCESS[name])
-
-
-def warn_of_guesses(checkpoint, settings):
-    """Warns of settings that are taken to be something, as no shape shows them."""
-    if settings:
-        told = ", ".join(f"{name}={value}" for name, value in settings.items())
-        logging.warning(
-            "%s does not say all of its settings; taken to be: %s.", checkpoint.source, told
-        )
 
 
 def _assemble(source, path, description):

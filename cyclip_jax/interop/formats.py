@@ -13,13 +13,9 @@ from absl import logging
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
+from cyclip_jax.interop.checkpoint import other_resizing
 from cyclip_jax.interop.files import cast, write_pytorch, write_safetensors
-from cyclip_jax.interop.folders import (
-    CLIP_VOCAB_SIZE,
-    OPEN_CLIP_CONFIG,
-    TRANSFORMERS_CONFIG,
-    other_resizing,
-)
+from cyclip_jax.interop.folders import CLIP_VOCAB_SIZE, OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from cyclip_jax.interop.hf_tokenizer import tokenizer_files
 from cyclip_jax.interop.names import COUNT, to_transformers
 from cyclip_jax.models.presets import attention_width, head_count

@@ -1,13 +1,14 @@
 """Named model sizes, and `create_model`, which builds any size from one of them."""
 
 import difflib
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.models.clip import CLIP, split_model
+from cyclip_jax.models.clip import CLIP, normalise_images, split_model
 from cyclip_jax.models.rematerialisation import check_policy
 from cyclip_jax.models.resnet import ModifiedResNet
 from cyclip_jax.models.text import TextTransformer
@@ -292,3 +293,13 @@ def _nearest_float16(x):
     normal = jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10)
     subnormal = jnp.round(x * 2**24) / 2**24
     return jnp.where(jnp.abs(x) < 2**-14, subnormal, normal)
+
+
+def normaliser(config):
+    """Function from uint8 images to what the image tower takes."""
+    return functools.partial(
+        normalise_images,
+        dtype=jnp.dtype(config.model.dtype),
+        mean=config.data.image_mean,
+        std=config.data.image_std,
+    )

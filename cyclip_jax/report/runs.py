@@ -8,12 +8,11 @@ import numpy as np
 from etils import epath
 from scipy.special import stdtrit
 
+from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.metric import Metric, by_evaluation, finite
 from cyclip_jax.files import absolute
-from cyclip_jax.report.metrics import Metric, by_evaluation, finite
-
-# The names that workdir.py gives them; to import it takes tensorflow, and seconds.
-CONFIG, METRICS, EVALS, FIGURES = "config.json", "metrics.jsonl", "evals", "figures"
+from cyclip_jax.workdir.layout import CONFIG, EVALS, METRICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,17 +261,6 @@ def _identity(run, *, folders):
 def without_folder(value):
     """The last part of a path; other values as they are."""
     return value.rstrip("/").rsplit("/", 1)[-1] if isinstance(value, str) else value
-
-
-def flat(config, prefix=""):
-    """{"data.train": …} of a nested config."""
-    settings = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            settings |= flat(value, f"{prefix}{key}.")
-        else:
-            settings[f"{prefix}{key}"] = value
-    return settings
 
 
 def differing(configs):

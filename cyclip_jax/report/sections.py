@@ -4,11 +4,12 @@ import re
 
 import numpy as np
 
+from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.metric import Metric
 from cyclip_jax.report import figures
 from cyclip_jax.report.markup import Cell, breakable, element, folded, image, join, table
-from cyclip_jax.report.metrics import Metric
-from cyclip_jax.report.runs import differing, flat, read_arrays, read_json, without_folder
+from cyclip_jax.report.runs import differing, read_arrays, read_json, without_folder
 
 _CURVES = {
     "loss": "The whole loss",

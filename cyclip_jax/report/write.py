@@ -12,12 +12,13 @@ from PIL import Image
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, write_atomically
 from cyclip_jax.report.markup import Html, element, join
-from cyclip_jax.report.runs import FIGURES, group_runs, read_run
+from cyclip_jax.report.runs import group_runs, read_run
 from cyclip_jax.report.sections import SECTIONS
 from cyclip_jax.report.style import drawn, inline, style
+from cyclip_jax.workdir.layout import FIGURES, REPORT, TENSORBOARD
+from cyclip_jax.workdir.tensorboard import Summaries
 
 _HERE = pathlib.Path(__file__).parent
-REPORT = "report.html"
 
 
 class Figures:
@@ -130,11 +131,9 @@ def _anchor(title):
 
 def _write_tensorboard(workdir, figures, step):
     """Adds the main figures to the run's TensorBoard files."""
-    from clu import metric_writers  # imports tensorflow, which a page alone does not need
-
-    writer = metric_writers.SummaryWriter(str(epath.Path(workdir) / "tensorboard"))
+    summaries = Summaries(str(epath.Path(workdir) / TENSORBOARD))
     for name in figures.main:
         with Image.open(io.BytesIO(figures.drawings[name].png)) as picture:
             pixels = np.asarray(picture.convert("RGB"))
-        writer.write_images(step, {f"report/{name}": pixels[None]})  # [1, h, w, 3]
-    writer.close()
+        summaries.write_image(step, f"report/{name}", pixels)
+    summaries.close()

@@ -20,7 +20,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.parallel import wait_for_all_processes
+from cyclip_jax.runtime.agreement import wait_for_all_processes
 
 HEARTBEAT_TIMEOUT, INITIALIZATION_TIMEOUT = 100, 300  # seconds, JAX's own defaults
 _LEAVING_SECONDS = 30  # at most, between the first process that leaves and the last

@@ -102,3 +102,9 @@ class Feed:
 def _time_when_ready(arrays):
     jax.block_until_ready(arrays)
     return time.monotonic()
+
+
+def set_matmul_precision(config):
+    """Sets JAX's default precision of matrix products to the config's, for this process."""
+    precision = None if config.matmul_precision == "default" else config.matmul_precision
+    jax.config.update("jax_default_matmul_precision", precision)

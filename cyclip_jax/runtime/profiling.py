@@ -10,6 +10,7 @@ from etils import epath
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
+from cyclip_jax.workdir.layout import PROFILES
 
 _STEPS_ON_REQUEST = 10
 _FILES = (".xplane.pb", ".trace.json.gz")
@@ -39,7 +40,7 @@ class Profiler:
     """
 
     def __init__(self, workdir, steps, *, clock, say):
-        self._directory = epath.Path(workdir) / "profile" / "plugins" / "profile"
+        self._directory = epath.Path(workdir) / PROFILES / "plugins" / "profile"
         self._steps = range(0) if steps is None else range(steps[0], steps[1] + 1)
         self._clock, self._say = clock, say
         self._is_requested = False

@@ -1,9 +1,36 @@
-"""Imported by a command before all else: when its process began, and what must not end it."""
+"""What a command does before all else; importing this module, or any other, does none of it."""
 
+import os
 import signal
 import time
 
-BEGAN = time.monotonic()
+_IMPORTED = time.monotonic()
 
-# By default it ends a process, and importing JAX takes seconds; see profiling.py.
-signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+def prepare_command() -> None:
+    """Readies the process of a command, before anything slow is imported.
+
+    SIGUSR1 asks a run for a profile (see profiling.py). By default it ends a process, and importing
+    JAX takes seconds. Keras and scikit-learn, which TensorFlow would import, take seconds too, and
+    nothing here uses them.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    quieten_tensorflow()
+
+
+def quieten_tensorflow() -> None:
+    """Keeps TensorFlow, which only reads data here, from announcing itself where it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # not used, but announced
+
+
+def process_began() -> float:
+    """When this process began, by time.monotonic, in seconds; without /proc, a moment later."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            ticks = float(file.read().rpartition(b")")[2].split()[19])  # field 22, after boot
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return _IMPORTED
+    return time.monotonic() - age

@@ -9,8 +9,8 @@ import traceback
 from etils import epath
 
 from cyclip_jax.files import write_json
+from cyclip_jax.workdir.layout import HEARTBEAT
 
-HEARTBEAT = "heartbeat.json"
 _HEARTBEAT_SECONDS = 30.0
 _LOOK_SECONDS = 1.0
 _LEAST_SECONDS = 10.0  # less is no stall, however short a step is

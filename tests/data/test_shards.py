@@ -18,8 +18,9 @@ import pyarrow.parquet
 import pytest
 import tensorflow as tf
 
-from configs import common
-from cyclip_jax.data import configured, images, pipeline
+from cyclip_jax import defaults
+from cyclip_jax.data import images, pipeline
+from cyclip_jax.data import settings as configured
 from cyclip_jax.data.order import Position, examples_of_epoch
 from cyclip_jax.data.pipeline import BadExamples
 from cyclip_jax.data.sources import (
@@ -208,7 +209,7 @@ def test_a_run_resumed_by_other_processes_is_the_uninterrupted_run(
 
 
 def test_a_run_goes_on_only_in_the_data_and_the_order_that_it_began_with(paths):
-    config = common.get_config()
+    config = defaults.get_config()
     meta = {"dataset_size": 24, "config": {"batch_size": config.batch_size}}
     csv, mixture = open_source(paths, "csv"), open_source(paths, "mixture")
     configured.check_continued(config, csv, meta | {"dataset_size": len(csv)})

@@ -13,8 +13,8 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.compositional import compositional, winoground_scores
 from tests.conftest import unit_rows
+from tests.evals.data.test_pairs import quick
 from tests.evals.fakes import fake_encoders
-from tests.evals.test_pairs import quick
 from tests.pictures import draw, write_pairs
 from tests.pytorch import torch
 

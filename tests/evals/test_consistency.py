@@ -9,15 +9,14 @@ from cyclip_jax.evals import Output
 from cyclip_jax.evals.consistency import (
     coarse_predictions,
     consistency,
-    cyclic_consistencies,
-    cyclic_rows,
     fine_and_coarse,
     majority_labels,
     neighbour_labels,
     predictions,
 )
-from cyclip_jax.evals.neighbours import nearest
-from cyclip_jax.evals.superclasses import SUPERCLASSES, read_superclasses, superclass_of_each
+from cyclip_jax.evals.data.superclasses import SUPERCLASSES, read_superclasses, superclass_of_each
+from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies, cyclic_rows
+from cyclip_jax.evals.statistics.neighbours import nearest
 from cyclip_jax.losses.cyclic import cyclic_consistency_dense
 from tests.conftest import unit_rows
 from tests.evals.fakes import fake_encoders

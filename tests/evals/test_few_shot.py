@@ -6,19 +6,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from configs import common
-from cyclip_jax import evals
+from cyclip_jax import defaults, evals
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
-from cyclip_jax.evals.few_shot import (
-    checked_shots,
-    few_shot,
-    interval_over_both,
-    k_shot,
-    possible_shots,
-)
-from cyclip_jax.evals.intervals import interval
-from cyclip_jax.evals.linear_probe import places_in_class
+from cyclip_jax.evals.few_shot import checked_shots, few_shot, interval_over_both, possible_shots
+from cyclip_jax.evals.statistics.intervals import interval
+from cyclip_jax.evals.statistics.splits import k_shot, places_in_class
 from tests.evals.fakes import fake_encoders
 from tests.evals.test_linear_probe import (
     colour_encoders,
@@ -175,4 +168,4 @@ def test_what_is_wrong_is_said_at_once(train, again, settings, message):
 
 
 def test_an_evaluation_without_data_is_left_out():
-    assert evals.create_evaluators({"x": common.few_shot("/no/train", None)}) == {}
+    assert evals.create_evaluators({"x": defaults.few_shot("/no/train", None)}) == {}

@@ -7,13 +7,13 @@ import pytest
 from etils import epath
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from configs import common
-from cyclip_jax import evals
+from cyclip_jax import defaults, evals
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.gda import discriminant, gda
-from cyclip_jax.evals.logistic import with_constant
-from cyclip_jax.evals.zeroshot import ranks_of_label, zeroshot
+from cyclip_jax.evals.statistics.classification import ranks_of_label
+from cyclip_jax.evals.statistics.logistic import with_constant
+from cyclip_jax.evals.zeroshot import zeroshot
 from tests.evals.test_linear_probe import colour_encoders, same_again, write_labels
 from tests.pictures import COLOURS
 
@@ -210,4 +210,4 @@ def test_no_readable_image_to_choose_alpha_by_is_said(tmp_path, folder):
 
 
 def test_an_evaluation_without_data_is_left_out():
-    assert evals.create_evaluators({"x": common.gda(None, "/no/test")}) == {}
+    assert evals.create_evaluators({"x": defaults.gda(None, "/no/test")}) == {}

@@ -15,7 +15,7 @@ from cyclip_jax.evals.geometry import (
     uniformity,
     whitened_log_likelihood,
 )
-from cyclip_jax.evals.intervals import mean_over_pairs_with_interval
+from cyclip_jax.evals.statistics.intervals import mean_over_pairs_with_interval
 from tests.conftest import unit_rows
 from tests.evals.fakes import fake_encoders
 from tests.pictures import COLOURS, SHAPES, write_pairs

@@ -8,19 +8,14 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from configs import common
-from cyclip_jax import evals, parallel
+from cyclip_jax import defaults, evals, parallel
 from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
-from cyclip_jax.evals.linear_probe import (
-    held_out,
-    linear_probe,
-    places_in_class,
-    train_classifier,
-)
-from cyclip_jax.inference import Model
+from cyclip_jax.evals.linear_probe import linear_probe, train_classifier
+from cyclip_jax.evals.statistics.splits import held_out, places_in_class
 from cyclip_jax.models.clip import split_model
+from cyclip_jax.training.configured_model import Model
 from tests.evals.fakes import fake_encoders
 from tests.pictures import COLOURS, SHAPES, write_pairs
 
@@ -156,7 +151,7 @@ def test_features_get_unit_norm_on_demand_alone(tmp_path, normalize, top1):
 
 
 def test_features_of_a_model_are_its_embeddings_before_the_unit_norm():
-    config = common.get_config()
+    config = defaults.get_config()
     config.model.name = "ViT-tiny"
     config.model.vision_layers = config.model.text_layers = 1
     model = Model(config, parallel.create_mesh(jax.devices()[:1]))
@@ -201,10 +196,10 @@ def test_what_is_wrong_with_the_folders_is_said(tmp_path):
 
 
 def test_a_probe_without_data_is_left_out():
-    settings = common.linear_probe(None, None)
+    settings = defaults.linear_probe(None, None)
     assert settings.batch_size == 16
     assert evals.create_evaluators({"probe": settings}) == {}
-    assert evals.create_evaluators({"probe": common.linear_probe("/no/train", None)}) == {}
+    assert evals.create_evaluators({"probe": defaults.linear_probe("/no/train", None)}) == {}
 
 
 def test_the_defaults_are_those_of_the_published_probe():

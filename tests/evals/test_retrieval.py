@@ -10,12 +10,12 @@ from clip_benchmark.metrics import zeroshot_retrieval
 from PIL import Image
 
 from cyclip_jax.evals import Output
-from cyclip_jax.evals.ranking import ranks_of_best_partner
 from cyclip_jax.evals.retrieval import chance_recall, recall_of_ranks, retrieval
+from cyclip_jax.evals.statistics.ranking import ranks_of_best_partner
 from tests.conftest import unit_rows
+from tests.evals.data.test_pairs import quick
 from tests.evals.fakes import fake_encoders
-from tests.evals.test_pairs import quick
-from tests.evals.test_ranking import OWN, TABLE
+from tests.evals.statistics.test_ranking import OWN, TABLE
 from tests.pictures import COLOURS, SHAPES, draw, write_pairs
 from tests.pytorch import torch
 

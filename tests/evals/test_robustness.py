@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from configs import common
+from cyclip_jax import defaults
 from cyclip_jax.data.images import decode
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Encoders, Output, create_evaluators
@@ -242,9 +242,9 @@ def test_what_is_wrong_with_the_settings_is_said(settings):
 
 def test_a_config_file_names_it(settings):
     typed = {
-        "reference": common.zeroshot(**settings["reference"]),
-        "shifts": {name: common.zeroshot(**own) for name, own in settings["shifts"].items()},
+        "reference": defaults.zeroshot(**settings["reference"]),
+        "shifts": {name: defaults.zeroshot(**own) for name, own in settings["shifts"].items()},
     }
-    assert create_evaluators({"typed": common.robustness(**typed)}).keys() == {"typed"}
-    evals = {"robust": common.robustness(**settings), "absent": common.robustness(None, {})}
+    assert create_evaluators({"typed": defaults.robustness(**typed)}).keys() == {"typed"}
+    evals = {"robust": defaults.robustness(**settings), "absent": defaults.robustness(None, {})}
     assert create_evaluators(evals).keys() == {"robust"}

@@ -8,16 +8,16 @@ from sklearn import metrics
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
-from cyclip_jax.evals.classnames import read_labels
-from cyclip_jax.evals.zeroshot import (
+from cyclip_jax.evals.data.class_names import read_labels
+from cyclip_jax.evals.statistics.classification import (
     class_embeddings,
     class_table,
     confusion,
     mean_per_class,
     predicted,
     ranks_of_label,
-    zeroshot,
 )
+from cyclip_jax.evals.zeroshot import zeroshot
 from tests.conftest import unit_rows
 from tests.evals.fakes import fake_encoders
 from tests.pictures import COLOURS, SHAPES, write_pairs

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from cyclip_jax.train import train
-from cyclip_jax.workdir import Console
+from cyclip_jax.workdir.console import Console
 from tests import tiny
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cyclip_jax.checkpoint import Checkpointer
+from cyclip_jax.workdir.checkpoints import Checkpointer
 from tests.faults.test_disk import events, save, steps_on_disk
 from tests.test_train import mathematics
 

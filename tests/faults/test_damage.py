@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
-from cyclip_jax.checkpoint import ChecksumError, verify
 from cyclip_jax.errors import UserError
-from cyclip_jax.workdir import read_metrics
-from tests.test_checkpoint import data_file, flip_bit, restore, save_steps
+from cyclip_jax.workdir.checkpoints import ChecksumError, verify
+from cyclip_jax.workdir.metrics import read_metrics
 from tests.test_train import mathematics
+from tests.workdir.test_checkpoints import data_file, flip_bit, restore, save_steps
 
 
 def files_of(directory):

@@ -13,12 +13,13 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cyclip_jax.checkpoint import Checkpointer, verify
 from cyclip_jax.data.pipeline import BadExamples
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Encoders, Evaluation, EvaluationFailed, evaluate
 from cyclip_jax.files import Appender
-from cyclip_jax.workdir import Console, MetricWriter, read_metrics
+from cyclip_jax.workdir.checkpoints import Checkpointer, verify
+from cyclip_jax.workdir.console import Console
+from cyclip_jax.workdir.metrics import MetricWriter, read_metrics
 from tests.faults.conftest import contents, limited_files
 from tests.test_train import mathematics
 
@@ -216,7 +217,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_the_reason_and_it_can_be_conti
 def test_a_disk_that_is_full_from_the_start_is_said_before_the_data_is_opened(
     small_run, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("cyclip_jax.train.open_source", None)
+    monkeypatch.setattr("cyclip_jax.training.open_run.open_source", None)
     message = f"--workdir={tmp_path} cannot be written: .*too large"
     with limited_files(0), pytest.raises(UserError, match=message):
         small_run(tmp_path)
@@ -227,7 +228,7 @@ def test_a_disk_that_fills_up_while_a_run_begins_is_said_too(small_run, tmp_path
     def write_config(*_):
         pathlib.Path("/dev/full").write_text("{}")
 
-    monkeypatch.setattr("cyclip_jax.train.write_config", write_config)
+    monkeypatch.setattr("cyclip_jax.training.open_run.write_config", write_config)
     with pytest.raises(UserError, match=f"No space left on device; free space for {tmp_path}"):
         small_run(tmp_path)
 

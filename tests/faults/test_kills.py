@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from cyclip_jax.checkpoint import verify
-from cyclip_jax.workdir import read_config, read_metrics
+from cyclip_jax.workdir.checkpoints import verify
+from cyclip_jax.workdir.config_json import read_config
+from cyclip_jax.workdir.metrics import read_metrics
 from tests.faults.conftest import contents
 from tests.runs import ROOT
 from tests.test_train import mathematics

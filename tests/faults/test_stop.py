@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from cyclip_jax.evals import Encoders
-from cyclip_jax.workdir import read_metrics
+from cyclip_jax.workdir.metrics import read_metrics
 from tests.test_train import mathematics
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import remove_unfinished
-from cyclip_jax.runtime import lock
-from cyclip_jax.runtime.lock import LOCK, FileLock, Lease, lock_workdir
+from cyclip_jax.workdir import lock
+from cyclip_jax.workdir.lock import LOCK, FileLock, Lease, lock_workdir
 from tests.faults.conftest import contents, unchanged
 from tests.runs import ROOT, finish, wait_for_step
 from tests.test_train import mathematics
@@ -26,8 +26,8 @@ from tests.test_train import mathematics
     ids=["a file", "below a file", "where nothing can be made"],
 )
 def test_a_workdir_that_cannot_be_made_is_refused_first(small_run, tmp_path, monkeypatch, place):
-    monkeypatch.setattr("cyclip_jax.train.open_source", None)
-    monkeypatch.setattr("cyclip_jax.train.check_same_model", None)
+    monkeypatch.setattr("cyclip_jax.training.open_run.open_source", None)
+    monkeypatch.setattr("cyclip_jax.training.open_run.check_same_model", None)
     (tmp_path / "file").write_text("no directory")
     workdir = tmp_path / place
     with pytest.raises(UserError, match=f"--workdir={workdir} cannot be written: "):
@@ -54,7 +54,7 @@ def test_what_is_mounted_read_only_is_refused_and_left_alone(environment, tmp_pa
     attempts = (
         "import sys\n"
         "from cyclip_jax.errors import UserError\n"
-        "from cyclip_jax.runtime.lock import lock_workdir\n"
+        "from cyclip_jax.workdir.lock import lock_workdir\n"
         "for workdir in sys.argv[1:]:\n"
         "    try:\n"
         "        lock_workdir(workdir, enabled=True).__enter__()\n"
@@ -76,7 +76,7 @@ def test_what_is_mounted_read_only_is_refused_and_left_alone(environment, tmp_pa
 
 
 def test_the_second_of_two_runs_is_refused_and_changes_nothing(small_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("cyclip_jax.train.open_source", None)
+    monkeypatch.setattr("cyclip_jax.training.open_run.open_source", None)
     message = rf"{tmp_path} is in use by process {os.getpid()} on \S+, which began 20..-..-.. ..:"
     with lock_workdir(tmp_path, enabled=True):
         (tmp_path / "config.json").write_text("the first one's")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cyclip_jax.interop.folders import OUR_PREPROCESS, Checkpoint
+from cyclip_jax.interop.checkpoint import OUR_PREPROCESS, Checkpoint
 from cyclip_jax.interop.weights import fit, weights_of
 from cyclip_jax.models.presets import abstract_model, sizes_in
 

@@ -14,7 +14,7 @@ from cyclip_jax.interop.files import write_pytorch, write_safetensors
 from cyclip_jax.interop.folders import read_checkpoint
 from cyclip_jax.interop.formats import WRITERS, check_format, write_open_clip
 from cyclip_jax.interop.names import COUNT, to_transformers
-from cyclip_jax.pretrained import load
+from cyclip_jax.interop.pretrained import load
 from tests.interop.models import (
     RESNET,
     SMALL,

@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 from benchmarks import parity
-from cyclip_jax import train_step
 from cyclip_jax.interop.weights import fit, weights_of
 from cyclip_jax.models import resnet, transformer
 from cyclip_jax.models.clip import normalise_images
+from cyclip_jax.training import step as train_step
 
 # Of the norm of an embedding, in float32.
 EMBEDDING_TOLERANCE = 2e-5

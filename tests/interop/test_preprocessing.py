@@ -5,8 +5,8 @@ import tensorflow as tf
 from PIL import Image
 
 from cyclip_jax.data.images import resize_and_centre_crop
+from cyclip_jax.interop.pretrained import load
 from cyclip_jax.models.clip import normalise_images
-from cyclip_jax.pretrained import load
 from tests.interop.models import embed
 from tests.pictures import COLOURS, SHAPES, draw
 from tests.pytorch import open_clip, torch

@@ -10,10 +10,10 @@ import jax
 import pytest
 
 from cyclip_jax import parallel, train
-from cyclip_jax.configured import jit_step
 from cyclip_jax.costs import aot
 from cyclip_jax.costs.chips import CHIPS
 from cyclip_jax.errors import UserError
+from cyclip_jax.training.step import jit_step
 from launch import aot_check
 from tests import tiny
 from tests.runs import ROOT
@@ -114,7 +114,7 @@ def test_the_step_is_the_one_that_a_run_compiles(pairs, tmp_path, monkeypatch):
             programs.append(without_names(self.jitted.lower(*shapes).as_text()))
             raise Stopped
 
-    monkeypatch.setattr(train, "jit_step", Recorder)
+    monkeypatch.setattr("cyclip_jax.training.phases.jit_step", Recorder)
     with pytest.raises(Stopped):
         train.train(config.lock(), tmp_path)
     mesh = parallel.create_mesh(fsdp=2)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cyclip_jax.costs.flops import matmul_flops
 from cyclip_jax.losses import contrastive_loss, cyclic_consistency, cyclip_loss
+from cyclip_jax.training.flops import matmul_flops
 from tests.conftest import unit_rows
 
 IMAGES, TEXTS = unit_rows(0, 24, 16), unit_rows(1, 24, 16)

@@ -17,14 +17,15 @@ import optax
 from cyclip_jax import evals, parallel
 from cyclip_jax.data.pipeline import BadExamples, train_batches
 from cyclip_jax.data.sources import create_source
-from cyclip_jax.inference import Model
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models.clip import normalise_images, split_model
 from cyclip_jax.runtime import distributed
-from cyclip_jax.train_step import make_train_step, state_sharding
-from tests import test_train_step as of_step
+from cyclip_jax.runtime.agreement import wait_for_all_processes
+from cyclip_jax.training.configured_model import Model
+from cyclip_jax.training.step import make_train_step, state_sharding
 from tests import tiny
 from tests.pictures import COLOURS, SHAPES
+from tests.training import test_step as of_step
 
 ROWS, WIDTH = 16, 12
 WORDS = ["a", *COLOURS, *SHAPES]
@@ -39,14 +40,14 @@ def everything(folder, devices):
     """
     asked = json.loads((pathlib.Path(folder) / "asked.json").read_text())
     with jax.enable_x64(True):
-        parallel.wait_for_all_processes()
+        wait_for_all_processes()
         results = losses(devices)
         for name in asked["towers"]:
-            parallel.wait_for_all_processes()
+            wait_for_all_processes()
             results |= {f"{name} {key}": array for key, array in step(devices, name).items()}
-        parallel.wait_for_all_processes()
+        wait_for_all_processes()
         results |= results_of(asked["evaluations"], devices, batch_size=ROWS)
-        parallel.wait_for_all_processes()
+        wait_for_all_processes()
         batches, read = batches_of(folder, devices)
         return results | batches, sorted(read)
 

@@ -19,7 +19,8 @@ from cyclip_jax.runtime import watch
 from cyclip_jax.runtime.clock import PHASES
 from cyclip_jax.runtime.watch import read_heartbeat
 from cyclip_jax.train import train
-from cyclip_jax.workdir import read_metrics
+from cyclip_jax.training import open_run
+from cyclip_jax.workdir.metrics import read_metrics
 from tests.runs import ROOT
 from tests.runtime.test_profiling import steps_in
 from tests.test_sharded_run import configure
@@ -60,7 +61,7 @@ def runs(pairs, tmp_path_factory):
     """
     workdir = tmp_path_factory.mktemp("run")
     first = tmp_path_factory.mktemp("first")
-    hits, compile_ahead = [], training._compile
+    hits, compile_ahead = [], training.compile_phases
 
     def listen(event, **_):
         hits.append(event)
@@ -79,14 +80,14 @@ def runs(pairs, tmp_path_factory):
         with pytest.MonkeyPatch.context() as stalling:
             stalling.setattr(watch, "_LEAST_SECONDS", 0.1)
             stalling.setattr(watch, "_LOOK_SECONDS", 0.05)
-            opened = held_up(training.open_batches, workdir / "train.log")
-            stalling.setattr(training, "open_batches", opened)
+            opened = held_up(open_run.open_batches, workdir / "train.log")
+            stalling.setattr(open_run, "open_batches", opened)
             train(config, workdir)
         shutil.copytree(workdir, first, dirs_exist_ok=True)
         shutil.rmtree(workdir / "checkpoints" / "6")
         jax.clear_caches()
         jax.monitoring.register_event_listener(listen)
-        patch.setattr(training, "_compile", compile_and_ask)
+        patch.setattr(training, "compile_phases", compile_and_ask)
         train(config, workdir)
         jax.monitoring.unregister_event_listener(listen)
         jax.config.update("jax_compilation_cache_dir", before[0])

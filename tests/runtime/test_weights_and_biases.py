@@ -6,17 +6,17 @@ import sys
 
 import pytest
 
-from configs import common
+from cyclip_jax import defaults
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import weights_and_biases
 from cyclip_jax.runtime.weights_and_biases import WandbMirror, check_wandb
-from cyclip_jax.workdir import MetricWriter, read_metrics
+from cyclip_jax.workdir.metrics import MetricWriter, read_metrics
 
 SETTINGS = {"project": None, "entity": None, "name": None, "mode": None}
 
 
 def offline():
-    config = common.get_config()
+    config = defaults.get_config()
     config.wandb.project, config.wandb.mode = "cyclip", "offline"
     return config
 
@@ -101,7 +101,7 @@ def test_every_metric_arrives_under_its_name_and_step_in_one_run_over_restarts(t
 
 def test_nothing_is_sent_by_default(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would fail
-    assert write(common.get_config(), tmp_path, [(1, {"loss": 1.0})]) == []
+    assert write(defaults.get_config(), tmp_path, [(1, {"loss": 1.0})]) == []
     assert not (tmp_path / "wandb_id").exists()
 
 

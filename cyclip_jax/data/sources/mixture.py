@@ -25,7 +25,9 @@ class Mixture:
 
     def __init__(self, parts):
         if not parts:
-            raise UserError("config.data.mixture is empty; name its sources, see configs/common.py")
+            raise UserError(
+                "config.data.mixture is empty; name its sources, see cyclip_jax/defaults.py"
+            )
         self.names = list(parts)
         self.sources = [source for source, _ in parts.values()]
         self._weights = [_points(name, weight) for name, (_, weight) in parts.items()]

@@ -1,0 +1,61 @@
+"""Pictures of any kind as a model takes them."""
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.models.clip import normalise_images
+
+
+def preprocessor(image_size, *, mean, std):
+    """Makes the function that prepares pictures for a model.
+
+    Args:
+      image_size: pixels per side.
+      mean, std: of the RGB values in [0, 1], three numbers each.
+
+    Returns:
+      Function from a picture or a list to normalised float32 [N, image_size, image_size, 3].
+      A picture is a path, an encoded file's bytes, a PIL image or uint8 [h, w, 3].
+    """
+
+    def preprocess(images):
+        """One picture or several -> normalised float32 [N, size, size, 3].
+
+        Args:
+          images: a path, an encoded file's bytes, a PIL image or uint8 [h, w, 3], or a list.
+        """
+        from cyclip_jax.data.images import resize_and_centre_crop  # TensorFlow: slow to import
+
+        several = images if isinstance(images, list | tuple) else [images]
+        if not several:
+            raise UserError("there is no picture to prepare")
+        pixels = [resize_and_centre_crop(_pixels(image), image_size).numpy() for image in several]
+        return normalise_images(jnp.asarray(np.stack(pixels)), mean=mean, std=std)
+
+    return preprocess
+
+
+def _pixels(image):
+    """One picture of any kind as uint8 [h, w, 3]."""
+    import tensorflow as tf
+
+    from cyclip_jax.data.images import decode
+
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise UserError(
+                f"a picture is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"
+            )
+        return image
+    try:
+        return decode(image if isinstance(image, bytes) else epath.Path(image).read_bytes())
+    except OSError as error:
+        raise UserError(f"{image} cannot be read: {error}") from error
+    except tf.errors.InvalidArgumentError as error:
+        name = "the bytes given" if isinstance(image, bytes) else image
+        raise UserError(f"{name} cannot be decoded as a picture: {error.message}") from error

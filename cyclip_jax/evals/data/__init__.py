@@ -1,0 +1,1 @@
+"""What is evaluated on: labelled pictures, pairs, and what their classes are called."""

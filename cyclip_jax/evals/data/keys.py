@@ -1,0 +1,30 @@
+"""What data sets call their classes: words, numbers, WordNet ids."""
+
+import re
+
+
+def sorted_keys(keys):
+    """Classes in their order: numbers by value, everything else by name."""
+    return sorted(keys, key=int if all(key.isdecimal() for key in keys) else str)
+
+
+def first_number(numbers, classes):
+    """The number of the first of some classes, 0 or 1; None where these numbers do not tell.
+
+    From 1 on they are counted only where each of them is there: in a data set without 0 the first
+    class may have no picture.
+    """
+    present = set(numbers)
+    if 0 in present and max(present) < classes:
+        return 0
+    return 1 if present == set(range(1, classes + 1)) else None
+
+
+def are_wordnet_ids(keys):
+    """Whether all of these look like ImageNet's n01440764."""
+    return all(re.fullmatch(r"n\d{8}", key) for key in keys)
+
+
+def plain(name):
+    """A name without what writers of lists differ in: upper case, blanks, punctuation."""
+    return re.sub(r"[\W_]+", "", name.casefold())

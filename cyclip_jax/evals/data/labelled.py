@@ -1,0 +1,435 @@
+"""Data to evaluate on: pictures, pictures with labels."""
+
+import dataclasses
+import inspect
+import logging
+
+import numpy as np
+import tensorflow as tf
+from etils import epath
+
+from cyclip_jax.data.sources import CaptionRule, create_source
+from cyclip_jax.data.sources.table import CAPTION_KEY, IMAGE_KEY, CsvSource, StringArray
+from cyclip_jax.data.sources.tfds import PREFIX as TFDS
+from cyclip_jax.errors import UserError
+from cyclip_jax.evals.data.class_names import (
+    Naming,
+    name_classes,
+    naming_beside,
+    read_classes,
+    templates_of,
+)
+from cyclip_jax.evals.data.keys import sorted_keys
+from cyclip_jax.evals.data.known import has_mappings, objectnet_folders, preset_of
+
+PRESET = "preset:"
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+_SPLITS = {"train", "trainval", "training", "val", "valid", "validation", "test", "testing"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Pictures in a fixed order.
+
+    Attributes:
+      source: whose examples they are, see data/sources.
+      identity: hashable, equal for equal data: such is embedded once.
+      path: what names it in a message.
+    """
+
+    source: object
+    identity: tuple
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages(ImageSet):
+    """Pictures of which each belongs to a class.
+
+    Attributes:
+      labels: int [N], each example's class.
+      classes: the classes' names, list[str]; two may have the same, as ImageNet's two missiles.
+      keys: what the data itself calls the classes, list[str], all different where it tells.
+      templates: sentences with {} that stand around a class's name, list[str].
+      is_named: whether `classes` are more than numbers that nobody has named.
+    """
+
+    labels: np.ndarray
+    classes: list
+    keys: list
+    templates: list
+    is_named: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """Labelled pictures as they lie somewhere.
+
+    Attributes:
+      images: ImageSet.
+      labels: what stands for each picture's class, list[str] [N]; "" where nothing does.
+      keys: what stands for each class, in their order; None where the labels alone tell.
+      naming: Naming that lies beside them, or None.
+    """
+
+    images: ImageSet
+    labels: list
+    keys: list | None
+    naming: Naming | None
+
+
+def open_images(path, *, config_key, source="auto", **settings):
+    """Opens a file or shards as an ImageSet, without a look at labels; raises as create_source."""
+    opened = create_source(source, path, config_key=config_key, **settings)
+    default_keys = (IMAGE_KEY, CAPTION_KEY) if isinstance(opened, CsvSource) else (None, None)
+    # The captions' columns count too: a row where they are blank is not read.
+    columns = [
+        settings.get(name) or default
+        for name, default in zip(("image_key", "caption_key"), default_keys, strict=True)
+    ]
+    columns = [(key,) if isinstance(key, str) else tuple(key or ()) for key in columns]
+    return ImageSet(opened, (str(path), *columns), str(path))
+
+
+def open_labelled(
+    data, *, config_key, image_key=None, label_key=None, split=None, classes=None, preset=None
+):
+    """Opens labelled pictures.
+
+    Names and templates are those of `classes`, else those beside the data, else the preset's, else
+    the data's own names and "a photo of a {}.".
+
+    Args:
+      data: one of
+        a folder with `labels.csv`, or such a CSV itself;
+        a folder with a folder for each class, in the order of their names;
+        a folder as CLIP_benchmark exports it: tars with labels in `.cls` in `<split>/`;
+        "tfds:NAME[/CONFIG][@SPLIT]" with a ClassLabel, or for the name the folder of one built;
+        "preset:NAME[=PLACE][@SPLIT]", one of known.PRESETS, in TensorFlow Datasets or in a place
+        as above.
+        Beside the classes of a folder may stand `classes.json`, see `classes`.
+      config_key: full name of the config key that holds `data`, for messages.
+      image_key, label_key: columns, endings or features; default "image" and "label", in tars the
+        usual endings and "cls". A label is a class's name or number.
+      split: in place of @SPLIT; of a folder it is one within. Of a preset in TensorFlow Datasets,
+        "train" is what linear probes are trained on and may be more splits than one. A data set
+        with splits is opened by default at "test", or at "train" where config_key ends so.
+      classes: JSON file {"classes": …, "templates": ["a photo of a {}."]} or one of the two. The
+        classes are a list in the order of their numbers, or {what the data calls it: name}.
+      preset: its name where `data` does not say it.
+
+    Returns:
+      LabelledImages.
+
+    Raises:
+      UserError: what is wrong with it.
+    """
+    if not str(data):
+        raise UserError(f"{config_key} is empty; set it to labelled pictures")
+    place, split, preset = _resolve(str(data), split, preset, config_key)
+    chosen = None if classes is None else read_classes(epath.Path(classes))
+    try:
+        stored = _open(place, split, preset, config_key, image_key, label_key)
+    except UserError as error:
+        raise UserError(_with_evaluation_keys(str(error), config_key)) from error
+    path = stored.images.path
+    missing = stored.labels.count("")
+    if missing:
+        raise UserError(f"{missing} of the {len(stored.labels)} pictures of {path} have no label")
+    namings = chosen, stored.naming
+    keys, names, labels = name_classes(stored.labels, stored.keys, namings, preset, path)
+    return LabelledImages(
+        stored.images.source,
+        stored.images.identity,
+        path,
+        labels=labels,
+        classes=names,
+        keys=keys,
+        templates=templates_of(namings, preset),
+        is_named=preset is not None
+        or any(naming is not None and naming.names for naming in namings)
+        or not all(key.isdecimal() for key in keys),
+    )
+
+
+def open_named(folder, *, config_key, **settings):
+    """The LabelledImages of `open_labelled`; UserError as there, or where prompts lack names."""
+    dataset = open_labelled(folder, config_key=config_key, **settings)
+    if not dataset.is_named:
+        raise UserError(
+            f"the classes of {dataset.path} are numbers without names; set "
+            f"{config_key.rpartition('.')[0]}.classes to a file of names, or .preset"
+        )
+    return dataset
+
+
+def labels_among(test, train):
+    """A test set's labels as numbers of a training set's classes, int [N].
+
+    Raises:
+      UserError: one of its labels is no class of the training set, or two classes have one name.
+    """
+    if test.classes == train.classes:
+        return test.labels
+    numbers = {name: number for number, name in enumerate(train.classes)}
+    if len(numbers) < len(train.classes):
+        raise UserError(
+            f"{train.path} has two classes of one name, and not the classes of {test.path}"
+        )
+    names = [test.classes[label] for label in test.labels]
+    unknown = sorted(set(names) - numbers.keys())
+    if unknown:
+        raise UserError(
+            f"{test.path} has labels that {train.path} has not: {', '.join(unknown[:5])}"
+        )
+    return np.asarray([numbers[name] for name in names])
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainAndTest:
+    """Labelled images to learn from and others to test on.
+
+    Attributes:
+      train, test: LabelledImages.
+      test_labels: int [N], the labels of `test` as numbers of the classes of `train`.
+    """
+
+    train: LabelledImages
+    test: LabelledImages
+    test_labels: np.ndarray
+
+    def features(self, encoders, normalize):
+        """(features [N, D], labels [N]) of both, those for training first: a tuple of four."""
+        embed = encoders.image_embeds if normalize else encoders.image_features
+        train, indices = embed(self.train)
+        test, test_indices = embed(self.test)
+        return train, self.train.labels[indices], test, self.test_labels[test_indices]
+
+
+def open_train_and_test(name, train, test, *, are_named=False, **columns):
+    """Opens TrainAndTest for the evaluation `name`.
+
+    Args:
+      name: of the evaluation, for messages.
+      train, test, columns: as `open_labelled`.
+      are_named: whether the classes must have names, as in `open_named`.
+
+    Raises:
+      UserError: what is wrong with the data, or both are the same.
+    """
+    key = f"config.evals.{name}"
+    open_set = open_named if are_named else open_labelled
+    train_set = open_set(train, config_key=f"{key}.train", **columns)
+    test_set = open_set(test, config_key=f"{key}.test", **columns)
+    if train_set.identity == test_set.identity:
+        raise UserError(
+            f"{key}.train and {key}.test are the same pictures ({test_set.path}); set {key}.test "
+            "to others"
+        )
+    return TrainAndTest(train_set, test_set, labels_among(test_set, train_set))
+
+
+def _resolve(data, split, preset, config_key):
+    """(place, split, preset) of what `open_labelled` is given; folders may have no split."""
+    data, written = _cut_split(data) if data.startswith((PRESET, TFDS)) else (data, None)
+    if written and split and written != split:
+        raise UserError(f"{config_key} names the split {written!r}, and `split` is {split!r}")
+    is_own_split = data.startswith(TFDS) and written
+    split = split or written
+    if data.startswith(PRESET):
+        named, _, data = data.removeprefix(PRESET).partition("=")
+        if preset not in (None, named):
+            raise UserError(f"{config_key} is of the preset {named!r}, and `preset` is {preset!r}")
+        preset = named
+    known = None if preset is None else preset_of(preset, config_key)
+    if not data and known.tfds is None:
+        raise UserError(
+            f"TensorFlow Datasets has no {preset}; set {config_key} to a folder of it, or to "
+            f"{PRESET}{preset}=FOLDER"
+        )
+    data = data or TFDS + known.tfds
+    if data.startswith(TFDS) and not is_own_split:
+        split = split or _usual_split(config_key)
+        if known is not None and split in ("train", "test"):
+            split = getattr(known, split)
+        if split is None:
+            raise UserError(f"{config_key}: {preset} has no training split")
+    return data, split, preset
+
+
+def _cut_split(data):
+    head, _, tail = data.rpartition("@")
+    return (head, tail) if head and "/" not in tail else (data, None)
+
+
+def _usual_split(config_key):
+    return "train" if config_key.endswith("train") else "test"
+
+
+def _with_evaluation_keys(message, config_key):
+    """A source's message, with an evaluation's settings in place of the training data's."""
+    evaluation = config_key.rpartition(".")[0]
+    message = message.replace("config.data.image_key", f"{evaluation}.image_key")
+    return message.replace("config.data.caption_key", f"{evaluation}.label_key")
+
+
+def _open(place, split, preset, config_key, image_key, label_key):
+    """The _Stored of a place, whatever its layout."""
+    if place.startswith(TFDS):
+        return _open_tfds(place, split, config_key, image_key or "image", label_key or "label")
+    folder = epath.Path(place)
+    columns = image_key or "image", label_key or "label"
+    if folder.suffix.lower() in (".csv", ".tsv"):
+        if split:
+            raise UserError(f"{place} is one file and has no split {split!r}")
+        return _open_csv(folder, naming_beside(folder.parent), config_key, *columns)
+    if not split and _is_exported(folder / _usual_split(config_key)):
+        split = _usual_split(config_key)
+    base = folder / split if split else folder
+    if (base / "labels.csv").exists():
+        naming = naming_beside(base) or naming_beside(folder)
+        return _open_csv(base / "labels.csv", naming, config_key, *columns)
+    if _is_exported(base):
+        return _open_exported(base, config_key, image_key, label_key or "cls")
+    return _open_folders(folder, base, preset, config_key)
+
+
+def _open_csv(path, naming, config_key, image_key, label_key):
+    images = open_images(
+        path, config_key=config_key, source="csv", image_key=image_key, caption_key=label_key
+    )
+    return _Stored(images, images.source.captions(), None, naming)
+
+
+def _is_exported(folder):
+    return (folder / "nshards.txt").exists()
+
+
+def _open_exported(folder, config_key, image_key, label_key):
+    """One split of a data set that CLIP_benchmark has exported as tars."""
+    kind = folder.parent / "dataset_type.txt"
+    if kind.exists() and kind.read_text().strip().lower() != "classification":
+        raise UserError(f"{kind} says {kind.read_text().strip()}; labels are one class a picture")
+    shards = (folder / "nshards.txt").read_text().strip()
+    if not shards.isdecimal() or not int(shards):
+        raise UserError(f"{folder}/nshards.txt is {shards!r}, not the number of tars")
+    images = open_images(
+        f"{folder}/{{0..{int(shards) - 1}}}.tar",
+        config_key=config_key,
+        source="webdataset",
+        image_key=image_key,
+        caption_key=label_key,
+    )
+    naming = naming_beside(folder) or naming_beside(folder.parent)
+    keys = None
+    if naming is not None and isinstance(naming.names, list):
+        keys = [str(number) for number in range(len(naming.names))]
+    return _Stored(images, images.source.captions(), keys, naming)
+
+
+def _open_tfds(place, split, config_key, image_key, label_key):
+    """A data set of TensorFlow Datasets, whose own metadata have its classes in their order."""
+    images = open_images(
+        f"{place}@{split}",
+        config_key=config_key,
+        source="tfds",
+        image_key=image_key,
+        caption_key=label_key,
+    )
+    import tensorflow_datasets as tfds
+
+    name = place.removeprefix(TFDS)
+    is_built = "/" in name and epath.Path(name).exists()
+    feature = (tfds.builder_from_directory if is_built else tfds.builder)(name).info.features
+    for part in label_key.split("/"):
+        feature = feature[part]
+    if not getattr(feature, "names", None):
+        raise UserError(
+            f"the feature {label_key!r} of {place} is no ClassLabel; set config.data.caption_key"
+        )
+    return _Stored(images, images.source.captions(), feature.names, None)
+
+
+def _open_folders(folder, base, preset, config_key):
+    """A folder for each class, at `base` within the data set's `folder`."""
+    naming, wanted = naming_beside(base) or naming_beside(folder), None
+    if preset == "objectnet" and has_mappings(folder):
+        base, wanted = objectnet_folders(folder)
+        naming = Naming(str(folder), wanted, None)
+    keys = sorted_keys(_subfolders(base)) if base.is_dir() else []
+    if not keys:
+        raise UserError(
+            f"{base} has neither labels.csv, nor nshards.txt, nor a folder for each class; set "
+            f"{config_key} to labelled pictures"
+        )
+    if _SPLITS.issuperset(keys):
+        raise UserError(
+            f"the folders of {base} are no classes but splits ({', '.join(keys)}); set "
+            f"{config_key.rpartition('.')[0]}.split, or {config_key} to one of them"
+        )
+    if wanted is not None:
+        keys = [key for key in keys if key in wanted]
+    files, labels = [], []
+    for key in keys:
+        own = _pictures(f"{base}/{key}")
+        files += [f"{key}/{name}" for name in own]
+        labels += [key] * len(own)
+    if not files:
+        raise UserError(f"the folders of {base} have no pictures ({', '.join(_PICTURES)})")
+    source = CsvSource(str(base), _strings(files), [_strings(labels)], CaptionRule("label"))
+    identity = ("folders", str(base), "wanted" if wanted else "all")
+    return _Stored(ImageSet(source, identity, str(base)), labels, keys, naming)
+
+
+def _subfolders(folder):
+    return [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
+
+
+def _pictures(folder):
+    """Paths of the pictures in a folder and those within it, relative to it, sorted."""
+    pictures, others = [], 0
+    for name in sorted(entry.rstrip("/") for entry in tf.io.gfile.listdir(folder)):
+        if name.lower().endswith(_PICTURES) and name[0] != ".":
+            pictures.append(name)
+        elif tf.io.gfile.isdir(f"{folder}/{name}"):
+            pictures += [f"{name}/{inner}" for inner in _pictures(f"{folder}/{name}")]
+        else:
+            others += 1
+    if others:
+        logging.warning("%s: %d files that are no pictures are left out", folder, others)
+    return pictures
+
+
+def _strings(texts):
+    encoded = [text.encode() for text in texts]
+    return StringArray(b"".join(encoded), np.cumsum([len(text) for text in encoded]))
+
+
+def open_settings(settings, config_key):
+    """Opens the data that a zero-shot evaluation of these settings would score.
+
+    Args:
+      settings: {"folder": …, …} as those of `zeroshot`, or with a `preset` alone; its `type` may be
+        among them.
+      config_key: full name of the config key that holds them, for messages.
+
+    Returns:
+      LabelledImages.
+
+    Raises:
+      UserError: there is no such setting, or something is wrong with the data.
+    """
+    settings = dict(settings)
+    kind = settings.pop("type", "zeroshot")
+    if kind != "zeroshot":
+        raise UserError(f"{config_key}.type is {kind!r}; leave it out, or set it to 'zeroshot'")
+    if "folder" not in settings and settings.get("preset"):
+        settings["folder"] = f"{PRESET}{settings['preset']}"
+    folder = settings.pop("folder", None)
+    try:
+        inspect.signature(open_labelled).bind(folder, config_key=config_key, **settings)
+    except TypeError as error:
+        raise UserError(f"{config_key}: {error}") from error
+    if folder is None:
+        raise UserError(f"{config_key}.folder is empty; set it to labelled pictures")
+    return open_named(folder, config_key=f"{config_key}.folder", **settings)

@@ -1,0 +1,1 @@
+"""Numbers from embeddings: ranks, neighbours, classifiers, and their intervals."""

@@ -1,0 +1,187 @@
+"""Any trained model, whoever wrote it: opened, and made into a module."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cyclip_jax import parallel
+from cyclip_jax.data.preprocess import preprocessor
+from cyclip_jax.data.tokenizers import create_tokenizer, vocabulary_of
+from cyclip_jax.defaults import resolve_paths
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import absolute
+from cyclip_jax.interop.checkpoint import (
+    IMAGE_SETTINGS,
+    OUR_PREPROCESS,
+    UNSEEN,
+    Checkpoint,
+    other_resizing,
+    warn_of_guesses,
+)
+from cyclip_jax.interop.folders import read_checkpoint
+from cyclip_jax.interop.weights import fit, weights_of
+from cyclip_jax.models.presets import abstract_model, sizes_in
+from cyclip_jax.workdir.checkpoints import restore_model
+from cyclip_jax.workdir.config_json import is_workdir, read_config
+from cyclip_jax.workdir.metrics import metrics_at
+
+
+def open_checkpoint(path, *, step=None):
+    """Reads a trained model.
+
+    Args:
+      path: the workdir of a run, an export, a folder of open_clip or transformers, or a PyTorch or
+        safetensors file.
+      step: which checkpoint of a workdir; None is the newest.
+
+    Returns:
+      A Checkpoint (see interop/checkpoint.py).
+
+    Raises:
+      UserError: what is not there, cannot be read, or is of another architecture.
+    """
+    path = absolute(path)
+    if is_workdir(path):
+        return _of_workdir(path, step)
+    if step is not None:
+        raise UserError(f"{path} is not the workdir of a run: it has no step {step} to choose")
+    return read_checkpoint(path)
+
+
+def load(path, *, step=None, **model):
+    """See cyclip_jax.load."""
+    checkpoint = completed(open_checkpoint(path, step=step), **model)
+    settings = checkpoint.model
+    if checkpoint.tokenizer is None:
+        tokenize = _no_tokenizer(checkpoint)
+    else:
+        tokenize = tokenizer_of(checkpoint)
+    wanted = _own_preprocess(checkpoint)
+    preprocess = preprocessor(
+        settings["image_size"], mean=wanted["image_mean"], std=wanted["image_std"]
+    )
+    return module_of(checkpoint), preprocess, tokenize
+
+
+def completed(checkpoint, **model):
+    """A checkpoint that lacks no setting: as given, as it says, or as in OpenAI's models."""
+    known = checkpoint.model | model
+    settings = {"quick_gelu": True, **known, **sizes_in(known)}
+    warn_of_guesses(checkpoint, {name: settings[name] for name in UNSEEN if name not in known})
+    return dataclasses.replace(
+        checkpoint, model=settings, preprocess=OUR_PREPROCESS | checkpoint.preprocess
+    )
+
+
+def module_of(checkpoint):
+    """The CLIP module of a completed checkpoint, in evaluation mode.
+
+    Raises:
+      UserError: its weights are not those of its model.
+    """
+    _, graphdef, tree = abstract_model(checkpoint.model)
+    tree = jax.tree.map(jnp.asarray, fit(checkpoint.weights, tree, source=checkpoint.source))
+    return nnx.merge(graphdef, tree["params"], tree["batch_stats"])
+
+
+def verified(checkpoint):
+    """A completed checkpoint with all weights that its model has, and no others.
+
+    Raises:
+      UserError: as `fit`.
+    """
+    *_, tree = abstract_model(checkpoint.model)
+    weights = weights_of(fit(checkpoint.weights, tree, source=checkpoint.source))
+    return dataclasses.replace(checkpoint, weights=weights)
+
+
+def tokenizer_of(checkpoint):
+    """The tokenizer of a completed checkpoint.
+
+    Raises:
+      UserError: it is none of ours, or its vocabulary is missing.
+    """
+    if checkpoint.tokenizer is None:
+        raise UserError(f"{checkpoint.source} has a tokenizer that is not ours")
+    arguments = dict(checkpoint.tokenizer)
+    return create_tokenizer(
+        arguments.pop("tokenizer"),
+        vocab_size=checkpoint.model["vocab_size"],
+        context_length=checkpoint.model["context_length"],
+        **arguments,
+    )
+
+
+def described_by(checkpoint, config):
+    """A copy of a config with all that a checkpoint knows of its own model and data.
+
+    Raises:
+      UserError: a preprocessing or a tokenizer that we do not have.
+    """
+    config = config.copy_and_resolve_references()
+    preprocess = _own_preprocess(checkpoint)
+    with config.unlocked():
+        config.model.update(checkpoint.model)
+        for name in IMAGE_SETTINGS:
+            if name in preprocess:
+                config.data[name] = tuple(preprocess[name])
+        if checkpoint.tokenizer is not None:
+            config.data.update(checkpoint.tokenizer)
+    return config
+
+
+def _of_workdir(workdir, step):
+    written = read_config(workdir)
+    config = resolve_paths(written, workdir)
+    # One device holds it, unless several processes have to restore together.
+    devices = jax.devices()[: None if jax.process_count() > 1 else 1]
+    whole = parallel.replicated(parallel.create_mesh(devices))
+    *_, tree = abstract_model(config.model, sharding=whole)
+    step, tree = restore_model(workdir, tree, step=step)
+    model = {
+        "name": config.model.name,
+        "quick_gelu": config.model.quick_gelu,
+        **sizes_in(config.model),
+    }
+    return Checkpoint(
+        source=str(workdir),
+        weights=weights_of(jax.device_get(tree)),
+        model=model,
+        tokenizer=tokenizer_settings(config, workdir),
+        preprocess=OUR_PREPROCESS | {name: config.data[name] for name in IMAGE_SETTINGS},
+        step=step,
+        config=written,
+        metrics=metrics_at(workdir, step),
+    )
+
+
+def tokenizer_settings(config, workdir):
+    """A run's tokenizer as a Checkpoint names it."""
+    return {
+        "tokenizer": config.data.tokenizer,
+        "vocabulary": vocabulary_of(config.data, workdir),
+        "keep_end_of_text": config.data.keep_end_of_text,
+    }
+
+
+def _own_preprocess(checkpoint):
+    """The checkpoint's preprocessing; UserError where it resizes in a way that we do not have."""
+    differing = [
+        f"{name} {checkpoint.preprocess[name]!r} (ours is {OUR_PREPROCESS[name]!r})"
+        for name in other_resizing(checkpoint)
+    ]
+    if differing:
+        raise UserError(f"{checkpoint.source} wants its images with {' and '.join(differing)}")
+    return checkpoint.preprocess
+
+
+def _no_tokenizer(checkpoint):
+    def tokenize(texts):
+        """Raises UserError: embedding images wants no tokenizer, so only its use is an error."""
+        raise UserError(
+            f"{checkpoint.source} has a tokenizer that is not ours: give the model token ids"
+        )
+
+    return tokenize

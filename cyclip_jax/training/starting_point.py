@@ -1,0 +1,173 @@
+"""Where a run starts: from its newest checkpoint, from another model, or from scratch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from clu import parameter_overview
+from etils import epath
+
+from cyclip_jax import parallel
+from cyclip_jax.data.order import Position
+from cyclip_jax.data.settings import check_continued
+from cyclip_jax.data.tokenizers import vocabulary_of
+from cyclip_jax.defaults import resolve_paths
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import absolute, write_atomically
+from cyclip_jax.interop.checkpoint import (
+    IMAGE_SETTINGS,
+    OUR_PREPROCESS,
+    UNSEEN,
+    check_settings,
+)
+from cyclip_jax.interop.folders import settings_of
+from cyclip_jax.interop.pretrained import open_checkpoint, tokenizer_settings
+from cyclip_jax.interop.weights import fit
+from cyclip_jax.models.presets import sizes_in
+from cyclip_jax.training.step import TrainState, abstract_state, create_state
+from cyclip_jax.workdir.config_json import is_workdir, read_config
+from cyclip_jax.workdir.layout import LOG
+
+
+@dataclasses.dataclass(frozen=True)
+class StartingPoint:
+    """What a run begins or continues with.
+
+    Attributes:
+      state: TrainState, on the mesh.
+      position: in the data, that of the next batch.
+      owes_evaluation: whether the run was stopped in the evaluation of the step it begins at.
+    """
+
+    state: TrainState
+    position: Position
+    owes_evaluation: bool = False
+
+
+def starting_point(config, model, optimizer, checkpointer, mesh, source, console):
+    """The newest good checkpoint, else config.init_from, else from scratch.
+
+    Args:
+      config: of the run, resolved.
+      model: its ConfiguredModel.
+      optimizer: an optax.GradientTransformation.
+      checkpointer: the workdir's.
+      mesh: that the state is to lie on.
+      source: the training data, which a checkpoint must have been trained on.
+      console: is told where the run starts.
+
+    Returns:
+      A StartingPoint.
+
+    Raises:
+      UserError: a checkpoint or a model to start from that does not fit.
+    """
+    seed = config.seed
+    abstract = abstract_state(
+        model.create, optimizer, mesh, seed=seed, min_size=config.mesh.fsdp_min_size
+    )
+    abstract_model, abstract_training = checkpoint_items(abstract)
+    restored = checkpointer.restore_newest(model=abstract_model, training=abstract_training)
+    if restored is not None:
+        step, trained, training, meta = restored
+        check_continued(config, source, meta)
+        console.say(f"continuing from step {step}")
+        # What ended the run before is mended, or the next steps will show that it is not.
+        training["most_skipped_in_a_row"] = jnp.zeros_like(training["most_skipped_in_a_row"])
+        owes_evaluation = not meta.get("is_evaluated", True)  # older checkpoints do not say
+        state = TrainState(**trained, **training)
+        return StartingPoint(state, Position(**meta["position"]), owes_evaluation)
+    # Before anything is computed: what does not fit is said at once.
+    given = {} if config.init_from is None else _given_model(config, abstract_model, console)
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state = create_state(model.create, optimizer, seed=seed, sharding=sharding)
+    overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    console.log(overview)
+    console.say(_parameter_summary(state.params))
+    state = dataclasses.replace(state, **given)
+    return StartingPoint(state, Position(epoch=0, examples=0, seed=seed))
+
+
+def _parameter_summary(params):
+    count = parameter_overview.count_parameters
+    towers = ", ".join(f"{count(params[tower]):,.0f} in {tower}" for tower in ("visual", "text"))
+    return f"{count(params):,.0f} parameters, {towers} (each in {LOG})"
+
+
+def checkpoint_items(state):
+    """A TrainState as the two trees of a checkpoint: the model, and what else training needs."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    model = {name: fields.pop(name) for name in ("params", "batch_stats")}
+    return model, fields
+
+
+def _given_model(config, abstract, console):
+    """The model that a run starts from, as config.init_from names it.
+
+    Args:
+      config: of the run; its model is the one to be filled.
+      abstract: {"params": …, "batch_stats": …}, trees of jax.ShapeDtypeStruct with shardings.
+      console: is told where the parameters come from.
+
+    Returns:
+      The same trees with global arrays.
+
+    Raises:
+      UserError: another model or tokenizer, everything that does not fit in one list.
+    """
+    checkpoint = open_checkpoint(config.init_from)
+    tree = fit(checkpoint.weights, abstract, source=checkpoint.source)
+    _warn_of_other_data(checkpoint, config.data)
+    settings = {"quick_gelu": config.model.quick_gelu, **sizes_in(config.model)}
+    check_settings(checkpoint, {name: settings[name] for name in UNSEEN})
+    tokenizer = checkpoint.tokenizer
+    if tokenizer is not None and tokenizer["tokenizer"] != config.data.tokenizer:
+        raise UserError(
+            f"{checkpoint.source} has the tokenizer {tokenizer['tokenizer']!r}; "
+            "set config.data.tokenizer to it"
+        )
+    of_step = "" if checkpoint.step is None else f" of step {checkpoint.step}"
+    console.say(f"starting from the parameters{of_step} of {config.init_from}")
+    return parallel.place(tree, abstract)
+
+
+def _warn_of_other_data(checkpoint, data):
+    ours = OUR_PREPROCESS | {name: data[name] for name in (*IMAGE_SETTINGS, "keep_end_of_text")}
+    told = checkpoint.preprocess | (checkpoint.tokenizer or {})
+    for name in [name for name in told if name in ours]:
+        value, here = told[name], ours[name]
+        if np.any(np.asarray(value) != np.asarray(here)):
+            logging.warning(
+                "%s was trained with %s %s; this run has %s.", checkpoint.source, name, value, here
+            )
+
+
+def inherit_vocabulary(config, workdir):
+    """Copies the vocabulary of config.init_from into the workdir of a run that names none.
+
+    The embedding of a token is of use only where the token keeps its number.
+
+    Raises:
+      UserError: what the run starts from has no such vocabulary.
+    """
+    own = vocabulary_of(config.data, workdir)
+    if config.init_from is None or config.data.vocabulary is not None or own is None:
+        return
+    if epath.Path(own).exists():
+        return
+    origin = absolute(config.init_from)
+    if is_workdir(origin):
+        tokenizer = tokenizer_settings(resolve_paths(read_config(origin), origin), origin)
+    else:
+        tokenizer = settings_of(origin).get("tokenizer")  # not its weights: they are read later
+    if not tokenizer or tokenizer["tokenizer"] != config.data.tokenizer:
+        raise UserError(
+            f"{config.init_from} has no vocabulary of the tokenizer {config.data.tokenizer!r}; set "
+            "config.data.tokenizer to its own, or config.data.vocabulary to its file"
+        )
+    try:
+        write_atomically(own, epath.Path(tokenizer["vocabulary"]).read_bytes())
+    except OSError as error:
+        raise UserError(f"the vocabulary of {config.init_from} cannot be read: {error}") from error

@@ -1,0 +1,287 @@
+"""Checkpoints: Orbax, with checksums. The only file that imports orbax."""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import logging
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import write_atomically
+from cyclip_jax.runtime.agreement import decided_by_process_zero
+from cyclip_jax.workdir.layout import CHECKPOINTS, DAMAGED_CHECKPOINTS
+
+_CHECKSUMS = "checksums.json"
+
+# A save that fails leaves a page of each array's own error behind, beside the one that it raises.
+logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves the question whether to stop to the run (see StopOnSignal).
+
+    Its own would ask in every save, with the step in place of the number of the question. Processes
+    that were told to stop at that moment would agree on a number that had been before.
+    """
+
+    def reached_preemption(self, step):
+        return False
+
+
+class Checkpointer:
+    """Saves and restores train states under `<workdir>/checkpoints/<step>/`.
+
+    A checkpoint has three items: `model` (parameters and statistics), `training` (all else that a
+    step changes) and `meta` (JSON: data position and config). They are written in the background
+    and committed together. Once a checkpoint is committed, the SHA-256 of each of its files is
+    written beside them: Orbax itself restores a flipped bit without noticing.
+
+    A checkpoint that cannot be written, on a full disk say, is said at once and does not end the
+    run: the next save tries again, and those from before stay. With several processes it does end
+    the run, as the others may be waiting in it for this one.
+
+    Args:
+      workdir: the run's directory, local or remote.
+      keep: how many of the newest checkpoints stay.
+      keep_every_steps: checkpoints at multiples of this stay for good; None keeps only the newest.
+    """
+
+    def __init__(self, workdir, *, keep=3, keep_every_steps=None):
+        self._workdir = epath.Path(workdir)
+        self._directory = self._workdir / CHECKPOINTS
+        self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+        self._pending = None
+        self._failure = None
+        self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every_steps)
+        self._manager = self._open_manager()
+
+    def save(self, step, *, model, training, meta):
+        """Starts to write a checkpoint; returns once the arrays are copied to the host."""
+        self.wait()
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(model),
+            training=ocp.args.StandardSave(training),
+            meta=ocp.args.JsonSave(meta),
+        )
+        with self._failures_reported(step):
+            self._failure = None
+            self._manager.save(step, args=items, force=True)
+        self._pending = self._background.submit(self._finish, step)
+
+    def restore_newest(self, *, model, training):
+        """Restores the newest undamaged checkpoint.
+
+        A damaged one is moved to `<workdir>/damaged_checkpoints`, loudly, and the one before is
+        tried.
+
+        Args:
+          model, training: trees of jax.ShapeDtypeStruct with shardings, or of arrays.
+
+        Returns:
+          (step, model, training, meta), or None where there is no checkpoint.
+
+        Raises:
+          UserError: every checkpoint is damaged, or the newest good one holds another state.
+        """
+        # One process reads the files for all, and alone moves what is damaged.
+        step = decided_by_process_zero(self._newest_good_step)
+        self._manager.reload()
+        if step is None:
+            return None
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardRestore(model),
+                    training=ocp.args.StandardRestore(training),
+                    meta=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:  # of many types, for a broken file and for another state
+            is_verified = (self._directory / str(step) / _CHECKSUMS).exists()
+            # The error may be this process's alone: several could not agree on what to try next.
+            if not is_verified and jax.process_count() == 1:
+                self._set_aside(step, error)
+                self._manager.reload()
+                return self.restore_newest(model=model, training=training)
+            raise UserError(
+                f"checkpoint {step} of {self._workdir} does not fit the config's model and "
+                f"optimizer; restore the old config, or choose another --workdir ({error})"
+            ) from error
+        return step, restored.model, restored.training, restored.meta
+
+    def _newest_good_step(self):
+        """The newest step whose files are what was written; those after it are set aside."""
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                # Only the newest can lack its checksums without being damaged: by a kill.
+                verify(self._directory / str(step), may_lack_checksums=step == steps[0])
+            except ChecksumError as error:
+                self._set_aside(step, error)
+                continue
+            return step
+        if steps:
+            raise UserError(
+                f"every checkpoint of {self._workdir} was damaged; they are in "
+                f"{self._workdir / DAMAGED_CHECKPOINTS}, and the same command starts from scratch"
+            )
+        return None
+
+    def wait(self):
+        """Waits for the newest save.
+
+        Returns:
+          What kept that from being written, an exception; None where it is on disk.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+            if self._failure is not None:
+                self._renew_manager()
+        return self._failure
+
+    def close(self):
+        """Waits as `wait` does, and releases the threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+            self._background.shutdown()
+
+    def _finish(self, step):
+        if self._failure is not None:
+            return
+        with self._failures_reported(step):
+            # Not Orbax's post-finalisation callback: it runs before the directory gets its name.
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                write_checksums(self._directory / str(step))
+
+    @contextlib.contextmanager
+    def _failures_reported(self, step):
+        try:
+            yield
+        except Exception as error:  # of many types: TensorStore's of a full disk is a ValueError
+            if jax.process_count() > 1:
+                raise
+            self._failure = error
+            logging.error(
+                "CHECKPOINT %d COULD NOT BE WRITTEN to %s. Free space or mend what is said here: "
+                "training goes on, and the next save tries again. (%s)",
+                step,
+                self._directory,
+                error,
+            )
+
+    def _renew_manager(self):
+        # Orbax's would raise the save's error in the next one, too.
+        for end in (self._manager.wait_until_finished, self._manager.close):
+            with contextlib.suppress(Exception):  # that one; it was reported
+                end()
+        self._manager = self._open_manager()
+
+    def _open_manager(self):
+        """Orbax's manager, once what a killed or failed save left is removed."""
+        if jax.process_index() == 0:
+            for path in self._directory.glob("*.orbax-checkpoint-tmp"):
+                with contextlib.suppress(OSError):  # where its threads still write; so next time
+                    path.rmtree()
+        return _Manager(self._directory, options=self._options)
+
+    def _set_aside(self, step, error):
+        logging.error(
+            "Checkpoint %d is damaged and is set aside in %s; trying the one before. (%s)",
+            step,
+            self._workdir / DAMAGED_CHECKPOINTS,
+            error,
+        )
+        destination = self._workdir / DAMAGED_CHECKPOINTS
+        destination.mkdir(parents=True, exist_ok=True)
+        count = len(list(destination.glob(f"{step}*")))
+        (self._directory / str(step)).rename(destination / f"{step}.{count}")
+
+
+def restore_model(workdir, abstract_model, *, step=None):
+    """Restores parameters and statistics alone, for evaluation or as a starting point.
+
+    Args:
+      workdir: the directory of a run.
+      abstract_model: the tree of jax.ShapeDtypeStruct with shardings.
+      step: which checkpoint; None is the newest.
+
+    Returns:
+      (step, model).
+
+    Raises:
+      UserError: no such checkpoint, or a damaged one.
+    """
+    directory = epath.Path(workdir) / CHECKPOINTS
+    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoints; name the workdir of a run")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}")
+    try:
+        verify(directory / str(step), may_lack_checksums=step == steps[-1])
+    except ChecksumError as error:
+        raise UserError(f"checkpoint {step} of {workdir} is damaged: {error}") from error
+    with ocp.StandardCheckpointer() as checkpointer:
+        return step, checkpointer.restore(directory / str(step) / "model", abstract_model)
+
+
+class ChecksumError(Exception):
+    """A file of a checkpoint is not what was written."""
+
+
+def write_checksums(directory):
+    """Writes the SHA-256 of every file of a committed checkpoint, atomically."""
+    write_atomically(directory / _CHECKSUMS, json.dumps(_checksums(directory), indent=1))
+
+
+def verify(directory, *, may_lack_checksums=False):
+    """Raises ChecksumError where a file is missing or differs from what was written.
+
+    A checkpoint whose run was killed between commit and checksums has none: it is whole (a commit
+    is atomic) and passes with a warning where it `may_lack_checksums`.
+    """
+    path = directory / _CHECKSUMS
+    if not path.exists():
+        if not may_lack_checksums:
+            raise ChecksumError(f"{_CHECKSUMS} is missing")
+        logging.warning("%s has no %s: its bits cannot be verified.", directory, _CHECKSUMS)
+        return
+    try:
+        expected = json.loads(path.read_text())
+    except ValueError as error:
+        raise ChecksumError(f"{path} cannot be read: {error}") from error
+    actual = _checksums(directory)
+    changed = sorted(name for name in expected if actual.get(name) != expected[name])
+    if changed:
+        raise ChecksumError(f"changed since they were written: {', '.join(changed)}")
+
+
+def _checksums(directory):
+    return {
+        str(path.relative_to(directory)): _sha256(path)
+        for path in sorted(_files(directory))
+        if not path.name.startswith(_CHECKSUMS)
+    }
+
+
+def _files(directory):
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,20 @@
+"""What the files and folders of a run are called, each once."""
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+LOG = "train.log"
+CHECKPOINTS = "checkpoints"
+DAMAGED_CHECKPOINTS = "damaged_checkpoints"
+EVALS = "evals"
+FIGURES = "figures"
+REPORT = "report.html"
+TENSORBOARD = "tensorboard"
+PROFILES = "profile"
+HEARTBEAT = "heartbeat.json"
+LOCK = "run.lock"
+TOKENIZER = "tokenizer.model"
+
+
+def bad_examples(process_index: int, process_count: int) -> str:
+    """The list of what one process could not use; only of several processes it has a number."""
+    return "bad_examples.jsonl" if process_count == 1 else f"bad_examples_{process_index}.jsonl"

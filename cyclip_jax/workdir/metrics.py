@@ -1,0 +1,111 @@
+"""metrics.jsonl and TensorBoard's files."""
+
+import contextlib
+import json
+import logging
+import math
+
+from etils import epath
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import Appender, file_errors, write_atomically
+from cyclip_jax.workdir.layout import METRICS, TENSORBOARD
+from cyclip_jax.workdir.tensorboard import Summaries
+
+
+class MetricWriter:
+    """Appends to metrics.jsonl and to TensorBoard's files; does nothing unless `enabled`.
+
+    What a full disk does not take waits in memory for the next write, so that a run survives that.
+
+    Args:
+      workdir: the run's directory.
+      first_step: lines of later steps, which a resumed run writes again, are cut off.
+      enabled: true on process 0 alone.
+      mirror: what is told everything too, by its `write`; or None.
+    """
+
+    def __init__(self, workdir, *, first_step, enabled, mirror=None):
+        self._enabled, self._mirror = enabled, mirror
+        if not enabled:
+            return
+        self._path = epath.Path(workdir) / METRICS
+        kept = [line for line in read_metrics(workdir) if line["step"] <= first_step]
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = Appender(self._path)
+        self._tensorboard = str(epath.Path(workdir) / TENSORBOARD)
+        self._summary, self._unshown = None, []
+
+    def write(self, step, metrics):
+        """Writes one line, at once: a number that is not finite becomes null."""
+        if not self._enabled:
+            return
+        numbers = {name: float(value) for name, value in metrics.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._file.write(json.dumps({"step": int(step), **finite}) + "\n")
+        self._unshown.append((step, numbers))
+        self._show()
+        if self._mirror is not None:
+            self._mirror.write(step, numbers)
+
+    def flush(self):
+        """Tries once more to write what could not be; returns the OSError that keeps it, or None.
+
+        TensorBoard's files say nothing that metrics.jsonl does not: they count for nothing here.
+        """
+        if not self._enabled:
+            return None
+        self._file.flush()
+        return self._file.failure
+
+    def close(self):
+        """Closes the files."""
+        if self._enabled:
+            self._file.close()
+            self._end_summary()
+
+    def _show(self):
+        try:
+            if self._summary is None:
+                self._summary = Summaries(self._tensorboard)
+            for step, numbers in self._unshown:
+                self._summary.write_scalars(step, numbers)
+            self._summary.flush()
+            self._unshown.clear()
+        except file_errors() as error:
+            if len(self._unshown) == 1:
+                reason = getattr(error, "message", error)
+                logging.error("TensorBoard's files wait until they can be written: %s", reason)
+            self._end_summary()  # what follows half an event in a file is never read
+
+    def _end_summary(self):
+        summary, self._summary = self._summary, None
+        with contextlib.suppress(*file_errors()):
+            if summary is not None:
+                summary.close()
+
+
+def read_metrics(workdir):
+    """The lines of metrics.jsonl as dicts; a last line cut off by a kill is left out."""
+    path = epath.Path(workdir) / METRICS
+    if not path.exists():
+        return []
+    *whole, _ = path.read_bytes().split(b"\n")
+    lines = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            lines += [json.loads(line)] if line else []
+        except ValueError as error:
+            raise UserError(f"line {number} of {path} is damaged ({error}); remove it") from error
+    return lines
+
+
+def metrics_at(workdir, step):
+    """Everything that was written of one step, as one dict."""
+    return {
+        name: value
+        for line in read_metrics(workdir)
+        if line["step"] == step
+        for name, value in line.items()
+        if value is not None
+    }

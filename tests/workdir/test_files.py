@@ -1,0 +1,155 @@
+import json
+
+import ml_collections
+import pytest
+
+from cyclip_jax import defaults
+from cyclip_jax.defaults import resolve_paths
+from cyclip_jax.errors import UserError
+from cyclip_jax.models.presets import EXECUTION
+from cyclip_jax.workdir import console as console_module
+from cyclip_jax.workdir.config_json import check_same_model, write_config
+from cyclip_jax.workdir.console import Console
+from cyclip_jax.workdir.metrics import MetricWriter, metrics_at, read_metrics
+from cyclip_jax.workdir.table import final_table, headline_lines
+
+
+def test_paths_in_the_config_follow_the_workdir():
+    config = defaults.get_config()
+    config.data.train = "{workdir}/data/train.csv"
+    config.data.validation = "{workdir}/val.csv"
+    resolved = resolve_paths(config, "/runs/x")
+    assert resolved.data.train == "/runs/x/data/train.csv"
+    assert resolved.evals.val.pairs == "/runs/x/val.csv"
+    assert config.data.train == "{workdir}/data/train.csv"
+
+
+def test_a_run_may_go_on_with_its_model_computed_in_another_way(tmp_path):
+    config = defaults.get_config()
+    write_config(config, tmp_path)
+    other = {
+        "attention": "cudnn",
+        "vision_remat": "full",
+        "text_remat": "dots",
+        "scan_blocks": True,
+    }
+    assert other.keys() == set(EXECUTION)
+    config.model.update(other)
+    check_same_model(config, tmp_path)
+    config.model.quick_gelu = False
+    with pytest.raises(
+        UserError, match=r"another model: model.quick_gelu \(True there, False here"
+    ):
+        check_same_model(config, tmp_path)
+
+
+def test_metrics_are_cut_back_to_the_restored_step(tmp_path):
+    writer = MetricWriter(tmp_path, first_step=0, enabled=True)
+    for step in range(1, 6):
+        writer.write(step, {"loss": step / 10})
+    writer.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')  # a kill in the middle of a line
+    writer = MetricWriter(tmp_path, first_step=3, enabled=True)
+    writer.write(4, {"loss": 9.0})
+    writer.close()
+    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [
+        (1, 0.1),
+        (2, 0.2),
+        (3, 0.3),
+        (4, 9.0),
+    ]
+
+
+def test_what_is_not_finite_is_null_and_the_file_stays_json(tmp_path):
+    writer = MetricWriter(tmp_path, first_step=0, enabled=True)
+    writer.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "learning_rate": 0.5})
+    writer.close()
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line) == {"step": 1, "loss": None, "grad_norm": None, "learning_rate": 0.5}
+    assert metrics_at(tmp_path, 1) == {"step": 1, "learning_rate": 0.5}
+
+
+def test_other_processes_write_nothing(tmp_path):
+    writer = MetricWriter(tmp_path, first_step=0, enabled=False)
+    writer.write(1, {"loss": 1.0})
+    writer.close()
+    console = Console(tmp_path, enabled=False)
+    console.say("x")
+    console.close()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
+    tmp_path, capsys, monkeypatch, is_terminal
+):
+    monkeypatch.setattr(console_module.sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    console = Console(tmp_path, enabled=True)
+    console.start(0, 10)
+    console.step()
+    console.report(1, 10, {"loss": 1.5, "images_per_second": 200.0}, seconds_left=61.0)
+    console.close()
+    printed = capsys.readouterr()
+    line = "step 1/10  loss 1.5000  200 images/s  1:01 left"
+    assert (line in printed.out) != is_terminal
+    assert ("1/10" in printed.err and "loss 1.5000, 200 images/s" in printed.err) == is_terminal
+    assert line in (tmp_path / "train.log").read_text()
+
+
+def test_final_table_has_a_column_for_each_evaluation_with_intervals_and_chance():
+    table = final_table(
+        {
+            "step": 10,
+            "loss": 1.25,
+            "images_per_second": 300.4,
+            "val/loss": 2.5,
+            "val/image_to_text_recall@1": 0.375,
+            "val/image_to_text_recall@1_ci_low": 0.32,
+            "val/image_to_text_recall@1_ci_high": 0.4311,
+            "val/chance_image_to_text_recall@1": 0.0028,
+            "val/modality_gap": 0.5,
+            "val/pairs": 360,
+            "zs/top1": 0.5,
+        }
+    )
+    rows = {line.split("  ")[0]: line.split() for line in table.splitlines()}
+    assert table.splitlines()[0].split() == ["training", "val", "zs"]
+    assert rows["loss"] == ["loss", "1.250", "2.500"]
+    assert rows["image_to_text_recall@1"][1:] == ["37.5%", "[32.0,", "43.1]", "(0.28%)"]
+    assert rows["top1"][1:] == ["50.0%"]
+    assert rows["modality_gap"][1:] == ["0.5000"]
+    assert rows["images/s"][1:] == ["300"]
+    assert rows["pairs"][1:] == ["360"]
+    assert table.splitlines()[-1] == "[ ] 95 % interval, ( ) what a random order gets"
+
+
+def test_columns_of_the_final_table_that_find_no_room_follow_below():
+    names = [f"evaluation_number_{number}" for number in range(9)]
+    lines = final_table({f"{name}/top1": 0.5 for name in names}).splitlines()
+    assert max(map(len, lines)) <= 120
+    heads = [line.split() for line in lines[::2]]
+    assert heads == [names[:5], names[5:]]
+
+
+def test_headlines_leave_the_rest_to_the_report():
+    metrics = {"loss": 1.0, "val/top1": 0.5, "val/top5": 0.7, "val/images": 9, "val/loss": 2.0}
+    table = final_table(metrics, headlines_only=True)
+    assert [line.split()[0] for line in table.splitlines()] == ["training", "loss", "top1"]
+
+
+def test_every_evaluation_has_a_line_with_its_first_headlines():
+    metrics = {"a/images": 9, "a/loss": 2.5, "a/r@1": 0.5, "a/r@5": 0.7, "a/gap": 0.25}
+    metrics |= {"a/chance_r@1": 0.1, "a/rank": 3.5, "a/last": 1.5, "b/top1": 1.0, "loss": 1.0}
+    assert headline_lines(metrics) == [
+        "a: loss 2.500  r@1 50.0%  gap 0.2500  rank 3.500",
+        "b: top1 100.0%",
+    ]
+
+
+@pytest.mark.parametrize("workdir", ["/runs/sweep/clip", "gs://bucket/sweep/clip"])
+def test_a_path_beside_the_workdir_needs_no_directory_to_exist(workdir):
+    config = ml_collections.ConfigDict({"a": "{workdir}/../data/x.csv", "b": ("{workdir}/y", 1)})
+    resolved = resolve_paths(config, workdir)
+    assert resolved.a == workdir.removesuffix("clip") + "data/x.csv"
+    assert resolved.b == (f"{workdir}/y", 1)
