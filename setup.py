@@ -45,7 +45,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["cyclip_jax*"]),
-    package_data={"cyclip_jax.report": ["page.*"]},
+    package_data={"cyclip_jax": ["py.typed"], "cyclip_jax.report": ["page.*"]},
     install_requires=[
         "absl-py",
         "braceexpand",
@@ -54,6 +54,7 @@ setuptools.setup(
         "flax>=0.12",
         "ftfy",
         "jax>=0.10",
+        "jaxtyping",
         "matplotlib",
         "ml_collections>=1.0",
         "ml_dtypes",

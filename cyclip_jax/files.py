@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import threading
+from typing import Any
 
 from etils import epath
 
@@ -17,13 +18,13 @@ from etils import epath
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def absolute(path):
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """The path as an epath.Path, made absolute where it is local: Orbax wants that; ~ is home."""
     path = str(path)
     return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
 
 
-def write_atomically(path, content):
+def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
     """Writes bytes or text so that `path` holds what it held or all of `content`, never a part."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +36,7 @@ def write_atomically(path, content):
         unfinished.unlink(missing_ok=True)
 
 
-def remove_unfinished(folder):
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
     """Removes what processes that were killed in `write_atomically` left in a folder."""
     for path in epath.Path(folder).glob("*.tmp"):
         if re.search(r"\.\d+\.tmp$", path.name):
@@ -50,21 +51,22 @@ class Appender:
       unwritten: that end, bytes.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = epath.Path(path)
         # Without a buffer, a local file tells how much of a line it could take.
         is_remote = "://" in str(path)
         self._file = self._path.open("ab") if is_remote else io.FileIO(path, "a")
         self._turn = threading.RLock()
-        self.failure, self.unwritten = None, b""
+        self.failure: Exception | None = None
+        self.unwritten: bytes = b""
 
-    def write(self, text):
+    def write(self, text: str) -> None:
         """Appends text, or keeps it in memory, which is said once."""
         with self._turn:
             self.unwritten += text.encode()
             self.flush()
 
-    def flush(self):
+    def flush(self) -> None:
         """Tries to write what is not written yet."""
         with self._turn:
             was_failing = self.failure is not None
@@ -84,7 +86,7 @@ class Appender:
                         error,
                     )
 
-    def close(self):
+    def close(self) -> None:
         """Closes the file; what is still unwritten goes to the log of errors instead."""
         self.flush()
         if self.unwritten:
@@ -102,7 +104,7 @@ def file_errors():
     return (OSError,) if tensorflow is None else (OSError, tensorflow.errors.OpError)
 
 
-def write_json(path, content):
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes JSON so; a number that is not finite becomes null, as strict readers want."""
     text = json.dumps(_strict(content), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(path, text + "\n")

@@ -1,6 +1,7 @@
 """What data sheets say of accelerators: memory, its bandwidth, and that of their links."""
 
 import dataclasses
+from typing import Any
 
 from cyclip_jax.training.flops import peak_flops
 
@@ -27,15 +28,15 @@ class Chip:
     memory_bandwidth: float
     link_bandwidth: float
     slice_shape: tuple[int, int] | None = None
-    target: dict | None = None
+    target: dict[str, Any] | None = None
 
     @property
-    def is_tpu(self):
+    def is_tpu(self) -> bool:
         """Whether it is a TPU, and not a GPU."""
         return self.slice_shape is not None
 
     @property
-    def peak_flops(self):
+    def peak_flops(self) -> float | None:
         """Dense bfloat16 operations per second."""
         return peak_flops(self.device_kind)
 

@@ -57,7 +57,7 @@ class Collective:
     group: int
 
     @property
-    def received(self):
+    def received(self) -> float:
         """Bytes that a device receives at least, in all executions.
 
         Each of n devices needs (n − 1)/n of a gathered result from others; a sum of n parts that
@@ -89,7 +89,7 @@ class _Instruction:
 
     def index(self):
         """Of a get-tuple-element."""
-        return int(re.search(r"\bindex=(\d+)", self.attributes)[1])
+        return int(_first(r"\bindex=(\d+)", self.attributes)[1])
 
     def called(self, attribute=""):
         """Names of the computations it calls, or of those behind one attribute."""
@@ -115,7 +115,7 @@ class _Loop:
     around: object
 
 
-def collectives(compiled_text):
+def collectives(compiled_text: str) -> list[Collective]:
     """Every collective of a compiled program, with the number of its executions.
 
     A pair of start and done is one collective. So are the parts into which a TPU program splits one
@@ -170,7 +170,7 @@ def collectives(compiled_text):
     return found
 
 
-def summary(compiled_text):
+def summary(compiled_text: str) -> dict[str, tuple[int, int]]:
     """Per kind, how many collectives a device executes in a run, and the bytes of their results.
 
     Returns:
@@ -184,7 +184,7 @@ def summary(compiled_text):
     return totals
 
 
-def memory_traffic(compiled_text):
+def memory_traffic(compiled_text: str) -> int:
     """Bytes that a device reads from and writes to its main memory in a run, as far as texts tell.
 
     Every instruction reads its operands and writes its result, a fusion as one; of what is sliced
@@ -214,7 +214,7 @@ def memory_traffic(compiled_text):
     return visit(computations[entry], None)
 
 
-def largest_buffer(compiled_text):
+def largest_buffer(compiled_text: str) -> tuple[int, str]:
     """(elements, shape) of the largest array that any instruction of the program gives.
 
     Those inside a fusion count, though most are never held whole: that no N×N buffer exists is
@@ -274,6 +274,14 @@ def _arrays(shape):
         yield dtype, [int(dim.removeprefix("<=")) for dim in dims.split(",") if dim]
 
 
+def _first(pattern, text):
+    """The first match of a pattern that the text is sure to have."""
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"no {pattern} in {text[:200]!r}")
+    return match
+
+
 def _plain(shape):
     """A shape without layouts and comments."""
     return re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)
@@ -283,7 +291,7 @@ def _bytes(shape):
     """Bytes of a shape, of all elements of a tuple together."""
     total = 0
     for dtype, dims in _arrays(shape):
-        bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+        bits = 8 if dtype == "pred" else int(_first(r"\d+", dtype)[0])
         total += math.ceil(math.prod(dims) * bits / 8)
     return total
 
@@ -413,7 +421,7 @@ def _trip_count(loop, computations):
     start = _initial(position, loop, computations)
     bound = _constant(bound, condition, loop, computations)
     step = _step(position, body, loop, computations)
-    if None in (start, bound, step) or step < 1:
+    if start is None or bound is None or step is None or step < 1:
         return None
     return max(0, math.ceil((bound - start) / step))
 

@@ -6,12 +6,15 @@ torchvision's ranges. All of it is a TensorFlow graph, made for `tf.data.Dataset
 function of its arguments.
 """
 
+from __future__ import annotations
+
 import collections.abc
 import math
 import typing
 
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Float, UInt8
 
 # Luma of ITU-R BT.601, with torchvision's digits.
 LUMA = (0.2989, 0.587, 0.114)
@@ -19,7 +22,7 @@ LUMA = (0.2989, 0.587, 0.114)
 # AutoAugment's policy for ImageNet (Cubuk et al. 2019, table 9): 25 sub-policies, each of two
 # operations as (name, probability, level of 0 … 9). Where an operation has no magnitude, the level
 # that the search found is without effect and stands as None.
-IMAGENET_POLICY = (
+IMAGENET_POLICY: tuple[tuple[tuple[str, float, int | None], ...], ...] = (
     (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
     (("Solarize", 0.6, 5), ("AutoContrast", 0.6, None)),
     (("Equalize", 0.8, None), ("Equalize", 0.6, None)),
@@ -51,7 +54,9 @@ RAND_AUGMENT_LEVELS = 31
 AUTO_AUGMENT_LEVELS = 10
 
 
-def rand_augment(image, seed, operations=2, level=9):
+def rand_augment(
+    image: UInt8[tf.Tensor, "h w 3"], seed: tf.Tensor, operations: int = 2, level: int = 9
+) -> UInt8[tf.Tensor, "h w 3"]:
     """RandAugment (Cubuk et al. 2020): operations drawn with equal chances, all at one level.
 
     The defaults are torchvision's: 2 of 14 operations (all but Invert), the same one twice where
@@ -75,7 +80,7 @@ def rand_augment(image, seed, operations=2, level=9):
     return image
 
 
-def auto_augment(image, seed):
+def auto_augment(image: UInt8[tf.Tensor, "h w 3"], seed: tf.Tensor) -> UInt8[tf.Tensor, "h w 3"]:
     """AutoAugment with the policy for ImageNet (Cubuk et al. 2019): one of 25 sub-policies.
 
     Each of its two operations is applied with its probability, its magnitude with either sign.
@@ -104,7 +109,9 @@ def auto_augment(image, seed):
     return image
 
 
-def magnitude_table(names, levels):
+def magnitude_table(
+    names: collections.abc.Iterable[str], levels: int
+) -> Float[np.ndarray, "operations levels"]:
     """Each operation's magnitude at each level, torchvision's ranges.
 
     Args:
@@ -119,7 +126,9 @@ def magnitude_table(names, levels):
     return np.array(table, np.float32)
 
 
-def apply_operation(name, image, magnitude):
+def apply_operation(
+    name: str, image: UInt8[tf.Tensor, "h w 3"], magnitude: float | tf.Tensor
+) -> UInt8[tf.Tensor, "h w 3"]:
     """One operation at a given magnitude.
 
     Args:
@@ -142,29 +151,39 @@ def _apply_one_of(names, image, index, magnitude, is_negative):
     return tf.ensure_shape(result, image.shape)
 
 
-def shear_x(image, tangent):
+def shear_x(
+    image: UInt8[tf.Tensor, "h w 3"], tangent: float | tf.Tensor
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Row y, counted from the upper edge, moves left by tangent · y pixels."""
     return _by_nearest_neighbour(image, 1.0, tangent, 0.5 * tangent, 0.0, 1.0, 0.0)
 
 
-def shear_y(image, tangent):
+def shear_y(
+    image: UInt8[tf.Tensor, "h w 3"], tangent: float | tf.Tensor
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Column x, counted from the left edge, moves up by tangent · x pixels."""
     return _by_nearest_neighbour(image, 1.0, 0.0, 0.0, tangent, 1.0, 0.5 * tangent)
 
 
-def translate_x(image, share):
+def translate_x(
+    image: UInt8[tf.Tensor, "h w 3"], share: float | tf.Tensor
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Moves the picture right by this share of its width, in whole pixels."""
     pixels = tf.math.floor(tf.abs(share) * _sides(image)[1]) * tf.sign(share)
     return _by_nearest_neighbour(image, 1.0, 0.0, -pixels, 0.0, 1.0, 0.0)
 
 
-def translate_y(image, share):
+def translate_y(
+    image: UInt8[tf.Tensor, "h w 3"], share: float | tf.Tensor
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Moves the picture down by this share of its height, in whole pixels."""
     pixels = tf.math.floor(tf.abs(share) * _sides(image)[0]) * tf.sign(share)
     return _by_nearest_neighbour(image, 1.0, 0.0, 0.0, 0.0, 1.0, -pixels)
 
 
-def rotate(image, degrees):
+def rotate(
+    image: UInt8[tf.Tensor, "h w 3"], degrees: float | tf.Tensor
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Turns the picture anticlockwise about its centre."""
     height, width = _sides(image)
     x, y = (width - 1) / 2, (height - 1) / 2
@@ -175,22 +194,30 @@ def rotate(image, degrees):
     )
 
 
-def brightness(image, change):
+def brightness(
+    image: UInt8[tf.Tensor, "h w 3"], change: float | tf.Tensor
+) -> UInt8[tf.Tensor, "h w 3"]:
     """The picture times 1 + change."""
     return _blend(image, 0.0, change)
 
 
-def colour(image, change):
+def colour(
+    image: UInt8[tf.Tensor, "h w 3"], change: float | tf.Tensor
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Away from (change > 0) or towards (< 0) the picture in grey."""
     return _blend(image, _grey(image), change)
 
 
-def contrast(image, change):
+def contrast(
+    image: UInt8[tf.Tensor, "h w 3"], change: float | tf.Tensor
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Away from (change > 0) or towards (< 0) the picture's mean grey."""
     return _blend(image, tf.reduce_mean(_grey(image)), change)
 
 
-def sharpness(image, change):
+def sharpness(
+    image: UInt8[tf.Tensor, "h w 3"], change: float | tf.Tensor
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Away from (change > 0) or towards (< 0) a blurred picture; its outermost pixels stay."""
     kernel = np.ones([3, 3, 3, 1], np.float32) / 13
     kernel[1, 1] = 5 / 13
@@ -202,18 +229,24 @@ def sharpness(image, change):
     return tf.where(is_inside, _blend(image, blurred, change), image)
 
 
-def posterize(image, bits):
+def posterize(
+    image: UInt8[tf.Tensor, "h w 3"], bits: float | tf.Tensor
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Keeps the upper `bits` of each 8."""
     lowest = tf.bitwise.left_shift(1, 8 - tf.cast(bits, tf.int32))
     return tf.bitwise.bitwise_and(image, tf.cast(256 - lowest, tf.uint8))
 
 
-def solarize(image, threshold):
+def solarize(
+    image: UInt8[tf.Tensor, "h w 3"], threshold: float | tf.Tensor
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Inverts the values from the threshold on."""
     return tf.where(tf.cast(image, tf.float32) >= threshold, 255 - image, image)
 
 
-def auto_contrast(image, _=None):
+def auto_contrast(
+    image: UInt8[tf.Tensor, "h w 3"], _: float | tf.Tensor | None = None
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Stretches each channel to 0 … 255; one of a single value stays."""
     pixels = tf.cast(image, tf.float32)
     least = tf.reduce_min(pixels, axis=[0, 1])  # [3]
@@ -222,7 +255,9 @@ def auto_contrast(image, _=None):
     return tf.where(greatest > least, stretched, image)
 
 
-def equalize(image, _=None):
+def equalize(
+    image: UInt8[tf.Tensor, "h w 3"], _: float | tf.Tensor | None = None
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Makes the values of each channel about equally frequent, as Pillow does."""
     channel = tf.constant([0, 256, 512])
     flat = tf.cast(image, tf.int32) + channel  # [h, w, 3], each channel with bins of its own
@@ -236,12 +271,16 @@ def equalize(image, _=None):
     return tf.gather(tf.cast(tf.reshape(table, [768]), tf.uint8), flat)
 
 
-def invert(image, _=None):
+def invert(
+    image: UInt8[tf.Tensor, "h w 3"], _: float | tf.Tensor | None = None
+) -> UInt8[tf.Tensor, "h w 3"]:
     """The negative."""
     return 255 - image
 
 
-def identity(image, _=None):
+def identity(
+    image: UInt8[tf.Tensor, "h w 3"], _: float | tf.Tensor | None = None
+) -> UInt8[tf.Tensor, "h w 3"]:
     """The picture."""
     return tf.identity(image)
 
@@ -255,14 +294,14 @@ class Operation(typing.NamedTuple):
       has_sign: whether the magnitude is drawn with either sign.
     """
 
-    apply: collections.abc.Callable
-    magnitude: collections.abc.Callable = lambda share: 0.0
+    apply: collections.abc.Callable[..., UInt8[tf.Tensor, "h w 3"]]
+    magnitude: collections.abc.Callable[[float], float] = lambda share: 0.0
     has_sign: bool = False
 
 
 # The ranges are torchvision's; for translations they are those of the first implementation, 150
 # pixels of 331, as a share.
-OPERATIONS = {
+OPERATIONS: dict[str, Operation] = {
     "Identity": Operation(identity),
     "ShearX": Operation(shear_x, lambda share: 0.3 * share, True),
     "ShearY": Operation(shear_y, lambda share: 0.3 * share, True),

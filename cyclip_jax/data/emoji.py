@@ -23,7 +23,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -87,7 +87,7 @@ class Drawing(NamedTuple):
     path: Path
 
 
-def build(output_dir: str | os.PathLike, *, image_size: int = FRAME) -> None:
+def build(output_dir: str | os.PathLike[str], *, image_size: int = FRAME) -> None:
     """Writes the emoji data set into a folder, or returns at once where it already stands.
 
     The folder receives images/twemoji/*.png and images/openmoji/*.png (RGB on white), the tables of
@@ -126,7 +126,7 @@ def build(output_dir: str | os.PathLike, *, image_size: int = FRAME) -> None:
         _write_csv(output_dir / name, ("image", "caption"), rows[split])
     held_out = sorted(rows["new_drawings"] + rows["unseen_concepts"])
     for split, drawn in (("train", rows["train"]), ("held_out", held_out)):
-        kinds = [(path, kind_of(caption)) for path, caption in drawn if kind_of(caption)]
+        kinds = [(path, kind) for path, caption in drawn if (kind := kind_of(caption))]
         _write_csv(output_dir / KINDS_CSV_NAMES[split], ("image", "label"), kinds)
     _write_superclasses(output_dir / SUPERCLASSES_NAME, [c for _, c in rows["train"] + held_out])
     (output_dir / LICENSES_NAME).write_text(LICENSES, encoding="utf-8")
@@ -152,7 +152,7 @@ def has_skin_tone(concept: str) -> bool:
     return not _SKIN_TONES.isdisjoint(concept.split("-"))
 
 
-def caption_of(concept: str, record: Mapping) -> str:
+def caption_of(concept: str, record: Mapping[str, Any]) -> str:
     """The caption of one emoji: its name, and in brackets the aliases that add a word to it.
 
     Captions are lower-case ASCII, so that one word is spelt one way: "flag of cote d'ivoire".
@@ -317,7 +317,7 @@ def _package_folder(module: str, folder: str) -> Path:
 
 def captioned_drawings(
     folders: Mapping[str, Path], captions: Mapping[str, str]
-) -> tuple[list[Drawing], Counter]:
+) -> tuple[list[Drawing], Counter[str]]:
     """The drawings that have a caption, and how many others were left out, by reason."""
     drawings, left_out = [], Counter()
     for style, pattern in (("twemoji", "*.png"), ("openmoji", "*.svg")):

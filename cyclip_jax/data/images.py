@@ -8,11 +8,15 @@ The yardstick is Pillow, with which the published models were trained: the tests
 distance between each function here and its Pillow counterpart.
 """
 
+from __future__ import annotations
+
 import io
 import threading
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
+from jaxtyping import UInt8
 from PIL import Image
 
 from cyclip_jax.data import augment
@@ -32,7 +36,11 @@ MAX_PIXELS = 100_000_000
 
 DECODERS = ("exact", "fast")
 AUGMENTATIONS = ("none", "random_resized_crop")
-POLICIES = {"none": None, "randaugment": augment.rand_augment, "autoaugment": augment.auto_augment}
+POLICIES: dict[str, Callable[..., UInt8[tf.Tensor, "h w 3"]] | None] = {
+    "none": None,
+    "randaugment": augment.rand_augment,
+    "autoaugment": augment.auto_augment,
+}
 
 # What is added to an example's seed for each stream of random numbers; the crop has the seed as
 # it is.
@@ -50,18 +58,18 @@ _pillow_limit = threading.Lock()
 
 
 def transform(
-    encoded,
-    seed=None,
+    encoded: tf.Tensor,
+    seed: tf.Tensor | None = None,
     *,
-    size,
-    max_pixels=MAX_PIXELS,
-    decoder="exact",
-    augmentation="none",
-    crop_scale=(0.9, 1.0),
-    horizontal_flip=False,
-    colour_jitter=0.0,
-    policy="none",
-):
+    size: int,
+    max_pixels: int = MAX_PIXELS,
+    decoder: str = "exact",
+    augmentation: str = "none",
+    crop_scale: Sequence[float] = (0.9, 1.0),
+    horizontal_flip: bool = False,
+    colour_jitter: float = 0.0,
+    policy: str = "none",
+) -> UInt8[tf.Tensor, "size size 3"]:
     """From a file's bytes to the square of pixels that a model sees.
 
     In this order: decode, crop and resize, flip, policy, colour jitter. Each draws from a stream of
@@ -115,10 +123,13 @@ def transform(
         raise ValueError("whatever is random wants a seed: pass example_seed(seed, epoch, index)")
     square = _fast_square if decoder == "fast" else _exact_square
     image = square(encoded, seed, size, max_pixels, augmentation, crop_scale)
+    if seed is None:
+        return image  # nothing of what follows was asked for
     if horizontal_flip:
         image = _flip_half_the_time(image, seed + FLIP_STREAM)
-    if POLICIES[policy]:
-        image = POLICIES[policy](image, seed + POLICY_STREAM)
+    apply_policy = POLICIES[policy]
+    if apply_policy:
+        image = apply_policy(image, seed + POLICY_STREAM)
     if colour_jitter:
         image = _colour_jitter(image, seed + JITTER_STREAM, colour_jitter)
     return image
@@ -126,14 +137,14 @@ def transform(
 
 def check_transform(
     *,
-    max_pixels=MAX_PIXELS,
-    decoder="exact",
-    augmentation="none",
-    crop_scale=(0.9, 1.0),
-    horizontal_flip=False,
-    colour_jitter=0.0,
-    policy="none",
-):
+    max_pixels: int = MAX_PIXELS,
+    decoder: str = "exact",
+    augmentation: str = "none",
+    crop_scale: Sequence[float] = (0.9, 1.0),
+    horizontal_flip: bool = False,
+    colour_jitter: float = 0.0,
+    policy: str = "none",
+) -> None:
     """Checks arguments of `transform`, which are keys of config.data, without any picture.
 
     Raises:
@@ -167,7 +178,7 @@ def check_transform(
         )
 
 
-def decode(encoded, max_pixels=MAX_PIXELS):
+def decode(encoded: tf.Tensor, max_pixels: int = MAX_PIXELS) -> UInt8[tf.Tensor, "h w 3"]:
     """Decodes a JPEG, PNG, WebP, GIF or BMP file, of an animation the first frame.
 
     The format is found in the content. Grey becomes RGB and an alpha channel is dropped without
@@ -221,7 +232,9 @@ def decode(encoded, max_pixels=MAX_PIXELS):
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def resize_and_centre_crop(image, size):
+def resize_and_centre_crop(
+    image: UInt8[tf.Tensor, "h w 3"], size: int
+) -> UInt8[tf.Tensor, "size size 3"]:
     """The reference preprocessing: bicubic resize of the shorter side, then the centre square.
 
     The longer side becomes int(size · long / short) and the crop starts at round((side - size)/2),
@@ -239,7 +252,13 @@ def resize_and_centre_crop(image, size):
     return _bicubic(image, size, *_centre_placement(*_height_and_width(image), size))
 
 
-def random_resized_crop(image, size, seed, scale=(0.9, 1.0), ratio=CROP_RATIO):
+def random_resized_crop(
+    image: UInt8[tf.Tensor, "h w 3"],
+    size: int,
+    seed: tf.Tensor,
+    scale: Sequence[float] = (0.9, 1.0),
+    ratio: Sequence[float] = CROP_RATIO,
+) -> UInt8[tf.Tensor, "size size 3"]:
     """A random part of the image, resized to a square: torchvision's RandomResizedCrop.
 
     Ten boxes are drawn and the first that fits is taken; if none fits, the largest centred box
@@ -261,7 +280,9 @@ def random_resized_crop(image, size, seed, scale=(0.9, 1.0), ratio=CROP_RATIO):
     return _bicubic_to_square(_cut(image, *box), size)
 
 
-def colour_jitter(image, seed, strength):
+def colour_jitter(
+    image: UInt8[tf.Tensor, "h w 3"], seed: tf.Tensor, strength: float
+) -> UInt8[tf.Tensor, "h w 3"]:
     """Brightness, contrast, saturation and hue moved at random, in this order.
 
     A pure function of its arguments.
@@ -286,7 +307,9 @@ def colour_jitter(image, seed, strength):
     return tf.image.convert_image_dtype(image, tf.uint8, saturate=True)
 
 
-def example_seed(seed, epoch, index):
+def example_seed(
+    seed: int | tf.Tensor, epoch: int | tf.Tensor, index: int | tf.Tensor
+) -> tf.Tensor:
     """The seed of everything random about one example in one epoch.
 
     It depends on nothing else, so neither the batch size, nor the number of processes, nor a
@@ -299,7 +322,9 @@ def example_seed(seed, epoch, index):
       int64 [2], for `tf.random.stateless_*`.
     """
     pair = tf.stack([tf.cast(seed, tf.int64), tf.cast(epoch, tf.int64)])
-    return tf.random.experimental.stateless_fold_in(pair, tf.cast(index, tf.int64), alg="philox")
+    # The stubs of TensorFlow lack tf.random.experimental.
+    fold_in = tf.random.experimental.stateless_fold_in  # pyright: ignore[reportAttributeAccessIssue]
+    return fold_in(pair, tf.cast(index, tf.int64), alg="philox")
 
 
 def _exact_square(encoded, seed, size, max_pixels, augmentation, crop_scale):
@@ -405,7 +430,7 @@ def _png_sides(header):
     return sides[1], sides[0]
 
 
-def _webp_sides(header):
+def _webp_sides(header: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """(height, width) from the first chunk (developers.google.com/speed/webp/docs)."""
     kind = tf.strings.substr(header, 12, 4)
 
@@ -416,12 +441,15 @@ def _webp_sides(header):
     def extended():  # 24 bits each, less one
         return number(27, 3) + 1, number(24, 3) + 1
 
+    def lower_14_bits(bits):
+        return tf.math.floormod(bits, 2**14)
+
     def lossless():  # 14 bits each, less one
         bits = number(21, 4)
-        return bits // 2**14 % 2**14 + 1, bits % 2**14 + 1
+        return lower_14_bits(bits // 2**14) + 1, lower_14_bits(bits) + 1
 
     def lossy():  # 14 bits each; the other two of 16 ask for an enlargement and count for nothing
-        return number(28, 2) % 2**14, number(26, 2) % 2**14
+        return lower_14_bits(number(28, 2)), lower_14_bits(number(26, 2))
 
     return tf.case([(kind == b"VP8X", extended), (kind == b"VP8L", lossless)], default=lossy)
 

@@ -8,8 +8,9 @@ import dataclasses
 import itertools
 
 import numpy as np
+from jaxtyping import Int
 
-from cyclip_jax.data.sources import Mixture
+from cyclip_jax.data.sources import Mixture, Source
 
 LANES = 64  # at most so many places in the data are read at once in a windowed order
 RUNS_PER_WINDOW = 4  # pieces of the data that a lane mixes
@@ -34,7 +35,15 @@ class Position:
     seed: int
 
 
-def examples_of_epoch(source, seed, epoch, *, batch_size, shuffle=True, window=None):
+def examples_of_epoch(
+    source: Source | Mixture,
+    seed: int,
+    epoch: int,
+    *,
+    batch_size: int,
+    shuffle: bool = True,
+    window: int | None = None,
+) -> Int[np.ndarray, "n 2"]:
     """The examples of one pass over a source, in the order in which they are trained on.
 
     Args:
@@ -54,7 +63,7 @@ def examples_of_epoch(source, seed, epoch, *, batch_size, shuffle=True, window=N
     return np.stack([np.full_like(indices, epoch), indices], axis=1)
 
 
-def order(seed, epoch, size, shuffle=True):
+def order(seed: int, epoch: int, size: int, shuffle: bool = True) -> Int[np.ndarray, "size"]:
     """All numbers from 0 to size - 1 in the order of one epoch, a pure function.
 
     Args:
@@ -70,7 +79,14 @@ def order(seed, epoch, size, shuffle=True):
     return np.argsort(_random(seed, epoch, size), kind="stable")
 
 
-def in_windows(seed, epoch, boundaries, *, window, batch_size):
+def in_windows(
+    seed: int,
+    epoch: int,
+    boundaries: Int[np.ndarray, "k+1"],
+    *,
+    window: int,
+    batch_size: int,
+) -> Int[np.ndarray, "n"]:
     """An order whose batches need few pieces of the data at a time, a pure function.
 
     The data are cut into runs of neighbours that cross no boundary, the runs are shuffled, and the
@@ -105,7 +121,9 @@ def in_windows(seed, epoch, boundaries, *, window, batch_size):
     return batches.reshape(-1)
 
 
-def counts_of_steps(source, seed, first_step, last_step, batch_size):
+def counts_of_steps(
+    source: Mixture, seed: int, first_step: int, last_step: int, batch_size: int
+) -> Int[np.ndarray, "steps parts"]:
     """How many examples of each part of a mixture the batches of some steps hold.
 
     Systematic sampling: the shares of a batch are laid end to end, and a comb of `batch_size` teeth
@@ -123,7 +141,7 @@ def counts_of_steps(source, seed, first_step, last_step, batch_size):
     return np.diff(np.maximum(teeth, 0), axis=1, prepend=0)
 
 
-def drawn_from_parts(source, position, batch_size):
+def drawn_from_parts(source: Mixture, position: Position, batch_size: int) -> dict[str, int]:
     """{name: examples that a run has drawn of each part of a mixture} up to a position."""
     steps = position.epoch * (len(source) // batch_size) + position.examples // batch_size
     counts = counts_of_steps(source, position.seed, 0, steps, batch_size).sum(axis=0)

@@ -9,16 +9,20 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Generator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from etils import epath
+from jaxtyping import Int
 
 from cyclip_jax.data import images
 from cyclip_jax.data.order import Position, examples_of_epoch
-from cyclip_jax.data.sources import Unreadable, draw_caption
+from cyclip_jax.data.sources import Mixture, Source, Unreadable, draw_caption
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import Appender, write_atomically
 
@@ -35,7 +39,7 @@ NO_EXAMPLE = -1  # in place of an example's index
 CHUNK = 8
 
 
-def steps_per_epoch(size, batch_size):
+def steps_per_epoch(size: int, batch_size: int) -> int:
     """Whole batches in one epoch of `size` examples; the rest, less than a batch, is left out.
 
     Raises:
@@ -50,20 +54,20 @@ def steps_per_epoch(size, batch_size):
 
 
 def train_batches(
-    source,
-    tokenizer,
+    source: Source | Mixture,
+    tokenizer: Callable[[list[str]], Int[np.ndarray, "n l"]],
     *,
-    batch_size,
-    image_size,
-    seed,
-    position,
-    bad_examples,
-    shuffle=True,
-    shuffle_window=None,
-    process_index=0,
-    process_count=1,
-    **transform,
-):
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    position: Position | None,
+    bad_examples: "BadExamples",
+    shuffle: bool = True,
+    shuffle_window: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    **transform: Any,
+) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
     """This process's rows of the endless sequence of training batches.
 
     Each epoch's order is cut into batches of `batch_size`, and process p takes the p-th of
@@ -154,16 +158,16 @@ def train_batches(
 
 
 def eval_batches(
-    source,
-    tokenizer,
+    source: Source | Mixture,
+    tokenizer: Callable[[list[str]], Int[np.ndarray, "n l"]],
     *,
-    batch_size,
-    image_size,
-    bad_examples=None,
-    process_index=0,
-    process_count=1,
-    **transform,
-):
+    batch_size: int,
+    image_size: int,
+    bad_examples: "BadExamples | None" = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    **transform: Any,
+) -> Generator[dict[str, np.ndarray], None, None]:
     """This process's rows of one pass over the source, in its order, every example once.
 
     Of several captions the first is taken.
@@ -223,7 +227,13 @@ class BadExamples:
     does not take wait in memory.
     """
 
-    def __init__(self, path, limit_share, dataset_size, position=None):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        limit_share: float,
+        dataset_size: int,
+        position: Position | None = None,
+    ) -> None:
         """Takes up the examples that the file names from before a position.
 
         Args:
@@ -241,29 +251,37 @@ class BadExamples:
         self._path = epath.Path(path)
         self._limit_share = limit_share
         self._dataset_size = dataset_size
-        self._known, self._file = {}, None
+        self._known: dict[tuple[str, int], str] = {}
+        self._file: Appender | None = None
         if self._path.exists():
             self._take_up_file((0, 0) if position is None else (position.epoch, position.examples))
             self._check_limit()
 
     @property
-    def count(self):
+    def count(self) -> int:
         """Number of distinct bad examples."""
         return len(self._known)
 
     @property
-    def by_reason(self):
+    def by_reason(self) -> dict[str, int]:
         """{reason: number of distinct bad examples}, the commonest first."""
         return dict(Counter(self._known.values()).most_common())
 
-    def __str__(self):
+    def __str__(self) -> str:
         reasons = ", ".join(f"{count} × {reason}" for reason, count in self.by_reason.items())
         return f"{self.count} of {self._dataset_size} ({reasons}), named in {self._path}"
 
-    def __contains__(self, key_and_index):
+    def __contains__(self, key_and_index: tuple[str, int]) -> bool:
         return tuple(key_and_index) in self._known
 
-    def add(self, key, index, reason, detail="", position=None):
+    def add(
+        self,
+        key: str,
+        index: int,
+        reason: str,
+        detail: str = "",
+        position: Position | None = None,
+    ) -> None:
         """Counts and writes down an example, unless it is already known.
 
         Args:
@@ -285,14 +303,14 @@ class BadExamples:
         self._file.write(json.dumps(line) + "\n")
         self._check_limit()
 
-    def flush(self):
+    def flush(self) -> Exception | None:
         """Tries once more to write what could not be; returns what keeps it, or None."""
         if self._file is None:
             return None
         self._file.flush()
         return self._file.failure
 
-    def close(self):
+    def close(self) -> None:
         """Closes the file."""
         if self._file is not None:
             self._file.close()
@@ -525,7 +543,9 @@ def _positions_after(position, size, batch_size):
         yield position
 
 
-def _train_batches(loaded, tokenizer):
+def _train_batches(
+    loaded, tokenizer
+) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
     """Yields (batch, position after it) of what `_iterate` yields."""
     for pictures, captions, _, position in loaded:
         yield {"images": pictures, "tokens": _tokenise(tokenizer, captions)}, position

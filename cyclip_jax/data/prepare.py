@@ -61,17 +61,21 @@ import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tqdm
+from etils import epath
+from jaxtyping import Int
 from PIL import Image
 
 from cyclip_jax.data.images import MAX_PIXELS
 from cyclip_jax.data.order import order
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.data.sources.ranges import is_remote
-from cyclip_jax.data.sources.record import Unreadable
+from cyclip_jax.data.sources.record import Record, Unreadable
 from cyclip_jax.data.sources.shard_index import make_index, scan_tfrecord
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, write_atomically
@@ -106,12 +110,12 @@ class Settings:
       check: whether pictures that are only copied are decoded first.
     """
 
-    input: tuple
+    input: tuple[str, ...]
     source: str = "auto"
     image_key: str | None = None
-    caption_key: tuple = ()
+    caption_key: tuple[str, ...] = ()
     delimiter: str = ","
-    template: tuple = ()
+    template: tuple[str, ...] = ()
     examples_per_shard: int = 10_000
     resize: int | None = None
     quality: int = 95
@@ -120,7 +124,13 @@ class Settings:
     check: bool = True
 
 
-def prepare(settings, output, *, workers=1, verify=False):
+def prepare(
+    settings: Settings,
+    output: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    verify: bool = False,
+) -> dict[str, Any]:
     """Writes what is not there yet of the shards and their manifest.
 
     Args:
@@ -159,7 +169,7 @@ def prepare(settings, output, *, workers=1, verify=False):
 class Inputs:
     """All data sets of the input, one after the other; a source as far as is needed here."""
 
-    def __init__(self, settings):
+    def __init__(self, settings: Settings) -> None:
         in_order = settings.shuffle_seed is None
         self._sources = [
             create_source(
@@ -175,16 +185,18 @@ class Inputs:
             for path in settings.input
         ]
         self._starts = np.cumsum([0, *map(len, self._sources)])
-        self.faults = [fault for source in self._sources for fault in source.faults]
+        self.faults: list[tuple[str, str, str]] = [
+            fault for source in self._sources for fault in source.faults
+        ]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def read(self, index):
+    def read(self, index: int) -> Record:
         source, inner = self._find(index)
         return source.read(inner)
 
-    def key(self, index):
+    def key(self, index: int) -> str:
         source, inner = self._find(index)
         return source.keys([inner])[0]
 
@@ -196,7 +208,7 @@ class Inputs:
 # One picture
 
 
-def stored_picture(encoded, settings):
+def stored_picture(encoded: bytes, settings: Settings) -> tuple[str, bytes, tuple[int, int] | None]:
     """A picture's file as it is stored.
 
     Orientation tags are ignored, as in training.
@@ -277,7 +289,14 @@ def _pillow_at_work():
 # One shard
 
 
-def write_shard(source, settings, folder, name, indices, progress):
+def write_shard(
+    source: Inputs,
+    settings: Settings,
+    folder: epath.Path,
+    name: str,
+    indices: Int[np.ndarray, "n"],
+    progress: Callable[[int, int], object],
+) -> None:
     """Writes a shard, its index, and when they are whole its report NAME.json.
 
     Args:
@@ -500,7 +519,8 @@ def _write_in_processes(shards, settings, folder, progress, workers):
                 if message is not None:
                     progress(*message)
                 elif (shard := next(waiting, None)) is not None:
-                    connection.send(shard)
+                    # It is one of ours: `wait` gives back what it was given, not any handle.
+                    connection.send(shard)  # pyright: ignore[reportAttributeAccessIssue]
                 else:
                     busy.discard(connection)
     finally:
@@ -547,7 +567,9 @@ def _work(connection, settings, folder):
 
 def _end_with_parent():
     """Ends a worker whose parent was killed; else both it and the next run would write."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
     os._exit(1)
 
 
@@ -641,7 +663,7 @@ def _progress_bar(total, done):
 # The command line
 
 
-def parse_arguments(arguments):
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m cyclip_jax.data.prepare",
         description="Write any data set as TFRecord shards that can be read at random. "
@@ -671,13 +693,14 @@ def parse_arguments(arguments):
     return parser.parse_args(arguments)
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
     args = parse_arguments(arguments)
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(Settings)}
-    settings = Settings(
-        **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    )
+    given: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in values.items()
+    }
+    settings = Settings(**given)
     try:
         manifest = prepare(settings, args.output, workers=args.workers, verify=args.verify)
     except KeyboardInterrupt:

@@ -27,13 +27,15 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import ftfy
 import numpy as np
 import regex
 import sentencepiece
 from etils import epath
+from jaxtyping import Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
@@ -52,13 +54,33 @@ CACHED_WORDS = 1 << 16  # some 10 MB, and hardly a word of a caption is missing
 # Byte pairs are merged within a word: a special token, the ending of an English contraction, a run
 # of letters, one digit, or a run of other visible characters. Texts are in lower case already, but
 # some characters (ſ, say) match only when case is ignored, and CLIP's ids depend on it.
-CLIP_WORD = regex.compile(
+CLIP_WORD: regex.Pattern[str] = regex.compile(
     r"<start_of_text>|<end_of_text>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
 )
 
 
-def create_tokenizer(name, *, vocab_size, context_length, vocabulary=None, keep_end_of_text=True):
+class Tokenizer(Protocol):
+    """A function of texts with the attributes that the top of this file names."""
+
+    vocab_size: int
+    context_length: int
+    vocabulary: str
+    keep_end_of_text: bool
+
+    def __call__(self, texts: str | Iterable[str]) -> Int[np.ndarray, "n l"]:
+        """Token ids, int32 [n, context_length], of n texts (a single string counts as one)."""
+        ...
+
+
+def create_tokenizer(
+    name: str,
+    *,
+    vocab_size: int,
+    context_length: int,
+    vocabulary: str | os.PathLike[str] | None = None,
+    keep_end_of_text: bool = True,
+) -> Tokenizer:
     """The tokenizer called `name`: a function of texts (see the top of this file).
 
     Args:
@@ -93,7 +115,7 @@ def create_tokenizer(name, *, vocab_size, context_length, vocabulary=None, keep_
     )
 
 
-def vocabulary_of(data, workdir):
+def vocabulary_of(data: Any, workdir: str | os.PathLike[str]) -> str | None:
     """Path of a run's vocabulary as a str, or None for the one of an installed package.
 
     Args:
@@ -108,15 +130,25 @@ def vocabulary_of(data, workdir):
 class ClipBpeTokenizer:
     """CLIP's byte-pair encoding, with the ids of open_clip's default tokenizer on every text."""
 
-    def __init__(self, vocabulary=None, *, vocab_size, context_length, keep_end_of_text=True):
-        self.vocabulary = os.fspath(vocabulary or find_clip_vocabulary())
-        self.vocab_size = vocab_size
-        self.context_length = context_length
-        self.keep_end_of_text = keep_end_of_text
+    def __init__(
+        self,
+        vocabulary: str | os.PathLike[str] | None = None,
+        *,
+        vocab_size: int,
+        context_length: int,
+        keep_end_of_text: bool = True,
+    ) -> None:
+        self.vocabulary: str = os.fspath(vocabulary or find_clip_vocabulary())
+        self.vocab_size: int = vocab_size
+        self.context_length: int = context_length
+        self.keep_end_of_text: bool = keep_end_of_text
         self._merges = read_clip_merges(self.vocabulary)
         self._byte_ids = {byte: id_ for id_, byte in enumerate(clip_byte_characters())}
         # Not functools.lru_cache, which could not be pickled into a worker process.
-        self._word_ids = {"<start_of_text>": (vocab_size - 2,), "<end_of_text>": (vocab_size - 1,)}
+        self._word_ids: dict[str, tuple[int, ...]] = {
+            "<start_of_text>": (vocab_size - 2,),
+            "<end_of_text>": (vocab_size - 1,),
+        }
         size = 2 * 256 + len(self._merges) + SPECIAL_TOKENS
         if size != vocab_size:
             raise UserError(
@@ -124,12 +156,12 @@ class ClipBpeTokenizer:
                 f"{vocab_size}; set config.model.vocab_size to {size}"
             )
 
-    def __call__(self, texts):
+    def __call__(self, texts: str | Iterable[str]) -> Int[np.ndarray, "n l"]:
         """Token ids, int32 [n, context_length], of n texts (a single string counts as one)."""
         texts = [texts] if isinstance(texts, str) else texts
         return pad_and_cut([self.encode(text) for text in texts], self)
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """The ids of one text without special tokens, a list; no more than the context needs."""
         ids = []
         for match in CLIP_WORD.finditer(clean(text)):
@@ -156,17 +188,24 @@ class SentencePieceTokenizer:
     `train_sentencepiece` also keeps id 0 for padding alone.
     """
 
-    def __init__(self, vocabulary, *, vocab_size, context_length, keep_end_of_text=True):
+    def __init__(
+        self,
+        vocabulary: str | os.PathLike[str] | None,
+        *,
+        vocab_size: int,
+        context_length: int,
+        keep_end_of_text: bool = True,
+    ) -> None:
         if not vocabulary:
             raise UserError(
                 "the sentencepiece tokenizer needs a vocabulary; set config.data.vocabulary to a "
                 "model, as trained by `python -m cyclip_jax.data.tokenizers --train=captions.csv "
                 f"--vocab_size={vocab_size} --output=tokenizer.model`"
             )
-        self.vocabulary = os.fspath(vocabulary)
-        self.vocab_size = vocab_size
-        self.context_length = context_length
-        self.keep_end_of_text = keep_end_of_text
+        self.vocabulary: str = os.fspath(vocabulary)
+        self.vocab_size: int = vocab_size
+        self.context_length: int = context_length
+        self.keep_end_of_text: bool = keep_end_of_text
         self._model = read_sentencepiece(self.vocabulary)
         pieces = self._model.get_piece_size()
         if pieces > vocab_size - SPECIAL_TOKENS:
@@ -176,7 +215,7 @@ class SentencePieceTokenizer:
                 f"set config.model.vocab_size to {pieces + SPECIAL_TOKENS} or more"
             )
 
-    def __call__(self, texts):
+    def __call__(self, texts: str | Iterable[str]) -> Int[np.ndarray, "n l"]:
         """Token ids, int32 [n, context_length], of n texts (a single string counts as one)."""
         texts = [texts] if isinstance(texts, str) else texts
         # One thread: the processes that read the data are the parallelism.
@@ -184,10 +223,15 @@ class SentencePieceTokenizer:
         return pad_and_cut(ids, self)
 
 
-TOKENIZERS = {"clip_bpe": ClipBpeTokenizer, "sentencepiece": SentencePieceTokenizer}
+TOKENIZERS: dict[str, Callable[..., Tokenizer]] = {
+    "clip_bpe": ClipBpeTokenizer,
+    "sentencepiece": SentencePieceTokenizer,
+}
 
 
-def pad_and_cut(ids_of_texts, tokenizer):
+def pad_and_cut(
+    ids_of_texts: Sequence[Sequence[int]], tokenizer: Tokenizer
+) -> Int[np.ndarray, "n l"]:
     """The rows of a batch: start-of-text, a text's ids, end-of-text, and zeros.
 
     Args:
@@ -212,13 +256,13 @@ def pad_and_cut(ids_of_texts, tokenizer):
 # CLIP's byte-pair encoding
 
 
-def clean(text):
+def clean(text: str) -> str:
     """The text as CLIP reads it: mended Unicode, no HTML entities, single spaces, lower case."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))  # twice: crawled "&amp;amp;" is common
     return " ".join(text.split()).lower()
 
 
-def clip_byte_characters():
+def clip_byte_characters() -> dict[int, str]:
     """{byte: the character that stands for it in the vocabulary's file}, in the order of the ids.
 
     First the visible characters of Latin-1, which stand for themselves; then the other bytes, for
@@ -231,7 +275,7 @@ def clip_byte_characters():
     }
 
 
-def read_clip_merges(path):
+def read_clip_merges(path: str | os.PathLike[str]) -> dict[tuple[int, int], int]:
     """The merges of a vocabulary's file, {(left id, right id): id of the two merged}.
 
     The file is gzip-compressed text: a header, then one merge a line, "left right", the most
@@ -268,7 +312,7 @@ def read_clip_merges(path):
     return merges
 
 
-def merge_pairs(ids, merges):
+def merge_pairs(ids: Sequence[int], merges: Mapping[tuple[int, int], int]) -> tuple[int, ...]:
     """The ids of one word after byte-pair merging.
 
     Args:
@@ -287,7 +331,7 @@ def merge_pairs(ids, merges):
     return tuple(ids)
 
 
-def replace_pair(ids, pair, merged):
+def replace_pair(ids: Sequence[int], pair: tuple[int, int], merged: int) -> list[int]:
     """The ids with every occurrence of `pair`, found from left to right, replaced by `merged`."""
     replaced = []
     right_is_merged = False
@@ -302,7 +346,7 @@ def replace_pair(ids, pair, merged):
     return replaced
 
 
-def find_clip_vocabulary():
+def find_clip_vocabulary() -> str:
     """Path of CLIP's vocabulary in an installed package that ships it.
 
     The package is located but not imported, for that would import torch.
@@ -325,12 +369,12 @@ def find_clip_vocabulary():
 # SentencePiece
 
 
-def as_utf8(text):
+def as_utf8(text: str) -> str:
     """The text with "?" for lone surrogates, which UTF-8 and so SentencePiece cannot express."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def read_sentencepiece(path):
+def read_sentencepiece(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceProcessor:
     """The SentencePiece model in the file `path`; UserError if it is missing or no such model."""
     try:
         content = epath.Path(path).read_bytes()
@@ -344,7 +388,7 @@ def read_sentencepiece(path):
         ) from error
 
 
-def train_sentencepiece(captions: Iterable[str], *, vocab_size, output) -> str:
+def train_sentencepiece(captions: Iterable[str], *, vocab_size: int, output: str) -> str:
     """Trains a unigram SentencePiece model for `SentencePieceTokenizer`.
 
     Texts are normalised to NFKC and lower case. Id 0 is padding, 1 stands for the unknown. Every
@@ -393,7 +437,9 @@ def train_sentencepiece(captions: Iterable[str], *, vocab_size, output) -> str:
     return output
 
 
-def read_captions(path, *, caption_key="caption", delimiter=","):
+def read_captions(
+    path: str | os.PathLike[str], *, caption_key: str = "caption", delimiter: str = ","
+) -> list[str]:
     """The column `caption_key` of a csv file with a header, a list of str ("" where it is missing).
 
     Raises:
@@ -416,7 +462,7 @@ def read_captions(path, *, caption_key="caption", delimiter=","):
         raise UserError(f"cannot read the captions of {path}: {error}") from error
 
 
-def parse_arguments(arguments):
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m cyclip_jax.data.tokenizers",
         description="Train a SentencePiece vocabulary on the captions of a csv file.",
@@ -429,7 +475,7 @@ def parse_arguments(arguments):
     return parser.parse_args(arguments)
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
     args = parse_arguments(arguments)
     try:

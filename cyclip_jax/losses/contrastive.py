@@ -4,12 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 # Rows of each device's texts in a tile.
 CHUNK_SIZE = 256
 
 
-def at_least_float32(*arrays):
+def at_least_float32(*arrays: Float[Array, "..."] | float) -> tuple[Float[Array, "..."], ...]:
     """Returns the arrays in their common type, float32 or wider.
 
     Losses over many pairs are sums of near-equal numbers: bfloat16 towers are welcome, bfloat16
@@ -19,17 +20,23 @@ def at_least_float32(*arrays):
     return tuple(jnp.asarray(array, dtype) for array in arrays)
 
 
-def product(left, right):
+def product(left: Float[Array, "n k"], right: Float[Array, "k m"]) -> Float[Array, "n m"]:
     """The matrix product at full precision: no bfloat16 passes, no TF32."""
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-def similarity(left_embeds, right_embeds):
+def similarity(
+    left_embeds: Float[Array, "n d"], right_embeds: Float[Array, "m d"]
+) -> Float[Array, "n m"]:
     """All inner products, [N, D], [M, D] -> [N, M]."""
     return product(left_embeds, right_embeds.T)
 
 
-def contrastive_loss_dense(image_embeds, text_embeds, logit_scale):
+def contrastive_loss_dense(
+    image_embeds: Float[Array, "n d"],
+    text_embeds: Float[Array, "n d"],
+    logit_scale: Float[Array, ""] | float,
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
     """Mean of the image-to-text and the text-to-image cross-entropy, straight from the definition.
 
     ½ (CE(s·I Tᵀ) + CE(s·T Iᵀ)) with row j's target column j (Radford et al. 2021, figure 3; Goel et
@@ -59,8 +66,13 @@ def contrastive_loss_dense(image_embeds, text_embeds, logit_scale):
 # Compiled as one where it is called outside jit, not operation by operation.
 @functools.partial(jax.jit, static_argnames=("chunk_size", "axis_names"), inline=True)
 def contrastive_loss(
-    image_embeds, text_embeds, logit_scale, *, chunk_size=CHUNK_SIZE, axis_names=()
-):
+    image_embeds: Float[Array, "n d"],
+    text_embeds: Float[Array, "n d"],
+    logit_scale: Float[Array, ""] | float,
+    *,
+    chunk_size: int = CHUNK_SIZE,
+    axis_names: tuple[str, ...] = (),
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
     """The same loss in tiles, on one device or inside `shard_map`, differentiable in all inputs.
 
     Each of W devices holds n = N/W rows. The texts are gathered once. A tile is `chunk_size` of
@@ -87,8 +99,9 @@ def contrastive_loss(
     return loss, tuple(accuracies)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _tiled(chunk_size, axis_names, image_embeds, text_embeds, logit_scale):
+def _tiled_value(
+    chunk_size, axis_names, image_embeds, text_embeds, logit_scale
+) -> tuple[Float[Array, ""], list[Float[Array, ""]]]:
     return _tiled_forward(chunk_size, axis_names, image_embeds, text_embeds, logit_scale)[0]
 
 
@@ -170,6 +183,7 @@ def _tiled_backward(chunk_size, axis_names, saved, cotangents):
     )
 
 
+_tiled = jax.custom_vjp(_tiled_value, nondiff_argnums=(0, 1))
 _tiled.defvjp(_tiled_forward, _tiled_backward)
 
 

@@ -2,11 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from cyclip_jax.losses.contrastive import at_least_float32, product, similarity
 
 
-def cyclic_consistency_dense(image_embeds, text_embeds):
+def cyclic_consistency_dense(
+    image_embeds: Float[Array, "n d"], text_embeds: Float[Array, "n d"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """In-modal and cross-modal consistency, straight from the definition.
 
     Args:
@@ -27,7 +30,12 @@ def cyclic_consistency_dense(image_embeds, text_embeds):
     return inmodal, crossmodal
 
 
-def cyclic_consistency_closed_form(image_embeds, text_embeds, *, axis_names=()):
+def cyclic_consistency_closed_form(
+    image_embeds: Float[Array, "n d"],
+    text_embeds: Float[Array, "n d"],
+    *,
+    axis_names: tuple[str, ...] = (),
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The same two values in O(N·D²) time and O(D²) memory, without an N×N matrix.
 
     With E = I − T and M = (I + T)/2, the matrix 2 E Mᵀ = (I − T)(I + T)ᵀ has I Iᵀ − T Tᵀ as its
@@ -61,7 +69,7 @@ def cyclic_consistency_closed_form(image_embeds, text_embeds, *, axis_names=()):
 
 
 @jax.custom_vjp
-def _gram(rows):
+def _gram(rows: Float[Array, "n d"]) -> Float[Array, "d d"]:
     """RᵀR, [n, D] -> [D, D], with a gradient of one product where the general rule takes two."""
     return product(rows.T, rows)
 
@@ -72,7 +80,12 @@ _gram.defvjp(
 )
 
 
-def cyclic_consistency(image_embeds, text_embeds, *, axis_names=()):
+def cyclic_consistency(
+    image_embeds: Float[Array, "n d"],
+    text_embeds: Float[Array, "n d"],
+    *,
+    axis_names: tuple[str, ...] = (),
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """In-modal and cross-modal consistency by the cheaper of two equal forms.
 
     The definition costs three N×N×D products, the closed form three D×D×N: the closed form serves

@@ -4,7 +4,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses.contrastive import CHUNK_SIZE, contrastive_loss
@@ -17,17 +18,17 @@ CYCLIC_NORMALIZATIONS = ("reference", "batch_size_free")
 
 
 def cyclip_loss(
-    image_embeds,
-    text_embeds,
-    logit_scale,
+    image_embeds: Float[Array, "n d"],
+    text_embeds: Float[Array, "n d"],
+    logit_scale: Float[Array, ""] | float,
     *,
-    inmodal_weight=0.25,
-    crossmodal_weight=0.25,
-    cyclic_normalization="reference",
-    detached_gather_devices=1,
-    chunk_size=CHUNK_SIZE,
-    mesh=None,
-):
+    inmodal_weight: Float[Array, ""] | float = 0.25,
+    crossmodal_weight: Float[Array, ""] | float = 0.25,
+    cyclic_normalization: str = "reference",
+    detached_gather_devices: int = 1,
+    chunk_size: int = CHUNK_SIZE,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Contrastive loss + λ1 · in-modal + λ2 · cross-modal consistency (Goel et al. 2022).
 
     Args:
@@ -111,13 +112,15 @@ def _terms(image_embeds, text_embeds, logit_scale, *, chunk_size, axis_names=())
     return contrastive, accuracies, cyclic
 
 
-def scale_gradient(x, factor):
+def scale_gradient(x: Float[Array, "..."], factor: float) -> Float[Array, "..."]:
     """Returns x itself, with `factor` times its gradient."""
     constant = jax.lax.stop_gradient(x)
     return constant + factor * (x - constant)
 
 
-def check_loss(cyclic_normalization, detached_gather_devices, chunk_size, **weights):
+def check_loss(
+    cyclic_normalization: str, detached_gather_devices: int, chunk_size: int, **weights: float
+) -> None:
     """Raises UserError for settings of `cyclip_loss` that there are not; any weight will do."""
     del weights
     if cyclic_normalization not in CYCLIC_NORMALIZATIONS:

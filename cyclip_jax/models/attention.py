@@ -1,8 +1,12 @@
 """Attention: its definition, and the fast forms of the same value."""
 
+from typing import Literal
+
 import jax
 import jax.extend.backend
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from cyclip_jax.errors import UserError
 
@@ -12,7 +16,14 @@ _CUDNN_CAPABILITY = 8.0
 _CUDNN_CHANNELS, _CUDNN_MULTIPLE = 128, 8
 
 
-def multi_head_attention(query, key, value, *, heads, is_causal=False):
+def multi_head_attention(
+    query: Float[Array, "n q w"],
+    key: Float[Array, "n l w"],
+    value: Float[Array, "n l w"],
+    *,
+    heads: int,
+    is_causal: bool = False,
+) -> Float[Array, "n q w"]:
     """softmax(Q Kᵀ / √d) V per head, [N, Q, W], [N, L, W], [N, L, W] -> [N, Q, W]."""
     query, key, value = (split_heads(x, heads) for x in (query, key, value))
     logits_dtype = jnp.promote_types(query.dtype, jnp.float32)
@@ -26,7 +37,15 @@ def multi_head_attention(query, key, value, *, heads, is_causal=False):
     return out.reshape(*out.shape[:2], -1)
 
 
-def fast_attention(query, key, value, *, heads, is_causal, implementation):
+def fast_attention(
+    query: Float[Array, "n l w"],
+    key: Float[Array, "n l w"],
+    value: Float[Array, "n l w"],
+    *,
+    heads: int,
+    is_causal: bool,
+    implementation: Literal["xla", "cudnn"],
+) -> Float[Array, "n l w"]:
     """`multi_head_attention`, in 16 bits by jax.nn.dot_product_attention's "xla" or "cudnn".
 
     JAX's takes the products of the gradient, too, in 16 bits; those of the definition are float32.
@@ -50,12 +69,12 @@ def fast_attention(query, key, value, *, heads, is_causal, implementation):
     return out[:, :length].reshape(count, length, -1)
 
 
-def split_heads(x, heads):
+def split_heads(x: Float[Array, "n l w"], heads: int) -> Float[Array, "n l h c"]:
     """[N, L, W] -> [N, L, heads, W / heads]."""
     return x.reshape(*x.shape[:-1], heads, -1)
 
 
-def choose_attention(attention, *, dtype, channels):
+def choose_attention(attention: str, *, dtype: DTypeLike, channels: int) -> Literal["xla", "cudnn"]:
     """Returns the implementation for this process's devices, "xla" or "cudnn".
 
     Args:

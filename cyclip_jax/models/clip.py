@@ -1,10 +1,14 @@
 """Two towers and a learned scale."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt8
 
 # The pixel statistics of OpenAI's preprocessing, for RGB in [0, 1].
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -14,20 +18,25 @@ INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # Radford et al. 2021, section 2.5
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
-def normalise_images(images, dtype=jnp.float32, mean=IMAGE_MEAN, std=IMAGE_STD):
+def normalise_images(
+    images: UInt8[Array, "n h w 3"],
+    dtype: DTypeLike = jnp.float32,
+    mean: Sequence[float] = IMAGE_MEAN,
+    std: Sequence[float] = IMAGE_STD,
+) -> Float[Array, "n h w 3"]:
     """uint8 RGB [N, H, W, 3] -> what the image towers take: (images / 255 − mean) / std."""
     wide = jnp.promote_types(dtype, jnp.float32)
-    mean, std = np.asarray(mean, wide), np.asarray(std, wide)
-    return ((images.astype(wide) / 255 - mean) / std).astype(dtype)
+    centre, spread = np.asarray(mean, wide), np.asarray(std, wide)  # [3]
+    return ((images.astype(wide) / 255 - centre) / spread).astype(dtype)
 
 
-def unit_norm(embeds):
+def unit_norm(embeds: Float[Array, "n d"]) -> Float[Array, "n d"]:
     """Scales the rows of [N, D] to length 1, in float32 or wider."""
     embeds = embeds.astype(jnp.promote_types(embeds.dtype, jnp.float32))
     return embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
 
 
-def split_model(model):
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef[Any], dict[str, Any], dict[str, Any]]:
     """Splits a module into (graphdef, params, batch_stats), the latter two nested dicts."""
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
@@ -41,11 +50,20 @@ class CLIP(nnx.Module):
       text: module from token ids [N, L] to [N, D].
     """
 
-    def __init__(self, visual, text):
-        self.visual, self.text = visual, text
-        self.logit_scale = nnx.Param(jnp.asarray(INITIAL_LOGIT_SCALE, jnp.float32))
+    def __init__(
+        self,
+        visual: Callable[..., Float[Array, "n d"]],
+        text: Callable[..., Float[Array, "n d"]],
+    ) -> None:
+        self.visual: Callable[..., Float[Array, "n d"]] = visual
+        self.text: Callable[..., Float[Array, "n d"]] = text
+        self.logit_scale: nnx.Param[Array] = nnx.Param(
+            jnp.asarray(INITIAL_LOGIT_SCALE, jnp.float32)
+        )
 
-    def encode_image(self, images, kept_patches=None):
+    def encode_image(
+        self, images: Float[Array, "n h w 3"], kept_patches: Int[Array, "n k"] | None = None
+    ) -> Float[Array, "n d"]:
         """Un-normalised image embeddings [N, D] of normalised images [N, H, W, 3].
 
         Args:
@@ -54,11 +72,16 @@ class CLIP(nnx.Module):
         """
         return self.visual(images, kept_patches)
 
-    def encode_text(self, tokens):
+    def encode_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n d"]:
         """Un-normalised text embeddings [N, D] of token ids int [N, L]."""
         return self.text(tokens)
 
-    def __call__(self, images, tokens, kept_patches=None):
+    def __call__(
+        self,
+        images: Float[Array, "n h w 3"],
+        tokens: Int[Array, "n l"],
+        kept_patches: Int[Array, "n k"] | None = None,
+    ) -> tuple[Float[Array, "n d"], Float[Array, "n d"], Float[Array, ""]]:
         """Returns unit-norm image and text embeddings [N, D], and exp(logit_scale)."""
         return (
             unit_norm(self.encode_image(images, kept_patches)),

@@ -2,6 +2,8 @@
 
 import difflib
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ _TEXT = {"context_length": 77, "vocab_size": 49408, "text_width": 512, "text_lay
 
 # Radford et al. 2021, tables 19 and 20. A tuple of vision_layers makes a ResNet, a number a ViT.
 # Heads that are not named follow from the width, 64 channels each.
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "RN50": {
         "image_size": 224,
         "embed_dim": 1024,
@@ -103,7 +105,7 @@ _DTYPES = ("float32", "bfloat16", "float64")
 _INITIAL_WEIGHTS_DTYPES = ("float32", "float16")
 
 
-def resolve_sizes(name, **overrides):
+def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
     """Returns the sizes of preset `name` with every override that is not None, as a dict.
 
     Raises:
@@ -129,18 +131,18 @@ def resolve_sizes(name, **overrides):
     return sizes
 
 
-def sizes_in(settings):
+def sizes_in(settings: Mapping[str, Any]) -> dict[str, Any]:
     """`resolve_sizes` of settings like config.model, which hold more than sizes, or fewer."""
     given = {size: settings[size] for size in SIZES if size in settings}
     return resolve_sizes(settings["name"], **given)
 
 
-def portable(settings):
+def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings like config.model without EXECUTION: the same model on whatever computes it."""
     return {name: value for name, value in settings.items() if name not in EXECUTION}
 
 
-def patch_grid(sizes):
+def patch_grid(sizes: Mapping[str, Any]) -> tuple[int, int] | None:
     """(h, w) patches of an image for a ViT's resolved sizes; None for a ResNet's."""
     if not isinstance(sizes["vision_layers"], int):
         return None
@@ -148,12 +150,12 @@ def patch_grid(sizes):
     return side, side
 
 
-def attention_width(layers, width):
+def attention_width(layers: int | Sequence[int], width: int) -> int:
     """Channels of a tower's attention: a ResNet, whose `layers` are a tuple, has 32 times more."""
     return width if isinstance(layers, int) else 32 * width
 
 
-def head_count(layers, width):
+def head_count(layers: int | Sequence[int], width: int) -> int:
     """Heads of 64 channels, as in all of OpenAI's models."""
     return attention_width(layers, width) // 64
 
@@ -170,19 +172,19 @@ def _check_heads(sizes):
 
 
 def create_model(
-    name,
+    name: str,
     *,
-    rngs,
-    quick_gelu=True,
-    dtype="float32",
-    batch_norm_group_size=None,
-    initial_weights_dtype="float32",
-    attention="auto",
-    vision_remat="none",
-    text_remat="none",
-    scan_blocks=False,
-    **overrides,
-):
+    rngs: nnx.Rngs,
+    quick_gelu: bool = True,
+    dtype: str = "float32",
+    batch_norm_group_size: int | None = None,
+    initial_weights_dtype: str = "float32",
+    attention: str = "auto",
+    vision_remat: str = "none",
+    text_remat: str = "none",
+    scan_blocks: bool = False,
+    **overrides: int | Sequence[int] | None,
+) -> CLIP:
     """Builds a CLIP model with float32 parameters.
 
     Args:
@@ -253,7 +255,9 @@ def create_model(
     return model
 
 
-def abstract_model(settings, *, sharding=None):
+def abstract_model(
+    settings: Mapping[str, Any], *, sharding: jax.sharding.Sharding | None = None
+) -> tuple[nnx.GraphDef[Any], nnx.GraphDef[Any], dict[str, Any]]:
     """What `create_model(**settings)` would be, without computing any of it.
 
     Returns:
@@ -272,7 +276,7 @@ def abstract_model(settings, *, sharding=None):
     return train_graphdef, graphdef, tree
 
 
-def round_to_float16(model):
+def round_to_float16(model: nnx.Module) -> None:
     """Rounds weights in place to the nearest float16; their dtype stays.
 
     Those that OpenAI keeps in float16: weights and biases of convolutions and linear layers,

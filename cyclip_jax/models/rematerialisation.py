@@ -1,9 +1,12 @@
 """Which of a block's activations are kept for the gradient, and which are computed anew."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.extend.core.primitives import conv_general_dilated_p
+from jaxtyping import Array, Float
 
 from cyclip_jax.errors import UserError
 
@@ -13,7 +16,7 @@ def _is_convolution(primitive, *_, **__):
 
 
 # What besides the blocks' inputs is kept.
-POLICIES = {
+POLICIES: dict[str, Callable[..., bool]] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
     # The outputs of products with weights, which are what costs; JAX's policy knows matrices alone.
@@ -23,7 +26,7 @@ POLICIES = {
 }
 
 
-def check_policy(name, *, field):
+def check_policy(name: str, *, field: str) -> None:
     """Raises UserError, which names config.model.`field`, unless `name` is one of POLICIES."""
     if name not in POLICIES:
         raise UserError(
@@ -31,7 +34,12 @@ def check_policy(name, *, field):
         )
 
 
-def run_block(block, x, *, policy):
+def run_block(
+    block: Callable[[Float[Array, "n ..."]], Float[Array, "n ..."]],
+    x: Float[Array, "n ..."],
+    *,
+    policy: str,
+) -> Float[Array, "n ..."]:
     """block(x), whose gradient keeps what POLICIES[policy] says.
 
     What the block changes in itself, BatchNorm's statistics, is changed once.
@@ -41,7 +49,9 @@ def run_block(block, x, *, policy):
     return nnx.remat(_call, policy=POLICIES[policy])(block, x)
 
 
-def scan_blocks(blocks, x, *, policy):
+def scan_blocks(
+    blocks: Sequence[nnx.Module], x: Float[Array, "..."], *, policy: str
+) -> Float[Array, "..."]:
     """`run_block` of one block after the other as one loop, which is compiled once.
 
     The blocks' parameters stay separate arrays outside: they are stacked while this is computed.

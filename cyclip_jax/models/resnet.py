@@ -1,8 +1,13 @@
 """CLIP's modified ResNet: three-convolution stem, anti-aliased down-sampling, attention pool."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.attention import multi_head_attention
@@ -19,18 +24,27 @@ class BatchNorm(nnx.Module):
     of all images, whatever the number of devices they are sharded over.
     """
 
-    momentum = 0.9  # weight of the old running value: 1 − PyTorch's momentum of 0.1
-    epsilon = 1e-5
+    momentum: float = 0.9  # weight of the old running value: 1 − PyTorch's momentum of 0.1
+    epsilon: float = 1e-5
 
-    def __init__(self, features, *, group_size, scale_init=nnx.initializers.ones, dtype, rngs):
-        self.group_size, self.dtype = group_size, dtype
+    def __init__(
+        self,
+        features: int,
+        *,
+        group_size: int | None,
+        scale_init: Initializer = nnx.initializers.ones,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.group_size: int | None = group_size
+        self.dtype: DTypeLike = dtype
         self.use_running_average = False  # set by nnx.Module.train() and .eval()
-        self.scale = nnx.Param(scale_init(rngs.params(), (features,)))
-        self.bias = nnx.Param(jnp.zeros((features,)))
-        self.mean = nnx.BatchStat(jnp.zeros((features,)))
-        self.var = nnx.BatchStat(jnp.ones((features,)))
+        self.scale: nnx.Param[Array] = nnx.Param(scale_init(rngs.params(), (features,)))
+        self.bias: nnx.Param[Array] = nnx.Param(jnp.zeros((features,)))
+        self.mean: nnx.BatchStat[Array] = nnx.BatchStat(jnp.zeros((features,)))
+        self.var: nnx.BatchStat[Array] = nnx.BatchStat(jnp.ones((features,)))
 
-    def __call__(self, x):  # [N, H, W, C]
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         if self.use_running_average:
             return self._normalise(x, self.mean[...], self.var[...])
         n = x.shape[0]
@@ -60,7 +74,7 @@ class BatchNorm(nnx.Module):
             running[...] = (self.momentum * old + (1 - self.momentum) * new).astype(old.dtype)
 
 
-def average_pool(x, size):
+def average_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h/size w/size c"]:
     """Means over size×size squares, [N, H, W, C] -> [N, H//size, W//size, C].
 
     Rows and columns that fill no square are dropped, as in PyTorch.
@@ -73,7 +87,9 @@ def average_pool(x, size):
     return x.mean(axis=(2, 4))
 
 
-def convolution(inputs, outputs, size, *, stride=1, dtype, rngs):
+def convolution(
+    inputs: int, outputs: int, size: int, *, stride: int = 1, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Conv:
     """A size×size convolution without bias that keeps height and width at stride 1."""
     return nnx.Conv(
         inputs,
@@ -93,24 +109,33 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, inputs, planes, *, stride, group_size, dtype, rngs):
+    def __init__(
+        self,
+        inputs: int,
+        planes: int,
+        *,
+        stride: int,
+        group_size: int | None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         outputs = planes * self.expansion
         shared = {"dtype": dtype, "rngs": rngs}
         norm = {"group_size": group_size, **shared}
         self.stride = stride
-        self.conv1 = convolution(inputs, planes, 1, **shared)
-        self.bn1 = BatchNorm(planes, **norm)
-        self.conv2 = convolution(planes, planes, 3, **shared)
-        self.bn2 = BatchNorm(planes, **norm)
-        self.conv3 = convolution(planes, outputs, 1, **shared)
+        self.conv1: nnx.Conv = convolution(inputs, planes, 1, **shared)
+        self.bn1: BatchNorm = BatchNorm(planes, **norm)
+        self.conv2: nnx.Conv = convolution(planes, planes, 3, **shared)
+        self.bn2: BatchNorm = BatchNorm(planes, **norm)
+        self.conv3: nnx.Conv = convolution(planes, outputs, 1, **shared)
         # A block starts as the identity: OpenAI sets the scale of its last norm to 0.
-        self.bn3 = BatchNorm(outputs, scale_init=nnx.initializers.zeros, **norm)
-        self.downsample = stride > 1 or inputs != outputs
+        self.bn3: BatchNorm = BatchNorm(outputs, scale_init=nnx.initializers.zeros, **norm)
+        self.downsample: bool = stride > 1 or inputs != outputs
         if self.downsample:
-            self.downsample_conv = convolution(inputs, outputs, 1, **shared)
-            self.downsample_bn = BatchNorm(outputs, **norm)
+            self.downsample_conv: nnx.Conv = convolution(inputs, outputs, 1, **shared)
+            self.downsample_bn: BatchNorm = BatchNorm(outputs, **norm)
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
         out = jax.nn.relu(self.bn1(self.conv1(x)))
         out = jax.nn.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(average_pool(out, self.stride)))
@@ -122,9 +147,18 @@ class Bottleneck(nnx.Module):
 class AttentionPool(nnx.Module):
     """Attention in which the mean of all positions asks, [N, h, w, W] -> [N, embed_dim]."""
 
-    def __init__(self, positions, width, heads, embed_dim, *, dtype, rngs):
+    def __init__(
+        self,
+        positions: int,
+        width: int,
+        heads: int,
+        embed_dim: int,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.heads = heads
-        self.positional_embedding = nnx.Param(
+        self.positional_embedding: nnx.Param[Array] = nnx.Param(
             normal(width**-0.5)(rngs.params(), (positions + 1, width))
         )
 
@@ -138,10 +172,12 @@ class AttentionPool(nnx.Module):
                 rngs=rngs,
             )
 
-        self.q_proj, self.k_proj, self.v_proj = linear(width), linear(width), linear(width)
-        self.c_proj = linear(embed_dim)
+        self.q_proj: nnx.Linear = linear(width)
+        self.k_proj: nnx.Linear = linear(width)
+        self.v_proj: nnx.Linear = linear(width)
+        self.c_proj: nnx.Linear = linear(embed_dim)
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n d"]:
         x = x.reshape(x.shape[0], -1, x.shape[-1])  # [N, h·w, W]
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
         x = x + self.positional_embedding[...].astype(x.dtype)
@@ -168,16 +204,16 @@ class ModifiedResNet(nnx.Module):
     def __init__(
         self,
         *,
-        image_size,
-        layers,
-        width,
-        heads,
-        embed_dim,
-        batch_norm_group_size,
-        dtype,
-        rngs,
-        remat="none",
-    ):
+        image_size: int,
+        layers: Sequence[int],
+        width: int,
+        heads: int,
+        embed_dim: int,
+        batch_norm_group_size: int | None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        remat: str = "none",
+    ) -> None:
         if image_size % 32:
             raise UserError(
                 f"config.model.image_size {image_size} is not a multiple of 32, by which a ResNet "
@@ -186,13 +222,13 @@ class ModifiedResNet(nnx.Module):
         self.remat = remat
         shared = {"dtype": dtype, "rngs": rngs}
         norm = {"group_size": batch_norm_group_size, **shared}
-        self.conv1 = convolution(3, width // 2, 3, stride=2, **shared)
-        self.bn1 = BatchNorm(width // 2, **norm)
-        self.conv2 = convolution(width // 2, width // 2, 3, **shared)
-        self.bn2 = BatchNorm(width // 2, **norm)
-        self.conv3 = convolution(width // 2, width, 3, **shared)
-        self.bn3 = BatchNorm(width, **norm)
-        self.stages = nnx.List()
+        self.conv1: nnx.Conv = convolution(3, width // 2, 3, stride=2, **shared)
+        self.bn1: BatchNorm = BatchNorm(width // 2, **norm)
+        self.conv2: nnx.Conv = convolution(width // 2, width // 2, 3, **shared)
+        self.bn2: BatchNorm = BatchNorm(width // 2, **norm)
+        self.conv3: nnx.Conv = convolution(width // 2, width, 3, **shared)
+        self.bn3: BatchNorm = BatchNorm(width, **norm)
+        self.stages: nnx.List[nnx.List[Bottleneck]] = nnx.List()
         inputs = width
         for stage, blocks in enumerate(layers):
             planes = width * 2**stage
@@ -202,9 +238,13 @@ class ModifiedResNet(nnx.Module):
                 stage_blocks.append(Bottleneck(inputs, planes, stride=stride, **norm))
                 inputs = planes * Bottleneck.expansion
             self.stages.append(stage_blocks)
-        self.attnpool = AttentionPool((image_size // 32) ** 2, inputs, heads, embed_dim, **shared)
+        self.attnpool: AttentionPool = AttentionPool(
+            (image_size // 32) ** 2, inputs, heads, embed_dim, **shared
+        )
 
-    def __call__(self, images, kept_patches=None):
+    def __call__(
+        self, images: Float[Array, "n h w 3"], kept_patches: Int[Array, "n k"] | None = None
+    ) -> Float[Array, "n d"]:
         if kept_patches is not None:
             raise UserError(
                 "config.tokens.patch_dropping does not apply to a ResNet: it has no patches"

@@ -1,7 +1,11 @@
 """CLIP's causal text transformer."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.initializers import normal
@@ -21,21 +25,25 @@ class TextTransformer(nnx.Module):
     def __init__(
         self,
         *,
-        context_length,
-        vocab_size,
-        width,
-        layers,
-        heads,
-        embed_dim,
-        quick_gelu,
-        dtype,
-        rngs,
-        **execution,
-    ):
+        context_length: int,
+        vocab_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        embed_dim: int,
+        quick_gelu: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        **execution: Any,
+    ) -> None:
         self.dtype = dtype
-        self.token_embedding = nnx.Param(normal(0.02)(rngs.params(), (vocab_size, width)))
-        self.positional_embedding = nnx.Param(normal(0.01)(rngs.params(), (context_length, width)))
-        self.transformer = Transformer(
+        self.token_embedding: nnx.Param[Array] = nnx.Param(
+            normal(0.02)(rngs.params(), (vocab_size, width))
+        )
+        self.positional_embedding: nnx.Param[Array] = nnx.Param(
+            normal(0.01)(rngs.params(), (context_length, width))
+        )
+        self.transformer: Transformer = Transformer(
             width,
             layers,
             heads,
@@ -46,10 +54,12 @@ class TextTransformer(nnx.Module):
             rngs=rngs,
             **execution,
         )
-        self.ln_final = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.text_projection = nnx.Param(normal(width**-0.5)(rngs.params(), (width, embed_dim)))
+        self.ln_final: nnx.LayerNorm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.text_projection: nnx.Param[Array] = nnx.Param(
+            normal(width**-0.5)(rngs.params(), (width, embed_dim))
+        )
 
-    def __call__(self, tokens):
+    def __call__(self, tokens: Int[Array, "n l"]) -> Float[Array, "n d"]:
         length, context_length = tokens.shape[1], self.positional_embedding.shape[0]
         if length > context_length:
             raise UserError(

@@ -4,13 +4,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from cyclip_jax.errors import UserError
 
 PATCH_DROPPING = ("none", "random", "grid")
 
 
-def check_patch_dropping(how, kept, grid):
+def check_patch_dropping(how: str, kept: float, grid: tuple[int, int] | None) -> None:
     """Checks that `choose_patches` can do what is asked of it.
 
     Args:
@@ -41,7 +42,9 @@ def check_patch_dropping(how, kept, grid):
         _window(kept, grid)
 
 
-def choose_patches(key, images, grid, kept, how):
+def choose_patches(
+    key: Array, images: int, grid: tuple[int, int], kept: float, how: str
+) -> Int[Array, "images k"]:
     """Draws the patches that each image keeps, anew for each.
 
     Args:
@@ -68,7 +71,7 @@ def choose_patches(key, images, grid, kept, how):
     return jnp.sort((row * w + column).reshape(images, -1), axis=1).astype(jnp.int32)
 
 
-def shorten(tokens, length):
+def shorten(tokens: Int[Array, "n l"], length: int) -> Int[Array, "n length"]:
     """Cuts texts, [N, L] -> [N, length] with length ≤ L, and keeps their end-of-text token.
 
     Where it, the largest id of the row, stands behind the cut, it takes the last kept place.
@@ -79,7 +82,7 @@ def shorten(tokens, length):
     return cut.at[:, -1].set(last)
 
 
-def _window(kept, grid):
+def _window(kept: float, grid: tuple[int, int]) -> tuple[int, int]:
     """(rows, columns) of the squarest window of 1/kept patches that tiles the grid."""
     h, w = grid
     patches = round(1 / kept)

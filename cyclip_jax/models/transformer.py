@@ -1,8 +1,14 @@
 """The pre-norm transformer that both CLIP towers are made of."""
 
+from collections.abc import Callable, Mapping
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from cyclip_jax.models.attention import choose_attention, fast_attention
 from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel, xavier_uniform
@@ -12,14 +18,14 @@ from cyclip_jax.models.rematerialisation import run_block, scan_blocks
 LAYER_NORM_EPSILON = 1e-5
 
 
-def layer_norm(features, *, dtype, rngs):
+def layer_norm(features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm with PyTorch's epsilon and a variance computed in two passes."""
     return nnx.LayerNorm(
         features, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs
     )
 
 
-def activation(quick_gelu):
+def activation(quick_gelu: bool) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
     """Returns x·σ(1.702 x), as OpenAI trained CLIP, or the exact GELU."""
     if quick_gelu:
         return lambda x: x * jax.nn.sigmoid(1.702 * x)
@@ -34,20 +40,34 @@ class Linear(nnx.Linear):
     anew in each of these copies: a sixth of a ViT-B/32's step.
     """
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
 class SelfAttention(nnx.Module):
     """Multi-head self-attention with one kernel for query, key and value."""
 
-    def __init__(self, width, heads, *, is_causal, attention, in_init, out_init, dtype, rngs):
-        self.heads, self.is_causal = heads, is_causal
-        self.implementation = choose_attention(attention, dtype=dtype, channels=width // heads)
-        self.in_proj = Linear(width, 3 * width, kernel_init=in_init, dtype=dtype, rngs=rngs)
-        self.out_proj = Linear(width, width, kernel_init=out_init, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        is_causal: bool,
+        attention: str,
+        in_init: Initializer,
+        out_init: Initializer,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.heads: int = heads
+        self.is_causal: bool = is_causal
+        self.implementation: Literal["xla", "cudnn"] = choose_attention(
+            attention, dtype=dtype, channels=width // heads
+        )
+        self.in_proj: Linear = Linear(width, 3 * width, kernel_init=in_init, dtype=dtype, rngs=rngs)
+        self.out_proj: Linear = Linear(width, width, kernel_init=out_init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "n l w"]) -> Float[Array, "n l w"]:
         query, key, value = jnp.split(self.in_proj(x), 3, axis=-1)  # each [N, L, W]
         out = fast_attention(
             query,
@@ -63,10 +83,21 @@ class SelfAttention(nnx.Module):
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width, heads, *, is_causal, attention, quick_gelu, inits, dtype, rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        is_causal: bool,
+        attention: str,
+        quick_gelu: bool,
+        inits: Mapping[str, Initializer],
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
         self.quick_gelu = quick_gelu
-        self.ln_1 = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.attn = SelfAttention(
+        self.ln_1: nnx.LayerNorm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.attn: SelfAttention = SelfAttention(
             width,
             heads,
             is_causal=is_causal,
@@ -76,8 +107,8 @@ class Block(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.ln_2 = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.c_fc = Linear(
+        self.ln_2: nnx.LayerNorm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.c_fc: Linear = Linear(
             width,
             4 * width,
             kernel_init=inits["c_fc"],
@@ -85,7 +116,7 @@ class Block(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.c_proj = Linear(
+        self.c_proj: Linear = Linear(
             4 * width,
             width,
             kernel_init=inits["c_proj"],
@@ -94,12 +125,12 @@ class Block(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "n l w"]) -> Float[Array, "n l w"]:
         x = x + self.attn(self.ln_1(x))
         return x + self.c_proj(activation(self.quick_gelu)(self.c_fc(self.ln_2(x))))
 
 
-def text_inits(width, layers):
+def text_inits(width: int, layers: int) -> dict[str, Initializer]:
     """OpenAI's initialisation of the text blocks: residual branches shrink with depth."""
     residual = width**-0.5 * (2 * layers) ** -0.5
     return {
@@ -110,7 +141,7 @@ def text_inits(width, layers):
     }
 
 
-def vision_inits():
+def vision_inits() -> dict[str, Initializer]:
     """PyTorch's defaults, which OpenAI leaves in place for the vision transformer's blocks."""
     return {
         "in_proj": xavier_uniform,
@@ -131,21 +162,22 @@ class Transformer(nnx.Module):
 
     def __init__(
         self,
-        width,
-        layers,
-        heads,
+        width: int,
+        layers: int,
+        heads: int,
         *,
-        is_causal,
-        quick_gelu,
-        inits,
-        dtype,
-        rngs,
-        attention="auto",
-        remat="none",
-        scan_blocks=False,
-    ):
-        self.remat, self.scan_blocks = remat, scan_blocks
-        self.resblocks = nnx.List(
+        is_causal: bool,
+        quick_gelu: bool,
+        inits: Mapping[str, Initializer],
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        attention: str = "auto",
+        remat: str = "none",
+        scan_blocks: bool = False,
+    ) -> None:
+        self.remat: str = remat
+        self.scan_blocks: bool = scan_blocks
+        self.resblocks: nnx.List[Block] = nnx.List(
             Block(
                 width,
                 heads,
@@ -159,7 +191,7 @@ class Transformer(nnx.Module):
             for _ in range(layers)
         )
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "n l w"]) -> Float[Array, "n l w"]:
         if self.scan_blocks:
             return scan_blocks(self.resblocks, x, policy=self.remat)
         for block in self.resblocks:

@@ -1,7 +1,11 @@
 """CLIP's vision transformer."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.initializers import normal, torch_kernel
@@ -23,28 +27,29 @@ class VisionTransformer(nnx.Module):
     def __init__(
         self,
         *,
-        image_size,
-        patch_size,
-        width,
-        layers,
-        heads,
-        embed_dim,
-        quick_gelu,
-        dtype,
-        rngs,
-        **execution,
-    ):
+        image_size: int,
+        patch_size: int | None,
+        width: int,
+        layers: int,
+        heads: int,
+        embed_dim: int,
+        quick_gelu: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        **execution: Any,
+    ) -> None:
         if patch_size is None or image_size % patch_size:
             raise UserError(
                 f"config.model.image_size {image_size} is not a multiple of "
                 f"config.model.patch_size {patch_size}"
             )
         side = image_size // patch_size
-        self.grid = (side, side)
+        self.grid: tuple[int, int] = (side, side)
         tokens = side**2 + 1
         scale = width**-0.5
-        self.patch_size, self.dtype = patch_size, dtype
-        self.conv1 = nnx.Conv(
+        self.patch_size: int = patch_size
+        self.dtype: DTypeLike = dtype
+        self.conv1: nnx.Conv = nnx.Conv(
             3,
             width,
             (patch_size, patch_size),
@@ -55,10 +60,12 @@ class VisionTransformer(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.class_embedding = nnx.Param(normal(scale)(rngs.params(), (width,)))
-        self.positional_embedding = nnx.Param(normal(scale)(rngs.params(), (tokens, width)))
-        self.ln_pre = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.transformer = Transformer(
+        self.class_embedding: nnx.Param[Array] = nnx.Param(normal(scale)(rngs.params(), (width,)))
+        self.positional_embedding: nnx.Param[Array] = nnx.Param(
+            normal(scale)(rngs.params(), (tokens, width))
+        )
+        self.ln_pre: nnx.LayerNorm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.transformer: Transformer = Transformer(
             width,
             layers,
             heads,
@@ -69,10 +76,12 @@ class VisionTransformer(nnx.Module):
             rngs=rngs,
             **execution,
         )
-        self.ln_post = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.proj = nnx.Param(normal(scale)(rngs.params(), (width, embed_dim)))
+        self.ln_post: nnx.LayerNorm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.proj: nnx.Param[Array] = nnx.Param(normal(scale)(rngs.params(), (width, embed_dim)))
 
-    def __call__(self, images, kept_patches=None):
+    def __call__(
+        self, images: Float[Array, "n h w 3"], kept_patches: Int[Array, "n k"] | None = None
+    ) -> Float[Array, "n d"]:
         """Embeds images, from the patches of which the indices [N, K] are given, or from all."""
         x = self._embed_patches(images)  # [N, h·w, W]
         n, _, width = x.shape

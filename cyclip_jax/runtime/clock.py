@@ -6,12 +6,24 @@ import dataclasses
 import statistics
 import threading
 import time
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
 
 import jax
+from jaxtyping import Array, PyTree
 
 # What the time since the process began is divided into. "data" is time in which the device had
 # nothing to compute because no batch was there; fetching one while it computes is "training".
-PHASES = ("startup", "compile", "training", "data", "evaluation", "checkpoint", "profile", "end")
+PHASES: tuple[str, ...] = (
+    "startup",
+    "compile",
+    "training",
+    "data",
+    "evaluation",
+    "checkpoint",
+    "profile",
+    "end",
+)
 
 _KEPT = 100  # latest durations that a median is taken over
 _KNOWN = 3  # durations that make a median
@@ -48,20 +60,26 @@ class Clock:
       step: steps done.
     """
 
-    def __init__(self, began=None, *, earlier=None, now=time.monotonic):
+    def __init__(
+        self,
+        began: float | None = None,
+        *,
+        earlier: Mapping[str, Any] | None = None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._now = now
         self._lock = threading.Lock()
         self._phase = self._waits_for = "startup"
         self._began = now() if began is None else began
-        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self._durations = {phase: collections.deque(maxlen=_KEPT) for phase in PHASES}
-        self._lap = None
+        self._lap: tuple[int, float, float] | None = None
         earlier = earlier or {"step": 0, "seconds": {}, "seconds_per_step": 0.0}
-        self.step = earlier["step"]
+        self.step: int = earlier["step"]
         self._seconds_per_step = earlier["seconds_per_step"]
         self._earlier = {phase: earlier["seconds"].get(phase, 0.0) for phase in (*PHASES, "redone")}
 
-    def begin_training(self, step):
+    def begin_training(self, step: int) -> None:
         """Begins the loop, at `step`: what earlier processes did beyond it is lost."""
         redone = max(self.step - step, 0) * self._seconds_per_step
         redone = min(redone, self._earlier["training"])
@@ -71,17 +89,17 @@ class Clock:
         self._turn_to("training")
         self.lap(step)
 
-    def end_training(self):
+    def end_training(self) -> None:
         """Ends the loop; what follows is "end"."""
         self._turn_to("end")
 
-    def step_done(self, step):
+    def step_done(self, step: int) -> None:
         """Ends a step."""
         self._turn_to("training", is_done=True)
         self.step = step
 
     @contextlib.contextmanager
-    def phase(self, phase, after=None):
+    def phase(self, phase: str, after: PyTree[Array] = None) -> Generator[None, None, None]:
         """A context whose time belongs to another phase.
 
         Args:
@@ -97,7 +115,7 @@ class Clock:
             self._turn_to(before, is_done=True)
 
     @contextlib.contextmanager
-    def waiting_for(self, what):
+    def waiting_for(self, what: str) -> Generator[None, None, None]:
         """A context in which the host waits for `what`; its time stays the phase's."""
         before, self._waits_for = self._waits_for, what
         try:
@@ -105,28 +123,27 @@ class Clock:
         finally:
             self._waits_for = before
 
-    def charge_data(self, seconds):
+    def charge_data(self, seconds: float) -> None:
         """Counts seconds of the current phase as "data"."""
         with self._lock:
             self._seconds[self._phase] -= seconds
             self._seconds["data"] += seconds
 
-    def lap(self, step):
+    def lap(self, step: int) -> tuple[int, float, float]:
         """(steps, seconds of training and data, of data alone) since the last call."""
         seconds = self.seconds()
         lap = step, seconds["training"] + seconds["data"], seconds["data"]
         before, self._lap = self._lap or lap, lap
-        steps, *seconds = (new - old for new, old in zip(lap, before, strict=True))
-        return steps, *seconds
+        return lap[0] - before[0], lap[1] - before[1], lap[2] - before[2]
 
-    def seconds(self):
+    def seconds(self) -> dict[str, float]:
         """{phase: seconds} since the process began."""
         with self._lock:
             seconds = dict(self._seconds)
             seconds[self._phase] += self._now() - self._began
         return seconds
 
-    def metrics(self):
+    def metrics(self) -> dict[str, float]:
         """Shares of the time spent in training, of this process and of all, and each phase's."""
         here, all_processes = self.seconds(), self._seconds_of_all()
         return {
@@ -135,7 +152,7 @@ class Clock:
             **{f"{phase}_seconds": here[phase] for phase in PHASES[:-1]},
         }
 
-    def heartbeat(self):
+    def heartbeat(self) -> dict[str, Any]:
         """What a supervisor, and the run's next process, are told, as a dict for JSON."""
         moment = self.moment()
         usual = self._usual("training")
@@ -148,7 +165,7 @@ class Clock:
             "seconds_per_step": self._seconds_per_step if usual is None else usual,
         }
 
-    def moment(self):
+    def moment(self) -> Moment:
         """The Moment that is now."""
         with self._lock:
             seconds = self._now() - self._began

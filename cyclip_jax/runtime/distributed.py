@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Generator
 
 import jax
 from absl import flags
@@ -31,7 +32,7 @@ _LOST = (
 )
 
 
-def define_flags():
+def define_flags() -> Callable[[], None]:
     """Defines a command's flags; returns a function that joins the others as they say."""
     distributed = flags.DEFINE_bool(
         "distributed", False, "join the other processes of a TPU pod, SLURM, Open MPI or GKE job"
@@ -61,13 +62,13 @@ def define_flags():
 
 
 def join(
-    coordinator_address=None,
-    num_processes=None,
-    process_id=None,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
     *,
-    initialization_timeout=INITIALIZATION_TIMEOUT,
-    heartbeat_timeout=HEARTBEAT_TIMEOUT,
-):
+    initialization_timeout: int = INITIALIZATION_TIMEOUT,
+    heartbeat_timeout: int = HEARTBEAT_TIMEOUT,
+) -> None:
     """Joins the other processes of the run, and watches them until `leave`.
 
     To be called before JAX is used. The first three arguments are only for processes that no
@@ -118,7 +119,7 @@ def join(
         _watch.start(heartbeat_timeout)
 
 
-def leave():
+def leave() -> None:
     """Ends what `join` began, so that no process takes the end of another for a loss."""
     if not _watch.started:
         return
@@ -131,7 +132,7 @@ def leave():
     jax.distributed.shutdown()
 
 
-def end(status):
+def end(status: int | str | None) -> None:
     """Ends the process as sys.exit(status) does, after `leave`.
 
     One whose status is a number has done its part, and waits until all have: some of them write
@@ -151,7 +152,7 @@ def end(status):
 
 
 @contextlib.contextmanager
-def failing_together():
+def failing_together() -> Generator[None, None, None]:
     """A context whose exceptions end this process at once where there are several.
 
     What a process would still do then, as waiting for a checkpoint, waits for the others: they may
@@ -177,11 +178,13 @@ class _Watch:
 
     Attributes:
       grace: seconds between a loss and the end that follows from it.
+      kept: what C code may call, and so has to live as long as the process.
     """
 
     def __init__(self):
         self.started = False
         self.grace = _OWN_WORDS_SECONDS
+        self.kept: object = None
         self._stopping = threading.Event()
 
     def start(self, heartbeat_timeout):
@@ -238,7 +241,7 @@ def _explain_aborts():
         )
 
     ctypes.CDLL(None).signal(int(signal.SIGABRT), explain)
-    _watch.kept = explain  # while C may call it
+    _watch.kept = explain
 
 
 def _wait_until_alone():

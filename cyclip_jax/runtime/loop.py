@@ -5,13 +5,19 @@ import concurrent.futures
 import itertools
 import signal
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
+from jaxtyping import Array, PyTree
+
+from cyclip_jax.runtime.clock import Clock
 
 
-def keep_compiled(directory):
+def keep_compiled(directory: str | None) -> None:
     """Keeps what JAX compiles in a directory, local or remote, and takes it from there."""
     if directory is not None:
         jax.config.update("jax_compilation_cache_dir", directory)
@@ -28,21 +34,21 @@ class StopOnSignal:
     With several processes JAX's preemption service hears SIGTERM instead, and tells all of them.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._signalled = False
         self._previous = {}
 
-    def __enter__(self):
+    def __enter__(self) -> "StopOnSignal":
         if jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def requested(self):
+    def requested(self) -> bool:
         """Whether a signal has come, to whichever process.
 
         Several processes have to ask equally often, between steps and within evaluations: then the
@@ -66,12 +72,17 @@ class Feed:
       clock: the Clock that is told how long the device had no batch.
     """
 
-    def __init__(self, batches, put, clock):
+    def __init__(
+        self,
+        batches: Iterator[tuple[dict[str, np.ndarray], Any]],
+        put: Callable[[dict[str, np.ndarray]], dict[str, Array]],
+        clock: Clock,
+    ) -> None:
         self._batches, self._put, self._clock = batches, put, clock
         self._watcher = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._finished = collections.deque()
 
-    def next(self, while_computing=None):
+    def next(self, while_computing: PyTree[Array] = None) -> tuple[dict[str, Array], Any]:
         """(device arrays, position) of the next batch.
 
         At most one more step is then waiting behind the running one: a host that ran further ahead
@@ -94,7 +105,7 @@ class Feed:
             self._finished.popleft().result()
         return batch, position
 
-    def close(self):
+    def close(self) -> None:
         """Ends the thread."""
         self._watcher.shutdown()
 

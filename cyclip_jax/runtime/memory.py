@@ -8,7 +8,7 @@ import os
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
-def limit_arenas():
+def limit_arenas() -> None:
     """Has glibc keep as many heaps as there are cores, not eight times as many.
 
     Every evaluation opens an input pipeline with threads of its own, which spread over all heaps
@@ -17,10 +17,10 @@ def limit_arenas():
     """
     if "MALLOC_ARENA_MAX" not in os.environ:
         with contextlib.suppress(AttributeError, OSError):  # other C libraries have no such thing
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, max(os.cpu_count(), 2))
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, max(os.cpu_count() or 2, 2))
 
 
-def give_back_memory():
+def give_back_memory() -> None:
     """Gives the system the memory that nobody uses any more.
 
     The graph of an input pipeline refers to itself, so that only the collector frees it, and Python

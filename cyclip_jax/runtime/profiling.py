@@ -1,22 +1,27 @@
 """Profiles of chosen steps, for xprof and TensorBoard."""
 
 import contextlib
+import os
 import pathlib
 import signal
 import tempfile
+from collections.abc import Callable, Generator
+from typing import Any
 
 import jax
 from etils import epath
+from jaxtyping import Array, PyTree
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
+from cyclip_jax.runtime.clock import Clock
 from cyclip_jax.workdir.layout import PROFILES
 
 _STEPS_ON_REQUEST = 10
 _FILES = (".xplane.pb", ".trace.json.gz")
 
 
-def check_profile_steps(steps):
+def check_profile_steps(steps: Any) -> None:
     """Raises UserError unless `steps` is None or (first, last)."""
     is_pair = isinstance(steps, tuple) and [type(step) for step in steps] == [int, int]
     if steps is not None and not (is_pair and 1 <= steps[0] <= steps[1]):
@@ -39,18 +44,25 @@ class Profiler:
       say: function that tells a person a line.
     """
 
-    def __init__(self, workdir, steps, *, clock, say):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        steps: tuple[int, int] | None,
+        *,
+        clock: Clock,
+        say: Callable[[str], object],
+    ) -> None:
         self._directory = epath.Path(workdir) / PROFILES / "plugins" / "profile"
         self._steps = range(0) if steps is None else range(steps[0], steps[1] + 1)
         self._clock, self._say = clock, say
         self._is_requested = False
         self._trace = None
 
-    def __enter__(self):
+    def __enter__(self) -> "Profiler":
         self._previous = signal.signal(signal.SIGUSR1, self._request)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._finish(None)
         signal.signal(signal.SIGUSR1, self._previous)
 
@@ -58,7 +70,7 @@ class Profiler:
         self._is_requested = True
 
     @contextlib.contextmanager
-    def step(self, step, state):
+    def step(self, step: int, state: PyTree[Array]) -> Generator[None, None, None]:
         """A context for a step, whose name it has in the trace.
 
         Args:
@@ -74,7 +86,7 @@ class Profiler:
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
 
-    def step_done(self, step, state):
+    def step_done(self, step: int, state: PyTree[Array]) -> None:
         """Ends the trace after its last step, whose result `state` is."""
         if self._trace is not None and step + 1 not in self._steps:
             self._finish(state)

@@ -2,13 +2,16 @@
 
 import json
 import logging
+import os
 import sys
 import threading
 import traceback
+from typing import Any, Protocol
 
 from etils import epath
 
 from cyclip_jax.files import write_json
+from cyclip_jax.runtime.clock import Clock, Moment
 from cyclip_jax.workdir.layout import HEARTBEAT
 
 _HEARTBEAT_SECONDS = 30.0
@@ -27,6 +30,18 @@ _WAITING = {
 }
 
 
+class Console(Protocol):
+    """Where a run speaks, see workdir.py."""
+
+    def say(self, text: str) -> None:
+        """Tells a person a line, which the log gets too."""
+        ...
+
+    def log(self, text: str) -> None:
+        """Writes text to the log alone."""
+        ...
+
+
 class Watch:
     """Threads that look at the main thread's clock while a run lasts.
 
@@ -42,13 +57,20 @@ class Watch:
         own stalls.
     """
 
-    def __init__(self, clock, workdir, *, stall_factor, console):
+    def __init__(
+        self,
+        clock: Clock,
+        workdir: str | os.PathLike[str],
+        *,
+        stall_factor: float,
+        console: Console | None,
+    ) -> None:
         self._clock = clock
         self._path = epath.Path(workdir) / HEARTBEAT
         self._stall_factor = stall_factor
         self._console = console
         self._watched = threading.get_ident()
-        self._stall = None
+        self._stall: Moment | None = None
         self._has_failed = False
         self._closed = threading.Event()
         jobs = [(self.look, _LOOK_SECONDS)] if stall_factor > 0 else []
@@ -60,7 +82,7 @@ class Watch:
         for thread in self._threads:
             thread.start()
 
-    def close(self):
+    def close(self) -> None:
         """Ends the threads, and writes a last heartbeat."""
         self._closed.set()
         for thread in self._threads:
@@ -73,7 +95,7 @@ class Watch:
         while not self._closed.wait(seconds):
             job()
 
-    def beat(self):
+    def beat(self) -> None:
         """Writes the heartbeat."""
         try:
             write_json(self._path, self._clock.heartbeat())
@@ -84,7 +106,7 @@ class Watch:
         else:
             self._has_failed = False
 
-    def look(self):
+    def look(self) -> None:
         """Reports a stall that has begun or ended."""
         moment = self._clock.moment()
         if self._stall is not None and moment.began != self._stall.began:
@@ -111,7 +133,7 @@ class Watch:
                 self._console.log(details)
 
 
-def read_heartbeat(workdir):
+def read_heartbeat(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The last heartbeat of a run, see Clock.heartbeat; None where there is none."""
     try:
         return json.loads((epath.Path(workdir) / HEARTBEAT).read_text())

@@ -2,7 +2,10 @@
 
 import contextlib
 import importlib.util
+import os
 import secrets
+from collections.abc import Callable
+from typing import Any
 
 from etils import epath
 
@@ -14,7 +17,9 @@ _MODES = (None, "online", "offline", "disabled")
 _FINISH_SECONDS = 60.0  # a network that is gone must not hold a run that is done
 
 
-def check_wandb(*, project, entity, name, mode):
+def check_wandb(
+    *, project: str | None, entity: str | None, name: str | None, mode: str | None
+) -> None:
     """Raises UserError where these settings of config.wandb cannot be followed."""
     if project is None:
         given = [key for key, value in [("entity", entity), ("name", name)] if value is not None]
@@ -41,7 +46,14 @@ class WandbMirror:
       enabled: true on process 0 alone.
     """
 
-    def __init__(self, config, workdir, *, say, enabled):
+    def __init__(
+        self,
+        config: Any,
+        workdir: str | os.PathLike[str],
+        *,
+        say: Callable[[str], object],
+        enabled: bool,
+    ) -> None:
         self._say, self._run = say, None
         settings = config.wandb
         if not enabled or settings.project is None:
@@ -61,14 +73,14 @@ class WandbMirror:
                 settings=wandb.Settings(console="off", finish_timeout=_FINISH_SECONDS),
             )
 
-    def write(self, step, numbers):
+    def write(self, step: int, numbers: dict[str, float]) -> None:
         """Sends named numbers of a step."""
         # What is there cannot be written again; what a restart does again is the same.
         if self._run is not None and step >= self._run.step:
             with self._forgiving():
                 self._run.log(numbers, step=step)
 
-    def close(self):
+    def close(self) -> None:
         """Sends what is left."""
         if self._run is not None:
             with self._forgiving():

@@ -1,6 +1,6 @@
 """Where examples come from: pairs of a picture and captions that can be read by their number.
 
-A source is an object with
+A source is an object with the methods and attributes of `Source`:
 
     len(source)             the number of examples
     source.read(index)      the example's Record: the picture's file, its captions and their weights
@@ -14,9 +14,18 @@ A source is an object with
 To add one, write a function with `table_source`'s arguments and enter it in `SOURCES`.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from cyclip_jax.data.sources.mixture import Mixture
 from cyclip_jax.data.sources.parquet import parquet_source
-from cyclip_jax.data.sources.record import CaptionRule, Record, Unreadable, draw_caption
+from cyclip_jax.data.sources.record import (
+    CaptionRule,
+    Record,
+    Source,
+    Unreadable,
+    draw_caption,
+)
 from cyclip_jax.data.sources.table import csv_source, emoji_source
 from cyclip_jax.data.sources.tfds import PREFIX, tfds_source
 from cyclip_jax.data.sources.tfrecord import tfrecord_source
@@ -28,6 +37,7 @@ __all__ = [
     "CaptionRule",
     "Mixture",
     "Record",
+    "Source",
     "Unreadable",
     "create_mixture",
     "create_source",
@@ -35,7 +45,7 @@ __all__ = [
     "draw_caption",
 ]
 
-SOURCES = {
+SOURCES: dict[str, Callable[..., Source]] = {
     "csv": csv_source,
     "emoji": emoji_source,
     "parquet": parquet_source,
@@ -64,7 +74,7 @@ _ENDINGS = {
 }
 
 
-def create_source(name, path, *, config_key, **settings):
+def create_source(name: str, path: str | None, *, config_key: str, **settings: Any) -> Source:
     """Opens the data set at `path` with the source called `name`.
 
     Args:
@@ -93,7 +103,9 @@ def create_source(name, path, *, config_key, **settings):
     return SOURCES[name](path, config_key=config_key, **settings)
 
 
-def create_mixture(mixture, settings):
+def create_mixture(
+    mixture: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]
+) -> Mixture:
     """Opens several sources as a Mixture.
 
     Args:

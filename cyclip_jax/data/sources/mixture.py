@@ -1,7 +1,11 @@
 """Several sources as one, each with a weight that may change over the run."""
 
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Float, Int
+
+from cyclip_jax.data.sources.record import Record, Source
 from cyclip_jax.errors import UserError
 
 
@@ -23,23 +27,27 @@ class Mixture:
       UserError: there are no parts, or a weight is none.
     """
 
-    def __init__(self, parts):
+    def __init__(
+        self, parts: Mapping[str, tuple[Source, float | Sequence[tuple[int, float]]]]
+    ) -> None:
         if not parts:
-            raise UserError(
-                "config.data.mixture is empty; name its sources, see cyclip_jax/defaults.py"
-            )
-        self.names = list(parts)
-        self.sources = [source for source, _ in parts.values()]
+            raise UserError("config.data.mixture is empty; name its sources, see defaults.part")
+        self.names: list[str] = list(parts)
+        self.sources: list[Source] = [source for source, _ in parts.values()]
         self._weights = [_points(name, weight) for name, (_, weight) in parts.items()]
-        self.starts = np.cumsum([0, *map(len, self.sources)], dtype=np.int64)
-        self.faults = [fault for source in self.sources for fault in source.faults]
+        self.starts: Int[np.ndarray, "parts+1"] = np.cumsum(
+            [0, *map(len, self.sources)], dtype=np.int64
+        )
+        self.faults: list[tuple[str, str, str]] = [
+            fault for source in self.sources for fault in source.faults
+        ]
         if not sum(values[0] for _, values in self._weights):
             raise UserError("the weights of config.data.mixture are all 0 at the start")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def keys(self, indices):
+    def keys(self, indices: Iterable[int]) -> list[str]:
         """The names of the examples, after those of their sources, list[str]."""
         keys = []
         for index in indices:
@@ -47,16 +55,16 @@ class Mixture:
             keys.append(f"{self.names[part]}: {self.sources[part].keys([inner])[0]}")
         return keys
 
-    def captions(self):
+    def captions(self) -> list[str]:
         """The first caption of every example, list[str]."""
         return [caption for source in self.sources for caption in source.captions()]
 
-    def read(self, index):
+    def read(self, index: int) -> Record:
         """The Record of an example; raises Unreadable."""
         part, inner = self._find(index)
         return self.sources[part].read(inner)
 
-    def shares(self, steps):
+    def shares(self, steps: Int[np.ndarray, "steps"]) -> Float[np.ndarray, "steps parts"]:
         """The parts' shares of the batches of some steps, float64 [steps, parts], each row's sum 1.
 
         Raises:

@@ -3,11 +3,13 @@
 import importlib.util
 import posixpath
 import threading
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from cyclip_jax.data.sources.ranges import Kept, expand, is_remote, retrying
-from cyclip_jax.data.sources.record import CaptionRule, Unreadable
+from cyclip_jax.data.sources.record import CaptionRule, Record, Unreadable
 from cyclip_jax.data.sources.webdataset import first_caption
 from cyclip_jax.errors import UserError
 
@@ -17,16 +19,16 @@ KEPT_ROW_GROUPS = 8
 
 
 def parquet_source(
-    path,
+    path: str | None,
     *,
-    image_key=None,
-    caption_key=None,
-    caption_weights=None,
-    templates=(),
-    kept_examples=0,
-    config_key="config.data.train",
-    **_,
-):
+    image_key: str | None = None,
+    caption_key: str | Iterable[str] | None = None,
+    caption_weights: Iterable[float] | None = None,
+    templates: Iterable[str] = (),
+    kept_examples: int = 0,
+    config_key: str = "config.data.train",
+    **_: object,
+) -> "ParquetRows":
     """Opens Parquet files; only their footers are read.
 
     A row is read with the whole of its row group, so that rows in random order want small row
@@ -64,9 +66,11 @@ class ParquetRows:
       faults: none: a damaged file is refused when it is opened.
     """
 
-    faults = ()
+    faults: Sequence[tuple[str, str, str]] = ()
 
-    def __init__(self, paths, image_key, rule, kept_examples=0):
+    def __init__(
+        self, paths: list[str], image_key: str, rule: CaptionRule, kept_examples: int = 0
+    ) -> None:
         self._paths, self._rule = paths, rule
         self._files = [_ParquetFile(path) for path in paths]
         self._columns = [image_key, *rule.fields]
@@ -77,15 +81,15 @@ class ParquetRows:
                 self._groups.append((number, group))
                 counts.append(rows)
                 sizes.append(size)
-        self.boundaries = np.cumsum(counts, dtype=np.int64)
-        self.mean_bytes = sum(sizes) / max(len(self), 1)
+        self.boundaries: Int[np.ndarray, "groups+1"] = np.cumsum(counts, dtype=np.int64)
+        self.mean_bytes: float = sum(sizes) / max(len(self), 1)
         rows_per_group = max(len(self) / max(len(self._groups), 1), 1)
         self._kept = Kept(max(KEPT_ROW_GROUPS, int(kept_examples / rows_per_group)))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return int(self.boundaries[-1])
 
-    def keys(self, indices):
+    def keys(self, indices: Iterable[int]) -> list[str]:
         """The rows' files and numbers in them, list[str]."""
         keys = []
         for index in indices:
@@ -95,7 +99,7 @@ class ParquetRows:
             keys.append(f"{posixpath.basename(self._paths[file])}#{row}")
         return keys
 
-    def captions(self):
+    def captions(self) -> list[str]:
         """The first caption of every row, list[str]; "" where there is none."""
         captions = []
         for group in range(len(self._groups)):
@@ -105,7 +109,7 @@ class ParquetRows:
                 captions.append(first_caption(lambda _, v=values: self._rule.record(b"", v), row))
         return captions
 
-    def read(self, index):
+    def read(self, index: int) -> Record:
         """The Record of a row; raises Unreadable."""
         group = self._group_of(index)
         image, *captions = self._kept.get(group, lambda: self._read_group(group, self._columns))

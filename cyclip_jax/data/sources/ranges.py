@@ -6,6 +6,8 @@ import glob
 import os
 import threading
 import time
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar, TypeVarTuple
 
 import braceexpand
 import tensorflow as tf
@@ -34,13 +36,16 @@ READERS = 32  # questions to a storage service at a time
 OPEN_FILES = 256  # at a time: systems allow a process a thousand or so
 BLOCK = 1 << 20  # bytes that are read at once where neighbours are kept
 
+_Arguments = TypeVarTuple("_Arguments")
+_Value = TypeVar("_Value")
 
-def is_remote(path):
+
+def is_remote(path: str) -> bool:
     """Whether a path names a service (gs://…) and no file of this machine."""
     return "://" in path and not path.startswith("file://")
 
 
-def expand(pattern, *, config_key, endings):
+def expand(pattern: str | None, *, config_key: str, endings: Sequence[str]) -> list[str]:
     """The files that a pattern names.
 
     Args:
@@ -73,27 +78,28 @@ def expand(pattern, *, config_key, endings):
     return paths
 
 
-def retrying(read, *arguments):
+def retrying(read: Callable[[*_Arguments], _Value], *arguments: *_Arguments) -> _Value:
     """read(*arguments), tried again with growing pauses where the failure may pass.
 
     Raises:
       Unreadable: the file is missing, or cannot be read however often.
     """
-    for pause in (*RETRY_AFTER, None):
+    pauses = iter(RETRY_AFTER)
+    while True:
         try:
             return read(*arguments)
         except (FileNotFoundError, tf.errors.NotFoundError) as error:
             raise Unreadable("the file is missing", _message(error)) from error
         except _MAY_PASS as error:
+            pause = next(pauses, None)
             if pause is None or isinstance(error, _WILL_NOT_PASS):
                 raise Unreadable("the file cannot be read", _message(error)) from error
         except tf.errors.OpError as error:
             raise Unreadable("the file cannot be read", _message(error)) from error
         time.sleep(pause)
-    return None
 
 
-def read_whole(path):
+def read_whole(path: str) -> bytes:
     """The bytes of a file; raises Unreadable."""
     return retrying(_read_whole, path)
 
@@ -107,32 +113,32 @@ class Files:
         reads what is asked for and no more.
     """
 
-    def __init__(self, paths, kept_bytes=0):
-        self.paths = paths
+    def __init__(self, paths: list[str], kept_bytes: int = 0) -> None:
+        self.paths: list[str] = paths
         self._handles = collections.OrderedDict()
         self._lock = threading.Lock()
         self._blocks = Kept(max(1, -(-kept_bytes // BLOCK))) if kept_bytes else None
 
-    def read(self, file, start, length):
+    def read(self, file: int, start: int, length: int) -> bytes:
         """`length` bytes from `start` of the file number `file`; raises Unreadable."""
         if self._blocks is None:
             content = retrying(self._read, file, start, length)
         else:
-            content = self._read_blocks(file, start, length)
+            content = self._read_blocks(self._blocks, file, start, length)
         if len(content) < length:
             raise Unreadable("the shard is cut short", f"{self.paths[file]} at byte {start}")
         return content
 
-    def _read_blocks(self, file, start, length):
+    def _read_blocks(self, kept, file, start, length):
         first, last = start // BLOCK, (start + max(length, 1) - 1) // BLOCK
         blocks = [
-            self._blocks.get((file, i), lambda i=i: retrying(self._read, file, i * BLOCK, BLOCK))
+            kept.get((file, i), lambda i=i: retrying(self._read, file, i * BLOCK, BLOCK))
             for i in range(first, last + 1)
         ]
         offset = start - first * BLOCK
         return b"".join(blocks)[offset : offset + length]
 
-    def _read(self, file, start, length):
+    def _read(self, file: int, start: int, length: int) -> bytes:
         path = self.paths[file]
         if is_remote(path):
             # No handle is kept: TensorFlow's are not for several threads.
@@ -176,15 +182,16 @@ class _Handle:
             self._close(self._descriptor)
 
 
-class Kept:
+class Kept(Generic[_Value]):
     """The last `size` values asked for, each computed once however many threads want it."""
 
-    def __init__(self, size):
+    def __init__(self, size: int) -> None:
         self._size = size
         self._values = collections.OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key, compute):
+    def get(self, key: Hashable, compute: Callable[[], _Value]) -> _Value:
+        """The value of a key, computed where it is not kept."""
         with self._lock:
             entry = self._values.pop(key, None) or [threading.Lock(), None]
             self._values[key] = entry
@@ -199,7 +206,8 @@ class Kept:
 def _expand_braces(pattern, config_key):
     try:
         return list(braceexpand.braceexpand(pattern.replace("\\", "\\\\")))
-    except braceexpand.UnbalancedBracesError as error:
+    # The package's own stubs lack its exception.
+    except braceexpand.UnbalancedBracesError as error:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(f"{config_key} has an unclosed brace: {pattern}") from error
 
 
@@ -216,7 +224,7 @@ def _glob(pattern):
     return sorted(path for path in tf.io.gfile.glob(pattern) if not path.endswith(INDEX_ENDING))
 
 
-def _read_whole(path):
+def _read_whole(path: str) -> bytes:
     if is_remote(path):
         with tf.io.gfile.GFile(path, "rb") as file:
             return file.read()

@@ -2,9 +2,11 @@
 
 import hashlib
 import struct
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Int
 
 from cyclip_jax.errors import UserError
 
@@ -17,17 +19,53 @@ class Unreadable(Exception):
       detail: what else is known of this one.
     """
 
-    def __init__(self, reason, detail=""):
+    def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail = reason, detail
+        self.reason: str = reason
+        self.detail: str = detail
 
 
 class Record(NamedTuple):
     """An example: the picture's file as bytes, its captions, and how often each is to be drawn."""
 
     image: bytes
-    captions: list
-    weights: list
+    captions: list[str]
+    weights: list[float]
+
+
+class Source(Protocol):
+    """Pairs of a picture and captions that can be read by their number, see sources/__init__.py."""
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        ...
+
+    def read(self, index: int) -> Record:
+        """The Record of an example; raises Unreadable. Many threads may call it."""
+        ...
+
+    def keys(self, indices: Iterable[int]) -> list[str]:
+        """What names these examples in a report."""
+        ...
+
+    def captions(self) -> list[str]:
+        """The first caption of every example."""
+        ...
+
+    @property
+    def boundaries(self) -> Int[np.ndarray, "runs+1"]:
+        """Where runs of neighbours begin, and the end, int64 [runs + 1]."""
+        ...
+
+    @property
+    def mean_bytes(self) -> float:
+        """Mean size of an example."""
+        ...
+
+    @property
+    def faults(self) -> Sequence[tuple[str, str, str]]:
+        """(key, reason, detail) of what is lost before it has a number."""
+        ...
 
 
 class CaptionRule:
@@ -45,10 +83,17 @@ class CaptionRule:
         without {}.
     """
 
-    def __init__(self, fields, weights=None, templates=()):
-        self.fields = (fields,) if isinstance(fields, str) else tuple(fields)
-        self.weights = (1.0,) * len(self.fields) if weights is None else tuple(weights)
-        self.templates = tuple(templates)
+    def __init__(
+        self,
+        fields: str | Iterable[str],
+        weights: Iterable[float] | None = None,
+        templates: Iterable[str] = (),
+    ) -> None:
+        self.fields: tuple[str, ...] = (fields,) if isinstance(fields, str) else tuple(fields)
+        self.weights: tuple[float, ...] = (
+            (1.0,) * len(self.fields) if weights is None else tuple(weights)
+        )
+        self.templates: tuple[str, ...] = tuple(templates)
         if len(self.weights) != len(self.fields) or min(self.weights) < 0 or not sum(self.weights):
             raise UserError(
                 f"config.data.caption_weights is {self.weights} for {len(self.fields)} field(s) of "
@@ -61,7 +106,7 @@ class CaptionRule:
                     "of the caption"
                 )
 
-    def record(self, image, values):
+    def record(self, image: bytes, values: Iterable[Iterable[str | bytes]]) -> Record:
         """A Record, of a picture and what its fields hold.
 
         Args:
@@ -89,7 +134,7 @@ class CaptionRule:
         return Record(image, captions, weights)
 
 
-def draw_caption(record, seed, epoch, index):
+def draw_caption(record: Record, seed: int, epoch: int, index: int) -> str:
     """The caption of an example in one epoch, drawn by weight: a pure function."""
     if len(record.captions) == 1:
         return record.captions[0]

@@ -16,11 +16,13 @@ import tarfile
 import time
 import zipfile
 import zlib
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import IO, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from etils import epath
+from jaxtyping import Int
 
 from cyclip_jax.data.sources.ranges import INDEX_ENDING, is_remote, retrying
 from cyclip_jax.data.sources.record import Unreadable
@@ -59,16 +61,16 @@ class Members(NamedTuple):
       fault: why the shard could not be read to its end, or "".
     """
 
-    offsets: np.ndarray
-    sizes: np.ndarray
-    endings: np.ndarray
-    samples: np.ndarray
-    names: list
-    keys: list
+    offsets: Int[np.ndarray, "m"]
+    sizes: Int[np.ndarray, "m"]
+    endings: Int[np.ndarray, "m"]
+    samples: Int[np.ndarray, "m"]
+    names: list[str]
+    keys: list[str]
     fault: str
 
 
-def open_indexes(paths, scan):
+def open_indexes(paths: list[str], scan: Callable[[IO[bytes], int], Members]) -> list[Members]:
     """The indexes of some shards, read where there are fresh ones, else made and written.
 
     Args:
@@ -100,7 +102,7 @@ def open_indexes(paths, scan):
     return results
 
 
-def scan_tar(file, size):
+def scan_tar(file: IO[bytes], size: int) -> Members:
     """The Members of a tar file as webdataset writes them.
 
     Neighbouring members with the same path up to the first dot of its last part are one example.
@@ -113,7 +115,8 @@ def scan_tar(file, size):
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                archive.members = []  # or it would keep them all
+                # Or it would keep them all. It is no documented attribute, and so not in stubs.
+                archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
                 if not member.isfile():
                     continue
                 if member.offset_data + member.size > size:
@@ -145,7 +148,7 @@ def _fault_of_end(file, offset):
     return f"damaged at byte {offset}" if header.strip(b"\0") else ""
 
 
-def scan_tfrecord(file, size):
+def scan_tfrecord(file: IO[bytes], size: int) -> Members:
     """The Members of an uncompressed TFRecord file; `scan_tar`'s arguments."""
     offsets, sizes, position, fault = [], [], 0, ""
     while position < size:
@@ -165,12 +168,12 @@ def scan_tfrecord(file, size):
     return _members(offsets, sizes, np.zeros(n), np.arange(n), {"": 0}, [], fault)
 
 
-def index_path(path):
+def index_path(path: str) -> str:
     """Where the index of a shard is kept beside it."""
     return path + INDEX_ENDING
 
 
-def make_index(path, scan):
+def make_index(path: str, scan: Callable[[IO[bytes], int], Members]) -> Members:
     """Makes the index of a shard and writes it; returns its Members."""
     size, stamp = _size_and_stamp(path)
     with _opened(path) as file:

@@ -4,12 +4,15 @@ import csv
 import posixpath
 import re
 from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Int
 
 from cyclip_jax.data.sources.ranges import read_whole
-from cyclip_jax.data.sources.record import CaptionRule
+from cyclip_jax.data.sources.record import CaptionRule, Record
 from cyclip_jax.errors import UserError
 
 # The accelerators belong to JAX; TensorFlow would otherwise reserve their memory.
@@ -21,16 +24,16 @@ _STANDS_ALONE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def csv_source(
-    path,
+    path: str | None,
     *,
-    image_key=None,
-    caption_key=None,
-    caption_weights=None,
-    templates=(),
-    delimiter=",",
-    config_key="config.data.train",
-    **_,
-):
+    image_key: str | None = None,
+    caption_key: str | Iterable[str] | None = None,
+    caption_weights: Iterable[float] | None = None,
+    templates: Iterable[str] = (),
+    delimiter: str = ",",
+    config_key: str = "config.data.train",
+    **_: object,
+) -> "CsvSource":
     """Opens a CSV or TSV file of image paths and captions; no image is touched.
 
     Args:
@@ -81,29 +84,36 @@ class CsvSource:
       faults: none.
     """
 
-    faults = ()
-    mean_bytes = 100_000
+    faults: Sequence[tuple[str, str, str]] = ()
+    mean_bytes: float = 100_000
 
-    def __init__(self, folder, images, captions, rule):
+    def __init__(
+        self,
+        folder: str,
+        images: "StringArray",
+        captions: Sequence["StringArray"],
+        rule: CaptionRule,
+    ) -> None:
         """Args: the folder of relative paths; image paths and captions as `StringArray`s."""
         self._folder = folder
         self._images = images
         self._captions = captions
         self._rule = rule
-        self.boundaries = np.array([0, len(images)], np.int64)
+        self.boundaries: Int[np.ndarray, "2"] = np.array([0, len(images)], np.int64)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._images)
 
-    def keys(self, indices):
+    def keys(self, indices: Iterable[int]) -> list[str]:
         """The image paths of these rows as they stand in the file, list[str]."""
         return [self._images[index] for index in indices]
 
-    def captions(self):
+    def captions(self) -> list[str]:
         """The first column of captions in file order, list[str]."""
-        return list(self._captions[0])
+        column = self._captions[0]
+        return [column[row] for row in range(len(column))]
 
-    def read(self, index):
+    def read(self, index: int) -> Record:
         """The Record of a row; raises Unreadable."""
         path = self._images[index]
         if self._folder and not _STANDS_ALONE.match(path):
@@ -115,15 +125,15 @@ class CsvSource:
 class StringArray:
     """Many strings in one: a Python list of millions would take several times the memory."""
 
-    def __init__(self, encoded, ends):
+    def __init__(self, encoded: bytes | bytearray, ends: Sequence[int]) -> None:
         """Args: the strings' UTF-8 bytes one after the other; the end of each, int64 [n]."""
         self._encoded = bytes(encoded)
         self._offsets = np.concatenate([[0], ends]).astype(np.int64)  # [n + 1]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> str:
         index = range(len(self))[index]
         return self._encoded[self._offsets[index] : self._offsets[index + 1]].decode()
 
@@ -178,7 +188,7 @@ def _lines(path):
                 ) from error
 
 
-def emoji_source(path, **arguments):
+def emoji_source(path: str, **arguments: Any) -> CsvSource:
     """The quickstart's drawings: builds them around `path`, then opens it as a CSV.
 
     Args and raises: as `csv_source`, and UserError where the packages with the drawings are
@@ -190,4 +200,4 @@ def emoji_source(path, **arguments):
     return csv_source(path, **arguments)
 
 
-SOURCES = {"csv": csv_source, "emoji": emoji_source}
+SOURCES: dict[str, Callable[..., CsvSource]] = {"csv": csv_source, "emoji": emoji_source}

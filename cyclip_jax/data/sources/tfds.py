@@ -1,6 +1,7 @@
 """Data sets of TensorFlow Datasets, read example by example from their own files."""
 
 import importlib.util
+from collections.abc import Iterable
 
 import numpy as np
 from etils import epath
@@ -17,16 +18,16 @@ CAPTION_KEYS = ("caption", "captions/text", "captions", "text", "label")
 
 
 def tfds_source(
-    path,
+    path: str,
     *,
-    image_key=None,
-    caption_key=None,
-    caption_weights=None,
-    templates=(),
-    kept_examples=0,
-    config_key="config.data.train",
-    **_,
-):
+    image_key: str | None = None,
+    caption_key: str | Iterable[str] | None = None,
+    caption_weights: Iterable[float] | None = None,
+    templates: Iterable[str] = (),
+    kept_examples: int = 0,
+    config_key: str = "config.data.train",
+    **_: object,
+) -> TfRecords:
     """Opens a data set of TensorFlow Datasets; builds it first where it is not there yet.
 
     Args:
@@ -65,11 +66,12 @@ def tfds_source(
     paths = [str(instruction.filename) for instruction in instructions]
     ranges = [(part.skip, part.skip + part.take) for part in instructions]
     arguments = {"label_names": names, "kept_examples": kept_examples}
-    if builder.info.file_format.value == "array_record":
+    file_format = getattr(builder.info.file_format, "value", None)
+    if file_format == "array_record":
         return _ArrayRecords(paths, ranges, image_key, rule, **arguments)
-    if builder.info.file_format.value != "tfrecord":
+    if file_format != "tfrecord":
         raise UserError(
-            f"{path} is kept as {builder.info.file_format.value}, which cannot be read at random; "
+            f"{path} is kept as {file_format}, which cannot be read at random; "
             "build it with file_format='tfrecord'"
         )
     parts = [(shard, *ends) for shard, ends in enumerate(ranges)]
@@ -88,9 +90,10 @@ class _ArrayRecords(TfRecords):
         parts = [(shard, *ends) for shard, ends in enumerate(ranges)]
         super().__init__(paths, indexes, image_key, rule, parts=parts, **arguments)
 
-    def _content(self, shard, number, _):
+    def _content(self, shard: int, offset: int, size: int) -> bytes:
+        del size  # an offset is the record's number here, see `_numbers`
         try:
-            return self._shards[shard][number]
+            return self._shards[shard][offset]
         except (RuntimeError, ValueError, OSError) as error:
             raise Unreadable("the file cannot be read", str(error)) from error
 

@@ -1,14 +1,16 @@
 """TFRecord shards of tf.train.Example, as img2dataset and `cyclip_jax.data.prepare` write them."""
 
 import posixpath
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
+from jaxtyping import Int
 
 from cyclip_jax.data.sources.ranges import Files, expand
-from cyclip_jax.data.sources.record import CaptionRule, Unreadable
-from cyclip_jax.data.sources.shard_index import open_indexes, scan_tfrecord
+from cyclip_jax.data.sources.record import CaptionRule, Record, Unreadable
+from cyclip_jax.data.sources.shard_index import Members, open_indexes, scan_tfrecord
 from cyclip_jax.data.sources.webdataset import first_caption
 from cyclip_jax.errors import UserError
 
@@ -17,16 +19,16 @@ CAPTION_KEY = "txt"
 
 
 def tfrecord_source(
-    path,
+    path: str | None,
     *,
-    image_key=None,
-    caption_key=None,
-    caption_weights=None,
-    templates=(),
-    kept_examples=0,
-    config_key="config.data.train",
-    **_,
-):
+    image_key: str | None = None,
+    caption_key: str | Iterable[str] | None = None,
+    caption_weights: Iterable[float] | None = None,
+    templates: Iterable[str] = (),
+    kept_examples: int = 0,
+    config_key: str = "config.data.train",
+    **_: object,
+) -> "TfRecords":
     """Opens uncompressed TFRecord shards; of pictures nothing is read but the first.
 
     Args:
@@ -73,8 +75,16 @@ class TfRecords:
     """
 
     def __init__(
-        self, paths, indexes, image_key, rule, *, label_names=None, parts=None, kept_examples=0
-    ):
+        self,
+        paths: list[str],
+        indexes: Sequence[Members],
+        image_key: str,
+        rule: CaptionRule,
+        *,
+        label_names: Mapping[str, list[str]] | None = None,
+        parts: Sequence[tuple[int, int, int]] | None = None,
+        kept_examples: int = 0,
+    ) -> None:
         self._paths = paths
         self._image_keys = image_key.split(";")
         self._rule = rule
@@ -87,17 +97,19 @@ class TfRecords:
         self._offsets = np.concatenate([empty, *(index.offsets[part] for index, part in cut)])
         self._sizes = np.concatenate([empty, *(index.sizes[part] for index, part in cut)])
         self._files = Files(paths, kept_bytes=int(kept_examples * self.mean_bytes))
-        self.boundaries = np.cumsum([0] + [len(index.offsets[part]) for index, part in cut])
-        self.faults = [
+        self.boundaries: Int[np.ndarray, "parts+1"] = np.cumsum(
+            [0] + [len(index.offsets[part]) for index, part in cut]
+        )
+        self.faults: list[tuple[str, str, str]] = [
             (path, "the shard is cut short", index.fault)
             for path, index in zip(paths, indexes, strict=True)
             if index.fault
         ]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return int(self.boundaries[-1])
 
-    def keys(self, indices):
+    def keys(self, indices: Iterable[int]) -> list[str]:
         """The examples' shards and numbers in them, list[str]."""
         keys = []
         for index in indices:
@@ -107,11 +119,11 @@ class TfRecords:
             keys.append(f"{posixpath.basename(self._paths[shard])}#{number}")
         return keys
 
-    def captions(self):
+    def captions(self) -> list[str]:
         """The first caption of every example, list[str]; "" where there is none."""
         return [first_caption(self.read, index) for index in range(len(self))]
 
-    def read(self, index):
+    def read(self, index: int) -> Record:
         """The Record of an example; raises Unreadable."""
         features = self._features(index)
         image = next((features[key] for key in self._image_keys if key in features), None)
@@ -121,11 +133,11 @@ class TfRecords:
         return self._rule.record(image.bytes_list.value[0], values)
 
     @property
-    def mean_bytes(self):
+    def mean_bytes(self) -> float:
         """Of a record."""
         return float(self._sizes.mean()) if len(self._sizes) else 0.0
 
-    def check_features(self, path):
+    def check_features(self, path: str | None) -> None:
         """Raises UserError where the first record has no such picture or caption."""
         try:
             features = self._features(0)
@@ -151,7 +163,7 @@ class TfRecords:
         except DecodeError as error:
             raise Unreadable("the record is damaged", str(error)) from error
 
-    def _content(self, shard, offset, size):
+    def _content(self, shard: int, offset: int, size: int) -> bytes:
         return self._files.read(shard, offset, size)
 
     def _texts(self, field, features):

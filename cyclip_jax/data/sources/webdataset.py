@@ -2,12 +2,14 @@
 
 import json
 import logging
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from cyclip_jax.data.sources.ranges import Files, Kept, expand
-from cyclip_jax.data.sources.record import CaptionRule, Unreadable
-from cyclip_jax.data.sources.shard_index import open_indexes, scan_tar
+from cyclip_jax.data.sources.record import CaptionRule, Record, Unreadable
+from cyclip_jax.data.sources.shard_index import Members, open_indexes, scan_tar
 from cyclip_jax.errors import UserError
 
 IMAGE_KEY = "jpg;jpeg;png;webp;gif;bmp"
@@ -17,16 +19,16 @@ ABSENT = -1  # in place of the offset of a member that an example lacks
 
 
 def webdataset_source(
-    path,
+    path: str | None,
     *,
-    image_key=None,
-    caption_key=None,
-    caption_weights=None,
-    templates=(),
-    kept_examples=0,
-    config_key="config.data.train",
-    **_,
-):
+    image_key: str | None = None,
+    caption_key: str | Iterable[str] | None = None,
+    caption_weights: Iterable[float] | None = None,
+    templates: Iterable[str] = (),
+    kept_examples: int = 0,
+    config_key: str = "config.data.train",
+    **_: object,
+) -> "WebDataset":
     """Opens tar shards; of pictures nothing is read.
 
     Args:
@@ -76,15 +78,22 @@ class WebDataset:
       endings: of the members in the shards.
     """
 
-    def __init__(self, paths, indexes, image_key, rule, kept_examples=0):
+    def __init__(
+        self,
+        paths: list[str],
+        indexes: Sequence[Members],
+        image_key: str,
+        rule: CaptionRule,
+        kept_examples: int = 0,
+    ) -> None:
         self._rule = rule
         self._image_endings = image_key.split(";")
         members = [field.partition(":") for field in rule.fields]
         self._json_fields = [field for _, _, field in members]
-        self._image = _Places()
+        pictures = _Places()
         captions = [_Places() for _ in members]
-        self.endings = set()
-        self.faults = []
+        self.endings: set[str] = set()
+        self.faults: list[tuple[str, str, str]] = []
         counts = [0]
         for path, index in zip(paths, indexes, strict=True):
             self.endings |= set(index.names)
@@ -93,25 +102,27 @@ class WebDataset:
             image = _first_places(index, self._image_endings)
             texts = [_first_places(index, [ending]) for ending, _, _ in members]
             has_picture = image[0] != ABSENT
-            self._image.add(image, has_picture)
+            pictures.add(image, has_picture)
             for places, text in zip(captions, texts, strict=True):
                 places.add(text, has_picture)
             counts.append(int(has_picture.sum()))
             if counts[-1] < len(has_picture):
                 lacking = len(has_picture) - counts[-1]
                 logging.warning("%s: %d examples without a picture are left out", path, lacking)
-        self.boundaries = np.cumsum(counts, dtype=np.int64)
-        self._image = self._image.joined()
+        self.boundaries: Int[np.ndarray, "shards+1"] = np.cumsum(counts, dtype=np.int64)
+        self._image = pictures.joined()
         self._files = Files(paths, kept_bytes=int(kept_examples * self.mean_bytes))
-        self.caption_places = [places.joined() for places in captions]
+        self.caption_places: list[tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]] = [
+            places.joined() for places in captions
+        ]
         # Millions of names would take more memory than all that is needed to read.
-        self._keys = Kept(KEPT_SHARDS)
+        self._keys = Kept[list[str]](KEPT_SHARDS)
         self._paths = paths
 
-    def __len__(self):
+    def __len__(self) -> int:
         return int(self.boundaries[-1])
 
-    def keys(self, indices):
+    def keys(self, indices: Iterable[int]) -> list[str]:
         """The examples' names in their shards, after the shard's, list[str]."""
         names = []
         for index in indices:
@@ -120,17 +131,17 @@ class WebDataset:
             names.append(f"{self._paths[shard]}/{keys[index - self.boundaries[shard]]}")
         return names
 
-    def captions(self):
+    def captions(self) -> list[str]:
         """The first caption of every example, list[str]; "" where there is none."""
         return [first_caption(self._captions, index) for index in range(len(self))]
 
-    def read(self, index):
+    def read(self, index: int) -> Record:
         """The Record of an example; raises Unreadable."""
         shard = int(self._shard_of(index))
         offset, size = (int(places[index]) for places in self._image)
         return self._captions(index, self._files.read(shard, offset, size))
 
-    def check_json_fields(self, path):
+    def check_json_fields(self, path: str | None) -> None:
         """Raises UserError where captions are fields of JSON that the first example has not."""
         known, shard = set(), int(self._shard_of(0))
         for (offsets, sizes), field in zip(self.caption_places, self._json_fields, strict=True):
@@ -149,11 +160,11 @@ class WebDataset:
         )
 
     @property
-    def mean_bytes(self):
+    def mean_bytes(self) -> float:
         """Of a picture's file."""
         return float(self._image[1].mean()) if len(self) else 0.0
 
-    def _captions(self, index, image=b""):
+    def _captions(self, index: int, image: bytes = b"") -> Record:
         shard = int(self._shard_of(index))
         values = []
         for (offsets, sizes), field in zip(self.caption_places, self._json_fields, strict=True):
@@ -179,7 +190,7 @@ class WebDataset:
         return keys if len(keys) == count else [f"#{number}" for number in range(count)]
 
 
-def first_caption(captions, index):
+def first_caption(captions: Callable[[int], Record], index: int) -> str:
     """The first caption of an example, or "" where it has none that can be read."""
     try:
         return captions(index).captions[0]
@@ -206,7 +217,7 @@ class _Places:
         self._offsets.append(places[0][kept])
         self._sizes.append(places[1][kept].astype(np.uint32))
 
-    def joined(self):
+    def joined(self) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
         return np.concatenate(self._offsets), np.concatenate(self._sizes)
 
 
