@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e ".[quickstart]"`; also data, docs, test, cuda, tpu, torch, onnx, wandb."""
+"""Packaging: `pip install -e ".[quickstart]"`; also data, docs, test, cuda, tpu, torch, onnx, …"""
 
 import pathlib
 
