@@ -1,4 +1,6 @@
-"""Makes the tables of docs/configuration.md from the source in which the defaults stand.
+"""What the manual needs besides mkdocs: the tables of the configuration, and code that breaks well.
+
+The tables of docs/configuration.md are made from the source in which the defaults stand.
 
 The source is read, never run, so that the page can be built without JAX. Every key needs a
 comment, behind it or on the lines above it. A key without one ends the build with its name and
@@ -8,6 +10,7 @@ line.
 import ast
 import io
 import pathlib
+import re
 import tokenize
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -17,6 +20,9 @@ DEFAULTS_MARKER = "<!-- the defaults -->"
 EVALUATIONS_MARKER = "<!-- the evaluations -->"
 ENTRY = "get_config"
 NOT_SET = "not set"
+# Their tables need the room of the table of contents.
+WIDE_PAGES = ("faults.md", "results.md")
+LONGEST_WORD = 30  # characters of code that fit into a line on a phone
 
 
 class Undocumented(ValueError):
@@ -51,13 +57,38 @@ class Section:
 
 def on_page_markdown(markdown, page, config, files):
     """Replaces the markers of a page by tables; mkdocs calls this for every page."""
-    del page, config, files
+    del config, files
+    if page.file.src_uri in WIDE_PAGES:
+        page.meta["hide"] = ["toc"]
     if DEFAULTS_MARKER in markdown or EVALUATIONS_MARKER in markdown:
         path = defaults_path()
         text = path.read_text(encoding="utf-8")
         markdown = markdown.replace(DEFAULTS_MARKER, defaults_table(text, path))
         markdown = markdown.replace(EVALUATIONS_MARKER, evaluations_table(text))
     return markdown
+
+
+def on_page_content(html, page, config, files):
+    """Keeps words of code whole, as `--workdir`: browsers would break them behind a hyphen."""
+    del page, config, files
+    html = re.sub(r"<td.*?</td>", lambda cell: _whole_words(cell[0]), html, flags=re.DOTALL)
+    return _whole_words(html, LONGEST_WORD)
+
+
+def _whole_words(html, longest=None):
+    """Inline code with each word in a span; longer words than `longest` may still break."""
+
+    def mark(code):
+        words = re.sub(r"&\w+;", "x", code[1]).split(" ")
+        marked = [
+            f'<span class="word">{word}</span>'
+            if longest is None or len(plain) <= longest
+            else word
+            for word, plain in zip(code[1].split(" "), words, strict=True)
+        ]
+        return f"<code>{' '.join(marked)}</code>"
+
+    return re.sub(r"<code>([^<\n]+)</code>", mark, html)
 
 
 def defaults_path(root=ROOT):
