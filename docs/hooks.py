@@ -21,7 +21,7 @@ EVALUATIONS_MARKER = "<!-- the evaluations -->"
 ENTRY = "get_config"
 NOT_SET = "not set"
 # Their tables need the room of the table of contents.
-WIDE_PAGES = ("faults.md", "results.md")
+WIDE_PAGES = ("faults.md", "quickstart.md", "results.md")
 LONGEST_WORD = 30  # characters of code that fit into a line on a phone
 
 

@@ -3,6 +3,8 @@
 import ast
 import importlib.util
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -288,3 +290,12 @@ def test_an_entry_of_a_docstring_may_describe_several_parameters():
     )
     assert split(grouped) == alone
     assert split(alone) == alone
+
+
+def test_the_manual_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    page = (tmp_path / "configuration" / "index.html").read_text()
+    assert "optimizer.warmup_steps" in page and hooks.DEFAULTS_MARKER not in page
+    assert not list(tmp_path.rglob("*.py"))
