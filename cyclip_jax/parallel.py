@@ -8,11 +8,13 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cyclip_jax.errors import UserError
 
@@ -22,7 +24,7 @@ DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 
 # The first rule found in a parameter's path, names joined by "/", says which dimension is split.
 _LAST_OF_2, _LAST_OF_4 = PartitionSpec(None, FSDP_AXIS), PartitionSpec(None, None, None, FSDP_AXIS)
-PARTITION_RULES = (
+PARTITION_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"conv\w*/kernel$", _LAST_OF_4),  # [height, width, in, out]
     (r"/kernel$", _LAST_OF_2),  # [in, out]
     (r"text/token_embedding$", _LAST_OF_2),  # [vocabulary, width]
@@ -33,7 +35,15 @@ PARTITION_RULES = (
 )
 
 
-def create_mesh(devices=None, *, fsdp=1):
+# A pytree: nested dicts, or dataclasses as a train state, whose leaves are arrays or what stands
+# for them, shapes or shardings. Checkers know no type for it, and take jaxtyping's for Any, too.
+Tree: TypeAlias = Any
+# To type checkers jax.Device is a variable: jaxlib, which has its class, has no stubs.
+Devices: TypeAlias = Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm]
+_Made = TypeVar("_Made")
+
+
+def create_mesh(devices: Devices | None = None, *, fsdp: int = 1) -> Mesh:
     """A mesh over `devices`, by default all of them, process by process.
 
     Args:
@@ -46,29 +56,30 @@ def create_mesh(devices=None, *, fsdp=1):
     Raises:
       UserError: fsdp does not divide the number of devices.
     """
-    devices = np.asarray(jax.devices() if devices is None else devices)
-    if fsdp < 1 or devices.size % fsdp:
+    all_devices = np.asarray(jax.devices() if devices is None else devices)
+    count = all_devices.size
+    if fsdp < 1 or count % fsdp:
         raise UserError(
-            f"config.mesh.fsdp {fsdp} does not divide the {devices.size} devices; set it to one of "
-            f"{', '.join(str(n) for n in range(1, devices.size + 1) if devices.size % n == 0)}"
+            f"config.mesh.fsdp {fsdp} does not divide the {count} devices; set it to one of "
+            f"{', '.join(str(n) for n in range(1, count + 1) if count % n == 0)}"
         )
     shape = (-1, fsdp)
     return jax.sharding.Mesh(
-        devices.reshape(shape), (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2
+        all_devices.reshape(shape), (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2
     )
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh):
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a global batch: rows split over the devices."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
-def parameter_sharding(params, mesh, *, min_size):
+def parameter_sharding(params: Tree, mesh: Mesh, *, min_size: int) -> Tree:
     """The shardings of parameters by PARTITION_RULES.
 
     Args:
@@ -98,7 +109,7 @@ def parameter_sharding(params, mesh, *, min_size):
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def gathered(params, sharding):
+def gathered(params: Tree, sharding: Tree) -> Tree:
     """The parameters as every device needs them to compute with.
 
     Without it XLA may split activations by channel, to suit the parameters. The gradient comes back
@@ -137,7 +148,7 @@ def _whole_backward(sharding, sums_gradient_whole, _, gradient):
 _whole.defvjp(_whole_forward, _whole_backward)
 
 
-def check_batch_size(batch_size, mesh, *, micro_batches=1):
+def check_batch_size(batch_size: int, mesh: Mesh, *, micro_batches: int = 1) -> None:
     """Raises UserError unless every device gets the same number of rows in each micro-batch."""
     if micro_batches < 1:
         raise UserError(f"config.micro_batches {micro_batches} must be at least 1")
@@ -152,13 +163,13 @@ def check_batch_size(batch_size, mesh, *, micro_batches=1):
         )
 
 
-def to_global(batch, mesh):
+def to_global(batch: Tree, mesh: Mesh) -> Tree:
     """Host arrays with this process's rows -> global arrays [all rows, ...] sharded over rows."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
-def place(tree, abstract):
+def place(tree: Tree, abstract: Tree) -> Tree:
     """Host arrays, the same on every process -> global arrays with the shardings of `abstract`."""
     return jax.tree.map(
         lambda array, like: jax.make_array_from_callback(
@@ -169,17 +180,18 @@ def place(tree, abstract):
     )
 
 
-def process_zero_first(make):
+def process_zero_first(make: Callable[[], _Made]) -> _Made:
     """Calls `make` on process 0, then on all others: what it writes is written once.
 
     Raises:
       UserError: on the others, where process 0 failed: none is left waiting.
     """
-    made = failure = None
+    made: list[_Made] = []
+    failure = None
     is_first = jax.process_index() == 0
     if is_first:
         try:
-            made = make()
+            made.append(make())
         except Exception as error:
             failure = error
     if jax.process_count() > 1:
@@ -188,10 +200,10 @@ def process_zero_first(make):
             raise UserError("process 0 cannot go on, and says why")
     if failure is not None:
         raise failure
-    return made if is_first else make()
+    return made[0] if is_first else make()
 
 
-def wait_for_all_processes():
+def wait_for_all_processes() -> None:
     """Returns once every process has come here, however long one takes to compile.
 
     Gloo, which CPUs use, gives up when the first collective of some devices finds not all of them
@@ -201,7 +213,7 @@ def wait_for_all_processes():
         multihost_utils.process_allgather(np.zeros(1))
 
 
-def check_same_everywhere(settings):
+def check_same_everywhere(settings: Mapping[str, Any]) -> None:
     """Raises UserError on all processes where one was started with other settings than process 0.
 
     Args:
@@ -211,7 +223,7 @@ def check_same_everywhere(settings):
         return
     text = np.frombuffer(json.dumps(settings, sort_keys=True).encode(), np.uint8)
     digests = multihost_utils.process_allgather(
-        np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
+        np.frombuffer(hashlib.sha256(text.tobytes()).digest(), np.uint8)
     )
     others = [index for index, digest in enumerate(digests) if (digest != digests[0]).any()]
     if not others:
@@ -233,7 +245,7 @@ def check_same_everywhere(settings):
     raise UserError(f"{'; '.join(differing)}: start all processes with the same config")
 
 
-def decided_by_process_zero(decide):
+def decided_by_process_zero(decide: Callable[[], int | None]) -> int | None:
     """An integer or None that `decide`, called on process 0 alone, gives; the same on all.
 
     Raises:

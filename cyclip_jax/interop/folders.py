@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -68,16 +72,16 @@ class Checkpoint:
     """
 
     source: str
-    weights: dict
-    model: dict
-    tokenizer: dict | None
-    preprocess: dict
+    weights: dict[str, np.ndarray]
+    model: dict[str, Any]
+    tokenizer: dict[str, str | None] | None
+    preprocess: dict[str, Any]
     step: int | None = None
-    config: object = None
-    metrics: dict = dataclasses.field(default_factory=dict)
+    config: Any = None
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-OUR_PREPROCESS = {
+OUR_PREPROCESS: dict[str, Any] = {
     "image_mean": list(IMAGE_MEAN),
     "image_std": list(IMAGE_STD),
     "resize_mode": "shortest",
@@ -86,7 +90,7 @@ OUR_PREPROCESS = {
 IMAGE_SETTINGS = ("image_mean", "image_std")  # those of them that are in config.data
 
 
-def read_checkpoint(path):
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads weights from any format but our workdirs.
 
     Args:
@@ -111,7 +115,7 @@ def read_checkpoint(path):
     return _assemble(path, path / settings["weights"][0], settings)
 
 
-def settings_of(path):
+def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What is said of weights beside them, and so without reading them.
 
     Args:
@@ -148,7 +152,7 @@ def _understood(read, folder):
         raise UserError(f"the settings in {folder} cannot be understood: {error!r}") from error
 
 
-def check_settings(checkpoint, settings):
+def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
     """Compares what a model computes with the checkpoint, and warns of what that does not tell.
 
     Args:
@@ -172,14 +176,14 @@ def check_settings(checkpoint, settings):
         )
 
 
-def other_resizing(checkpoint):
+def other_resizing(checkpoint: Checkpoint) -> list[str]:
     """Which settings of how images are resized are not ours."""
     resizing = OUR_PREPROCESS.keys() - IMAGE_SETTINGS
     told = checkpoint.preprocess
     return sorted(name for name in resizing & told.keys() if told[name] != OUR_PREPROCESS[name])
 
 
-def warn_of_guesses(checkpoint, settings):
+def warn_of_guesses(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
     """Warns of settings that are taken to be something, as no shape shows them."""
     if settings:
         told = ", ".join(f"{name}={value}" for name, value in settings.items())
@@ -219,7 +223,9 @@ def _read_all(path):
     return read_weights(path)
 
 
-def openai_names(weights, source):
+def openai_names(
+    weights: dict[str, np.ndarray], source: str | os.PathLike[str]
+) -> dict[str, np.ndarray]:
     """The weights under OpenAI's names, from those or from open_clip's or transformers'."""
     if any(name.startswith(("vision_model.", "text_model.")) for name in weights):
         try:
@@ -289,7 +295,7 @@ def _of_open_clip(folder):
         raise UserError(f"open_clip's model has images of {size} pixels; ours are square")
     vision_features = attention_width(vision.get("layers", 12), vision.get("width", 768))
     preprocess = config.get("preprocess_cfg", {})
-    description = {
+    description: dict[str, Any] = {
         "model": {
             "quick_gelu": bool(model.get("quick_gelu", False)),
             "vision_heads": vision_features // vision.get("head_width", 64),
