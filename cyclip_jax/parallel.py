@@ -6,10 +6,12 @@ No model code names an axis.
 import functools
 import math
 import re
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cyclip_jax.errors import UserError
 
@@ -33,7 +35,14 @@ PARTITION_RULES = (
 )
 
 
-def create_mesh(devices=None, *, fsdp=1):
+# A pytree: nested dicts, or dataclasses as a train state, whose leaves are arrays or what stands
+# for them, shapes or shardings. Checkers know no type for it, and take jaxtyping's for Any, too.
+Tree: TypeAlias = Any
+# To type checkers jax.Device is a variable: jaxlib, which has its class, has no stubs.
+Devices: TypeAlias = Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm]
+
+
+def create_mesh(devices: Devices | None = None, *, fsdp: int = 1) -> Mesh:
     """A mesh over `devices`, by default all of them, process by process.
 
     Args:
@@ -46,29 +55,30 @@ def create_mesh(devices=None, *, fsdp=1):
     Raises:
       UserError: fsdp does not divide the number of devices.
     """
-    devices = np.asarray(jax.devices() if devices is None else devices)
-    if fsdp < 1 or devices.size % fsdp:
+    all_devices = np.asarray(jax.devices() if devices is None else devices)
+    count = all_devices.size
+    if fsdp < 1 or count % fsdp:
         raise UserError(
-            f"config.mesh.fsdp {fsdp} does not divide the {devices.size} devices; set it to one of "
-            f"{', '.join(str(n) for n in range(1, devices.size + 1) if devices.size % n == 0)}"
+            f"config.mesh.fsdp {fsdp} does not divide the {count} devices; set it to one of "
+            f"{', '.join(str(n) for n in range(1, count + 1) if count % n == 0)}"
         )
     shape = (-1, fsdp)
     return jax.sharding.Mesh(
-        devices.reshape(shape), (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2
+        all_devices.reshape(shape), (DATA_AXIS, FSDP_AXIS), axis_types=(AxisType.Auto,) * 2
     )
 
 
-def replicated(mesh):
+def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh):
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a global batch: rows split over the devices."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
-def parameter_sharding(params, mesh, *, min_size):
+def parameter_sharding(params: Tree, mesh: Mesh, *, min_size: int) -> Tree:
     """The shardings of parameters by PARTITION_RULES.
 
     Args:
@@ -98,7 +108,7 @@ def parameter_sharding(params, mesh, *, min_size):
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def gathered(params, sharding):
+def gathered(params: Tree, sharding: Tree) -> Tree:
     """The parameters as every device needs them to compute with.
 
     Without it XLA may split activations by channel, to suit the parameters. The gradient comes back
@@ -137,7 +147,7 @@ def _whole_backward(sharding, sums_gradient_whole, _, gradient):
 _whole.defvjp(_whole_forward, _whole_backward)
 
 
-def check_batch_size(batch_size, mesh, *, micro_batches=1):
+def check_batch_size(batch_size: int, mesh: Mesh, *, micro_batches: int = 1) -> None:
     """Raises UserError unless every device gets the same number of rows in each micro-batch."""
     if micro_batches < 1:
         raise UserError(f"config.micro_batches {micro_batches} must be at least 1")
@@ -152,13 +162,13 @@ def check_batch_size(batch_size, mesh, *, micro_batches=1):
         )
 
 
-def to_global(batch, mesh):
+def to_global(batch: Tree, mesh: Mesh) -> Tree:
     """Host arrays with this process's rows -> global arrays [all rows, ...] sharded over rows."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
-def place(tree, abstract):
+def place(tree: Tree, abstract: Tree) -> Tree:
     """Host arrays, the same on every process -> global arrays with the shardings of `abstract`."""
     return jax.tree.map(
         lambda array, like: jax.make_array_from_callback(

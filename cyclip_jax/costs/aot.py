@@ -5,6 +5,8 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,10 @@ from flax import nnx
 
 from cyclip_jax import parallel
 from cyclip_jax.costs import hlo
-from cyclip_jax.costs.chips import CHIPS
+from cyclip_jax.costs.chips import CHIPS, Chip
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.presets import abstract_model, create_model, sizes_in
+from cyclip_jax.parallel import Devices, Tree
 from cyclip_jax.training.flops import matmul_flops, model_flops
 from cyclip_jax.training.optimizer import create_optimizer
 from cyclip_jax.training.step import TrainState, abstract_state, configured_step, jit_step
@@ -50,12 +53,13 @@ class OutOfMemory(Exception):
       available: bytes.
     """
 
-    def __init__(self, needed, available):
+    def __init__(self, needed: float, available: float) -> None:
         super().__init__(f"needs {needed:.0f} of {available:.0f} bytes")
-        self.needed, self.available = needed, available
+        self.needed: float = needed
+        self.available: float = available
 
 
-def parse_topology(topology):
+def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
     """ "v5e:16x16" -> (Chip, (16, 16)); "h100:32" -> (Chip, (32,)).
 
     Raises:
@@ -74,8 +78,10 @@ def parse_topology(topology):
         )
     sides = tuple(map(int, shape.split("x")))
     # The compiler would end the process, not raise.
-    too_long = dimensions == 2 and max(sides) > math.isqrt(largest)
-    if chip.is_tpu and (len(sides) != dimensions or math.prod(sides) > largest or too_long):
+    too_large = largest is not None and (
+        math.prod(sides) > largest or (dimensions == 2 and max(sides) > math.isqrt(largest))
+    )
+    if chip.is_tpu and (len(sides) != dimensions or too_large):
         most = "16x16" if dimensions == 2 else f"{largest} chips"
         raise UserError(
             f"--topology={topology}: a slice of {name} has {dimensions} dimensions and at most "
@@ -84,7 +90,7 @@ def parse_topology(topology):
     return chip, sides
 
 
-def slice_devices(topology):
+def slice_devices(topology: str) -> Devices:
     """The devices of a TPU slice, to compile for: there need not be one.
 
     To be called before JAX is used.
@@ -114,7 +120,7 @@ def slice_devices(topology):
     return found.devices
 
 
-def gpu_devices(chip, sides):
+def gpu_devices(chip: Chip, sides: Sequence[int]) -> Devices | None:
     """The GPUs of some machines, to compile for; None without XLA's compiler for them.
 
     To be called before JAX is used.
@@ -136,9 +142,10 @@ def gpu_devices(chip, sides):
     ).devices
 
 
-def stand_ins(count):
+def stand_ins(count: int) -> Devices:
     """So many devices of this CPU, for chips whose compiler is missing; before JAX is used."""
-    if jax.config.jax_num_cpu_devices < count:
+    # JAX gives its config these attributes when it is imported.
+    if jax.config.jax_num_cpu_devices < count:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_num_cpu_devices", count)
     return jax.devices("cpu")[:count]
 
@@ -183,7 +190,7 @@ device_description_str: "{chip.device_kind}"
 """
 
 
-def phases(config):
+def phases(config: Any) -> list[tuple[int, Any]]:
     """What the towers see in the course of a run, [(first step, view)], whatever its data.
 
     A run whose length only its data tell, by num_epochs, is taken to have all its phases.
@@ -203,19 +210,19 @@ class AbstractStep:
       mesh: of the devices to compile for.
     """
 
-    function: object
+    function: Callable[..., tuple[Any, Any]]
     state: TrainState
-    batch: dict
+    batch: dict[str, jax.ShapeDtypeStruct]
     mesh: jax.sharding.Mesh
 
-    def lower(self):
+    def lower(self) -> jax.stages.Lowered:
         """The jax.stages.Lowered that a run compiles."""
         sharding = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         jitted = jit_step(self.function, mesh=self.mesh, state_sharding=sharding)
-        platform = {"gpu": "cuda"}.get(self._platform, self._platform)
+        platform = "cuda" if self._platform == "gpu" else self._platform
         return jitted.trace(self.state, self.batch).lower(lowering_platforms=(platform,))
 
-    def compile(self):
+    def compile(self) -> jax.stages.Compiled:
         """The step, compiled.
 
         Raises:
@@ -235,7 +242,13 @@ class AbstractStep:
         return self.mesh.devices.flat[0].platform
 
 
-def abstract_step(config, mesh, *, view=see_everything, with_metrics=True):
+def abstract_step(
+    config: Any,
+    mesh: jax.sharding.Mesh,
+    *,
+    view: Callable[..., Any] = see_everything,
+    with_metrics: bool = True,
+) -> AbstractStep:
     """The AbstractStep of a config whose global batch is config.batch_size.
 
     Args:
@@ -264,7 +277,7 @@ def abstract_step(config, mesh, *, view=see_everything, with_metrics=True):
     return AbstractStep(step if with_metrics else step_and_loss, state, batch, mesh)
 
 
-def read_overflow(message, arguments=0):
+def read_overflow(message: str, arguments: float = 0) -> OutOfMemory | None:
     """The OutOfMemory that a TPU compiler's message tells of, or None for another message.
 
     Args:
@@ -286,7 +299,7 @@ def _bytes_of(text):
     return float(text[:-1]) * unit if unit else float(text)
 
 
-def bytes_per_device(tree):
+def bytes_per_device(tree: Tree) -> int:
     """Bytes of the part of a sharded tree that one device holds."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -294,13 +307,15 @@ def bytes_per_device(tree):
     )
 
 
-def memory_of(compiled, step):
+def memory_of(compiled: jax.stages.Compiled, step: AbstractStep) -> dict[str, int]:
     """Bytes of a device's memory that a compiled AbstractStep takes, {what: bytes}.
 
     Their sum is what is needed: the step's arguments with what its compiler adds to them, what it
     makes on the way, itself, and the batches that the loop has sent ahead.
     """
     analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise ValueError("the compiler does not tell how much memory its program takes")
     batch = bytes_per_device(step.batch)
     parts = {
         "parameters": bytes_per_device(step.state.params),
@@ -317,7 +332,7 @@ def memory_of(compiled, step):
     }
 
 
-def work_of(config, step, view):
+def work_of(config: Any, step: AbstractStep, view: Callable[..., Any]) -> dict[str, int]:
     """Floating point operations of a step on all devices together, {what: number}.
 
     "model" is 3 times the forward's (see `training_flops`); "step" has the loss besides, what is
@@ -330,7 +345,7 @@ def work_of(config, step, view):
     }
 
 
-def floors(chip, *, flops, memory_traffic, received):
+def floors(chip: Chip, *, flops: float, memory_traffic: float, received: float) -> dict[str, float]:
     """Seconds that a step takes at each of a chip's peaks by itself; a real one takes longer.
 
     Products in more than bfloat16, as the loss has them, are slower than the peak used here.
@@ -348,14 +363,14 @@ def floors(chip, *, flops, memory_traffic, received):
     }
 
 
-def traffic_of(compiled):
+def traffic_of(compiled: jax.stages.Compiled) -> dict[str, Any]:
     """What the compiled program moves, of one device.
 
     Returns:
       {"collectives": {kind: {"executions", "bytes", "received"}}, "memory_bytes": int}; the bytes
       are those of the results, and "received" what comes from other devices.
     """
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     kinds = {}
     for each in hlo.collectives(text):
         of_kind = kinds.setdefault(each.kind, {"executions": 0, "bytes": 0, "received": 0.0})
@@ -365,7 +380,14 @@ def traffic_of(compiled):
     return {"collectives": kinds, "memory_bytes": hlo.memory_traffic(text)}
 
 
-def largest_batch(needs, available, *, multiple, start, attempts=3):
+def largest_batch(
+    needs: Callable[[int], float],
+    available: float,
+    *,
+    multiple: int,
+    start: int,
+    attempts: int = 3,
+) -> tuple[int, float] | None:
     """The largest batch that fits, by straight lines through what was measured.
 
     Memory is nearly a straight line over batch sizes, but a compiler that runs short begins to

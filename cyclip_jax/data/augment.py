@@ -55,7 +55,10 @@ AUTO_AUGMENT_LEVELS = 10
 
 
 def rand_augment(
-    image: UInt8[tf.Tensor, "h w 3"], seed: tf.Tensor, operations: int = 2, level: int = 9
+    image: UInt8[tf.Tensor, "h w 3"],
+    seed: tf.Tensor,
+    operations: int = 2,
+    level: int = 9,
 ) -> UInt8[tf.Tensor, "h w 3"]:
     """RandAugment (Cubuk et al. 2020): operations drawn with equal chances, all at one level.
 

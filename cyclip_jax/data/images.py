@@ -58,7 +58,7 @@ _pillow_limit = threading.Lock()
 
 
 def transform(
-    encoded: tf.Tensor,
+    encoded: tf.Tensor | bytes,
     seed: tf.Tensor | None = None,
     *,
     size: int,
@@ -178,7 +178,7 @@ def check_transform(
         )
 
 
-def decode(encoded: tf.Tensor, max_pixels: int = MAX_PIXELS) -> UInt8[tf.Tensor, "h w 3"]:
+def decode(encoded: tf.Tensor | bytes, max_pixels: int = MAX_PIXELS) -> UInt8[tf.Tensor, "h w 3"]:
     """Decodes a JPEG, PNG, WebP, GIF or BMP file, of an animation the first frame.
 
     The format is found in the content. Grey becomes RGB and an alpha channel is dropped without
@@ -233,7 +233,7 @@ def decode(encoded: tf.Tensor, max_pixels: int = MAX_PIXELS) -> UInt8[tf.Tensor,
 
 
 def resize_and_centre_crop(
-    image: UInt8[tf.Tensor, "h w 3"], size: int
+    image: UInt8[tf.Tensor | np.ndarray, "h w 3"], size: int
 ) -> UInt8[tf.Tensor, "size size 3"]:
     """The reference preprocessing: bicubic resize of the shorter side, then the centre square.
 
@@ -253,7 +253,7 @@ def resize_and_centre_crop(
 
 
 def random_resized_crop(
-    image: UInt8[tf.Tensor, "h w 3"],
+    image: UInt8[tf.Tensor | np.ndarray, "h w 3"],
     size: int,
     seed: tf.Tensor,
     scale: Sequence[float] = (0.9, 1.0),

@@ -1,6 +1,8 @@
 """PyTorch checkpoints in and out: open_clip, the official CyCLIP code, transformers, ONNX."""
 
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +14,15 @@ from cyclip_jax.interop.checkpoint import check_settings
 from cyclip_jax.interop.files import from_tensor, unwrapped
 from cyclip_jax.interop.folders import openai_names, read_checkpoint
 from cyclip_jax.interop.weights import fit, weights_of
-from cyclip_jax.models.clip import split_model
+from cyclip_jax.models.clip import CLIP, split_model
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["load_torch", "to_torch"]
 
 
-def to_torch(model):
+def to_torch(model: CLIP) -> dict[str, np.ndarray]:
     """The parameters and statistics of a model under OpenAI's names.
 
     Args:
@@ -31,7 +36,10 @@ def to_torch(model):
     return weights_of({"params": params, "batch_stats": batch_stats})
 
 
-def load_torch(model, source):
+def load_torch(
+    model: CLIP,
+    source: "str | os.PathLike[str] | Mapping[str, np.ndarray | torch.Tensor]",
+) -> None:
     """Replaces the parameters and statistics of a model by PyTorch weights, all or none.
 
     Args:

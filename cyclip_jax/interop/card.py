@@ -4,6 +4,7 @@ import json
 import math
 
 from cyclip_jax import __version__
+from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.workdir.table import final_table
 
 _OPEN_CLIP = """```python
@@ -61,7 +62,9 @@ image_embeds, text_embeds, scale = model(preprocess("cat.jpg"), tokenize("a cat"
 """
 
 
-def model_card(checkpoint, *, name, export_format, dtype, license_name):
+def model_card(
+    checkpoint: Checkpoint, *, name: str, export_format: str, dtype: str, license_name: str
+) -> str:
     """The text of a model card, with the metadata that model hubs read in front.
 
     Args:

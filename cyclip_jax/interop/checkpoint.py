@@ -1,7 +1,10 @@
 """Weights with what is known of how to use them, and what does not fit."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 from absl import logging
 
 from cyclip_jax.errors import UserError
@@ -28,16 +31,16 @@ class Checkpoint:
     """
 
     source: str
-    weights: dict
-    model: dict
-    tokenizer: dict | None
-    preprocess: dict
+    weights: dict[str, np.ndarray]
+    model: dict[str, Any]
+    tokenizer: dict[str, str | None] | None
+    preprocess: dict[str, Any]
     step: int | None = None
-    config: object = None
-    metrics: dict = dataclasses.field(default_factory=dict)
+    config: Any = None
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-OUR_PREPROCESS = {
+OUR_PREPROCESS: dict[str, Any] = {
     "image_mean": list(IMAGE_MEAN),
     "image_std": list(IMAGE_STD),
     "resize_mode": "shortest",
@@ -48,7 +51,7 @@ OUR_PREPROCESS = {
 IMAGE_SETTINGS = ("image_mean", "image_std")  # those of them that are in config.data
 
 
-def check_settings(checkpoint, settings):
+def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
     """Compares what a model computes with the checkpoint, and warns of what that does not tell.
 
     Args:
@@ -72,14 +75,14 @@ def check_settings(checkpoint, settings):
         )
 
 
-def other_resizing(checkpoint):
+def other_resizing(checkpoint: Checkpoint) -> list[str]:
     """Which settings of how images are resized are not ours."""
     resizing = OUR_PREPROCESS.keys() - IMAGE_SETTINGS
     told = checkpoint.preprocess
     return sorted(name for name in resizing & told.keys() if told[name] != OUR_PREPROCESS[name])
 
 
-def warn_of_guesses(checkpoint, settings):
+def warn_of_guesses(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
     """Warns of settings that are taken to be something, as no shape shows them."""
     if settings:
         told = ", ".join(f"{name}={value}" for name, value in settings.items())

@@ -2,16 +2,28 @@
 
 import importlib
 import io
+import os
 import re
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 from etils import epath
+from numpy.typing import DTypeLike
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
 
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+if TYPE_CHECKING:
+    import torch
+
+DTYPES: dict[str, DTypeLike] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
 
 _SAFETENSORS_DTYPES = {
     "F64": np.float64,
@@ -28,7 +40,7 @@ _TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32")
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
-def read_weights(path):
+def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The weights of a safetensors or PyTorch file, told apart by content.
 
     A PyTorch file holds a state dict, or a dict with one under "state_dict". Nothing in it is
@@ -56,7 +68,9 @@ def read_weights(path):
     return unwrapped({name: _widened(array) for name, array in weights.items()}, path)
 
 
-def unwrapped(weights, source):
+def unwrapped(
+    weights: Mapping[str, np.ndarray], source: str | os.PathLike[str]
+) -> dict[str, np.ndarray]:
     """The weights without the prefix of a wrapper, e.g. "module."; UserError if two become one."""
     result = {_WRAPPERS.sub("", name): array for name, array in weights.items()}
     if len(result) < len(weights):
@@ -64,7 +78,7 @@ def unwrapped(weights, source):
     return result
 
 
-def write_safetensors(path, weights):
+def write_safetensors(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
     """Writes {name: numpy array}, whole or not at all."""
     from safetensors.numpy import save  # here, as training has no use for it
 
@@ -73,7 +87,9 @@ def write_safetensors(path, weights):
     write_atomically(path, save(contiguous, metadata={"format": "pt"}))
 
 
-def write_pytorch(path, weights, **entries):
+def write_pytorch(
+    path: str | os.PathLike[str], weights: Mapping[str, np.ndarray], **entries: Any
+) -> None:
     """Writes a state dict with torch.save; with `entries`, {"state_dict": …, **entries}."""
     torch = require_torch(path)
     state_dict = {name: to_tensor(torch, array) for name, array in weights.items()}
@@ -82,14 +98,14 @@ def write_pytorch(path, weights, **entries):
     write_atomically(path, buffer.getvalue())
 
 
-def to_tensor(torch, array):
+def to_tensor(torch: ModuleType, array: np.ndarray) -> "torch.Tensor":
     """A tensor that owns its memory, of the array's dtype, bfloat16 too."""
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(np.array(array, order="C"))
 
 
-def cast(weights, dtype):
+def cast(weights: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
     """The weights in "float32", "float16" or "bfloat16"; whole numbers stay as they are.
 
     Raises:
@@ -110,7 +126,7 @@ def cast(weights, dtype):
     return {name: cast_one(name, array) for name, array in weights.items()}
 
 
-def require_torch(path):
+def require_torch(path: str | os.PathLike[str]) -> ModuleType:
     """The module torch, or a UserError that says how to install it."""
     try:
         return importlib.import_module("torch")
@@ -162,7 +178,7 @@ def _read_pytorch(content, path):
     return {name: from_tensor(tensor, name) for name, tensor in loaded.items()}
 
 
-def from_tensor(tensor, name):
+def from_tensor(tensor: "torch.Tensor", name: str) -> np.ndarray:
     """The numpy array of a PyTorch tensor, float32 where numpy lacks the dtype.
 
     Raises:

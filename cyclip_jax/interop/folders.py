@@ -1,7 +1,10 @@
 """Reading what others wrote, and our own exports: files and folders with weights and settings."""
 
 import json
+import os
+from typing import Any
 
+import numpy as np
 from etils import epath
 
 from cyclip_jax.errors import UserError
@@ -66,7 +69,7 @@ _FIXED = {
 }
 
 
-def read_checkpoint(path):
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads weights from any format but our workdirs.
 
     Args:
@@ -91,7 +94,7 @@ def read_checkpoint(path):
     return _assemble(path, path / settings["weights"][0], settings)
 
 
-def settings_of(path):
+def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What is said of weights beside them, and so without reading them.
 
     Args:
@@ -159,7 +162,9 @@ def _read_all(path):
     return read_weights(path)
 
 
-def openai_names(weights, source):
+def openai_names(
+    weights: dict[str, np.ndarray], source: str | os.PathLike[str]
+) -> dict[str, np.ndarray]:
     """The weights under OpenAI's names, from those or from open_clip's or transformers'."""
     if any(name.startswith(("vision_model.", "text_model.")) for name in weights):
         try:
@@ -229,7 +234,7 @@ def _of_open_clip(folder):
         raise UserError(f"open_clip's model has images of {size} pixels; ours are square")
     vision_features = attention_width(vision.get("layers", 12), vision.get("width", 768))
     preprocess = config.get("preprocess_cfg", {})
-    description = {
+    description: dict[str, Any] = {
         "model": {
             "quick_gelu": bool(model.get("quick_gelu", False)),
             "vision_heads": vision_features // vision.get("head_width", 64),

@@ -7,13 +7,18 @@ files with all weights, the one to be read back first.
 
 import importlib.util
 import json
+import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from absl import logging
+from etils import epath
 
+from cyclip_jax.data.tokenizers import Tokenizer
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
-from cyclip_jax.interop.checkpoint import other_resizing
+from cyclip_jax.interop.checkpoint import Checkpoint, other_resizing
 from cyclip_jax.interop.files import cast, write_pytorch, write_safetensors
 from cyclip_jax.interop.folders import CLIP_VOCAB_SIZE, OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from cyclip_jax.interop.hf_tokenizer import tokenizer_files
@@ -23,7 +28,7 @@ from cyclip_jax.models.presets import attention_width, head_count
 _BICUBIC = 3  # PIL's number of the filter
 
 
-def check_format(checkpoint, export_format):
+def check_format(checkpoint: Checkpoint, export_format: str) -> None:
     """Raises UserError where a format cannot hold a model, and warns where its readers err.
 
     Args:
@@ -57,7 +62,9 @@ def check_format(checkpoint, export_format):
         )
 
 
-def write_open_clip(folder, checkpoint, tokenizer, dtype):
+def write_open_clip(
+    folder: epath.Path, checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: str
+) -> list[str]:
     """open_clip's `local-dir:FOLDER`, its tokenizer included, and openai.pt where torch is there.
 
     openai.pt is a bare state dict in OpenAI's names, which their own `clip.load` takes too.
@@ -76,7 +83,9 @@ def write_open_clip(folder, checkpoint, tokenizer, dtype):
     return written
 
 
-def write_cyclip(folder, checkpoint, tokenizer, dtype):
+def write_cyclip(
+    folder: epath.Path, checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: str
+) -> list[str]:
     """cyclip.pt, which the official CyCLIP code reads as --checkpoint, to evaluate with it."""
     del tokenizer  # the code has CLIP's own
     weights = _with_step(checkpoint, cast(checkpoint.weights, dtype))
@@ -86,7 +95,9 @@ def write_cyclip(folder, checkpoint, tokenizer, dtype):
     return ["cyclip.pt"]
 
 
-def write_transformers(folder, checkpoint, tokenizer, dtype):
+def write_transformers(
+    folder: epath.Path, checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: str
+) -> list[str]:
     """What `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read."""
     weights = to_transformers(cast(checkpoint.weights, dtype))
     write_safetensors(folder / "model.safetensors", weights)
@@ -96,7 +107,7 @@ def write_transformers(folder, checkpoint, tokenizer, dtype):
     return ["model.safetensors"]
 
 
-def open_clip_config(checkpoint, *, hf_tokenizer):
+def open_clip_config(checkpoint: Checkpoint, *, hf_tokenizer: bool) -> dict[str, Any]:
     """The content of open_clip_config.json.
 
     Args:
@@ -136,7 +147,7 @@ def open_clip_config(checkpoint, *, hf_tokenizer):
     }
 
 
-def transformers_config(checkpoint, dtype):
+def transformers_config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
     """The content of config.json, of a CLIPModel."""
     model = checkpoint.model
     shared = {
@@ -177,7 +188,7 @@ def transformers_config(checkpoint, dtype):
     }
 
 
-def preprocessor_config(checkpoint):
+def preprocessor_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The content of preprocessor_config.json, of a CLIPImageProcessor."""
     size = checkpoint.model["image_size"]
     return {
@@ -197,7 +208,7 @@ def preprocessor_config(checkpoint):
     }
 
 
-def write_json(path, content):
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes an object as indented JSON, whole or not at all."""
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
@@ -225,7 +236,7 @@ def _has_torch():
     return importlib.util.find_spec("torch") is not None
 
 
-WRITERS = {
+WRITERS: dict[str, Callable[[epath.Path, Checkpoint, Tokenizer, str], list[str]]] = {
     "open_clip": write_open_clip,
     "cyclip": write_cyclip,
     "transformers": write_transformers,

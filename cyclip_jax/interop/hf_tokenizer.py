@@ -45,6 +45,7 @@ from sentencepiece import sentencepiece_model_pb2
 from cyclip_jax.data.tokenizers import (
     ClipBpeTokenizer,
     SentencePieceTokenizer,
+    Tokenizer,
     clip_byte_characters,
     read_clip_merges,
     read_sentencepiece,
@@ -61,7 +62,7 @@ CLIP_SPLIT = (
 )
 
 
-def tokenizer_files(tokenizer):
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """The files of a Hugging Face tokenizer with the ids of ours (see the top of this file).
 
     Args:
@@ -168,7 +169,9 @@ def _clip_pipeline(vocabulary):
 
 
 def _sentencepiece_files(tokenizer):
-    proto = sentencepiece_model_pb2.ModelProto.FromString(
+    # Protobuf makes the module's classes when it is imported.
+    model_proto = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
+    proto = model_proto.FromString(
         read_sentencepiece(tokenizer.vocabulary).serialized_model_proto()
     )
     _check_model(proto, tokenizer.vocabulary)
@@ -304,7 +307,7 @@ def _normalizers(spec):
     return [*steps, _replace(rf"{SPACE}+\z", "")]
 
 
-def read_charsmap(blob):
+def read_charsmap(blob: bytes) -> dict[str, str]:
     """SentencePiece's table of normalization, {sequence of characters: replacement}, both str.
 
     Args:

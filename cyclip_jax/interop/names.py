@@ -5,6 +5,7 @@ model class of transformers has names and layouts of its own. Weights are dicts 
 """
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -28,7 +29,7 @@ _RULES = tuple(
 COUNT = "num_batches_tracked"
 
 
-def torch_name(path):
+def torch_name(path: Iterable[str | int]) -> str:
     """The OpenAI name of a parameter or statistic.
 
     Args:
@@ -40,26 +41,26 @@ def torch_name(path):
     return name
 
 
-def to_torch_layout(path, array):
+def to_torch_layout(path: Sequence[str | int], array: np.ndarray) -> np.ndarray:
     """PyTorch's order of axes: [h, w, i, o] -> [o, i, h, w] or, linear, [i, o] -> [o, i]."""
     if path[-1] != "kernel":
         return array
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
-def from_torch_layout(path, array):
+def from_torch_layout(path: Sequence[str | int], array: np.ndarray) -> np.ndarray:
     """The inverse of `to_torch_layout`."""
     if path[-1] != "kernel":
         return array
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def torch_shape(path, shape):
+def torch_shape(path: Sequence[str | int], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape in PyTorch of one of our arrays."""
     return to_torch_layout(path, np.broadcast_to(0.0, shape)).shape
 
 
-def layer_count(weights, prefix):
+def layer_count(weights: Iterable[str], prefix: str) -> int:
     """How many blocks `<prefix><number>.…` the weights name: one more than the highest number."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     matches = (pattern.match(name) for name in weights)
@@ -98,7 +99,7 @@ _TRANSPOSED = ("visual.proj", "text_projection")  # x @ W in OpenAI's code, a Li
 _QKV = "qkv"
 
 
-def to_transformers(weights):
+def to_transformers(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """OpenAI names -> those of transformers' CLIPModel, of a vision transformer."""
     renamed, fused = _transformers_names(weights)
     result = {
@@ -112,7 +113,7 @@ def to_transformers(weights):
     return result
 
 
-def from_transformers(weights):
+def from_transformers(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The inverse of `to_transformers`; names that it does not know stay as they are."""
     # Old files hold the numbers 0, 1, 2, … too.
     left = {name: array for name, array in weights.items() if not name.endswith("position_ids")}

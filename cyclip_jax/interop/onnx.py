@@ -7,17 +7,21 @@ files are run against the JAX model before they are let out.
 import importlib
 import json
 import logging
+import pathlib
 import warnings
+from types import ModuleType
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from cyclip_jax import __version__
 from cyclip_jax.errors import UserError
+from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.interop.files import to_tensor
 from cyclip_jax.interop.formats import open_clip_config
-from cyclip_jax.models.clip import normalise_images, unit_norm
+from cyclip_jax.models.clip import CLIP, normalise_images, unit_norm
 
 # Largest absolute difference to the JAX model that an entry of a unit-norm embedding may have:
 # float32 differs by a few 1e-6, weights rounded to float16 by some 1e-3.
@@ -27,7 +31,9 @@ TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
 _SMALLEST_ROUNDED = 1024
 
 
-def write_onnx(folder, checkpoint, model, dtype):
+def write_onnx(
+    folder: epath.Path, checkpoint: Checkpoint, model: CLIP, dtype: str
+) -> dict[str, float]:
     """Writes image.onnx and text.onnx, and compares them with the model.
 
     image.onnx: `images` uint8 [batch, image_size, image_size, 3], RGB pixels, resized and cropped
@@ -73,7 +79,9 @@ def write_onnx(folder, checkpoint, model, dtype):
     return differences
 
 
-def check_onnx(path, inputs, expected, tolerance):
+def check_onnx(
+    path: pathlib.PurePath, inputs: np.ndarray, expected: np.ndarray, tolerance: float
+) -> float:
     """Runs a file in onnxruntime.
 
     Args:
@@ -101,7 +109,7 @@ def check_onnx(path, inputs, expected, tolerance):
     return difference
 
 
-def require_packages():
+def require_packages() -> list[ModuleType]:
     """The modules torch, open_clip, onnx and onnxruntime, or a UserError that names the extra."""
     try:
         importlib.import_module("onnxscript")  # the converter's own

@@ -1,11 +1,15 @@
 """Weights under OpenAI names (see names.py): taken from a model, measured, fitted into one."""
 
 import math
+import os
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jaxtyping import Float
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.interop.names import (
@@ -16,6 +20,7 @@ from cyclip_jax.interop.names import (
     torch_name,
     torch_shape,
 )
+from cyclip_jax.parallel import Tree
 
 _LISTED = 20  # names per kind of mismatch in an error
 # The position embeddings that follow from the image size, [1 + grid², width].
@@ -25,7 +30,7 @@ _RESNET_POSITIONS = "visual.attnpool.positional_embedding"
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
-def weights_of(tree):
+def weights_of(tree: Mapping[str, Tree]) -> dict[str, np.ndarray]:
     """The weights of a model.
 
     Args:
@@ -43,12 +48,19 @@ def weights_of(tree):
     return weights
 
 
-def shapes_of(abstract):
+def shapes_of(
+    abstract: Mapping[str, Tree],
+) -> dict[str, tuple[int, ...]]:
     """{OpenAI name: shape in PyTorch} of a model's trees, without BatchNorm's counts."""
     return {name: torch_shape(path, leaf.shape) for name, path, leaf in _named_leaves(abstract)}
 
 
-def fit(weights, abstract, *, source):
+def fit(
+    weights: Mapping[str, np.ndarray],
+    abstract: Mapping[str, Tree],
+    *,
+    source: str | os.PathLike[str],
+) -> dict[str, Tree]:
     """Arranges weights as a model's trees.
 
     A position embedding of another image size is interpolated, and said to be.
@@ -82,7 +94,9 @@ def fit(weights, abstract, *, source):
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
-def sizes_of(weights, *, source):
+def sizes_of(
+    weights: Mapping[str, np.ndarray], *, source: str | os.PathLike[str]
+) -> dict[str, Any]:
     """The keyword arguments of `create_model` that the shapes of weights tell.
 
     All but the numbers of heads, which are in no shape.
@@ -196,7 +210,9 @@ def _interpolated(weights, expected, source):
     return weights
 
 
-def interpolate_positions(embedding, side):
+def interpolate_positions(
+    embedding: Float[np.ndarray, "1+old_side**2 width"], side: int
+) -> Float[np.ndarray, "1+side**2 width"]:
     """Position embeddings for another grid: bicubic and antialiased, as open_clip does.
 
     Args:

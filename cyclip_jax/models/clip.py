@@ -10,6 +10,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
+from cyclip_jax.parallel import Tree
+
 # The pixel statistics of OpenAI's preprocessing, for RGB in [0, 1].
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -36,7 +38,7 @@ def unit_norm(embeds: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return embeds / jnp.linalg.norm(embeds, axis=-1, keepdims=True)
 
 
-def split_model(model: nnx.Module) -> tuple[nnx.GraphDef[Any], dict[str, Any], dict[str, Any]]:
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef[Any], Tree, Tree]:
     """Splits a module into (graphdef, params, batch_stats), the latter two nested dicts."""
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)

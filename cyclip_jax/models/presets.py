@@ -15,6 +15,7 @@ from cyclip_jax.models.rematerialisation import check_policy
 from cyclip_jax.models.resnet import ModifiedResNet
 from cyclip_jax.models.text import TextTransformer
 from cyclip_jax.models.vit import VisionTransformer
+from cyclip_jax.parallel import Tree
 
 _TEXT = {"context_length": 77, "vocab_size": 49408, "text_width": 512, "text_layers": 12}
 
@@ -257,7 +258,7 @@ def create_model(
 
 def abstract_model(
     settings: Mapping[str, Any], *, sharding: jax.sharding.Sharding | None = None
-) -> tuple[nnx.GraphDef[Any], nnx.GraphDef[Any], dict[str, Any]]:
+) -> tuple[nnx.GraphDef[Any], nnx.GraphDef[Any], dict[str, Tree]]:
     """What `create_model(**settings)` would be, without computing any of it.
 
     Returns:

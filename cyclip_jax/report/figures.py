@@ -1,10 +1,16 @@
 """Every figure of the report: a function from numbers to a matplotlib Figure, see style.py."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from cyclip_jax.evals.metric import Metric
 from cyclip_jax.report.style import (
     DIVERGING,
     FAINT,
@@ -25,7 +31,9 @@ _NO_GROUP = ("", "other")  # how evaluators call what is in no group
 _VECTORS = 600  # more points than this are a picture within the SVG
 
 
-def curves(series, label):
+def curves(
+    series: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float | None]]]], label: str
+) -> Figure:
     """Lines over training steps, one look for each group of runs.
 
     Args:
@@ -55,7 +63,7 @@ def curves(series, label):
     return figure
 
 
-def bars(rows, names):
+def bars(rows: Sequence[tuple[str, Sequence[Metric | None]]], names: Sequence[str]) -> Figure:
     """Horizontal bars with 95 % intervals, a block for each metric; shares have one scale.
 
     Args:
@@ -121,7 +129,7 @@ def _room_for_labels(axes):
     axes.set_xlim(low, high + 0.17 * (high - low))
 
 
-def at_k(series, label):
+def at_k(series: Mapping[str, Mapping[int, Metric]], label: str) -> Figure:
     """A share over k, the number of answers or neighbours or examples that count.
 
     Args:
@@ -138,7 +146,7 @@ def at_k(series, label):
         colour = _nth(SERIES, number)
         axes.plot(
             places,
-            [metrics[k].value for k in ks],
+            np.array([metrics[k].value for k in ks], float),
             color=colour,
             linestyle=_nth(LINES, number),
             marker=_nth(MARKERS, number),
@@ -147,7 +155,8 @@ def at_k(series, label):
         )
         for place, k in zip(places, ks, strict=True):
             if metrics[k].has_interval:
-                axes.plot([place] * 2, [metrics[k].low, metrics[k].high], color=colour, lw=1)
+                bounds = np.array([metrics[k].low, metrics[k].high], float)
+                axes.plot([place] * 2, bounds, color=colour, lw=1)
     axes.set(xlabel="k", ylabel=label, xticks=range(len(every_k)), xticklabels=every_k)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
@@ -157,13 +166,20 @@ def at_k(series, label):
     return figure
 
 
-def largest_difference(image_image, text_text):
+def largest_difference(
+    image_image: Float[np.ndarray, "n n"], text_text: Float[np.ndarray, "n n"]
+) -> float:
     """The 98th percentile of |image-image − text-text| cosines of different pairs."""
     apart = ~np.eye(len(image_image), dtype=bool)  # the diagonals are 1
     return max(float(np.nanpercentile(np.abs(image_image - text_text)[apart], 98)), 1e-6)
 
 
-def similarities(image_image, text_text, groups, largest):
+def similarities(
+    image_image: Float[np.ndarray, "n n"],
+    text_text: Float[np.ndarray, "n n"],
+    groups: np.ndarray,
+    largest: float,
+) -> Figure:
     """Image-image beside text-text cosines and their difference, which cyclic consistency shrinks.
 
     Args:
@@ -217,7 +233,9 @@ def _mark_groups(axes, groups, *, named):
         axes.tick_params(axis="y", length=0)
 
 
-def plane(image_xy, text_xy, groups):
+def plane(
+    image_xy: Float[np.ndarray, "n 2"], text_xy: Float[np.ndarray, "n 2"], groups: np.ndarray
+) -> Figure:
     """Both modalities on one plane, each pair joined; the marker tells the modality.
 
     Args:
@@ -238,7 +256,7 @@ def plane(image_xy, text_xy, groups):
         if has_groups:
             colours = np.array([SERIES[shown.index(g)] if g in shown else FAINT for g in groups])
         face = colours if modality == 0 else "none"
-        axes.scatter(*xy.T, s=18, marker=marker, facecolors=face, edgecolors=colours, lw=1)
+        axes.scatter(*xy.T, s=18, marker=marker, facecolors=face, edgecolors=colours.tolist(), lw=1)
     axes.set(xticks=[], yticks=[], aspect="equal")
     axes.spines[:].set_visible(False)
     colours = (INK, INK) if has_groups else SERIES
@@ -257,7 +275,7 @@ def plane(image_xy, text_xy, groups):
     return figure
 
 
-def confusion(counts, classes):
+def confusion(counts: Int[np.ndarray, "c c"], classes: np.ndarray) -> Figure:
     """How often each class's images were taken for each class, rows summing to 1.
 
     Args:
@@ -280,7 +298,12 @@ def confusion(counts, classes):
     return figure
 
 
-def effective_robustness(points, models, line, shift):
+def effective_robustness(
+    points: Mapping[str, Sequence[tuple[float, float, float | None, float | None]]],
+    models: Sequence[tuple[float | None, float | None]],
+    line: Mapping[str, Any] | None,
+    shift: str,
+) -> Figure:
     """Accuracy under a shift against accuracy without, and the line of other models.
 
     Args:
@@ -328,7 +351,7 @@ def effective_robustness(points, models, line, shift):
     return figure
 
 
-def on_line(line, reference):
+def on_line(line: Mapping[str, Any], reference: np.ndarray) -> np.ndarray:
     """The accuracy that the line of other models gives to a reference accuracy."""
     if line["scale"] != "logit":
         return line["slope"] * reference + line["intercept"]
@@ -343,7 +366,7 @@ def _span(accuracies, is_logit):
     return max(min(accuracies) - margin, edge), min(max(accuracies) + margin, 1 - edge)
 
 
-def agreement(shares):
+def agreement(shares: Mapping[str, Sequence[float]]) -> Figure:
     """Who is right, the zero-shot or the nearest-neighbour prediction, stacked for each k.
 
     Args:

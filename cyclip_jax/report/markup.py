@@ -2,12 +2,13 @@
 
 import dataclasses
 import html
+from collections.abc import Iterable, Sequence
 
 
 class Html(str):
     """Text that is markup already; any other string is escaped when it becomes a part."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Cell:
     number: float | None
 
 
-def element(tag, *children, **attributes):
+def element(tag: str, *children: object, **attributes: object) -> Html:
     """`<tag attribute="…">children</tag>`.
 
     Args:
@@ -36,19 +37,19 @@ def element(tag, *children, **attributes):
     return Html(f"<{tag}{given}>{join(*children)}</{tag}>")
 
 
-def join(*parts):
+def join(*parts: object) -> Html:
     """Parts one after another; text is escaped."""
     return Html("".join(p if isinstance(p, Html) else html.escape(str(p)) for p in parts))
 
 
-def image(jpeg, alt, **attributes):
+def image(jpeg: str, alt: str, **attributes: str) -> Html:
     """A picture of base64 text."""
     source = html.escape(f"data:image/jpeg;base64,{jpeg}")
     given = "".join(f' {name.rstrip("_")}="{html.escape(v)}"' for name, v in attributes.items())
     return Html(f'<img src="{source}" alt="{html.escape(alt)}"{given}>')
 
 
-def table(caption, columns, rows):
+def table(caption: str, columns: Iterable[str], rows: Iterable[Sequence[object]]) -> Html:
     """A table that scrolls in its own box and is sorted by the buttons of its head.
 
     Args:
@@ -80,11 +81,11 @@ def _cell(cell, tag, **attributes):
     return element(tag, cell, **attributes)
 
 
-def breakable(name):
+def breakable(name: str) -> Html:
     """A name that may break behind its underscores."""
     return Html(html.escape(name).replace("_", "_<wbr>"))
 
 
-def folded(summary, *content):
+def folded(summary: str, *content: object) -> Html:
     """What is opened by a click."""
     return element("details", element("summary", summary), *content)

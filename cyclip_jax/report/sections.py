@@ -1,6 +1,9 @@
 """The parts of the page: each is a function of the groups of runs, and empty without content."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -8,8 +11,9 @@ from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.metric import Metric
 from cyclip_jax.report import figures
-from cyclip_jax.report.markup import Cell, breakable, element, folded, image, join, table
-from cyclip_jax.report.runs import differing, read_arrays, read_json, without_folder
+from cyclip_jax.report.markup import Cell, Html, breakable, element, folded, image, join, table
+from cyclip_jax.report.runs import Group, differing, read_arrays, read_json, without_folder
+from cyclip_jax.report.write import Figures
 
 _CURVES = {
     "loss": "The whole loss",
@@ -27,7 +31,7 @@ _TOLD = ("image_to_text_recall@1", "top1", "consistency@1", "modality_gap")
 _AGREEMENT = ("k", "both_right", "only_zeroshot", "only_knn", "both_wrong")
 
 
-def summary(groups, _):
+def summary(groups: Sequence[Group], _: Figures) -> Html | None:
     """Two sentences on each group: what was trained, and how good it is."""
     return join(*(element("p", *_sentences(group)) for group in groups))
 
@@ -72,7 +76,7 @@ def _steps(group):
     return f"{', '.join(map(str, sorted(steps)))} steps" if steps else "steps"
 
 
-def headlines(groups, _):
+def headlines(groups: Sequence[Group], _: Figures) -> Html | None:
     """The numbers that tell most, a column for each group."""
     rows = []
     for evaluation in _evaluations(groups):
@@ -102,7 +106,7 @@ def headlines(groups, _):
     return join(table(caption, columns, rows), *behind, _all_numbers(groups))
 
 
-def differences(groups, _):
+def differences(groups: Sequence[Group], _: Figures) -> Html | None:
     """What each objective changes beside plain CLIP, seed by seed."""
     baseline = next((group for group in groups if group.name == _BASELINE), None)
     others = [group for group in groups if group is not baseline]
@@ -156,7 +160,7 @@ def _all_numbers(groups):
     return folded("All numbers of all runs", table("All numbers of all runs", columns, rows))
 
 
-def training(groups, drawings):
+def training(groups: Sequence[Group], drawings: Figures) -> Html | None:
     """Curves over the steps of training."""
     content = []
     for name, meaning in _CURVES.items():
@@ -180,7 +184,7 @@ def _value(line, name):
     return np.nan if line[name] is None else line[name]
 
 
-def comparison(groups, drawings):
+def comparison(groups: Sequence[Group], drawings: Figures) -> Html | None:
     """Bars of each evaluation's headlines: shares on one scale, other numbers each on its own."""
     content = []
     for evaluation in _evaluations(groups):
@@ -209,7 +213,7 @@ def _has_chance(rows):
     return any(m is not None and m.chance is not None for _, metrics in rows for m in metrics)
 
 
-def at_k(groups, drawings):
+def at_k(groups: Sequence[Group], drawings: Figures) -> Html | None:
     """Consistency@k, recall@k, top-k and the like over k."""
     content = []
     for evaluation in _evaluations(groups):
@@ -242,7 +246,7 @@ def at_k(groups, drawings):
     return _grid(content)
 
 
-def robustness(groups, drawings):
+def robustness(groups: Sequence[Group], drawings: Figures) -> Html | None:
     """Accuracy under each shift against the reference accuracy."""
     tables = {}
     for group in groups:
@@ -270,7 +274,7 @@ def robustness(groups, drawings):
     return _grid(content)
 
 
-def similarities(groups, drawings):
+def similarities(groups: Sequence[Group], drawings: Figures) -> Html | None:
     """What cyclic consistency means: the two matrices of cosines, and their difference."""
     found = []
     for group in groups:
@@ -294,7 +298,7 @@ def similarities(groups, drawings):
     return _grid(content)
 
 
-def planes(groups, drawings):
+def planes(groups: Sequence[Group], drawings: Figures) -> Html | None:
     """Images and texts on one plane."""
     content = []
     for group in groups:
@@ -312,7 +316,7 @@ def planes(groups, drawings):
     return _grid(content)
 
 
-def agreements(groups, drawings):
+def agreements(groups: Sequence[Group], drawings: Figures) -> Html | None:
     """Who is right: the zero-shot prediction, the nearest neighbours, both or none."""
     content = []
     for group in groups:
@@ -328,7 +332,7 @@ def agreements(groups, drawings):
     return _grid(content)
 
 
-def classes(groups, drawings):
+def classes(groups: Sequence[Group], drawings: Figures) -> Html | None:
     """Confusion matrices and the accuracy of each class."""
     content, tables = [], {}
     for group in groups:
@@ -370,7 +374,7 @@ def _class_row(name, by_group):
     return row
 
 
-def categories(groups, drawings):
+def categories(groups: Sequence[Group], drawings: Figures) -> Html | None:
     """Accuracy by category, where an evaluation has some."""
     content, folds = [], []
     for evaluation in _evaluations(groups):
@@ -404,7 +408,7 @@ def _category(rows, name):
     return Metric("accuracy", row["accuracy"], row["low"], row["high"])
 
 
-def galleries(groups, _):
+def galleries(groups: Sequence[Group], _: Figures) -> Html | None:
     """Captions and the pictures that they retrieve."""
     content = []
     for group in groups:
@@ -443,7 +447,7 @@ def _query(query):
     )
 
 
-def settings(groups, _):
+def settings(groups: Sequence[Group], _: Figures) -> Html | None:
     """Where the configs differ, and one of each group in full."""
     runs = [run for group in groups for run in group.runs if run.config is not None]
     configs = [flat(run.config) for run in runs]
@@ -466,7 +470,7 @@ def settings(groups, _):
     return join(*content)
 
 
-SECTIONS = {
+SECTIONS: dict[str, Callable[[Sequence[Group], Figures], Html | None]] = {
     "Summary": summary,
     "Headline numbers": headlines,
     "Differences from CLIP": differences,

@@ -9,22 +9,34 @@ import dataclasses
 import io
 import re
 import warnings
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.typing import LineStyleType
 
 WIDTH = 4.5  # inches; 324 px on the page, so that text keeps its size on a phone
 INK, FAINT, PAPER = "#1f2328", "#767d86", "#fefefe"
 # Okabe and Ito (2008): told apart without colour vision; the most different first.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "X")
-LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)), (0, (9, 2)))
+LINES: "tuple[LineStyleType, ...]" = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1, 1.2)),
+    (0, (6, 1.5, 1, 1.5)),
+    (0, (3, 1)),
+    (0, (9, 2)),
+)
 HATCHES = ("", "///", "\\\\\\", "xx", "---", "|||")  # no dots: hundreds of circles in the SVG
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
 _VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "paper"} | {
     colour: f"series-{number}" for number, colour in enumerate(SERIES)
 }
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 10,
@@ -70,19 +82,19 @@ class Drawing:
 
 
 @contextlib.contextmanager
-def style():
+def style() -> Generator[None, None, None]:
     """Everything is drawn within this; a sign that the font lacks is a box in the PNG alone."""
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
 
 
-def blank(height, width=WIDTH):
+def blank(height: float, width: float = WIDTH) -> Figure:
     """An empty Figure of a width and height in inches, without pyplot's global state."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def drawn(figure):
+def drawn(figure: Figure) -> Drawing:
     """A Figure as a Drawing; its layout is computed once for both."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -93,7 +105,7 @@ def drawn(figure):
     return Drawing(svg.getvalue(), png.getvalue())
 
 
-def inline(svg, prefix):
+def inline(svg: str, prefix: str) -> str:
     """An SVG file's text for within an HTML page: colours as variables, ids of its own."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' (xmlns(:xlink)?="[^"]*"|version="1\.1")', "", svg)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -9,18 +11,21 @@ from jax.experimental import multihost_utils
 
 from cyclip_jax.errors import UserError
 
+_Made = TypeVar("_Made")
 
-def process_zero_first(make):
+
+def process_zero_first(make: Callable[[], _Made]) -> _Made:
     """Calls `make` on process 0, then on all others: what it writes is written once.
 
     Raises:
       UserError: on the others, where process 0 failed: none is left waiting.
     """
-    made = failure = None
+    made: list[_Made] = []
+    failure = None
     is_first = jax.process_index() == 0
     if is_first:
         try:
-            made = make()
+            made.append(make())
         except Exception as error:
             failure = error
     if jax.process_count() > 1:
@@ -29,10 +34,10 @@ def process_zero_first(make):
             raise UserError("process 0 cannot go on, and says why")
     if failure is not None:
         raise failure
-    return made if is_first else make()
+    return made[0] if is_first else make()
 
 
-def wait_for_all_processes():
+def wait_for_all_processes() -> None:
     """Returns once every process has come here, however long one takes to compile.
 
     Gloo, which CPUs use, gives up when the first collective of some devices finds not all of them
@@ -42,7 +47,7 @@ def wait_for_all_processes():
         multihost_utils.process_allgather(np.zeros(1))
 
 
-def check_same_everywhere(settings):
+def check_same_everywhere(settings: Mapping[str, Any]) -> None:
     """Raises UserError on all processes where one was started with other settings than process 0.
 
     Args:
@@ -52,7 +57,7 @@ def check_same_everywhere(settings):
         return
     text = np.frombuffer(json.dumps(settings, sort_keys=True).encode(), np.uint8)
     digests = multihost_utils.process_allgather(
-        np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
+        np.frombuffer(hashlib.sha256(text.tobytes()).digest(), np.uint8)
     )
     others = [index for index, digest in enumerate(digests) if (digest != digests[0]).any()]
     if not others:
@@ -74,7 +79,7 @@ def check_same_everywhere(settings):
     raise UserError(f"{'; '.join(differing)}: start all processes with the same config")
 
 
-def decided_by_process_zero(decide):
+def decided_by_process_zero(decide: Callable[[], int | None]) -> int | None:
     """An integer or None that `decide`, called on process 0 alone, gives; the same on all.
 
     Raises:

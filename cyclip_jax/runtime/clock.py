@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array, PyTree
 
 # What the time since the process began is divided into. "data" is time in which the device had
 # nothing to compute because no batch was there; fetching one while it computes is "training".
@@ -99,7 +98,7 @@ class Clock:
         self.step = step
 
     @contextlib.contextmanager
-    def phase(self, phase: str, after: PyTree[Array] = None) -> Generator[None, None, None]:
+    def phase(self, phase: str, after: object = None) -> Generator[None, None, None]:
         """A context whose time belongs to another phase.
 
         Args:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from cyclip_jax.runtime.clock import Clock
 
@@ -82,7 +82,7 @@ class Feed:
         self._watcher = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._finished = collections.deque()
 
-    def next(self, while_computing: PyTree[Array] = None) -> tuple[dict[str, Array], Any]:
+    def next(self, while_computing: object = None) -> tuple[dict[str, Array], Any]:
         """(device arrays, position) of the next batch.
 
         At most one more step is then waiting behind the running one: a host that ran further ahead

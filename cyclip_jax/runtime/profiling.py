@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 from etils import epath
-from jaxtyping import Array, PyTree
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
@@ -70,7 +69,7 @@ class Profiler:
         self._is_requested = True
 
     @contextlib.contextmanager
-    def step(self, step: int, state: PyTree[Array]) -> Generator[None, None, None]:
+    def step(self, step: int, state: object) -> Generator[None, None, None]:
         """A context for a step, whose name it has in the trace.
 
         Args:
@@ -86,7 +85,7 @@ class Profiler:
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
 
-    def step_done(self, step: int, state: PyTree[Array]) -> None:
+    def step_done(self, step: int, state: object) -> None:
         """Ends the trace after its last step, whose result `state` is."""
         if self._trace is not None and step + 1 not in self._steps:
             self._finish(state)

@@ -1,16 +1,20 @@
 """What a step costs in floating point operations, and which share of a device's peak that is."""
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import Array
 
 from cyclip_jax.models.clip import normalise_images
 from cyclip_jax.models.presets import abstract_model
+from cyclip_jax.parallel import Devices, Tree
 
 # Dense bfloat16 peak of one device as JAX counts devices, in operations per second, by the
 # beginning of its `device_kind`. NVIDIA's data sheets print twice as much: with sparsity.
-PEAK_FLOPS_PER_SECOND = {
+PEAK_FLOPS_PER_SECOND: dict[str, float] = {
     "NVIDIA A100": 312e12,  # A100 data sheet, SXM and PCIe
     "NVIDIA H100 80GB HBM3": 989e12,  # H100 data sheet, SXM
     "NVIDIA H100 PCIe": 756e12,  # H100 data sheet, PCIe
@@ -35,7 +39,7 @@ PEAK_FLOPS_PER_SECOND = {
 }
 
 
-def matmul_flops(function, *args):
+def matmul_flops(function: Callable[..., object], *args: Tree) -> int:
     """Floating point operations of all matrix products and convolutions of `function(*args)`.
 
     A multiplication with its addition counts 2, so that [M, K] @ [K, N] is 2·M·K·N. They are
@@ -60,7 +64,7 @@ def matmul_flops(function, *args):
     return _jaxpr_flops(jax.make_jaxpr(function)(*args))
 
 
-def training_flops(forward, *args):
+def training_flops(forward: Callable[..., object], *args: Tree) -> int:
     """Floating point operations of a training step: 3 times the forward's.
 
     The convention of Chowdhery et al. 2022 (PaLM), appendix B: the gradients by a product's two
@@ -72,7 +76,9 @@ def training_flops(forward, *args):
     return 3 * matmul_flops(forward, *args)
 
 
-def model_flops(settings, rows):
+def model_flops(
+    settings: Mapping[str, Any], rows: Mapping[str, Array | jax.ShapeDtypeStruct]
+) -> int:
     """Floating point operations of a CLIP model's training on a batch; nothing is computed.
 
     Args:
@@ -94,7 +100,7 @@ def model_flops(settings, rows):
     return training_flops(towers, variables["params"], variables["batch_stats"], rows)
 
 
-def peak_flops(device_kind):
+def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 peak of a device in operations per second, or None for an unknown one.
 
     Args:
@@ -111,7 +117,11 @@ def peak_flops(device_kind):
     return PEAK_FLOPS_PER_SECOND[max(known, key=len)] if known else None
 
 
-def utilisation(flops_per_step, seconds_per_step, devices):
+def utilisation(
+    flops_per_step: float,
+    seconds_per_step: float,
+    devices: Devices,
+) -> float | None:
     """Model FLOPs utilisation (MFU): the share of the devices' bfloat16 peak, 1 being all of it.
 
     Chowdhery et al. 2022 (PaLM), appendix B.

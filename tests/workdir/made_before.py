@@ -1,4 +1,4 @@
-"""A config file as it was written before 0.2.0; made_before.tar.xz is its run, cut off at step 3."""
+"""A config file as written before 0.2.0; made_before.tar.xz is its run, cut off at step 3."""
 
 from configs import common
 

@@ -90,11 +90,11 @@ class CsvSource:
     def __init__(
         self,
         folder: str,
-        images: "StringArray",
-        captions: Sequence["StringArray"],
+        images: "Sequence[str] | StringArray",
+        captions: "Sequence[Sequence[str] | StringArray]",
         rule: CaptionRule,
     ) -> None:
-        """Args: the folder of relative paths; image paths and captions as `StringArray`s."""
+        """Args: the folder of relative paths; image paths; columns of captions."""
         self._folder = folder
         self._images = images
         self._captions = captions
@@ -125,7 +125,9 @@ class CsvSource:
 class StringArray:
     """Many strings in one: a Python list of millions would take several times the memory."""
 
-    def __init__(self, encoded: bytes | bytearray, ends: Sequence[int]) -> None:
+    def __init__(
+        self, encoded: bytes | bytearray, ends: Sequence[int] | Int[np.ndarray, "n"]
+    ) -> None:
         """Args: the strings' UTF-8 bytes one after the other; the end of each, int64 [n]."""
         self._encoded = bytes(encoded)
         self._offsets = np.concatenate([[0], ends]).astype(np.int64)  # [n + 1]
