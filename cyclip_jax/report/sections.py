@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from cyclip_jax.evals.metric import Metric
 from cyclip_jax.report import figures
 from cyclip_jax.report.markup import Cell, Html, breakable, element, folded, image, join, table
 from cyclip_jax.report.runs import Group, differing, read_arrays, read_json, without_folder
-from cyclip_jax.report.write import Figures
+
+if TYPE_CHECKING:
+    from cyclip_jax.report.write import Figures  # which imports this module
 
 _CURVES = {
     "loss": "The whole loss",
