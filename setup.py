@@ -1,6 +1,7 @@
-"""Packaging: `pip install -e ".[quickstart]"`; also data, docs, test, cuda, tpu, torch, onnx, …"""
+"""Packaging: `pip install -e ".[quickstart]"`; also data, dev, docs, test, cuda, tpu, torch, …"""
 
 import pathlib
+import re
 
 import setuptools
 
@@ -11,6 +12,7 @@ TORCH = ["torch>=2.6"]
 WANDB = ["wandb>=0.31"]
 # mkdocs 2 knows neither plugins nor these themes.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
+DEV = ["pre-commit>=4.0", "pyright>=1.1.400", "ruff"]
 ONNX = [*TORCH, "open_clip_torch>=3.0", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript"]
 # The versions that parity is shown for; torchvision has to be the one of torch.
 TEST = [
@@ -39,9 +41,12 @@ TEST = [
     *WANDB,
 ]
 
+PACKAGE = pathlib.Path(__file__).with_name("cyclip_jax") / "__init__.py"
+VERSION = re.search(r'^__version__ = "(.+)"$', PACKAGE.read_text(), re.MULTILINE)[1]
+
 setuptools.setup(
     name="cyclip_jax",
-    version="0.1.0",
+    version=VERSION,
     description="CyCLIP: cyclic contrastive language-image pretraining in JAX and Flax",
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -80,6 +85,7 @@ setuptools.setup(
     extras_require={
         "quickstart": QUICKSTART,
         "data": DATA,  # the sources "parquet" and "tfds"
+        "dev": DEV,
         "docs": DOCS,  # mkdocs build --strict
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],

@@ -1,6 +1,6 @@
 """CyCLIP in JAX: contrastive image-text pretraining whose two geometries agree."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["load"]
 
 
