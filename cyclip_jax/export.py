@@ -10,11 +10,11 @@ from absl import logging
 from etils import epath
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import absolute
+from cyclip_jax.files import absolute, write_json
 from cyclip_jax.interop.card import model_card
 from cyclip_jax.interop.files import DTYPES
 from cyclip_jax.interop.folders import DESCRIPTION
-from cyclip_jax.interop.formats import WRITERS, check_format, write_json
+from cyclip_jax.interop.formats import WRITERS, check_format
 from cyclip_jax.runtime.started import prepare_command
 
 FORMATS = (*WRITERS, "onnx")

@@ -6,8 +6,6 @@ files with all weights, the one to be read back first.
 """
 
 import importlib.util
-import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +15,7 @@ from etils import epath
 
 from cyclip_jax.data.tokenizers import Tokenizer
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import write_atomically, write_json
 from cyclip_jax.interop.checkpoint import Checkpoint, other_resizing
 from cyclip_jax.interop.files import cast, write_pytorch, write_safetensors
 from cyclip_jax.interop.folders import CLIP_VOCAB_SIZE, OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
@@ -206,11 +204,6 @@ def preprocessor_config(checkpoint: Checkpoint) -> dict[str, Any]:
         "image_mean": checkpoint.preprocess["image_mean"],
         "image_std": checkpoint.preprocess["image_std"],
     }
-
-
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes an object as indented JSON, whole or not at all."""
-    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _is_clips(checkpoint):
