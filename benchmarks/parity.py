@@ -24,6 +24,7 @@ from cyclip_jax.interop.weights import fit, weights_of
 from cyclip_jax.models import presets
 from cyclip_jax.models.clip import normalise_images
 from cyclip_jax.models.presets import resolve_sizes
+from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import create_optimizer
 from cyclip_jax.training.step import create_state, make_train_step
 from tests.pytorch import open_clip, torch
@@ -441,8 +442,10 @@ def our_trainer(case, dtype):
 
     @jax.jit
     def train_step(state, batch, inmodal_weight, crossmodal_weight):
-        weights = {"inmodal_weight": inmodal_weight, "crossmodal_weight": crossmodal_weight}
-        step = make_train_step(graphdef, optimizer, schedule, normalise=normalise, **weights)
+        objective = Objective(inmodal_weight=inmodal_weight, crossmodal_weight=crossmodal_weight)
+        step = make_train_step(
+            graphdef, optimizer, schedule, objective=objective, normalise=normalise
+        )
         return step(state, batch)
 
     def train(steps=STEPS, cyclic_weights=CYCLIC_WEIGHTS):

@@ -6,10 +6,10 @@ from flax import nnx
 
 from cyclip_jax import parallel
 from cyclip_jax.evals import Encoders
-from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models import create_model
 from cyclip_jax.models.clip import unit_norm
 from cyclip_jax.models.presets import abstract_model, normaliser, sizes_in
+from cyclip_jax.training.objective import configured_objective
 
 
 class Model:
@@ -40,7 +40,13 @@ class Model:
         self._encode_features = jax.jit(encode_features, out_shardings=whole)
         self._encode_text = jax.jit(encode_text, out_shardings=whole)
         self._gather = jax.jit(lambda rows: rows, out_shardings=whole)
-        self._loss = jax.jit(lambda *embeds: cyclip_loss(*embeds, **config.loss)[1])
+        # Evaluators have pairs, and nothing of what other terms ask of a batch.
+        objective = configured_objective(config).only("contrastive", "cyclic")
+
+        def loss(images, texts, scale):
+            return objective({"images": images, "texts": texts}, {}, {"logit_scale": scale})[1]
+
+        self._loss = jax.jit(loss)
 
     def create(self):
         """A new module with the seed's initial parameters."""
