@@ -293,7 +293,7 @@ def draw_case(name, **overrides):
 def others(case):
     """{library and version: its (image, text) embeddings} of a Case; transformers has the ViTs."""
     result = {f"open_clip {version('open_clip_torch')}": case.expected}
-    if isinstance(case.sizes["vision_layers"], int):
+    if case.sizes["vision_tower"] == "vit":
         embeds = transformers_embeddings(case.sizes, case.weights, case.batch)
         result[f"transformers {version('transformers')}"] = embeds
     return result

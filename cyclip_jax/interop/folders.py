@@ -10,7 +10,7 @@ from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.interop.files import read_weights
 from cyclip_jax.interop.names import from_transformers
 from cyclip_jax.interop.weights import sizes_of
-from cyclip_jax.models.presets import attention_width
+from cyclip_jax.models.towers import attention_width, tower_of_layers
 
 # What an export says of itself, beside what its format has a place for.
 DESCRIPTION = "cyclip_jax.json"
@@ -227,7 +227,8 @@ def _of_open_clip(folder):
     size = vision.get("image_size", 224)
     if isinstance(size, list) and len(set(size)) > 1:
         raise UserError(f"open_clip's model has images of {size} pixels; ours are square")
-    vision_features = attention_width(vision.get("layers", 12), vision.get("width", 768))
+    tower = tower_of_layers(vision.get("layers", 12))
+    vision_features = attention_width(tower, vision.get("width", 768))
     preprocess = config.get("preprocess_cfg", {})
     description = {
         "model": {
