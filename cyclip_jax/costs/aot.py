@@ -5,19 +5,30 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
+from jax.sharding import Mesh, Sharding
 
 from cyclip_jax import parallel
 from cyclip_jax.costs import hlo
-from cyclip_jax.costs.chips import CHIPS
+from cyclip_jax.costs.chips import CHIPS, Chip
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.presets import abstract_model, create_model, sizes_in
 from cyclip_jax.training.flops import matmul_flops, model_flops
 from cyclip_jax.training.optimizer import create_optimizer
-from cyclip_jax.training.step import TrainState, abstract_state, configured_step, jit_step
+from cyclip_jax.training.step import (
+    Batch,
+    TrainState,
+    View,
+    abstract_state,
+    configured_step,
+    jit_step,
+)
 from cyclip_jax.training.token_reduction import see_everything, views_of_run
 
 # The loop sends batches ahead: besides a step's own, so many may be on the device (see Feed).
@@ -50,12 +61,12 @@ class OutOfMemory(Exception):
       available: bytes.
     """
 
-    def __init__(self, needed, available):
+    def __init__(self, needed: float, available: float) -> None:
         super().__init__(f"needs {needed:.0f} of {available:.0f} bytes")
         self.needed, self.available = needed, available
 
 
-def parse_topology(topology):
+def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
     """ "v5e:16x16" -> (Chip, (16, 16)); "h100:32" -> (Chip, (32,)).
 
     Raises:
@@ -65,8 +76,8 @@ def parse_topology(topology):
     if name not in CHIPS:
         raise UserError(f"--topology={topology}: no chip {name!r}; known are {', '.join(CHIPS)}")
     chip = CHIPS[name]
-    dimensions, largest = chip.slice_shape or (None, None)
-    example = {None: "4x8", 2: "4x8", 3: "2x2x4"}[dimensions]
+    dimensions, largest = chip.slice_shape or (1, 0)
+    example = {1: "4x8", 2: "4x8", 3: "2x2x4"}[dimensions]
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         raise UserError(
             f"--topology={topology}: after {name}: comes the number of chips along each dimension, "
@@ -84,7 +95,7 @@ def parse_topology(topology):
     return chip, sides
 
 
-def slice_devices(topology):
+def slice_devices(topology: str) -> Sequence[Any]:
     """The devices of a TPU slice, to compile for: there need not be one.
 
     To be called before JAX is used.
@@ -114,7 +125,7 @@ def slice_devices(topology):
     return found.devices
 
 
-def gpu_devices(chip, sides):
+def gpu_devices(chip: Chip, sides: Sequence[int]) -> Sequence[Any] | None:
     """The GPUs of some machines, to compile for; None without XLA's compiler for them.
 
     To be called before JAX is used.
@@ -136,23 +147,23 @@ def gpu_devices(chip, sides):
     ).devices
 
 
-def stand_ins(count):
+def stand_ins(count: int) -> list[Any]:
     """So many devices of this CPU, for chips whose compiler is missing; before JAX is used."""
-    if jax.config.jax_num_cpu_devices < count:
+    if jax.config.read("jax_num_cpu_devices") < count:
         jax.config.update("jax_num_cpu_devices", count)
     return jax.devices("cpu")[:count]
 
 
-def _is_installed(module):
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # of the package around it
         return False
 
 
-def _target_config(chip):
+def _target_config(chip: Chip) -> str:
     """A GPU as text of XLA's GpuTargetConfigProto."""
-    about = chip.target
+    about = chip.target or {}
     major, minor = about["capability"].split(".")
     shared = about["shared_kib"] * 1024
     return f"""
@@ -183,7 +194,7 @@ device_description_str: "{chip.device_kind}"
 """
 
 
-def phases(config):
+def phases(config: Any) -> Sequence[tuple[int, View]]:
     """What the towers see in the course of a run, [(first step, view)], whatever its data.
 
     A run whose length only its data tell, by num_epochs, is taken to have all its phases.
@@ -197,25 +208,25 @@ class AbstractStep:
     """The train step of a config on a mesh, and the shapes that it is compiled for.
 
     Attributes:
-      function: (state, batch) -> (state, metrics).
+      function: (state, batch) -> (state, metrics), or (state, loss).
       state: a TrainState of jax.ShapeDtypeStruct with shardings.
       batch: {"images", "tokens"}, the same.
       mesh: of the devices to compile for.
     """
 
-    function: object
+    function: Callable[[TrainState, Batch], tuple[TrainState, Any]]
     state: TrainState
-    batch: dict
-    mesh: jax.sharding.Mesh
+    batch: dict[str, jax.ShapeDtypeStruct]
+    mesh: Mesh
 
-    def lower(self):
+    def lower(self) -> jax.stages.Lowered:
         """The jax.stages.Lowered that a run compiles."""
         sharding = jax.tree.map(lambda leaf: leaf.sharding, self.state)
         jitted = jit_step(self.function, mesh=self.mesh, state_sharding=sharding)
         platform = {"gpu": "cuda"}.get(self._platform, self._platform)
         return jitted.trace(self.state, self.batch).lower(lowering_platforms=(platform,))
 
-    def compile(self):
+    def compile(self) -> jax.stages.Compiled:
         """The step, compiled.
 
         Raises:
@@ -231,11 +242,13 @@ class AbstractStep:
             raise refusal from error
 
     @property
-    def _platform(self):
+    def _platform(self) -> str:
         return self.mesh.devices.flat[0].platform
 
 
-def abstract_step(config, mesh, *, view=see_everything, with_metrics=True):
+def abstract_step(
+    config: Any, mesh: Mesh, *, view: View = see_everything, with_metrics: bool = True
+) -> AbstractStep:
     """The AbstractStep of a config whose global batch is config.batch_size.
 
     Args:
@@ -264,7 +277,7 @@ def abstract_step(config, mesh, *, view=see_everything, with_metrics=True):
     return AbstractStep(step if with_metrics else step_and_loss, state, batch, mesh)
 
 
-def read_overflow(message, arguments=0):
+def read_overflow(message: str, arguments: float = 0) -> OutOfMemory | None:
     """The OutOfMemory that a TPU compiler's message tells of, or None for another message.
 
     Args:
@@ -280,13 +293,13 @@ def read_overflow(message, arguments=0):
     return None
 
 
-def _bytes_of(text):
+def _bytes_of(text: str) -> float:
     """ "15.75G" -> bytes."""
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(text[-1])
     return float(text[:-1]) * unit if unit else float(text)
 
 
-def bytes_per_device(tree):
+def bytes_per_device(tree: Any) -> int:
     """Bytes of the part of a sharded tree that one device holds."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -294,13 +307,13 @@ def bytes_per_device(tree):
     )
 
 
-def memory_of(compiled, step):
+def memory_of(compiled: jax.stages.Compiled, step: AbstractStep) -> dict[str, int]:
     """Bytes of a device's memory that a compiled AbstractStep takes, {what: bytes}.
 
     Their sum is what is needed: the step's arguments with what its compiler adds to them, what it
     makes on the way, itself, and the batches that the loop has sent ahead.
     """
-    analysis = compiled.memory_analysis()
+    analysis: Any = compiled.memory_analysis()
     batch = bytes_per_device(step.batch)
     parts = {
         "parameters": bytes_per_device(step.state.params),
@@ -317,7 +330,7 @@ def memory_of(compiled, step):
     }
 
 
-def work_of(config, step, view):
+def work_of(config: Any, step: AbstractStep, view: View) -> dict[str, int]:
     """Floating point operations of a step on all devices together, {what: number}.
 
     "model" is 3 times the forward's (see `training_flops`); "step" has the loss besides, what is
@@ -330,7 +343,7 @@ def work_of(config, step, view):
     }
 
 
-def floors(chip, *, flops, memory_traffic, received):
+def floors(chip: Chip, *, flops: float, memory_traffic: float, received: float) -> dict[str, float]:
     """Seconds that a step takes at each of a chip's peaks by itself; a real one takes longer.
 
     Products in more than bfloat16, as the loss has them, are slower than the peak used here.
@@ -348,14 +361,14 @@ def floors(chip, *, flops, memory_traffic, received):
     }
 
 
-def traffic_of(compiled):
+def traffic_of(compiled: jax.stages.Compiled) -> dict[str, Any]:
     """What the compiled program moves, of one device.
 
     Returns:
       {"collectives": {kind: {"executions", "bytes", "received"}}, "memory_bytes": int}; the bytes
       are those of the results, and "received" what comes from other devices.
     """
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     kinds = {}
     for each in hlo.collectives(text):
         of_kind = kinds.setdefault(each.kind, {"executions": 0, "bytes": 0, "received": 0.0})
@@ -365,7 +378,14 @@ def traffic_of(compiled):
     return {"collectives": kinds, "memory_bytes": hlo.memory_traffic(text)}
 
 
-def largest_batch(needs, available, *, multiple, start, attempts=3):
+def largest_batch(
+    needs: Callable[[int], float],
+    available: float,
+    *,
+    multiple: int,
+    start: int,
+    attempts: int = 3,
+) -> tuple[int, float] | None:
     """The largest batch that fits, by straight lines through what was measured.
 
     Memory is nearly a straight line over batch sizes, but a compiler that runs short begins to
@@ -404,7 +424,7 @@ def largest_batch(needs, available, *, multiple, start, attempts=3):
     return best * multiple, measured[best]
 
 
-def _meeting(measured, available):
+def _meeting(measured: Mapping[int, float], available: float) -> int:
     """Where the line through two neighbours meets what is available, rounded down.
 
     The two are the largest that fits and the next above, or below where nothing is above.
@@ -423,7 +443,7 @@ def _meeting(measured, available):
     return max(rows - rows % 8 if rows >= 64 else rows, low)
 
 
-def state_shapes(config, optimizer, mesh):
+def state_shapes(config: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step as a TrainState of jax.ShapeDtypeStruct with shardings."""
     return abstract_state(
         lambda: create_model(**config.model, rngs=nnx.Rngs(config.seed)),
@@ -434,7 +454,9 @@ def state_shapes(config, optimizer, mesh):
     )
 
 
-def batch_shapes(config, rows, sharding=None):
+def batch_shapes(
+    config: Any, rows: int, sharding: Sharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
     """{"images", "tokens"} of so many rows, as jax.ShapeDtypeStruct."""
     sizes = sizes_in(config.model)
     side, length = sizes["image_size"], sizes["context_length"]

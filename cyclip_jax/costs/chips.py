@@ -36,9 +36,12 @@ class Chip:
         return self.slice_shape is not None
 
     @property
-    def peak_flops(self) -> float | None:
+    def peak_flops(self) -> float:
         """Dense bfloat16 operations per second."""
-        return peak_flops(self.device_kind)
+        peak = peak_flops(self.device_kind)
+        if peak is None:
+            raise LookupError(f"flops.py has no peak of {self.device_kind}")
+        return peak
 
 
 def _tpu(device_kind, memory, bandwidth, links, dimensions, largest):

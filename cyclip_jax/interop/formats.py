@@ -105,6 +105,7 @@ def open_clip_config(checkpoint, *, hf_tokenizer):
     """
     model, preprocess = checkpoint.model, checkpoint.preprocess
     width = model["vision_width"]
+    channels = attention_width(model["vision_tower"], width)
     text = {
         "context_length": model["context_length"],
         "vocab_size": model["vocab_size"],
@@ -123,8 +124,7 @@ def open_clip_config(checkpoint, *, hf_tokenizer):
                 "image_size": model["image_size"],
                 "layers": model["vision_layers"],
                 "width": width,
-                "head_width": attention_width(model["vision_tower"], width)
-                // model["vision_heads"],
+                "head_width": channels // model["vision_heads"],
                 "patch_size": model["patch_size"],
             },
             "text_cfg": text,

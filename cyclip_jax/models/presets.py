@@ -118,9 +118,6 @@ _INITIAL_WEIGHTS_DTYPES = ("float32", "float16")
 def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
     """Completes the sizes of a model.
 
-    Where no `vision_tower` is given, `vision_layers` say which tower is meant, and else the preset:
-    so it was decided before `vision_tower` was a setting.
-
     Args:
       name: a preset.
       **overrides: any of SIZES; None is the preset's.
@@ -131,18 +128,16 @@ def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
     Raises:
       UserError: an unknown preset, size, tower or pool, or sizes that do not go together.
     """
-    if name not in PRESETS:
-        raise UserError(f"unknown config.model.name {name!r}; choose one of {', '.join(PRESETS)}")
+    _check_name(name)
     unknown = sorted(set(overrides) - set(SIZES))
     if unknown:
         near = difflib.get_close_matches(unknown[0], SIZES, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(SIZES)}"
         raise UserError(f"unknown model size {unknown[0]!r}{hint}")
     given = {key: value for key, value in overrides.items() if value is not None}
-    if "vision_layers" in given and "vision_tower" not in given:
-        given["vision_tower"] = tower_of_layers(given["vision_layers"])
-    sizes = {size: None for size in SIZES} | PRESETS[name] | given
-    tower = _tower(sizes)
+    named = tower_in({"name": name, **given})
+    tower = VISION_TOWERS[named["vision_tower"]]
+    sizes: dict[str, Any] = {size: None for size in SIZES} | PRESETS[name] | given | named
     _check_applicable(tower, name, given)
     sizes |= {key: None for key in tower.lacks if key in sizes}
     try:
@@ -155,7 +150,6 @@ def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
     for key in tower.needs:
         if sizes[key] is None:
             raise UserError(f"{tower.title} has a config.model.{key}, and {name} has none; set it")
-    sizes["pool"] = _pool(tower, sizes["pool"])
     vision_features = tower.attention_factor * sizes["vision_width"]
     sizes["vision_heads"] = sizes["vision_heads"] or head_count(vision_features)
     sizes["text_heads"] = sizes["text_heads"] or head_count(sizes["text_width"])
@@ -164,24 +158,45 @@ def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
     return sizes
 
 
-def _tower(sizes: Mapping[str, Any]) -> VisionTower:
-    name = sizes["vision_tower"]
+def tower_in(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The names of the image tower and of its pool, of settings like config.model.
+
+    Where no `vision_tower` is given, `vision_layers` say which tower is meant, and else the preset:
+    so it was decided before `vision_tower` was a setting.
+
+    Args:
+      settings: of a model; settings that are absent or None are the preset's.
+
+    Returns:
+      {"vision_tower": name, "pool": name}.
+
+    Raises:
+      UserError: an unknown preset, tower or pool.
+    """
+    _check_name(settings["name"])
+    given = {key: value for key, value in settings.items() if value is not None}
+    name = PRESETS[settings["name"]]["vision_tower"]
+    if "vision_tower" in given:
+        name = given["vision_tower"]
+    elif "vision_layers" in given:
+        name = tower_of_layers(given["vision_layers"])
     if name not in VISION_TOWERS:
         raise UserError(
             f"unknown config.model.vision_tower {name!r}; choose one of {', '.join(VISION_TOWERS)}"
         )
-    return VISION_TOWERS[name]
-
-
-def _pool(tower: VisionTower, pool: str | None) -> str:
-    """The pool of a tower: the one that is named, or its own."""
-    if pool is None:
-        return next(iter(tower.pools))
+    tower = VISION_TOWERS[name]
+    own, *_ = tower.pools
+    pool = given.get("pool", own)
     if pool not in tower.pools:
         raise UserError(
             f"unknown config.model.pool {pool!r}; {tower.title} has {', '.join(tower.pools)}"
         )
-    return pool
+    return {"vision_tower": name, "pool": pool}
+
+
+def _check_name(name: str) -> None:
+    if name not in PRESETS:
+        raise UserError(f"unknown config.model.name {name!r}; choose one of {', '.join(PRESETS)}")
 
 
 def _check_applicable(tower: VisionTower, name: str, given: Mapping[str, Any]) -> None:

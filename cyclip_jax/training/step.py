@@ -397,7 +397,12 @@ def configured_step(
     )
 
 
-def jit_step(step: Step, *, mesh: Mesh, state_sharding: TrainState) -> Any:
+def jit_step(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Any]],
+    *,
+    mesh: Mesh,
+    state_sharding: TrainState,
+) -> Any:
     """Puts a train step under jit.
 
     Args:
