@@ -149,7 +149,8 @@ def gpu_devices(chip: Chip, sides: Sequence[int]) -> Sequence[Any] | None:
 
 def stand_ins(count: int) -> list[Any]:
     """So many devices of this CPU, for chips whose compiler is missing; before JAX is used."""
-    if jax.config.read("jax_num_cpu_devices") < count:
+    settings: Any = jax.config
+    if settings.jax_num_cpu_devices < count:
         jax.config.update("jax_num_cpu_devices", count)
     return jax.devices("cpu")[:count]
 

@@ -205,8 +205,10 @@ def _description(folder):
     if not path.exists():
         return {}
     description = _json(path, "format", "weights", "model", "tokenizer", "preprocess", "step")
-    if isinstance(description["model"].get("vision_layers"), list):
-        description["model"]["vision_layers"] = tuple(description["model"]["vision_layers"])
+    description["model"] = {
+        name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+        for name, value in description["model"].items()
+    }
     description["tokenizer"]["vocabulary"] = str(folder / description["tokenizer"]["vocabulary"])
     return description
 

@@ -23,7 +23,8 @@ from cyclip_jax.losses.terms import (
 )
 
 # {name: the function of settings that makes the term}, in the order in which terms are added up.
-# The settings are keys of config.loss; or those of a section of the config with the term's name.
+# The settings are keys of config.loss, or the keys of a section of the config that has the term's
+# name: without the section such a term has its function's defaults, which leave it out.
 TERMS: Mapping[str, Callable[..., Term]] = {
     "contrastive": contrastive_term,
     "cyclic": cyclic_term,
@@ -48,13 +49,11 @@ class Objective:
       **sections: settings of the terms that have a section of their own, by the terms' names.
 
     Attributes:
+      detached_gather_devices: as given.
       terms: {name: Term}, those that are computed.
-      rows: the embeddings that the terms take, {name: (tower, key of the batch)}.
-      batch_keys: keys of the batch that the terms read themselves.
-      scales: names of the model's scalar parameters whose exponentials the terms take.
 
     Raises:
-      UserError: a setting that there is not, or that no term has.
+      UserError: an unknown setting, or a value that a setting cannot have.
     """
 
     def __init__(
@@ -100,14 +99,17 @@ class Objective:
 
     @property
     def rows(self) -> dict[str, tuple[str, str]]:
+        """The embeddings that the terms take, {name: (tower, key of the batch)}."""
         return {name: row for term in self.terms.values() for name, row in term.rows.items()}
 
     @property
     def batch_keys(self) -> tuple[str, ...]:
+        """Keys of the batch that the terms read themselves."""
         return tuple(dict.fromkeys(key for term in self.terms.values() for key in term.batch_keys))
 
     @property
     def scales(self) -> tuple[str, ...]:
+        """Names of the model's scalar parameters whose exponentials the terms take."""
         return tuple(dict.fromkeys(name for term in self.terms.values() for name in term.scales))
 
     def __call__(
