@@ -24,6 +24,7 @@ from cyclip_jax.interop.weights import fit, weights_of
 from cyclip_jax.models import presets
 from cyclip_jax.models.clip import normalise_images
 from cyclip_jax.models.presets import resolve_sizes
+from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import create_optimizer
 from cyclip_jax.training.step import create_state, make_train_step
 from tests.pytorch import open_clip, torch
@@ -292,7 +293,7 @@ def draw_case(name, **overrides):
 def others(case):
     """{library and version: its (image, text) embeddings} of a Case; transformers has the ViTs."""
     result = {f"open_clip {version('open_clip_torch')}": case.expected}
-    if isinstance(case.sizes["vision_layers"], int):
+    if case.sizes["vision_tower"] == "vit":
         embeds = transformers_embeddings(case.sizes, case.weights, case.batch)
         result[f"transformers {version('transformers')}"] = embeds
     return result
@@ -441,8 +442,10 @@ def our_trainer(case, dtype):
 
     @jax.jit
     def train_step(state, batch, inmodal_weight, crossmodal_weight):
-        weights = {"inmodal_weight": inmodal_weight, "crossmodal_weight": crossmodal_weight}
-        step = make_train_step(graphdef, optimizer, schedule, normalise=normalise, **weights)
+        objective = Objective(inmodal_weight=inmodal_weight, crossmodal_weight=crossmodal_weight)
+        step = make_train_step(
+            graphdef, optimizer, schedule, objective=objective, normalise=normalise
+        )
         return step(state, batch)
 
     def train(steps=STEPS, cyclic_weights=CYCLIC_WEIGHTS):

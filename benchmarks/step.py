@@ -39,6 +39,7 @@ from cyclip_jax.losses import cyclic_consistency
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD, MAX_LOGIT_SCALE, normalise_images
 from cyclip_jax.models.presets import PRESETS, abstract_model, create_model, resolve_sizes
 from cyclip_jax.training.flops import matmul_flops, model_flops, utilisation
+from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import create_optimizer
 from cyclip_jax.training.step import abstract_state, create_state, make_train_step
 from cyclip_jax.training.token_reduction import reduced_view, see_everything
@@ -169,8 +170,7 @@ class Ours:
             micro_batches=variant.micro_batches,
             mesh=self.mesh,
             param_sharding=self.shardings.params,
-            inmodal_weight=weight,
-            crossmodal_weight=weight,
+            objective=Objective(inmodal_weight=weight, crossmodal_weight=weight),
         )
         if variant.cyclic == "on":
             return step

@@ -44,6 +44,8 @@ def get_config():
     model.name = "RN50"  # a preset of cyclip_jax/models/presets.py; what follows overrides it
     model.image_size = placeholder(int)  # pixels per side
     model.embed_dim = placeholder(int)  # width of the shared embedding space
+    model.vision_tower = placeholder(str)  # "resnet" or "vit"; default by vision_layers or preset
+    model.pool = placeholder(str)  # ResNet: "attention"; ViT: "class_token"; default the tower's
     model.vision_layers = placeholder(object)  # blocks; a tuple of four for a ResNet
     model.vision_width = placeholder(int)  # channels of the ViT or after the ResNet's stem
     model.vision_heads = placeholder(int)  # by default one per 64 channels

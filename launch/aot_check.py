@@ -137,9 +137,9 @@ class Check:
           UserError: they do not go together.
         """
         from cyclip_jax import parallel
-        from cyclip_jax.losses.cyclip import check_loss
+        from cyclip_jax.training.objective import configured_objective
 
-        check_loss(**config.loss)
+        configured_objective(config)
         mesh = parallel.create_mesh(self.devices, fsdp=config.mesh.fsdp)
         parallel.check_batch_size(config.batch_size, mesh, micro_batches=config.micro_batches)
         return mesh

@@ -12,8 +12,8 @@ from flax import nnx
 from PIL import Image
 
 from cyclip_jax import defaults, evals
-from cyclip_jax.losses.cyclip import check_loss
 from cyclip_jax.models import create_model
+from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.optimizer import create_optimizer
 from cyclip_jax.workdir.config_json import check_same_model, read_config, write_config
 
@@ -34,7 +34,7 @@ def test_every_config_builds_its_model_optimizer_and_evals(name):
     nnx.eval_shape(lambda: create_model(**config.model, rngs=nnx.Rngs(0)))
     length = {"total_steps": config.total_steps or 10**6, "steps_per_epoch": 10**4}
     create_optimizer(**config.optimizer, **length)
-    check_loss(**config.loss)
+    configured_objective(config)
     for settings in config.evals.values():
         inspect.signature(evals.EVALUATORS[settings.type]).bind("x", **_without_type(settings))
     assert (config.total_steps is None) != (config.num_epochs is None)

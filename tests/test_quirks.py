@@ -25,6 +25,7 @@ from cyclip_jax.models.clip import normalise_images, split_model, unit_norm
 from cyclip_jax.models.presets import SIZES, round_to_float16
 from cyclip_jax.models.resnet import BatchNorm
 from cyclip_jax.train import train
+from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import adamw, create_optimizer, weight_decay_mask
 from cyclip_jax.training.step import create_state, make_train_step
 from cyclip_jax.workdir.metrics import metrics_at, read_metrics
@@ -93,9 +94,14 @@ class Towers(nnx.Module):
         self.text = nnx.Param(jnp.asarray(rng.normal(size=(40, 5))))
         self.logit_scale = nnx.Param(jnp.asarray(1.5))
 
+    def encode_image(self, images, kept_patches=None):
+        return jnp.tanh(images.reshape(len(images), -1)) @ self.visual[...]
+
+    def encode_text(self, tokens):
+        return jnp.sin(self.text[...])[tokens].sum(axis=1)
+
     def __call__(self, images, tokens, kept_patches=None):
-        image_embeds = jnp.tanh(images.reshape(len(images), -1)) @ self.visual[...]
-        text_embeds = jnp.sin(self.text[...])[tokens].sum(axis=1)
+        image_embeds, text_embeds = self.encode_image(images), self.encode_text(tokens)
         return unit_norm(image_embeds), unit_norm(text_embeds), jnp.exp(self.logit_scale[...])
 
 
@@ -130,8 +136,7 @@ def test_four_devices_that_gather_without_gradient_have_a_quarter_of_it(x64):
         keep_gradient,
         lambda step: 0.0,
         normalise=functools.partial(normalise_images, dtype=jnp.float64),
-        detached_gather_devices=devices,
-        **LOSS,
+        objective=Objective(detached_gather_devices=devices, **LOSS),
     )
     after, metrics = jax.jit(step)(state, batch)
     expected = jax.device_get(official_gradient(state.params))

@@ -5,12 +5,14 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
+from jax.sharding import Mesh, Sharding
 
 from cyclip_jax import parallel
 from cyclip_jax.costs import hlo
@@ -20,7 +22,14 @@ from cyclip_jax.models.presets import abstract_model, create_model, sizes_in
 from cyclip_jax.parallel import Devices, Tree
 from cyclip_jax.training.flops import matmul_flops, model_flops
 from cyclip_jax.training.optimizer import create_optimizer
-from cyclip_jax.training.step import TrainState, abstract_state, configured_step, jit_step
+from cyclip_jax.training.step import (
+    Batch,
+    TrainState,
+    View,
+    abstract_state,
+    configured_step,
+    jit_step,
+)
 from cyclip_jax.training.token_reduction import see_everything, views_of_run
 
 # The loop sends batches ahead: besides a step's own, so many may be on the device (see Feed).
@@ -69,8 +78,8 @@ def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
     if name not in CHIPS:
         raise UserError(f"--topology={topology}: no chip {name!r}; known are {', '.join(CHIPS)}")
     chip = CHIPS[name]
-    dimensions, largest = chip.slice_shape or (None, None)
-    example = {None: "4x8", 2: "4x8", 3: "2x2x4"}[dimensions]
+    dimensions, largest = chip.slice_shape or (1, 0)
+    example = {1: "4x8", 2: "4x8", 3: "2x2x4"}[dimensions]
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         raise UserError(
             f"--topology={topology}: after {name}: comes the number of chips along each dimension, "
@@ -150,16 +159,16 @@ def stand_ins(count: int) -> Devices:
     return jax.devices("cpu")[:count]
 
 
-def _is_installed(module):
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # of the package around it
         return False
 
 
-def _target_config(chip):
+def _target_config(chip: Chip) -> str:
     """A GPU as text of XLA's GpuTargetConfigProto."""
-    about = chip.target
+    about = chip.target or {}
     major, minor = about["capability"].split(".")
     shared = about["shared_kib"] * 1024
     return f"""
@@ -190,7 +199,7 @@ device_description_str: "{chip.device_kind}"
 """
 
 
-def phases(config: Any) -> list[tuple[int, Any]]:
+def phases(config: Any) -> Sequence[tuple[int, View]]:
     """What the towers see in the course of a run, [(first step, view)], whatever its data.
 
     A run whose length only its data tell, by num_epochs, is taken to have all its phases.
@@ -204,16 +213,16 @@ class AbstractStep:
     """The train step of a config on a mesh, and the shapes that it is compiled for.
 
     Attributes:
-      function: (state, batch) -> (state, metrics).
+      function: (state, batch) -> (state, metrics), or (state, loss).
       state: a TrainState of jax.ShapeDtypeStruct with shardings.
       batch: {"images", "tokens"}, the same.
       mesh: of the devices to compile for.
     """
 
-    function: Callable[..., tuple[Any, Any]]
+    function: Callable[[TrainState, Batch], tuple[TrainState, Any]]
     state: TrainState
     batch: dict[str, jax.ShapeDtypeStruct]
-    mesh: jax.sharding.Mesh
+    mesh: Mesh
 
     def lower(self) -> jax.stages.Lowered:
         """The jax.stages.Lowered that a run compiles."""
@@ -238,16 +247,12 @@ class AbstractStep:
             raise refusal from error
 
     @property
-    def _platform(self):
+    def _platform(self) -> str:
         return self.mesh.devices.flat[0].platform
 
 
 def abstract_step(
-    config: Any,
-    mesh: jax.sharding.Mesh,
-    *,
-    view: Callable[..., Any] = see_everything,
-    with_metrics: bool = True,
+    config: Any, mesh: Mesh, *, view: View = see_everything, with_metrics: bool = True
 ) -> AbstractStep:
     """The AbstractStep of a config whose global batch is config.batch_size.
 
@@ -293,7 +298,7 @@ def read_overflow(message: str, arguments: float = 0) -> OutOfMemory | None:
     return None
 
 
-def _bytes_of(text):
+def _bytes_of(text: str) -> float:
     """ "15.75G" -> bytes."""
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}.get(text[-1])
     return float(text[:-1]) * unit if unit else float(text)
@@ -332,7 +337,7 @@ def memory_of(compiled: jax.stages.Compiled, step: AbstractStep) -> dict[str, in
     }
 
 
-def work_of(config: Any, step: AbstractStep, view: Callable[..., Any]) -> dict[str, int]:
+def work_of(config: Any, step: AbstractStep, view: View) -> dict[str, int]:
     """Floating point operations of a step on all devices together, {what: number}.
 
     "model" is 3 times the forward's (see `training_flops`); "step" has the loss besides, what is
@@ -426,7 +431,7 @@ def largest_batch(
     return best * multiple, measured[best]
 
 
-def _meeting(measured, available):
+def _meeting(measured: Mapping[int, float], available: float) -> int:
     """Where the line through two neighbours meets what is available, rounded down.
 
     The two are the largest that fits and the next above, or below where nothing is above.
@@ -445,7 +450,7 @@ def _meeting(measured, available):
     return max(rows - rows % 8 if rows >= 64 else rows, low)
 
 
-def state_shapes(config, optimizer, mesh):
+def state_shapes(config: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step as a TrainState of jax.ShapeDtypeStruct with shardings."""
     return abstract_state(
         lambda: create_model(**config.model, rngs=nnx.Rngs(config.seed)),
@@ -456,7 +461,9 @@ def state_shapes(config, optimizer, mesh):
     )
 
 
-def batch_shapes(config, rows, sharding=None):
+def batch_shapes(
+    config: Any, rows: int, sharding: Sharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
     """{"images", "tokens"} of so many rows, as jax.ShapeDtypeStruct."""
     sizes = sizes_in(config.model)
     side, length = sizes["image_size"], sizes["context_length"]

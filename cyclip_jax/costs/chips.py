@@ -40,7 +40,7 @@ class Chip:
         """Dense bfloat16 operations per second."""
         peak = peak_flops(self.device_kind)
         if peak is None:
-            raise ValueError(f"flops.PEAK_FLOPS_PER_SECOND has no peak of {self.device_kind}")
+            raise LookupError(f"flops.py has no peak of {self.device_kind}")
         return peak
 
 

@@ -71,13 +71,10 @@ def load_torch(
 
 def _settings(model):
     """What a model computes that no shape tells."""
-    visual, blocks = model.visual, model.text.transformer.resblocks
-    attention = visual.attnpool if hasattr(visual, "attnpool") else None
-    attention = attention or visual.transformer.resblocks[0].attn
     return {
-        "quick_gelu": blocks[0].quick_gelu,
-        "vision_heads": attention.heads,
-        "text_heads": blocks[0].attn.heads,
+        "quick_gelu": model.text.transformer.resblocks[0].quick_gelu,
+        "vision_heads": model.visual.heads,
+        "text_heads": model.text.heads,
     }
 
 

@@ -13,7 +13,7 @@ from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.interop.files import read_weights
 from cyclip_jax.interop.names import from_transformers
 from cyclip_jax.interop.weights import sizes_of
-from cyclip_jax.models.presets import attention_width
+from cyclip_jax.models.towers import attention_width, tower_of_layers
 
 # What an export says of itself, beside what its format has a place for.
 DESCRIPTION = "cyclip_jax.json"
@@ -210,8 +210,10 @@ def _description(folder):
     if not path.exists():
         return {}
     description = _json(path, "format", "weights", "model", "tokenizer", "preprocess", "step")
-    if isinstance(description["model"].get("vision_layers"), list):
-        description["model"]["vision_layers"] = tuple(description["model"]["vision_layers"])
+    description["model"] = {
+        name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+        for name, value in description["model"].items()
+    }
     description["tokenizer"]["vocabulary"] = str(folder / description["tokenizer"]["vocabulary"])
     return description
 
@@ -232,7 +234,8 @@ def _of_open_clip(folder):
     size = vision.get("image_size", 224)
     if isinstance(size, list) and len(set(size)) > 1:
         raise UserError(f"open_clip's model has images of {size} pixels; ours are square")
-    vision_features = attention_width(vision.get("layers", 12), vision.get("width", 768))
+    tower = tower_of_layers(vision.get("layers", 12))
+    vision_features = attention_width(tower, vision.get("width", 768))
     preprocess = config.get("preprocess_cfg", {})
     description: dict[str, Any] = {
         "model": {

@@ -21,7 +21,8 @@ from cyclip_jax.interop.files import cast, write_pytorch, write_safetensors
 from cyclip_jax.interop.folders import CLIP_VOCAB_SIZE, OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
 from cyclip_jax.interop.hf_tokenizer import tokenizer_files
 from cyclip_jax.interop.names import COUNT, to_transformers
-from cyclip_jax.models.presets import attention_width, head_count
+from cyclip_jax.models.presets import head_count
+from cyclip_jax.models.towers import attention_width
 
 _BICUBIC = 3  # PIL's number of the filter
 
@@ -33,8 +34,8 @@ def check_format(checkpoint: Checkpoint, export_format: str) -> None:
       checkpoint: a completed Checkpoint.
       export_format: "open_clip", "cyclip", "transformers" or "onnx".
     """
-    layers, width = checkpoint.model["vision_layers"], checkpoint.model["vision_width"]
-    if export_format == "transformers" and not isinstance(layers, int):
+    tower, width = checkpoint.model["vision_tower"], checkpoint.model["vision_width"]
+    if export_format == "transformers" and tower != "vit":
         raise UserError(
             "transformers has no CLIP with a ResNet; the formats open_clip, cyclip and onnx have"
         )
@@ -47,8 +48,8 @@ def check_format(checkpoint: Checkpoint, export_format: str) -> None:
     # A bare state dict has no place for these: its readers take them from the widths.
     assumed = {
         "quick_gelu": True,
-        "vision_heads": head_count(layers, width),
-        "text_heads": head_count(1, checkpoint.model["text_width"]),
+        "vision_heads": head_count(attention_width(tower, width)),
+        "text_heads": head_count(checkpoint.model["text_width"]),
     }
     other = {name: checkpoint.model[name] for name, value in assumed.items()}
     if export_format in ("open_clip", "cyclip") and other != assumed:
@@ -112,7 +113,8 @@ def open_clip_config(checkpoint: Checkpoint, *, hf_tokenizer: bool) -> dict[str,
       hf_tokenizer: whether the folder holds a Hugging Face tokenizer, in place of CLIP's own.
     """
     model, preprocess = checkpoint.model, checkpoint.preprocess
-    layers, width = model["vision_layers"], model["vision_width"]
+    width = model["vision_width"]
+    channels = attention_width(model["vision_tower"], width)
     text = {
         "context_length": model["context_length"],
         "vocab_size": model["vocab_size"],
@@ -129,9 +131,9 @@ def open_clip_config(checkpoint: Checkpoint, *, hf_tokenizer: bool) -> dict[str,
             "quick_gelu": model["quick_gelu"],
             "vision_cfg": {
                 "image_size": model["image_size"],
-                "layers": layers,
+                "layers": model["vision_layers"],
                 "width": width,
-                "head_width": attention_width(layers, width) // model["vision_heads"],
+                "head_width": channels // model["vision_heads"],
                 "patch_size": model["patch_size"],
             },
             "text_cfg": text,

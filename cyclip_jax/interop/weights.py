@@ -122,6 +122,7 @@ def _vision_sizes(weights):
     if is_resnet:
         return {
             "name": "RN50",
+            "vision_tower": "resnet",
             "image_size": 32 * grid,
             "vision_layers": tuple(
                 layer_count(weights, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)
@@ -131,6 +132,7 @@ def _vision_sizes(weights):
     width, _, patch_size, _ = weights["visual.conv1.weight"].shape
     return {
         "name": "ViT-B/32",
+        "vision_tower": "vit",
         "image_size": patch_size * grid,
         "vision_layers": layer_count(weights, "visual.transformer.resblocks."),
         "vision_width": width,

@@ -1,15 +1,13 @@
-"""The CyCLIP objective: contrastive term plus the two weighted cyclic terms."""
+"""CyCLIP's terms, and their sum: the contrastive loss and the two weighted cyclic ones."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses.contrastive import CHUNK_SIZE, contrastive_loss
 from cyclip_jax.losses.cyclic import cyclic_consistency
+from cyclip_jax.losses.terms import Term, Weight, weighted_sum
 
 # The batch size at which the paper chose its weights λ1 = λ2 = 0.25.
 REFERENCE_BATCH_SIZE = 128
@@ -17,13 +15,100 @@ REFERENCE_BATCH_SIZE = 128
 CYCLIC_NORMALIZATIONS = ("reference", "batch_size_free")
 
 
+def contrastive_term(*, chunk_size: int = CHUNK_SIZE) -> Term:
+    """The contrastive loss of images and texts as a term, with its two accuracies.
+
+    Args:
+      chunk_size: rows of each device in a tile of the similarities (see `contrastive_loss`).
+
+    Raises:
+      UserError: the tiles would be empty.
+    """
+    if chunk_size < 1:
+        raise UserError(f"config.loss.chunk_size {chunk_size} must be at least 1")
+
+    def measure(embeds, batch, scales, axis_names):
+        del batch
+        loss, (image_to_text, text_to_image) = contrastive_loss(
+            embeds["images"],
+            embeds["texts"],
+            scales["logit_scale"],
+            chunk_size=chunk_size,
+            axis_names=axis_names,
+        )
+        accuracies = {
+            "image_to_text_accuracy": image_to_text,
+            "text_to_image_accuracy": text_to_image,
+        }
+        return (loss,), accuracies
+
+    return Term(
+        measure=measure,
+        weights={"contrastive": None},
+        reports=("contrastive_loss", "image_to_text_accuracy", "text_to_image_accuracy"),
+    )
+
+
+def cyclic_term(
+    *,
+    inmodal_weight: Weight = 0.25,
+    crossmodal_weight: Weight = 0.25,
+    cyclic_normalization: str = "reference",
+) -> Term:
+    """The two cyclic consistencies as one term: one pass over the embeddings gives both values.
+
+    It is measured at any weight, so that runs with and without it can be compared.
+
+    Args:
+      inmodal_weight: λ1.
+      crossmodal_weight: λ2.
+      cyclic_normalization: as `cyclip_loss`.
+
+    Raises:
+      UserError: an unknown normalisation.
+    """
+    if cyclic_normalization not in CYCLIC_NORMALIZATIONS:
+        raise UserError(
+            f"unknown cyclic_normalization {cyclic_normalization!r}; set "
+            f"config.loss.cyclic_normalization to one of {', '.join(CYCLIC_NORMALIZATIONS)}"
+        )
+
+    def normalizer(n):
+        return 1.0 if cyclic_normalization == "reference" else REFERENCE_BATCH_SIZE / n
+
+    def measure(embeds, batch, scales, axis_names):
+        del batch, scales
+        images, texts = embeds["images"], embeds["texts"]
+        return cyclic_consistency(images, texts, axis_names=axis_names), {}
+
+    def report(values, n):
+        # Rounding can push the smaller consistency below zero: clip what is shown, never what is
+        # differentiated.
+        shown = {name: jnp.maximum(value, 0) for name, value in values.items()}
+        losses = {f"{name}_cyclic_loss": normalizer(n) * value for name, value in shown.items()}
+        return losses | {f"{name}_consistency": value / n for name, value in shown.items()}
+
+    return Term(
+        measure=measure,
+        weights={"inmodal": inmodal_weight, "crossmodal": crossmodal_weight},
+        normalizer=normalizer,
+        reports=(
+            *("inmodal_cyclic_loss", "crossmodal_cyclic_loss"),
+            *("inmodal_consistency", "crossmodal_consistency"),
+        ),
+        report=report,
+        scales=(),
+        is_always_measured=True,
+    )
+
+
 def cyclip_loss(
     image_embeds: Float[Array, "n d"],
     text_embeds: Float[Array, "n d"],
     logit_scale: Float[Array, ""] | float,
     *,
-    inmodal_weight: Float[Array, ""] | float = 0.25,
-    crossmodal_weight: Float[Array, ""] | float = 0.25,
+    inmodal_weight: Weight = 0.25,
+    crossmodal_weight: Weight = 0.25,
     cyclic_normalization: str = "reference",
     detached_gather_devices: int = 1,
     chunk_size: int = CHUNK_SIZE,
@@ -65,73 +150,19 @@ def cyclip_loss(
             f"image_embeds {image_embeds.shape} and text_embeds {text_embeds.shape} must have "
             "one shape [N, D]"
         )
-    check_loss(cyclic_normalization, detached_gather_devices, chunk_size)
-    image_embeds = scale_gradient(image_embeds, 1 / detached_gather_devices)
-    text_embeds = scale_gradient(text_embeds, 1 / detached_gather_devices)
-    n = image_embeds.shape[0]
-    normalizer = 1.0 if cyclic_normalization == "reference" else REFERENCE_BATCH_SIZE / n
-    terms = functools.partial(_terms, chunk_size=chunk_size)
-    if mesh is not None and mesh.size > 1:
-        rows = PartitionSpec(mesh.axis_names)
-        terms = jax.shard_map(
-            functools.partial(terms, axis_names=mesh.axis_names),
-            mesh=mesh,
-            in_specs=(rows, rows, PartitionSpec()),
-            out_specs=PartitionSpec(),
-        )
-    contrastive, (image_to_text, text_to_image), (inmodal, crossmodal) = terms(
-        image_embeds, text_embeds, logit_scale
+    terms = (
+        contrastive_term(chunk_size=chunk_size),
+        cyclic_term(
+            inmodal_weight=inmodal_weight,
+            crossmodal_weight=crossmodal_weight,
+            cyclic_normalization=cyclic_normalization,
+        ),
     )
-    loss = contrastive
-    for weight, term in ((inmodal_weight, inmodal), (crossmodal_weight, crossmodal)):
-        # Left out, a term costs no gradient; a traced weight is a number like any other.
-        if not (isinstance(weight, int | float) and weight == 0):
-            loss += normalizer * weight * term
-    # Rounding can push the smaller consistency below zero: clip what is shown, never what is
-    # differentiated.
-    shown_inmodal, shown_crossmodal = jnp.maximum(inmodal, 0), jnp.maximum(crossmodal, 0)
-    metrics = {
-        "loss": loss,
-        "contrastive_loss": contrastive,
-        "inmodal_cyclic_loss": normalizer * shown_inmodal,
-        "crossmodal_cyclic_loss": normalizer * shown_crossmodal,
-        "inmodal_consistency": shown_inmodal / n,
-        "crossmodal_consistency": shown_crossmodal / n,
-        "temperature": 1 / jnp.asarray(logit_scale, contrastive.dtype),
-        "image_to_text_accuracy": image_to_text,
-        "text_to_image_accuracy": text_to_image,
-    }
-    return loss, metrics
-
-
-def _terms(image_embeds, text_embeds, logit_scale, *, chunk_size, axis_names=()):
-    contrastive, accuracies = contrastive_loss(
-        image_embeds, text_embeds, logit_scale, chunk_size=chunk_size, axis_names=axis_names
+    return weighted_sum(
+        terms,
+        {"images": image_embeds, "texts": text_embeds},
+        {},
+        {"logit_scale": logit_scale},
+        detached_gather_devices=detached_gather_devices,
+        mesh=mesh,
     )
-    cyclic = cyclic_consistency(image_embeds, text_embeds, axis_names=axis_names)
-    return contrastive, accuracies, cyclic
-
-
-def scale_gradient(x: Float[Array, "..."], factor: float) -> Float[Array, "..."]:
-    """Returns x itself, with `factor` times its gradient."""
-    constant = jax.lax.stop_gradient(x)
-    return constant + factor * (x - constant)
-
-
-def check_loss(
-    cyclic_normalization: str, detached_gather_devices: int, chunk_size: int, **weights: float
-) -> None:
-    """Raises UserError for settings of `cyclip_loss` that there are not; any weight will do."""
-    del weights
-    if cyclic_normalization not in CYCLIC_NORMALIZATIONS:
-        raise UserError(
-            f"unknown cyclic_normalization {cyclic_normalization!r}; set "
-            f"config.loss.cyclic_normalization to one of {', '.join(CYCLIC_NORMALIZATIONS)}"
-        )
-    if detached_gather_devices < 1:
-        raise UserError(
-            f"config.loss.detached_gather_devices {detached_gather_devices} must be at least 1, "
-            "which is the true gradient"
-        )
-    if chunk_size < 1:
-        raise UserError(f"config.loss.chunk_size {chunk_size} must be at least 1")

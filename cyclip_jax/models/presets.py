@@ -12,19 +12,20 @@ from flax import nnx
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.clip import CLIP, normalise_images, split_model
 from cyclip_jax.models.rematerialisation import check_policy
-from cyclip_jax.models.resnet import ModifiedResNet
 from cyclip_jax.models.text import TextTransformer
+from cyclip_jax.models.towers import VISION_TOWERS, VisionTower, tower_of_layers
 from cyclip_jax.models.vit import VisionTransformer
 from cyclip_jax.parallel import Tree
 
 _TEXT = {"context_length": 77, "vocab_size": 49408, "text_width": 512, "text_layers": 12}
 
-# Radford et al. 2021, tables 19 and 20. A tuple of vision_layers makes a ResNet, a number a ViT.
+# Radford et al. 2021, tables 19 and 20.
 # Heads that are not named follow from the width, 64 channels each.
 PRESETS: dict[str, dict[str, Any]] = {
     "RN50": {
         "image_size": 224,
         "embed_dim": 1024,
+        "vision_tower": "resnet",
         "vision_layers": (3, 4, 6, 3),
         "vision_width": 64,
         **_TEXT,
@@ -32,6 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "RN101": {
         "image_size": 224,
         "embed_dim": 512,
+        "vision_tower": "resnet",
         "vision_layers": (3, 4, 23, 3),
         "vision_width": 64,
         **_TEXT,
@@ -39,6 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "RN50x4": {
         "image_size": 288,
         "embed_dim": 640,
+        "vision_tower": "resnet",
         "vision_layers": (4, 6, 10, 6),
         "vision_width": 80,
         **_TEXT,
@@ -47,6 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ViT-B/32": {
         "image_size": 224,
         "embed_dim": 512,
+        "vision_tower": "vit",
         "vision_layers": 12,
         "vision_width": 768,
         "patch_size": 32,
@@ -55,6 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ViT-B/16": {
         "image_size": 224,
         "embed_dim": 512,
+        "vision_tower": "vit",
         "vision_layers": 12,
         "vision_width": 768,
         "patch_size": 16,
@@ -64,6 +69,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "RN-tiny": {
         "image_size": 64,
         "embed_dim": 64,
+        "vision_tower": "resnet",
         "vision_layers": (1, 1, 1, 1),
         "vision_width": 16,
         "context_length": 16,
@@ -75,6 +81,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ViT-tiny": {
         "image_size": 32,
         "embed_dim": 64,
+        "vision_tower": "vit",
         "vision_layers": 2,
         "vision_width": 64,
         "vision_heads": 2,
@@ -87,9 +94,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What makes a model: its image tower, and the sizes of both towers.
 SIZES = (
     "image_size",
     "embed_dim",
+    "vision_tower",
+    "pool",
     "vision_layers",
     "vision_width",
     "vision_heads",
@@ -107,29 +117,103 @@ _INITIAL_WEIGHTS_DTYPES = ("float32", "float16")
 
 
 def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
-    """Returns the sizes of preset `name` with every override that is not None, as a dict.
+    """Completes the sizes of a model.
+
+    Args:
+      name: a preset.
+      **overrides: any of SIZES; None is the preset's.
+
+    Returns:
+      {size: value} for all of SIZES.
 
     Raises:
-      UserError: an unknown preset or size, or a ResNet with a patch size.
+      UserError: an unknown preset, size, tower or pool, or sizes that do not go together.
     """
-    if name not in PRESETS:
-        raise UserError(f"unknown config.model.name {name!r}; choose one of {', '.join(PRESETS)}")
+    _check_name(name)
     unknown = sorted(set(overrides) - set(SIZES))
     if unknown:
         near = difflib.get_close_matches(unknown[0], SIZES, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(SIZES)}"
         raise UserError(f"unknown model size {unknown[0]!r}{hint}")
     given = {key: value for key, value in overrides.items() if value is not None}
-    sizes = {"patch_size": None, "vision_heads": None, "text_heads": None, **PRESETS[name], **given}
-    if not isinstance(sizes["vision_layers"], int):
-        sizes["vision_layers"] = tuple(sizes["vision_layers"])
-        if sizes["patch_size"] is not None:
-            raise UserError(f"config.model.patch_size does not apply to {name}, a ResNet")
-    vision = sizes["vision_layers"], sizes["vision_width"]
-    sizes["vision_heads"] = sizes["vision_heads"] or head_count(*vision)
-    sizes["text_heads"] = sizes["text_heads"] or head_count(1, sizes["text_width"])
-    _check_heads(sizes)
+    named = tower_in({"name": name, **given})
+    tower = VISION_TOWERS[named["vision_tower"]]
+    sizes: dict[str, Any] = {size: None for size in SIZES} | PRESETS[name] | given | named
+    _check_applicable(tower, name, given)
+    sizes |= {key: None for key in tower.lacks if key in sizes}
+    try:
+        sizes["vision_layers"] = tower.layers(sizes["vision_layers"])
+    except TypeError as error:
+        raise UserError(
+            f"config.model.vision_layers {sizes['vision_layers']!r} is not of {tower.title}, where "
+            f"it is {tower.layers_are}"
+        ) from error
+    for key in tower.needs:
+        if sizes[key] is None:
+            raise UserError(f"{tower.title} has a config.model.{key}, and {name} has none; set it")
+    vision_features = tower.attention_factor * sizes["vision_width"]
+    sizes["vision_heads"] = sizes["vision_heads"] or head_count(vision_features)
+    sizes["text_heads"] = sizes["text_heads"] or head_count(sizes["text_width"])
+    _check_heads("vision", vision_features, sizes["vision_heads"])
+    _check_heads("text", sizes["text_width"], sizes["text_heads"])
     return sizes
+
+
+def tower_in(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The names of the image tower and of its pool, of settings like config.model.
+
+    Where no `vision_tower` is given, `vision_layers` say which tower is meant, and else the preset:
+    so it was decided before `vision_tower` was a setting.
+
+    Args:
+      settings: of a model; settings that are absent or None are the preset's.
+
+    Returns:
+      {"vision_tower": name, "pool": name}.
+
+    Raises:
+      UserError: an unknown preset, tower or pool.
+    """
+    _check_name(settings["name"])
+    given = {key: value for key, value in settings.items() if value is not None}
+    name = PRESETS[settings["name"]]["vision_tower"]
+    if "vision_tower" in given:
+        name = given["vision_tower"]
+    elif "vision_layers" in given:
+        name = tower_of_layers(given["vision_layers"])
+    if name not in VISION_TOWERS:
+        raise UserError(
+            f"unknown config.model.vision_tower {name!r}; choose one of {', '.join(VISION_TOWERS)}"
+        )
+    tower = VISION_TOWERS[name]
+    own, *_ = tower.pools
+    pool = given.get("pool", own)
+    if pool not in tower.pools:
+        raise UserError(
+            f"unknown config.model.pool {pool!r}; {tower.title} has {', '.join(tower.pools)}"
+        )
+    return {"vision_tower": name, "pool": pool}
+
+
+def _check_name(name: str) -> None:
+    if name not in PRESETS:
+        raise UserError(f"unknown config.model.name {name!r}; choose one of {', '.join(PRESETS)}")
+
+
+def _check_applicable(tower: VisionTower, name: str, given: Mapping[str, Any]) -> None:
+    for key, lacking in tower.lacks.items():
+        if key in given:
+            raise UserError(
+                f"config.model.{key} does not apply to {name}, {tower.title}: it has no {lacking}"
+            )
+
+
+def _check_heads(tower: str, features: int, heads: int) -> None:
+    if heads < 1 or features % heads:
+        raise UserError(
+            f"{features} {tower} channels do not divide into {heads} heads; "
+            f"set config.model.{tower}_heads"
+        )
 
 
 def sizes_in(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,32 +228,13 @@ def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def patch_grid(sizes: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(h, w) patches of an image for a ViT's resolved sizes; None for a ResNet's."""
-    if not isinstance(sizes["vision_layers"], int):
-        return None
-    side = sizes["image_size"] // sizes["patch_size"]
-    return side, side
+    """(h, w) patches of an image for a model's resolved sizes; None for a tower without patches."""
+    return VISION_TOWERS[sizes["vision_tower"]].grid(sizes)
 
 
-def attention_width(layers: int | Sequence[int], width: int) -> int:
-    """Channels of a tower's attention: a ResNet, whose `layers` are a tuple, has 32 times more."""
-    return width if isinstance(layers, int) else 32 * width
-
-
-def head_count(layers: int | Sequence[int], width: int) -> int:
+def head_count(channels: int) -> int:
     """Heads of 64 channels, as in all of OpenAI's models."""
-    return attention_width(layers, width) // 64
-
-
-def _check_heads(sizes):
-    vision_features = attention_width(sizes["vision_layers"], sizes["vision_width"])
-    for tower, features in (("vision", vision_features), ("text", sizes["text_width"])):
-        heads = sizes[f"{tower}_heads"]
-        if heads < 1 or features % heads:
-            raise UserError(
-                f"{features} {tower} channels do not divide into {heads} heads; "
-                f"set config.model.{tower}_heads"
-            )
+    return channels // 64
 
 
 def create_model(
@@ -184,7 +249,7 @@ def create_model(
     vision_remat: str = "none",
     text_remat: str = "none",
     scan_blocks: bool = False,
-    **overrides: int | Sequence[int] | None,
+    **overrides: int | Sequence[int] | str | None,
 ) -> CLIP:
     """Builds a CLIP model with float32 parameters.
 
@@ -203,7 +268,8 @@ def create_model(
       text_remat: the same of the text tower.
       scan_blocks: compute a transformer's blocks as one loop, which compiles faster but, without
         remat, keeps more of every block.
-      **overrides: any size of the preset, e.g. image_size=64 or vision_layers=(1, 1, 1, 1).
+      **overrides: any of SIZES, e.g. image_size=64, vision_tower="vit" or
+        vision_layers=(1, 1, 1, 1).
 
     Returns:
       A CLIP module.
@@ -222,24 +288,24 @@ def create_model(
             f"unknown config.model.initial_weights_dtype {initial_weights_dtype!r}; choose one of "
             f"{', '.join(_INITIAL_WEIGHTS_DTYPES)}"
         )
+    tower = VISION_TOWERS[sizes["vision_tower"]]
+    grouped = {"batch_norm_group_size": batch_norm_group_size}
+    _check_applicable(
+        tower, name, {key: value for key, value in grouped.items() if value is not None}
+    )
     shared = {"embed_dim": sizes["embed_dim"], "dtype": jnp.dtype(dtype), "rngs": rngs}
     transformer = {"quick_gelu": quick_gelu, "attention": attention, "scan_blocks": scan_blocks}
-    vision = {
-        "image_size": sizes["image_size"],
-        "layers": sizes["vision_layers"],
-        "width": sizes["vision_width"],
-        "heads": sizes["vision_heads"],
-        "remat": vision_remat,
+    own = {"patch_size": sizes["patch_size"], **grouped, **transformer}
+    visual = tower.build(
+        image_size=sizes["image_size"],
+        layers=sizes["vision_layers"],
+        width=sizes["vision_width"],
+        heads=sizes["vision_heads"],
+        pool=sizes["pool"],
+        remat=vision_remat,
+        **{key: own[key] for key in tower.own},
         **shared,
-    }
-    if isinstance(sizes["vision_layers"], int):
-        if batch_norm_group_size is not None:
-            raise UserError(
-                f"config.model.batch_norm_group_size does not apply to {name}: it has no BatchNorm"
-            )
-        visual = VisionTransformer(patch_size=sizes["patch_size"], **transformer, **vision)
-    else:
-        visual = ModifiedResNet(batch_norm_group_size=batch_norm_group_size, **vision)
+    )
     text = TextTransformer(
         context_length=sizes["context_length"],
         vocab_size=sizes["vocab_size"],
@@ -285,10 +351,17 @@ def round_to_float16(model: nnx.Module) -> None:
     norm, not the logit scale.
     """
     for _, module in nnx.iter_modules(model):
-        is_layer = isinstance(module, nnx.Conv | nnx.Linear)
-        for name in ("kernel", "bias") if is_layer else ("text_projection", "proj"):
-            weight = getattr(module, name, None)
-            if weight is not None:
+        match module:
+            case nnx.Conv() | nnx.Linear():
+                weights = module.kernel, module.bias
+            case TextTransformer():
+                weights = (module.text_projection,)
+            case VisionTransformer():
+                weights = (module.proj,)
+            case _:
+                weights = ()
+        for weight in weights:
+            if weight is not None:  # as the bias of a layer without one
                 weight[...] = _nearest_float16(weight[...])
 
 

@@ -14,6 +14,9 @@ from cyclip_jax.models.attention import multi_head_attention
 from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel
 from cyclip_jax.models.rematerialisation import run_block
 
+STAGES = 4
+EXPANSION = 32  # channels of the last stage, and of the attention pool, for each after the stem
+
 
 class BatchNorm(nnx.Module):
     """Batch normalisation over the global batch, or over "ghost" groups of it.
@@ -188,6 +191,10 @@ class AttentionPool(nnx.Module):
         return self.c_proj(pooled[:, 0])
 
 
+# How a tower makes one embedding of an image's places, [N, h, w, W] -> [N, embed_dim].
+POOLS = {"attention": AttentionPool}
+
+
 class ModifiedResNet(nnx.Module):
     """CLIP's image tower RN* (Radford et al. 2021, section 2.4).
 
@@ -197,6 +204,7 @@ class ModifiedResNet(nnx.Module):
       layers: blocks per stage, a tuple of four.
       width: channels after the stem; the last stage has 32 times as many.
       heads: heads of the attention pool.
+      pool: one of POOLS.
       batch_norm_group_size: images per group of BatchNorm statistics; None is the whole batch.
       remat: what the blocks keep for their gradient, one of POLICIES.
     """
@@ -213,13 +221,14 @@ class ModifiedResNet(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
         remat: str = "none",
+        pool: str = "attention",
     ) -> None:
         if image_size % 32:
             raise UserError(
                 f"config.model.image_size {image_size} is not a multiple of 32, by which a ResNet "
                 "shrinks its images"
             )
-        self.remat = remat
+        self.remat, self.heads = remat, heads
         shared = {"dtype": dtype, "rngs": rngs}
         norm = {"group_size": batch_norm_group_size, **shared}
         self.conv1: nnx.Conv = convolution(3, width // 2, 3, stride=2, **shared)
@@ -238,7 +247,7 @@ class ModifiedResNet(nnx.Module):
                 stage_blocks.append(Bottleneck(inputs, planes, stride=stride, **norm))
                 inputs = planes * Bottleneck.expansion
             self.stages.append(stage_blocks)
-        self.attnpool: AttentionPool = AttentionPool(
+        self.attnpool: AttentionPool = POOLS[pool](
             (image_size // 32) ** 2, inputs, heads, embed_dim, **shared
         )
 

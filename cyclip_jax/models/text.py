@@ -36,7 +36,7 @@ class TextTransformer(nnx.Module):
         rngs: nnx.Rngs,
         **execution: Any,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self.heads = dtype, heads
         self.token_embedding: nnx.Param[Array] = nnx.Param(
             normal(0.02)(rngs.params(), (vocab_size, width))
         )

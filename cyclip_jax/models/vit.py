@@ -12,12 +12,22 @@ from cyclip_jax.models.initializers import normal, torch_kernel
 from cyclip_jax.models.transformer import Transformer, layer_norm, vision_inits
 
 
+def class_token(x: Float[Array, "n l w"]) -> Float[Array, "n w"]:
+    """The first token of each image, [N, L, W] -> [N, W]."""
+    return x[:, 0]
+
+
+# How a tower makes one vector of an image's tokens, [N, L, W] -> [N, W].
+POOLS = {"class_token": class_token}
+
+
 class VisionTransformer(nnx.Module):
-    """Patches, class token, `ln_pre`, blocks, projection of the class token (Radford et al. 2021).
+    """Patches, class token, `ln_pre`, blocks, pool, projection (Radford et al. 2021).
 
     Images [N, image_size, image_size, 3] -> embeddings [N, embed_dim].
 
     Args:
+      pool: one of POOLS.
       **execution: `attention`, `remat` and `scan_blocks` of the Transformer.
 
     Attributes:
@@ -36,6 +46,7 @@ class VisionTransformer(nnx.Module):
         quick_gelu: bool,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
+        pool: str = "class_token",
         **execution: Any,
     ) -> None:
         if patch_size is None or image_size % patch_size:
@@ -48,6 +59,7 @@ class VisionTransformer(nnx.Module):
         tokens = side**2 + 1
         scale = width**-0.5
         self.patch_size: int = patch_size
+        self.heads, self.pool = heads, pool
         self.dtype: DTypeLike = dtype
         self.conv1: nnx.Conv = nnx.Conv(
             3,
@@ -94,7 +106,7 @@ class VisionTransformer(nnx.Module):
         class_token = jnp.broadcast_to(class_token, (n, 1, width))
         x = jnp.concatenate([class_token, x], axis=1)  # [N, 1 + K, W]
         x = self.transformer(self.ln_pre(x))
-        x = self.ln_post(x[:, 0])  # [N, W]
+        x = self.ln_post(POOLS[self.pool](x))  # [N, W]
         return x @ self.proj[...].astype(x.dtype)
 
     def _embed_patches(self, images):

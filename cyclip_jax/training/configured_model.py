@@ -1,19 +1,29 @@
 """The configured model on a mesh: created, restored, and as the encoders that evaluators see."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from cyclip_jax import parallel
 from cyclip_jax.evals import Encoders
-from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models import create_model
-from cyclip_jax.models.clip import unit_norm
+from cyclip_jax.models.clip import CLIP, unit_norm
 from cyclip_jax.models.presets import abstract_model, normaliser, sizes_in
+from cyclip_jax.training.objective import configured_objective
+from cyclip_jax.training.step import Params
 
 
 class Model:
     """The model of a config on a mesh.
+
+    Args:
+      config: as defaults.py makes it.
+      mesh: that its parameters and the batches lie on.
 
     Attributes:
       sizes: of the config's model, overrides applied (see `resolve_sizes`).
@@ -22,7 +32,7 @@ class Model:
       abstract: shapes and shardings of {"params", "batch_stats"}, to restore weights into.
     """
 
-    def __init__(self, config, mesh):
+    def __init__(self, config: Any, mesh: Mesh) -> None:
         self._config, self._mesh = config, mesh
         whole = parallel.replicated(mesh)
         self.sizes = sizes_in(config.model)
@@ -40,14 +50,36 @@ class Model:
         self._encode_features = jax.jit(encode_features, out_shardings=whole)
         self._encode_text = jax.jit(encode_text, out_shardings=whole)
         self._gather = jax.jit(lambda rows: rows, out_shardings=whole)
-        self._loss = jax.jit(lambda *embeds: cyclip_loss(*embeds, **config.loss)[1])
+        # Evaluators have pairs, and nothing of what other terms ask of a batch.
+        objective = configured_objective(config).only("contrastive", "cyclic")
 
-    def create(self):
-        """A new module with the seed's initial parameters."""
+        def loss(images, texts, scale):
+            return objective({"images": images, "texts": texts}, {}, {"logit_scale": scale})[1]
+
+        self._loss = jax.jit(loss)
+
+    def create(self) -> CLIP:
+        """Makes a new module with the seed's initial parameters."""
         return create_model(**self._config.model, rngs=nnx.Rngs(self._config.seed))
 
-    def encoders(self, params, batch_stats, tokenize, check_stop=lambda: None):
-        """The model with these parameters as an evaluator sees it."""
+    def encoders(
+        self,
+        params: Params,
+        batch_stats: Params,
+        tokenize: Callable[[Sequence[str]], np.ndarray],
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> Encoders:
+        """The model as an evaluator sees it.
+
+        Args:
+          params: its parameters, a nested dict of arrays.
+          batch_stats: BatchNorm's running statistics, a nested dict of arrays.
+          tokenize: function from texts to token ids, int32 [n, L].
+          check_stop: is called between batches, and raises where the run is to stop.
+
+        Returns:
+          The Encoders.
+        """
 
         def of_rows(function, *leading):
             def encode(rows):

@@ -1,16 +1,17 @@
 """What a step costs in floating point operations, and which share of a device's peak that is."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Array
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from cyclip_jax.models.clip import normalise_images
+from cyclip_jax.losses.terms import PAIRS
 from cyclip_jax.models.presets import abstract_model
 from cyclip_jax.parallel import Devices, Tree
+from cyclip_jax.training.step import embed_rows
 
 # Dense bfloat16 peak of one device as JAX counts devices, in operations per second, by the
 # beginning of its `device_kind`. NVIDIA's data sheets print twice as much: with sparsity.
@@ -71,20 +72,31 @@ def training_flops(forward: Callable[..., object], *args: Tree) -> int:
     operands cost one forward each. What rematerialisation computes again does not count, nor what
     the optimiser does.
 
-    Args and errors: as `matmul_flops`.
+    Args:
+      forward: as `function` of `matmul_flops`.
+      *args: as `matmul_flops`.
+
+    Returns:
+      An int.
+
+    Raises:
+      ValueError: as `matmul_flops`.
     """
     return 3 * matmul_flops(forward, *args)
 
 
 def model_flops(
-    settings: Mapping[str, Any], rows: Mapping[str, Array | jax.ShapeDtypeStruct]
+    settings: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    rows: Mapping[str, tuple[str, str]] = PAIRS,
 ) -> int:
     """Floating point operations of a CLIP model's training on a batch; nothing is computed.
 
     Args:
       settings: of `create_model`, e.g. config.model.
-      rows: what the towers see: {"images": uint8 [N, H, W, 3], "tokens": int32 [N, L]} and, where
+      batch: what the towers see: {"images": uint8 [N, H, W, 3], "tokens": int32 [N, L]} and, where
         patches are dropped, "kept_patches" int32 [N, K]; arrays or shapes.
+      rows: what of it is embedded, as an objective's (see `embed_rows`).
 
     Returns:
       An int: see `training_flops`. Losses do not count.
@@ -92,12 +104,11 @@ def model_flops(
     # Counted are matrix products, which a fused attention does not show.
     graphdef, _, variables = abstract_model({**settings, "attention": "xla"})
 
-    def towers(params, batch_stats, rows):
+    def towers(params, batch_stats, batch):
         model = nnx.merge(graphdef, params, batch_stats, copy=True)
-        images = normalise_images(rows["images"])
-        return model(images, rows["tokens"], rows.get("kept_patches"))
+        return embed_rows(model, batch, rows)
 
-    return training_flops(towers, variables["params"], variables["batch_stats"], rows)
+    return training_flops(towers, variables["params"], variables["batch_stats"], batch)
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -140,12 +151,12 @@ def utilisation(
     return flops_per_step / (seconds_per_step * len(devices) * peak)
 
 
-def _jaxpr_flops(jaxpr):
+def _jaxpr_flops(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
-def _equation_flops(equation):
-    params = equation.params
+def _equation_flops(equation: JaxprEqn) -> int:
+    params: Mapping[str, Any] = equation.params
     match equation.primitive.name:
         case "dot_general":
             return _dot_flops(equation)
@@ -159,8 +170,8 @@ def _equation_flops(equation):
             return params["length"] * inner
         case "shard_map":
             # Those of this shard_map, not of one around it; jax 0.10.0 still had the shorter name.
-            axes = params.get("newly_manual_axes", params.get("manual_axes"))
-            return math.prod(params["mesh"].shape[axis] for axis in axes) * inner
+            name = "newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"
+            return math.prod(params["mesh"].shape[axis] for axis in params[name]) * inner
         case "while" | "pallas_call" as name if inner:
             raise ValueError(
                 f"matrix products in a {name}, whose number of runs is not in the jaxpr, cannot be "
@@ -169,24 +180,29 @@ def _equation_flops(equation):
     return inner
 
 
-def _jaxprs(params):
+def _jaxprs(params: Mapping[str, Any]) -> Iterator[Jaxpr | ClosedJaxpr]:
     """The jaxprs, open or closed, among an equation's parameters, whatever their names."""
     for value in params.values():
         for item in value if isinstance(value, list | tuple) else (value,):
-            if hasattr(item, "eqns"):
+            if isinstance(item, Jaxpr | ClosedJaxpr):
                 yield item
 
 
-def _dot_flops(equation):
+def _aval(variable: Any) -> jax.ShapeDtypeStruct:
+    """Shape and type of an equation's variable."""
+    return variable.aval
+
+
+def _dot_flops(equation: JaxprEqn) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    return 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+    left = _aval(equation.invars[0]).shape
+    return 2 * _aval(equation.outvars[0]).size * math.prod(left[axis] for axis in contracted)
 
 
-def _convolution_flops(equation):
+def _convolution_flops(equation: JaxprEqn) -> int:
     # Groups of either kind need no care: the kernel's second dimension is what one output sees.
     _, inputs, *spatial = equation.params["dimension_numbers"].rhs_spec
-    kernel = equation.invars[1].aval.shape
+    kernel = _aval(equation.invars[1]).shape
     products_per_output = math.prod(kernel[axis] for axis in (inputs, *spatial))
     dilation = math.prod(equation.params["lhs_dilation"])
-    return 2 * equation.outvars[0].aval.size * products_per_output // dilation
+    return 2 * _aval(equation.outvars[0]).size * products_per_output // dilation

@@ -7,11 +7,22 @@ embed each micro-batch once more and pull its share back to the parameters (Gao 
 second forward pass; what stays in memory is one micro-batch's activations and [N, D] embeddings.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+Tree = Any  # of arrays
 
-def embed_with_pullback(embed, params, batch, *, micro_batches=1):
+
+def embed_with_pullback(
+    embed: Callable[[Tree, Tree], tuple[Tree, Tree]],
+    params: Tree,
+    batch: Tree,
+    *,
+    micro_batches: int = 1,
+) -> tuple[Tree, Tree, Callable[[Tree], Tree]]:
     """Embeds a batch, and returns what pulls a gradient back to the parameters.
 
     What is random must be in the batch, so that both passes over a micro-batch see the same.
@@ -49,13 +60,13 @@ def embed_with_pullback(embed, params, batch, *, micro_batches=1):
     return _merge(embeds), mean, pull
 
 
-def _split(tree, parts):
+def _split(tree: Tree, parts: int) -> Tree:
     """[N, ...] -> [parts, N / parts, ...]; rows that a device holds stay on it."""
     return jax.tree.map(
         lambda rows: jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0), tree
     )
 
 
-def _merge(tree):
+def _merge(tree: Tree) -> Tree:
     """The inverse of `_split`."""
     return jax.tree.map(lambda rows: jnp.moveaxis(rows, 0, 1).reshape(-1, *rows.shape[2:]), tree)

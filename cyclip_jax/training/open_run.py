@@ -20,7 +20,6 @@ from cyclip_jax.data.settings import (
 from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import remove_unfinished
-from cyclip_jax.losses.cyclip import check_loss
 from cyclip_jax.runtime import distributed
 from cyclip_jax.runtime.agreement import process_zero_first
 from cyclip_jax.runtime.clock import Clock
@@ -29,6 +28,7 @@ from cyclip_jax.runtime.profiling import Profiler, check_profile_steps
 from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror, check_wandb
 from cyclip_jax.training.configured_model import Model
+from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.optimizer import create_optimizer
 from cyclip_jax.training.starting_point import inherit_vocabulary, starting_point
 from cyclip_jax.training.step import configured_step
@@ -206,7 +206,7 @@ def open_run(config, workdir, *, began):
 
 def _check(config, workdir):
     """Raises UserError for what the config alone, and the workdir's, show to be wrong."""
-    check_loss(**config.loss)
+    configured_objective(config)
     check_profile_steps(config.profile_steps)
     check_wandb(**config.wandb)
     check_same_model(config, workdir)

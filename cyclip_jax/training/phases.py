@@ -1,11 +1,16 @@
 """Stretches of a run that have one compiled step each."""
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import jax
 
 from cyclip_jax.training.flops import model_flops, peak_flops
-from cyclip_jax.training.step import jit_step
+from cyclip_jax.training.objective import configured_objective
+from cyclip_jax.training.step import Batch, Step, TrainState, jit_step
+
+if TYPE_CHECKING:
+    from cyclip_jax.training.open_run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +24,16 @@ class Phase:
     """
 
     first_step: int
-    step_fn: object
+    step_fn: Step
     flops: float | None
 
 
-def compile_phases(run, state, batch):
+def compile_phases(run: "Run", state: TrainState, batch: Batch) -> list[Phase]:
     """Compiles ahead of the first step, so that its time is not mistaken for a step's.
 
     Args:
-      run: a Run; its `steps` are what is compiled.
+      run: a Run; its `steps` are what is compiled. Each may have a view and an objective of its
+        own.
       state: the TrainState that the first step takes.
       batch: the first one: what is wrong with the data shows before anything is compiled.
 
@@ -37,6 +43,8 @@ def compile_phases(run, state, batch):
     last = max(first_step for first_step, *_ in run.steps if first_step <= int(state.step))
     shardings = jax.tree.map(lambda array: array.sharding, state)
     has_peak = peak_flops(run.mesh.devices.flat[0].device_kind) is not None
+    config: Any = run.config
+    rows = configured_objective(config).rows
     compiled = []
     with run.clock.phase("compile"):
         for first_step, view, step_fn in run.steps:
@@ -45,7 +53,7 @@ def compile_phases(run, state, batch):
             step_fn = jit_step(step_fn, mesh=run.mesh, state_sharding=shardings)
             step_fn = step_fn.lower(state, batch).compile()
             seen = jax.eval_shape(view, state.rng, batch)
-            flops = model_flops(run.config.model, seen) if has_peak else None
+            flops = model_flops(config.model, seen, rows) if has_peak else None
             compiled.append(Phase(first_step, step_fn, flops))
     seconds = run.clock.seconds()["compile"]
     run.console.say(f"train step compiled in {seconds:.1f} s")

@@ -2,18 +2,33 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from cyclip_jax import parallel
-from cyclip_jax.losses import cyclip_loss
-from cyclip_jax.models.clip import MAX_LOGIT_SCALE, normalise_images, split_model
+from cyclip_jax.models.clip import (
+    CLIP,
+    MAX_LOGIT_SCALE,
+    normalise_images,
+    split_model,
+    unit_norm,
+)
 from cyclip_jax.models.presets import normaliser
 from cyclip_jax.training.gradient_cache import embed_with_pullback
+from cyclip_jax.training.objective import Objective, configured_objective
 from cyclip_jax.training.token_reduction import see_everything
+
+Params = dict[str, Any]  # nested, its leaves arrays, shapes or shardings
+Batch = Mapping[str, Shaped[Array, "n ..."]]
+View = Callable[[Array, Batch], Batch]
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 
 @jax.tree_util.register_dataclass
@@ -32,23 +47,31 @@ class TrainState:
       most_skipped_in_a_row: the largest that this ever was, int32.
     """
 
-    step: jax.Array
-    params: dict
-    batch_stats: dict
+    step: Int[Array, ""]
+    params: Params
+    batch_stats: Params
     opt_state: optax.OptState
-    rng: jax.Array
-    skipped_steps: jax.Array
-    skipped_in_a_row: jax.Array
-    most_skipped_in_a_row: jax.Array
+    rng: Array
+    skipped_steps: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
+    most_skipped_in_a_row: Int[Array, ""]
 
 
-def initial_state(create, optimizer, *, seed):
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def initial_state(
+    create: Callable[[], CLIP], optimizer: optax.GradientTransformation, *, seed: int
+) -> TrainState:
     """The state before the first step.
 
     Args:
       create: function without arguments that returns the model.
-      optimizer: an optax.GradientTransformation.
+      optimizer: gives the state that belongs to the parameters.
       seed: of the state's random key.
+
+    Returns:
+      A TrainState of arrays.
     """
     _, params, batch_stats = split_model(create())
     zero = jnp.zeros((), jnp.int32)
@@ -64,21 +87,40 @@ def initial_state(create, optimizer, *, seed):
     )
 
 
-def create_state(create, optimizer, *, seed, sharding=None):
-    """`initial_state`, computed; `sharding` as `state_sharding`'s, None leaves that to JAX."""
+def create_state(
+    create: Callable[[], CLIP],
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    sharding: TrainState | None = None,
+) -> TrainState:
+    """Computes `initial_state` under jit.
+
+    Args:
+      create: as `initial_state`.
+      optimizer: as `initial_state`.
+      seed: as `initial_state`.
+      sharding: of the state, as `state_sharding` gives it; None leaves that to JAX.
+
+    Returns:
+      A TrainState of arrays.
+    """
     # It runs once: optimising its hundreds of small loops costs a CPU more than it saves.
     unoptimised = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     state = functools.partial(initial_state, create, optimizer, seed=seed)
     return jax.jit(state, out_shardings=sharding, compiler_options=unoptimised)()
 
 
-def state_sharding(state, optimizer, mesh, *, min_size):
+def state_sharding(
+    state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh, *, min_size: int
+) -> TrainState:
     """The shardings of a state: what belongs to a parameter is split as the parameter is.
 
     Args:
       state: a TrainState of arrays or shapes.
       optimizer: the one that its opt_state is of.
-      mesh, min_size: as `parallel.parameter_sharding`.
+      mesh: as `parallel.create_mesh` makes it.
+      min_size: parameters of fewer numbers stay whole (see `parallel.parameter_sharding`).
 
     Returns:
       A TrainState of NamedSharding.
@@ -96,10 +138,22 @@ def state_sharding(state, optimizer, mesh, *, min_size):
     return dataclasses.replace(everything, params=params, opt_state=opt_state)
 
 
-def abstract_state(create, optimizer, mesh, *, seed, min_size):
+def abstract_state(
+    create: Callable[[], CLIP],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    min_size: int,
+) -> TrainState:
     """The shapes of `initial_state`, with the shardings of `state_sharding`; nothing is computed.
 
-    Args: as theirs.
+    Args:
+      create: as `initial_state`.
+      optimizer: as `initial_state`.
+      mesh: as `state_sharding`.
+      seed: as `initial_state`.
+      min_size: as `state_sharding`.
 
     Returns:
       A TrainState of jax.ShapeDtypeStruct.
@@ -113,97 +167,189 @@ def abstract_state(create, optimizer, mesh, *, seed, min_size):
 
 
 def make_train_step(
-    graphdef,
-    optimizer,
-    schedule,
+    graphdef: nnx.GraphDef[Any],
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
     *,
-    normalise=normalise_images,
-    view=see_everything,
-    micro_batches=1,
-    mesh=None,
-    param_sharding=None,
-    **loss,
-):
-    """The train step, a pure function (state, batch) -> (state, metrics).
+    objective: Objective,
+    normalise: Callable[[UInt8[Array, "n h w 3"]], Float[Array, "n h w 3"]] = normalise_images,
+    view: View = see_everything,
+    micro_batches: int = 1,
+    mesh: Mesh | None = None,
+    param_sharding: Params | None = None,
+    trainable: Callable[[tuple[str, ...]], bool] | None = None,
+) -> Step:
+    """Makes the train step, a pure function (state, batch) -> (state, metrics).
 
-    The batch is global: {"images": uint8 [N, H, W, 3], "tokens": int32 [N, L]}. Under jit with rows
-    sharded over a mesh, losses, gradients and BatchNorm's statistics are those of the whole batch.
-    So they are with micro-batches, but for BatchNorm: it normalises each micro-batch by itself, and
-    its running statistics follow their average, once a step. A step in which the loss, a gradient
-    or a new statistic is not finite changes nothing but `step` and the two counters.
+    The batch is global: {"images": uint8 [N, H, W, 3], "tokens": int32 [N, L]}, and what else the
+    objective asks for. Under jit with rows sharded over a mesh, losses, gradients and BatchNorm's
+    statistics are those of the whole batch. So they are with micro-batches, but for BatchNorm: it
+    normalises each micro-batch by itself, and its running statistics follow their average, once a
+    step. A step in which the loss, a gradient or a new statistic is not finite changes nothing but
+    `step` and the two counters.
 
     Args:
       graphdef: of the model in training mode.
       optimizer: gives updates to be multiplied by −learning rate.
       schedule: function from step to learning rate.
+      objective: what is minimised, and which rows of the batch are embedded for it.
       normalise: function from uint8 images to what the image tower takes.
-      view: function (key, batch) -> what the towers see of the batch (see views.py).
+      view: function (key, batch) -> what the towers see of the batch (see token_reduction.py).
       micro_batches: parts in which the towers take the batch (see gradient_cache.py).
       mesh: the mesh that rows are sharded over, or None for one device.
       param_sharding: of the parameters, a tree like theirs; None leaves that to JAX.
-      **loss: keyword arguments of `cyclip_loss`.
+      trainable: function from a parameter's path, e.g. ("visual", "conv1", "kernel"), to whether it
+        trains. The others get no gradient, no update and no decay, and what is at their paths among
+        BatchNorm's statistics stays too. None trains all.
     """
 
+    def embed(params, batch_stats, rows):
+        if trainable is not None:
+            params = where_trainable(trainable, params, jax.lax.stop_gradient(params))
+        if param_sharding is not None:
+            params = parallel.gathered(params, param_sharding)
+        model = nnx.merge(graphdef, params, batch_stats, copy=True)
+        embeds = embed_rows(model, rows, objective.rows, normalise=normalise)
+        return embeds, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    def loss_fn(embeds, log_scales, rows):
+        return objective(embeds, rows, jax.tree.map(jnp.exp, log_scales), mesh=mesh)
+
     def train_step(state, batch):
-        def embed(params, rows):
-            if param_sharding is not None:
-                params = parallel.gathered(params, param_sharding)
-            model = nnx.merge(graphdef, params, state.batch_stats, copy=True)
-            images = normalise(rows["images"])
-            image_embeds, text_embeds, _ = model(images, rows["tokens"], rows.get("kept_patches"))
-            statistics = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-            return (image_embeds, text_embeds), statistics
-
-        def loss_fn(embeds, log_scale):
-            return cyclip_loss(*embeds, jnp.exp(log_scale), mesh=mesh, **loss)
-
         rows = view(jax.random.fold_in(state.rng, state.step), batch)
         embeds, batch_stats, pull = embed_with_pullback(
-            embed, state.params, rows, micro_batches=micro_batches
+            lambda params, rows: embed(params, state.batch_stats, rows),
+            state.params,
+            rows,
+            micro_batches=micro_batches,
         )
-        (loss_value, metrics), (cotangents, scale_grad) = jax.value_and_grad(
+        log_scales = {name: state.params[name] for name in objective.scales}
+        (loss, metrics), (cotangents, scale_grads) = jax.value_and_grad(
             loss_fn, argnums=(0, 1), has_aux=True
-        )(embeds, state.params["logit_scale"])
-        grads = pull(cotangents) | {"logit_scale": scale_grad}
+        )(embeds, log_scales, rows)
+        grads = pull(cotangents) | scale_grads
+        if trainable is not None:
+            grads = where_trainable(trainable, grads, jax.tree.map(jnp.zeros_like, grads))
         learning_rate = schedule(state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(
-            lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates
-        )
-        params["logit_scale"] = jnp.clip(params["logit_scale"], 0, MAX_LOGIT_SCALE)
-
-        finite = all_finite((loss_value, grads, batch_stats))
-        kept = jax.tree.map(
+        params, opt_state = descended(optimizer, learning_rate, grads, state)
+        for name in objective.scales:
+            params[name] = jnp.clip(params[name], 0, MAX_LOGIT_SCALE)
+        if trainable is not None:
+            params = where_trainable(trainable, params, state.params)
+            batch_stats = where_trainable(trainable, batch_stats, state.batch_stats)
+        finite = all_finite((loss, grads, batch_stats))
+        params, batch_stats, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, batch_stats, opt_state),
             (state.params, state.batch_stats, state.opt_state),
         )
-        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
-        counters = {
-            "skipped_steps": state.skipped_steps + jnp.where(finite, 0, 1),
-            "skipped_in_a_row": in_a_row,
-            "most_skipped_in_a_row": jnp.maximum(in_a_row, state.most_skipped_in_a_row),
-        }
+        counters = skipped(finite, state)
         metrics |= {
             "learning_rate": learning_rate,
             "grad_norm": optax.global_norm(grads),
             **counters,
         }
-        new_state = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=kept[0],
-            batch_stats=kept[1],
-            opt_state=kept[2],
-            **counters,
-        )
-        return new_state, metrics
+        changed = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
+        return dataclasses.replace(state, step=state.step + 1, **changed, **counters), metrics
 
     return train_step
 
 
-def all_finite(tree):
-    """Whether every number of a tree is finite, a boolean scalar."""
+def embed_rows(
+    model: CLIP,
+    batch: Batch,
+    rows: Mapping[str, tuple[str, str]],
+    *,
+    normalise: Callable[[UInt8[Array, "n h w 3"]], Float[Array, "n h w 3"]] = normalise_images,
+) -> dict[str, Float[Array, "n d"]]:
+    """Embeds rows of a batch, those of one tower and one shape in one pass.
+
+    In that pass the rows of an example stand side by side: they stay on its device and in its
+    micro-batch, and BatchNorm's statistics are over all of them.
+
+    Args:
+      model: with its parameters.
+      batch: holds what `rows` names, [N, ...]; and perhaps "kept_patches", int32 [N, K], which all
+        pictures of an example keep.
+      rows: {name: (tower, key of the batch)}; the tower is "visual" or "text".
+      normalise: function from uint8 images to what the image tower takes.
+
+    Returns:
+      {name: unit-norm embeddings, float [N, D]}.
+    """
+    passes = {}  # {(tower, shape): names}, in their order
+    for name, (tower, key) in rows.items():
+        passes.setdefault((tower, batch[key].shape), []).append(name)
+    embeds = {}
+    for (tower, (n, *shape)), names in passes.items():
+        parts, count = [batch[rows[name][1]] for name in names], len(names)
+        inputs = parts[0] if count == 1 else jnp.stack(parts, axis=1).reshape(-1, *shape)
+        if tower == "visual":
+            kept_patches = batch.get("kept_patches")
+            if kept_patches is not None and count > 1:
+                kept_patches = jnp.repeat(kept_patches, count, axis=0)  # [N·count, K]
+            embedded = unit_norm(model.encode_image(normalise(inputs), kept_patches))
+        else:
+            embedded = unit_norm(model.encode_text(inputs))
+        by_name = [embedded]
+        if count > 1:
+            by_name = jnp.moveaxis(embedded.reshape(n, count, -1), 1, 0)  # [count, N, D]
+        embeds |= dict(zip(names, by_name, strict=True))
+    return embeds
+
+
+def where_trainable(
+    trainable: Callable[[tuple[str, ...]], bool], trained: Params, others: Params
+) -> Params:
+    """Of two trees, the leaves of the first whose paths train, and of the second the others."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, new, old: new if trainable(tuple(key.key for key in path)) else old,
+        trained,
+        others,
+    )
+
+
+def descended(
+    optimizer: optax.GradientTransformation,
+    learning_rate: Float[Array, ""],
+    grads: Params,
+    state: TrainState,
+) -> tuple[Params, optax.OptState]:
+    """Parameters and optimiser state after a step down the gradient.
+
+    Args:
+      optimizer: gives updates to be multiplied by −learning rate.
+      learning_rate: of the step, a scalar.
+      grads: by the parameters, a tree like theirs.
+      state: before the step.
+
+    Returns:
+      (params, opt_state).
+    """
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = jax.tree.map(
+        lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates
+    )
+    return params, opt_state
+
+
+def skipped(finite: Bool[Array, ""], state: TrainState) -> dict[str, Int[Array, ""]]:
+    """The counters of skipped steps after a step, by the names that they have in the state.
+
+    Args:
+      finite: whether the step counts.
+      state: before the step.
+    """
+    in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+    return {
+        "skipped_steps": state.skipped_steps + jnp.where(finite, 0, 1),
+        "skipped_in_a_row": in_a_row,
+        "most_skipped_in_a_row": jnp.maximum(in_a_row, state.most_skipped_in_a_row),
+    }
+
+
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether every number of a tree of arrays is finite, a scalar."""
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
     bad = 1 - finite.astype(jnp.float32)
     # A product, because XLA repeats a cheaper reduction of these hundreds of scalars in each of the
@@ -212,32 +358,60 @@ def all_finite(tree):
 
 
 def configured_step(
-    config, graphdef, optimizer, schedule, *, mesh, state_sharding, view=see_everything
-):
-    """The train step, a pure function (state, batch) -> (state, metrics).
+    config: Any,
+    graphdef: nnx.GraphDef[Any],
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    *,
+    mesh: Mesh,
+    state_sharding: TrainState,
+    view: View = see_everything,
+    objective: Objective | None = None,
+) -> Step:
+    """Makes the train step of a config.
 
     Args:
       config: as defaults.py makes it.
       graphdef: of its model in training mode.
-      optimizer, schedule: of `create_optimizer`.
+      optimizer: of `create_optimizer`.
+      schedule: of `create_optimizer`.
       mesh: the mesh that rows are sharded over.
       state_sharding: a TrainState of shardings.
-      view: what the towers see of a batch (see views.py).
+      view: what the towers see of a batch (see token_reduction.py).
+      objective: what is minimised; None is the config's objective. In a phase in which some of its
+        terms do not run it is `configured_objective(config).only(…)`.
+
+    Returns:
+      As `make_train_step`.
     """
     return make_train_step(
         graphdef,
         optimizer,
         schedule,
+        objective=objective or configured_objective(config),
         normalise=normaliser(config),
         view=view,
         micro_batches=config.micro_batches,
         mesh=mesh,
         param_sharding=state_sharding.params,
-        **config.loss,
     )
 
 
-def jit_step(step, *, mesh, state_sharding):
-    """A train step under jit: it takes the state's memory for the new state's."""
+def jit_step(
+    step: Callable[[TrainState, Batch], tuple[TrainState, Any]],
+    *,
+    mesh: Mesh,
+    state_sharding: TrainState,
+) -> Any:
+    """Puts a train step under jit.
+
+    Args:
+      step: of `make_train_step`.
+      mesh: the mesh that rows are sharded over.
+      state_sharding: a TrainState of shardings.
+
+    Returns:
+      The jitted function, which takes the memory of the state that it is given for the new one.
+    """
     out_shardings = (state_sharding, parallel.replicated(mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)

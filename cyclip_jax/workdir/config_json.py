@@ -12,7 +12,7 @@ from cyclip_jax import defaults
 from cyclip_jax.defaults import _completed
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
-from cyclip_jax.models.presets import portable
+from cyclip_jax.models.presets import portable, tower_in
 from cyclip_jax.workdir.layout import CONFIG
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu")
@@ -27,7 +27,7 @@ def check_same_model(config, workdir):
         return
     old = json.loads(json.dumps(read_config(workdir).to_dict()))
     new = json.loads(json.dumps(config.to_dict()))
-    old_model, new_model = portable(old["model"]), portable(new["model"])
+    old_model, new_model = _same_anywhere(old["model"]), _same_anywhere(new["model"])
     differing = [
         f"model.{key} ({old_model.get(key)!r} there, {new_model.get(key)!r} here)"
         for key in sorted(old_model.keys() | new_model.keys())
@@ -41,6 +41,11 @@ def check_same_model(config, workdir):
             f"{workdir} holds a run with another model: {', '.join(differing)}; "
             "choose another directory or the same model"
         )
+
+
+def _same_anywhere(model):
+    """Settings of a model without how it is computed; its tower and pool by the names they have."""
+    return portable(model) | tower_in(model)
 
 
 def describe_run(config):

@@ -22,6 +22,7 @@ from cyclip_jax.models.clip import normalise_images, split_model
 from cyclip_jax.runtime import distributed
 from cyclip_jax.runtime.agreement import wait_for_all_processes
 from cyclip_jax.training.configured_model import Model
+from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.step import make_train_step, state_sharding
 from tests import tiny
 from tests.pictures import COLOURS, SHAPES
@@ -92,7 +93,7 @@ def step(devices, tower):
         normalise=functools.partial(normalise_images, dtype=jnp.float64),
         mesh=mesh,
         param_sharding=sharding.params,
-        **of_step.LOSS,
+        objective=Objective(**of_step.LOSS),
     )
     state = parallel.place(
         jax.tree.map(lambda leaf: leaf if is_key(leaf) else np.asarray(leaf), state),

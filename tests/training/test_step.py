@@ -12,6 +12,7 @@ from flax import nnx
 from cyclip_jax import parallel
 from cyclip_jax.models import create_model
 from cyclip_jax.models.clip import MAX_LOGIT_SCALE, normalise_images, split_model
+from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import adamw
 from cyclip_jax.training.step import all_finite, create_state, make_train_step, state_sharding
 
@@ -66,7 +67,7 @@ def make_state(optimizer, dtype, *, perturb=0.0, name="RN-tiny", **overrides):
     return state, split_model(model)[0]
 
 
-def run_on(devices, state, graphdef, batch, dtype, *, fsdp=1, **options):
+def run_on(devices, state, graphdef, batch, dtype, *, fsdp=1, objective=None, **options):
     """One step of plain gradient descent, so that old − new parameters are the gradient."""
     mesh = parallel.create_mesh(jax.devices()[:devices], fsdp=fsdp)
     sharding = state_sharding(state, optax.identity(), mesh, min_size=100)
@@ -78,9 +79,8 @@ def run_on(devices, state, graphdef, batch, dtype, *, fsdp=1, **options):
         normalise=normalise,
         mesh=mesh,
         param_sharding=sharding.params,
-        chunk_size=3,
+        objective=objective or Objective(**LOSS, chunk_size=3),
         **options,
-        **LOSS,
     )
     new_state, metrics = jax.jit(step, out_shardings=(sharding, parallel.replicated(mesh)))(
         jax.device_put(state, sharding), parallel.to_global(batch, mesh)
@@ -202,7 +202,7 @@ def adamw_step():
     """A state, and a compiled step by AdamW."""
     optimizer = adamw(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, gradient_clip_norm=None)
     state, graphdef = make_state(optimizer, "float32", perturb=0.01)
-    step = make_train_step(graphdef, optimizer, lambda step: 1e-2, **LOSS)
+    step = make_train_step(graphdef, optimizer, lambda step: 1e-2, objective=Objective(**LOSS))
     return state, jax.jit(step)
 
 

@@ -8,7 +8,7 @@ from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.presets import EXECUTION
 from cyclip_jax.workdir import console as console_module
-from cyclip_jax.workdir.config_json import check_same_model, write_config
+from cyclip_jax.workdir.config_json import check_same_model, read_config, write_config
 from cyclip_jax.workdir.console import Console
 from cyclip_jax.workdir.metrics import MetricWriter, metrics_at, read_metrics
 from cyclip_jax.workdir.table import final_table, headline_lines
@@ -41,6 +41,30 @@ def test_a_run_may_go_on_with_its_model_computed_in_another_way(tmp_path):
         UserError, match=r"another model: model.quick_gelu \(True there, False here"
     ):
         check_same_model(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model", [{"name": "RN-tiny"}, {"name": "RN-tiny", "vision_layers": 2, "patch_size": 16}]
+)
+def test_a_run_from_before_towers_had_names_goes_on(tmp_path, model):
+    config = defaults.get_config()
+    config.model.update(model)
+    write_config(config, tmp_path)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    for name in ("vision_tower", "pool"):
+        del written["config"]["model"][name]
+    path.write_text(json.dumps(written))
+    assert read_config(tmp_path).model.vision_tower is None
+    check_same_model(config, tmp_path)
+    own = ("vit", "class_token") if "patch_size" in model else ("resnet", "attention")
+    config.model.vision_tower, config.model.pool = own  # the same, by their names
+    check_same_model(config, tmp_path)
+    if own[0] == "resnet":
+        config.model.update({"vision_tower": "vit", "vision_layers": 2, "patch_size": 16})
+        config.model.pool = None
+        with pytest.raises(UserError, match=r"model.vision_tower \('resnet' there, 'vit' here\)"):
+            check_same_model(config, tmp_path)
 
 
 def test_metrics_are_cut_back_to_the_restored_step(tmp_path):

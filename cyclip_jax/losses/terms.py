@@ -1,0 +1,167 @@
+"""A term of an objective, and the weighted sum of several."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Shaped
+
+from cyclip_jax.errors import UserError
+
+Weight = Float[Array, ""] | float
+Scalars = dict[str, Float[Array, ""]]
+Scales = Mapping[str, Float[Array, ""] | float]
+Embeds = Mapping[str, Float[Array, "n d"]]
+Rows = Mapping[str, Shaped[Array, "n ..."]]
+# What a term measures: its values in the order of their weights, and other metrics.
+Measured = tuple[Sequence[Float[Array, ""]], Scalars]
+
+# The embeddings of pairs: {name: (tower, key of the batch)}.
+PAIRS: Mapping[str, tuple[str, str]] = {"images": ("visual", "images"), "texts": ("text", "tokens")}
+
+
+def one(rows: int) -> float:
+    """The normaliser of weights that mean the same for any number of rows."""
+    del rows
+    return 1.0
+
+
+def as_losses(values: Mapping[str, Float[Array, ""]], rows: int) -> Scalars:
+    """The report of each value as it is, named `<value>_loss`."""
+    del rows
+    return {f"{name}_loss": value for name, value in values.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Term:
+    """A part of an objective: one function of embeddings, which gives one or several values.
+
+    Attributes:
+      measure: function (embeds, batch, scales, axis_names) -> (values, metrics). It sees the rows
+        that one device holds: `embeds` by the names of `rows`, unit norm, float [n, D], and `batch`
+        by `batch_keys`, [n, ...]. `scales` are scalars by the names of the attribute, already
+        exponentiated. `axis_names` are the mesh axes that the rows are split over, for its
+        collectives; () is one device. Values and metrics are scalars of the global batch, the
+        same on every device: the values in the order of `weights`, the metrics by name.
+      weights: {name of a value: its weight}. None stands for a value that is added as it is.
+      normalizer: function N -> factor of the weights, for a global batch of N rows.
+      report: function ({name: value}, N) -> {metric: scalar}: the values as metrics.
+      reports: names of all metrics that the term adds to those of a step.
+      rows: the embeddings that it takes, {name: (tower, key of the batch)}; the tower is "visual"
+        or "text". A name means the same in every term.
+      batch_keys: keys of the batch that `measure` reads itself.
+      scales: names of the model's scalar parameters whose exponentials it takes.
+      is_always_measured: whether it is measured, without a gradient, where its weights are 0.
+    """
+
+    measure: Callable[[Embeds, Rows, Scales, tuple[str, ...]], Measured]
+    weights: Mapping[str, Weight | None]
+    normalizer: Callable[[int], float] = one
+    report: Callable[[Mapping[str, Float[Array, ""]], int], Scalars] = as_losses
+    reports: tuple[str, ...]
+    rows: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=lambda: PAIRS)
+    batch_keys: tuple[str, ...] = ()
+    scales: tuple[str, ...] = ("logit_scale",)
+    is_always_measured: bool = False
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether anything of it is computed: nothing is where each weight is the number 0."""
+        return self.is_always_measured or not all(map(is_zero, self.weights.values()))
+
+
+def is_zero(weight: Weight | None) -> bool:
+    """Whether a weight is the number 0; one that is traced is a number like any other."""
+    return isinstance(weight, int | float) and weight == 0
+
+
+def weighted_sum(
+    terms: Sequence[Term],
+    embeds: Embeds,
+    batch: Rows,
+    scales: Scales,
+    *,
+    detached_gather_devices: int = 1,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, ""], Scalars]:
+    """Adds up terms with their weights; each device measures its own rows, in one `shard_map`.
+
+    Args:
+      terms: what is added up, in this order.
+      embeds: unit-norm embeddings of the global batch by the names of the terms' `rows`, float
+        [N, D].
+      batch: what the terms' `batch_keys` name, [N, ...].
+      scales: {name: scalar}, already exponentiated.
+      detached_gather_devices: W, by which the gradient of the embeddings is divided (see
+        `cyclip_loss`).
+      mesh: a jax.sharding.Mesh, all of whose axes the rows are split over; None is one device.
+
+    Returns:
+      (loss, metrics): a scalar of at least float32, and a dict of scalars: `loss`, what the terms
+      report of their values, `temperature` where there is a "logit_scale", the terms' other
+      metrics.
+
+    Raises:
+      ValueError: no term has a weight other than 0.
+      UserError: there is no device to gather over.
+    """
+    check_detached_gather(detached_gather_devices)
+    embeds = {
+        name: scale_gradient(rows, 1 / detached_gather_devices) for name, rows in embeds.items()
+    }
+    measured = _measured(terms, embeds, batch, scales, mesh)
+    counts = [embeds[next(iter(term.rows))].shape[0] for term in terms]
+    loss = None
+    for term, n, (values, _) in zip(terms, counts, measured, strict=True):
+        for weight, value in zip(term.weights.values(), values, strict=True):
+            # Left out, a value costs no gradient.
+            if not is_zero(weight):
+                part = value if weight is None else term.normalizer(n) * weight * value
+                loss = part if loss is None else loss + part
+    if loss is None:
+        raise ValueError("no term of the objective has a weight other than 0")
+    metrics = {"loss": loss}
+    for term, n, (values, _) in zip(terms, counts, measured, strict=True):
+        metrics |= term.report(dict(zip(term.weights, values, strict=True)), n)
+    if "logit_scale" in scales:
+        metrics["temperature"] = 1 / jnp.asarray(scales["logit_scale"], loss.dtype)
+    for _, others in measured:
+        metrics |= others
+    return loss, metrics
+
+
+def _measured(
+    terms: Sequence[Term], embeds: Embeds, batch: Rows, scales: Scales, mesh: Mesh | None
+) -> list[Measured]:
+    """What every term measures, in their order."""
+
+    def measure(embeds, batch, scales, *, axis_names=()):
+        return [term.measure(embeds, batch, scales, axis_names) for term in terms]
+
+    if mesh is None or mesh.size == 1:
+        return measure(embeds, batch, scales)
+    rows = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(
+        functools.partial(measure, axis_names=mesh.axis_names),
+        mesh=mesh,
+        in_specs=(rows, rows, PartitionSpec()),
+        out_specs=PartitionSpec(),
+    )(embeds, batch, scales)
+
+
+def check_detached_gather(devices: int) -> None:
+    """Raises UserError where there is no device to gather over."""
+    if devices < 1:
+        raise UserError(
+            f"config.loss.detached_gather_devices {devices} must be at least 1, which is the true "
+            "gradient"
+        )
+
+
+def scale_gradient(x: Float[Array, "..."], factor: float) -> Float[Array, "..."]:
+    """Returns x itself, with `factor` times its gradient."""
+    constant = jax.lax.stop_gradient(x)
+    return constant + factor * (x - constant)

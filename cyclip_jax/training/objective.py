@@ -1,0 +1,148 @@
+"""What a step minimises: a table of terms, each a function of embeddings and of the batch."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.losses.contrastive import CHUNK_SIZE
+from cyclip_jax.losses.cyclip import contrastive_term, cyclic_term
+from cyclip_jax.losses.terms import (
+    Embeds,
+    Rows,
+    Scalars,
+    Scales,
+    Term,
+    Weight,
+    check_detached_gather,
+    weighted_sum,
+)
+
+# {name: the function of settings that makes the term}, in the order in which terms are added up.
+# The settings are keys of config.loss, or the keys of a section of the config that has the term's
+# name: without the section such a term has its function's defaults, which leave it out.
+TERMS: Mapping[str, Callable[..., Term]] = {
+    "contrastive": contrastive_term,
+    "cyclic": cyclic_term,
+}
+
+
+class Objective:
+    """The sum of the table's terms, as the section `config.loss` and the terms' own sections say.
+
+    A term whose weights are all the number 0 is left out before anything is traced: it costs no
+    pass through a tower, no collective and no operation. The two cyclic consistencies alone are
+    measured at any weight.
+
+    Args:
+      inmodal_weight: λ1 of the paper, a factor of the in-modal consistency.
+      crossmodal_weight: λ2 of the paper, a factor of the cross-modal consistency.
+      cyclic_normalization: "reference" divides the cyclic double sums by N, as published, or
+        "batch_size_free" by N²/128 (see `cyclip_loss`).
+      chunk_size: rows of each device in a tile of the similarities; only memory and speed.
+      detached_gather_devices: W, by which the gradients of the towers are divided, as published;
+        1 is the true gradient (see `cyclip_loss`).
+      **sections: settings of the terms that have a section of their own, by the terms' names.
+
+    Attributes:
+      detached_gather_devices: as given.
+      terms: {name: Term}, those that are computed.
+
+    Raises:
+      UserError: an unknown setting, or a value that a setting cannot have.
+    """
+
+    def __init__(
+        self,
+        *,
+        inmodal_weight: Weight = 0.25,
+        crossmodal_weight: Weight = 0.25,
+        cyclic_normalization: str = "reference",
+        chunk_size: int = CHUNK_SIZE,
+        detached_gather_devices: int = 1,
+        **sections: Mapping[str, Any],
+    ) -> None:
+        check_detached_gather(detached_gather_devices)
+        loss = {
+            "inmodal_weight": inmodal_weight,
+            "crossmodal_weight": crossmodal_weight,
+            "cyclic_normalization": cyclic_normalization,
+            "chunk_size": chunk_size,
+        }
+        unknown = sorted(sections.keys() - TERMS.keys())
+        if unknown:
+            raise UserError(
+                f"config.loss.{unknown[0]} is no setting of the loss; the settings are "
+                f"{', '.join((*loss, 'detached_gather_devices'))}"
+            )
+        self.detached_gather_devices = detached_gather_devices
+        self.terms: dict[str, Term] = {}
+        for name, make in TERMS.items():
+            of_loss = {key: loss[key] for key in inspect.signature(make).parameters if key in loss}
+            term = make(**sections.get(name, of_loss))
+            if term.is_computed:
+                self.terms[name] = term
+
+    def only(self, *names: str) -> Self:
+        """The same objective with the named terms alone, for a phase in which no other runs.
+
+        Raises:
+          KeyError: a term that this objective has not.
+        """
+        part = copy.copy(self)
+        part.terms = {name: self.terms[name] for name in names}
+        return part
+
+    @property
+    def rows(self) -> dict[str, tuple[str, str]]:
+        """The embeddings that the terms take, {name: (tower, key of the batch)}."""
+        return {name: row for term in self.terms.values() for name, row in term.rows.items()}
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """Keys of the batch that the terms read themselves."""
+        return tuple(dict.fromkeys(key for term in self.terms.values() for key in term.batch_keys))
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Names of the model's scalar parameters whose exponentials the terms take."""
+        return tuple(dict.fromkeys(name for term in self.terms.values() for name in term.scales))
+
+    def __call__(
+        self, embeds: Embeds, batch: Rows, scales: Scales, *, mesh: Mesh | None = None
+    ) -> tuple[Float[Array, ""], Scalars]:
+        """Adds up the terms with their weights.
+
+        Args:
+          embeds: unit-norm embeddings of the global batch by the names of `rows`, float [N, D].
+          batch: holds `batch_keys`, [N, ...].
+          scales: scalars by the names of `scales`, already exponentiated.
+          mesh: a jax.sharding.Mesh, all of whose axes the rows are split over; None is one device.
+
+        Returns:
+          (loss, metrics): a scalar of at least float32, and a dict of scalars.
+        """
+        return weighted_sum(
+            tuple(self.terms.values()),
+            {name: embeds[name] for name in self.rows},
+            {key: batch[key] for key in self.batch_keys},
+            {name: scales[name] for name in self.scales},
+            detached_gather_devices=self.detached_gather_devices,
+            mesh=mesh,
+        )
+
+
+def configured_objective(config: Any) -> Objective:
+    """The objective of a config: of `config.loss`, and of the sections that terms have.
+
+    Args:
+      config: as defaults.py makes it.
+
+    Raises:
+      UserError: as `Objective`.
+    """
+    return Objective(**config.loss, **{name: config[name] for name in TERMS if name in config})
