@@ -2,11 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from cyclip_jax.errors import UserError
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the report and prints where it is."""
     from cyclip_jax.report.write import write_report
 

@@ -1,10 +1,16 @@
 """Every figure of the report: a function from numbers to a matplotlib Figure, see style.py."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
+from jaxtyping import Float, Int, Shaped
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from cyclip_jax.evals.metric import Metric
 from cyclip_jax.report.style import (
     DIVERGING,
     FAINT,
@@ -25,7 +31,9 @@ _NO_GROUP = ("", "other")  # how evaluators call what is in no group
 _VECTORS = 600  # more points than this are a picture within the SVG
 
 
-def curves(series, label):
+def curves(
+    series: Mapping[str, Sequence[tuple[Sequence[Any], Sequence[Any]]]], label: str
+) -> Figure:
     """Lines over training steps, one look for each group of runs.
 
     Args:
@@ -55,7 +63,7 @@ def curves(series, label):
     return figure
 
 
-def bars(rows, names):
+def bars(rows: Sequence[tuple[str, Sequence[Metric | None]]], names: Sequence[str]) -> Figure:
     """Horizontal bars with 95 % intervals, a block for each metric; shares have one scale.
 
     Args:
@@ -81,7 +89,7 @@ def _bar_block(axes, metrics):
     for number, metric in enumerate(metrics):
         if metric is None:
             continue
-        value = 0.0 if metric.value is None else metric.value
+        value = metric.value if metric.is_finite else 0.0
         axes.barh(
             number,
             value,
@@ -92,14 +100,15 @@ def _bar_block(axes, metrics):
             linewidth=0,
         )
         ends = [value, 0.0]
-        if metric.has_interval:
+        if metric.bounds is not None:
+            low, high = metric.bounds
             # Student's interval of two seeds may reach beyond what a share can be.
-            bounds = [metric.low, min(metric.high, 1.0) if metric.is_share else metric.high]
+            bounds = [low, min(high, 1.0) if metric.is_share else high]
             ends += bounds
             axes.plot(bounds, [number] * 2, color=PAPER, linewidth=3.4)
             axes.plot(bounds, [number] * 2, "|-", color=INK, linewidth=1.4, markersize=6)
         axes.annotate(
-            metric.number(metric.value),
+            metric.number(),
             (max(ends), number),
             xytext=(4, 0),
             textcoords="offset points",
@@ -121,7 +130,7 @@ def _room_for_labels(axes):
     axes.set_xlim(low, high + 0.17 * (high - low))
 
 
-def at_k(series, label):
+def at_k(series: Mapping[str, Mapping[int, Metric]], label: str) -> Figure:
     """A share over k, the number of answers or neighbours or examples that count.
 
     Args:
@@ -132,7 +141,7 @@ def at_k(series, label):
     axes = figure.subplots()
     every_k = sorted({k for metrics in series.values() for k in metrics})
     for number, metrics in enumerate(series.values()):
-        ks = [k for k in sorted(metrics) if metrics[k].value is not None]
+        ks = [k for k in sorted(metrics) if metrics[k].is_finite]
         # Beside one another, so that their intervals can be told apart.
         places = [every_k.index(k) + 0.06 * (number - (len(series) - 1) / 2) for k in ks]
         colour = _nth(SERIES, number)
@@ -146,8 +155,9 @@ def at_k(series, label):
             linewidth=1.6,
         )
         for place, k in zip(places, ks, strict=True):
-            if metrics[k].has_interval:
-                axes.plot([place] * 2, [metrics[k].low, metrics[k].high], color=colour, lw=1)
+            bounds = metrics[k].bounds
+            if bounds is not None:
+                axes.plot([place] * 2, bounds, color=colour, lw=1)
     axes.set(xlabel="k", ylabel=label, xticks=range(len(every_k)), xticklabels=every_k)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
@@ -157,13 +167,20 @@ def at_k(series, label):
     return figure
 
 
-def largest_difference(image_image, text_text):
+def largest_difference(
+    image_image: Float[np.ndarray, "n n"], text_text: Float[np.ndarray, "n n"]
+) -> float:
     """The 98th percentile of |image-image − text-text| cosines of different pairs."""
     apart = ~np.eye(len(image_image), dtype=bool)  # the diagonals are 1
     return max(float(np.nanpercentile(np.abs(image_image - text_text)[apart], 98)), 1e-6)
 
 
-def similarities(image_image, text_text, groups, largest):
+def similarities(
+    image_image: Float[np.ndarray, "n n"],
+    text_text: Float[np.ndarray, "n n"],
+    groups: Shaped[np.ndarray, "n"],
+    largest: float,
+) -> Figure:
     """Image-image beside text-text cosines and their difference, which cyclic consistency shrinks.
 
     Args:
@@ -217,7 +234,11 @@ def _mark_groups(axes, groups, *, named):
         axes.tick_params(axis="y", length=0)
 
 
-def plane(image_xy, text_xy, groups):
+def plane(
+    image_xy: Float[np.ndarray, "n 2"],
+    text_xy: Float[np.ndarray, "n 2"],
+    groups: Shaped[np.ndarray, "n"],
+) -> Figure:
     """Both modalities on one plane, each pair joined; the marker tells the modality.
 
     Args:
@@ -234,9 +255,9 @@ def plane(image_xy, text_xy, groups):
     shown = list(names[np.argsort(-counts, kind="stable")][: len(SERIES) - 1])
     has_groups = len(shown) > 1
     for modality, xy, marker in ((0, image_xy, "o"), (1, text_xy, "s")):
-        colours = np.array([_nth(SERIES, modality)] * len(xy))
+        colours = [_nth(SERIES, modality)] * len(xy)
         if has_groups:
-            colours = np.array([SERIES[shown.index(g)] if g in shown else FAINT for g in groups])
+            colours = [SERIES[shown.index(g)] if g in shown else FAINT for g in groups]
         face = colours if modality == 0 else "none"
         axes.scatter(*xy.T, s=18, marker=marker, facecolors=face, edgecolors=colours, lw=1)
     axes.set(xticks=[], yticks=[], aspect="equal")
@@ -257,7 +278,9 @@ def plane(image_xy, text_xy, groups):
     return figure
 
 
-def confusion(counts, classes):
+def confusion(
+    counts: Int[np.ndarray, "c c"], classes: Sequence[str] | Shaped[np.ndarray, "c"]
+) -> Figure:
     """How often each class's images were taken for each class, rows summing to 1.
 
     Args:
@@ -280,7 +303,12 @@ def confusion(counts, classes):
     return figure
 
 
-def effective_robustness(points, models, line, shift):
+def effective_robustness(
+    points: Mapping[str, Sequence[tuple[float, float, float | None, float | None]]],
+    models: Sequence[tuple[float | None, float | None]],
+    line: Mapping[str, Any] | None,
+    shift: str,
+) -> Figure:
     """Accuracy under a shift against accuracy without, and the line of other models.
 
     Args:
@@ -328,7 +356,7 @@ def effective_robustness(points, models, line, shift):
     return figure
 
 
-def on_line(line, reference):
+def on_line(line: Mapping[str, Any], reference: Any) -> Any:
     """The accuracy that the line of other models gives to a reference accuracy."""
     if line["scale"] != "logit":
         return line["slope"] * reference + line["intercept"]
@@ -343,7 +371,7 @@ def _span(accuracies, is_logit):
     return max(min(accuracies) - margin, edge), min(max(accuracies) + margin, 1 - edge)
 
 
-def agreement(shares):
+def agreement(shares: Mapping[str, Sequence[float]]) -> Figure:
     """Who is right, the zero-shot or the nearest-neighbour prediction, stacked for each k.
 
     Args:

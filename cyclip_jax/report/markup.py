@@ -2,6 +2,8 @@
 
 import dataclasses
 import html
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class Html(str):
@@ -18,7 +20,7 @@ class Cell:
     number: float | None
 
 
-def element(tag, *children, **attributes):
+def element(tag: str, *children: Any, **attributes: Any) -> Html:
     """`<tag attribute="…">children</tag>`.
 
     Args:
@@ -36,19 +38,19 @@ def element(tag, *children, **attributes):
     return Html(f"<{tag}{given}>{join(*children)}</{tag}>")
 
 
-def join(*parts):
+def join(*parts: Any) -> Html:
     """Parts one after another; text is escaped."""
     return Html("".join(p if isinstance(p, Html) else html.escape(str(p)) for p in parts))
 
 
-def image(jpeg, alt, **attributes):
+def image(jpeg: str, alt: str, **attributes: str) -> Html:
     """A picture of base64 text."""
     source = html.escape(f"data:image/jpeg;base64,{jpeg}")
     given = "".join(f' {name.rstrip("_")}="{html.escape(v)}"' for name, v in attributes.items())
     return Html(f'<img src="{source}" alt="{html.escape(alt)}"{given}>')
 
 
-def table(caption, columns, rows):
+def table(caption: str, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> Html:
     """A table that scrolls in its own box and is sorted by the buttons of its head.
 
     Args:
@@ -80,11 +82,11 @@ def _cell(cell, tag, **attributes):
     return element(tag, cell, **attributes)
 
 
-def breakable(name):
+def breakable(name: str) -> Html:
     """A name that may break behind its underscores."""
     return Html(html.escape(name).replace("_", "_<wbr>"))
 
 
-def folded(summary, *content):
+def folded(summary: str, *content: Any) -> Html:
     """What is opened by a click."""
     return element("details", element("summary", summary), *content)

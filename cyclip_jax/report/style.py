@@ -9,6 +9,8 @@ import dataclasses
 import io
 import re
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -24,7 +26,7 @@ SEQUENTIAL, DIVERGING = "cividis", "PuOr"
 _VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "paper"} | {
     colour: f"series-{number}" for number, colour in enumerate(SERIES)
 }
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.titlesize": 10,
@@ -70,19 +72,19 @@ class Drawing:
 
 
 @contextlib.contextmanager
-def style():
+def style() -> Iterator[None]:
     """Everything is drawn within this; a sign that the font lacks is a box in the PNG alone."""
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
 
 
-def blank(height, width=WIDTH):
+def blank(height: float, width: float = WIDTH) -> Figure:
     """An empty Figure of a width and height in inches, without pyplot's global state."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def drawn(figure):
+def drawn(figure: Figure) -> Drawing:
     """A Figure as a Drawing; its layout is computed once for both."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -93,7 +95,7 @@ def drawn(figure):
     return Drawing(svg.getvalue(), png.getvalue())
 
 
-def inline(svg, prefix):
+def inline(svg: str, prefix: str) -> str:
     """An SVG file's text for within an HTML page: colours as variables, ids of its own."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' (xmlns(:xlink)?="[^"]*"|version="1\.1")', "", svg)

@@ -1,12 +1,15 @@
 """The page of one run or several: read, draw, write."""
 
 import io
+import os
 import pathlib
 import re
 import string
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cyclip_jax.errors import UserError
@@ -14,7 +17,7 @@ from cyclip_jax.files import absolute, write_atomically
 from cyclip_jax.report.markup import Html, element, join
 from cyclip_jax.report.runs import group_runs, read_run
 from cyclip_jax.report.sections import SECTIONS
-from cyclip_jax.report.style import drawn, inline, style
+from cyclip_jax.report.style import Drawing, drawn, inline, style
 from cyclip_jax.workdir.layout import FIGURES, REPORT, TENSORBOARD
 from cyclip_jax.workdir.tensorboard import Summaries
 
@@ -29,11 +32,11 @@ class Figures:
       main: names of those that tell most.
     """
 
-    def __init__(self):
-        self.drawings = {}
-        self.main = []
+    def __init__(self) -> None:
+        self.drawings: dict[str, Drawing] = {}
+        self.main: list[str] = []
 
-    def add(self, name, figure, caption, *, main=False):
+    def add(self, name: str, figure: Figure, caption: str, *, main: bool = False) -> Html:
         """Draws a Figure; returns its place in the page.
 
         Args:
@@ -55,7 +58,12 @@ class Figures:
         return element("figure", Html(svg), element("figcaption", caption, id=label))
 
 
-def write_report(directories, *, output=None, tensorboard_step=None):
+def write_report(
+    directories: Sequence[str | os.PathLike[str]],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    tensorboard_step: int | None = None,
+) -> epath.Path:
     """Writes the report of runs: one HTML file that needs nothing else, and its figures.
 
     Figures are written as PNG and SVG into `figures/` of the run; with an output of its own or
