@@ -178,9 +178,9 @@ def zeroshot(folder=None, preset=None, **arguments):
     """Returns the settings of a zero-shot evaluation.
 
     Args:
-      folder: labelled pictures, see cyclip_jax/evals/datasets.py.
-      preset: a data set that cyclip_jax/evals/presets.py knows, in `folder` or else in TensorFlow
-        Datasets.
+      folder: labelled pictures, see cyclip_jax/evals/data/labelled.py.
+      preset: a data set that cyclip_jax/evals/data/known.py knows, in `folder` or else in
+        TensorFlow Datasets.
       arguments: split, classes, image_key, label_key.
     """
     settings = ml_collections.ConfigDict({"type": "zeroshot"})

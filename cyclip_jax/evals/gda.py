@@ -67,8 +67,7 @@ def gda(
         two images that can be read, or without `shots` none.
     """
     key = f"config.evals.{name}"
-    _check_settings(key, shots, alpha)
-    check_share(key, validation_share)
+    _check_settings(key, shots, alpha, validation_share)
     if templates is not None:
         templates = checked_templates(templates, f"{key}.templates")
     data = open_train_and_test(
@@ -93,34 +92,34 @@ def gda(
 
     def evaluate(encoders, output):
         features = data.features(encoders, normalize=True)
-        shown = features.train, features.train_labels
-        fitting, choosing, final = split(shown[1], min(shots or 1, 2))  # of those that can be read
+        shown, labels = features.train, features.train_labels  # of those that can be read
+        fitting, choosing, final = split(labels, min(shots or 1, 2))
         texts = class_embeddings(encoders.text_embeds, names, templates)
         zeroshot = np.pad(_ZEROSHOT_SCALE * texts, ((0, 0), (0, 1)))  # [C, D + 1], no bias
         weight = alpha
         if weight is None:
-            known, others = ((rows[part] for rows in shown) for part in (fitting, choosing))
+            known, others = (shown[fitting], labels[fitting]), (shown[choosing], labels[choosing])
             weight = _chosen_alpha(*known, *others, zeroshot, output)
-        gaussian = discriminant(features.train[final], features.train_labels[final], len(names))
+        gaussian = discriminant(shown[final], labels[final], len(names))
         hits = _hits(features, names, zeroshot, gaussian, weight)
         of_images = {"index": features.test_index, "label": features.test_labels, **hits}
         output.outcomes({"images": of_images})
-        chance = 1 / len(names)
         return {
             "images": count(len(features.test)),
             "train_images": count(int(final.sum())),
             "alpha": Metric(weight),
-            **{name: mean_with_interval(is_hit, chance=chance) for name, is_hit in hits.items()},
+            **{name: mean_with_interval(h, chance=1 / len(names)) for name, h in hits.items()},
         }
 
     return evaluate
 
 
-def _check_settings(key, shots, alpha):
+def _check_settings(key, shots, alpha, validation_share):
     if shots is not None and shots < 2:
         raise UserError(f"{key}.shots {shots} must be at least 2: one image has no covariance")
     if alpha is not None and not alpha >= 0:
         raise UserError(f"{key}.alpha {alpha} must be at least 0")
+    check_share(key, validation_share)
 
 
 def _hits(features, names, zeroshot, gaussian, weight):

@@ -67,7 +67,7 @@ def naming_beside(folder: epath.Path) -> Naming | None:
     if templates is not None:
         templates = checked_templates(
             [template.replace("{c}", "{}") for template in templates],
-            folder / "zeroshot_classification_templates.txt",
+            f"{folder}/zeroshot_classification_templates.txt",
         )
     if names is None and templates is None:
         return None
