@@ -473,6 +473,39 @@ def test_a_directory_without_numbers_is_refused(tmp_path):
         write_report([run, run])
 
 
+def test_a_report_goes_by_what_the_metrics_of_a_run_say(tmp_path, undrawn):
+    directory = write_run(tmp_path / "run")
+    told = {
+        "alignment": {"unit": "share", "better": "more", "is_headline": True},
+        "image_to_text_recall@1": {"unit": "number", "better": "less", "is_headline": False},
+    }
+    write_json(directory / "evals" / "val" / "metrics.json", told)
+    page = Page(write_report([directory]).read_text())
+    rows = page.rows("In brackets")
+    assert rows["alignment val"] == ["50.0%", ""]
+    assert "image_to_text_recall@1 val" not in rows
+    every = page.rows("All numbers")
+    assert every["image_to_text_recall@1 val"] == ["0.2500 [0.125, 0.5]"]
+    assert every["pairs val"] == ["100"]  # of which nothing is said: by its name
+
+
+def test_what_the_evaluators_write_is_drawn(tmp_path, undrawn):
+    """The reference of shifts with its interval, and categories with Winoground's scores."""
+    directory = write_run(tmp_path / "run")
+    write_details(directory)
+    concepts = directory / "evals" / "concepts"
+    content = json.loads((concepts / "robustness.json").read_text())
+    content["reference"] = {"accuracy": 0.4, "low": 0.3, "high": 0.5}
+    write_json(concepts / "robustness.json", content)
+    score = {"group_score": 0.5, "group_score_ci_low": 0.25, "group_score_ci_high": None}
+    scores = score | {"text_score": 0.75, "image_score": 0.5}
+    write_json(concepts / "categories.json", [{"category": "c", "examples": 4} | scores])
+    page = Page(write_report([directory]).read_text())
+    assert {"Robustness to shifts", "Categories"} <= set(page.texts["h2"])
+    assert page.rows("concepts: each category")["c"] == ["4", "50.0%"]
+    assert any("group score in each category" in text for text in page.texts["figcaption"])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [

@@ -76,6 +76,9 @@ class Encoders:
     def image_features(self, images: ImageSet) -> tuple[Rows, Int[np.ndarray, "n"]]:
         """Embeds all pictures of an ImageSet in its order, without the unit norm.
 
+        Args:
+          images: the ImageSet.
+
         Returns:
           (features [M, D], indices [M]) of the M examples that could be read; `indices` are their
           places in the source.
@@ -90,12 +93,12 @@ class Encoders:
         return features, indices
 
     def image_embeds(self, images: ImageSet) -> tuple[Rows, Int[np.ndarray, "n"]]:
-        """Embeds all pictures as `image_features` does, with unit norm."""
+        """Embeds all pictures of `images` as `image_features` does, with unit norm."""
         features, indices = self.image_features(images)
         return unit_rows(features), indices
 
     def pair_embeds(self, pairs: ImageSet) -> PairEmbeds:
-        """Embeds an ImageSet's pictures and captions, each picture once with its first caption."""
+        """Embeds the pictures and captions of `pairs`, each picture once with its first caption."""
         image_embeds, indices = self.image_embeds(pairs)
         keys = pairs.source.keys(indices)
         first = np.sort(np.unique(np.asarray(keys, object), return_index=True)[1])

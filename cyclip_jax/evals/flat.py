@@ -14,7 +14,14 @@ _LOW, _HIGH, _CHANCE = "_ci_low", "_ci_high", "chance_"
 
 
 def flattened(evaluations: Mapping[str, Mapping[str, Metric]]) -> dict[str, float]:
-    """{"<evaluation>/<metric>": number} of {evaluation: {metric: Metric}}."""
+    """The names and numbers of metrics as files hold them.
+
+    Args:
+      evaluations: {evaluation: {metric: Metric}}.
+
+    Returns:
+      {"<evaluation>/<metric>": number}.
+    """
     return {
         f"{evaluation}/{name}": number
         for evaluation, metrics in evaluations.items()

@@ -152,7 +152,12 @@ def _of_a_diverged_model():
 def uniformity(
     images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"], tile_rows: int = _TILE_ROWS
 ) -> float:
-    """Log of the mean over j ≠ k of exp(−⟨I_j,T_k⟩), in tiles of so many images."""
+    """Log of the mean over j ≠ k of exp(−⟨I_j,T_k⟩), in tiles.
+
+    Args:
+      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
+      tile_rows: images of a tile.
+    """
     n, total = len(images), 0.0
     for first in range(0, n, tile_rows):
         total += np.exp(-images[first : first + tile_rows] @ texts.T).sum()
@@ -168,6 +173,9 @@ def along_the_gap(
     Its mean is the modality gap, the distance between the means, and has the gap's interval: a norm
     of resampled means would be too large. Where there is no gap but noise, both are too large all
     the same.
+
+    Args:
+      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
     """
     differences = images - texts
     mean = differences.mean(axis=0)
@@ -182,6 +190,9 @@ def told_apart(
 
     The hyperplane is fitted on the other half of the pairs. It is that of least squares against ±1,
     which is Fisher's discriminant.
+
+    Args:
+      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
     """
     is_right = np.zeros((len(images), 2), bool)
     for fitted in (0, 1):
@@ -197,7 +208,10 @@ def told_apart(
 def effective_rank(embeds: Float[np.ndarray, "n d"]) -> float:
     """exp of the entropy of the centred embeddings' singular values (Roy and Vetterli 2007).
 
-    Of unit-norm embeddings; 0 where they are all the same.
+    It is 0 where they are all the same.
+
+    Args:
+      embeds: unit-norm [N, D].
     """
     variances = np.linalg.eigvalsh(np.cov(embeds.T, bias=True))
     values = np.sqrt(variances[variances > _ROUNDING])
@@ -206,7 +220,11 @@ def effective_rank(embeds: Float[np.ndarray, "n d"]) -> float:
 
 
 def conformity(embeds: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
-    """Mean cosine of each embedding with the others of its modality, [N] (Levi and Gilboa 2024)."""
+    """Mean cosine of each embedding with the others of its modality, [N] (Levi and Gilboa 2024).
+
+    Args:
+      embeds: unit-norm [N, D].
+    """
     return (embeds @ embeds.sum(axis=0) - 1) / (len(embeds) - 1)
 
 
@@ -238,7 +256,11 @@ def whitened_log_likelihood(
 def plane(
     images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"]
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2"]]:
-    """Both modalities on the plane of their two principal components: ([N, 2], [N, 2])."""
+    """Both modalities on the plane of their two principal components: ([N, 2], [N, 2]).
+
+    Args:
+      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
+    """
     both = np.concatenate([images, texts])
     centred = both - both.mean(axis=0)
     _, directions = np.linalg.eigh(centred.T @ centred)

@@ -113,7 +113,15 @@ def known_about(name: str, *, has_chance: bool = False) -> About:
 
 
 def family_at_k(name: str) -> tuple[str, int] | None:
-    """("image_to_text_recall@", 5) of `image_to_text_recall@5`, ("top", 5) of `top5`, else None."""
+    """The family and the k of a metric that is one of several over k.
+
+    Args:
+      name: without the evaluation's.
+
+    Returns:
+      ("image_to_text_recall@", 5) of `image_to_text_recall@5`, ("top", 5) of `top5`; None of a
+      metric without a k.
+    """
     if name in _TOP:
         return "top", _TOP[name]
     base, at, k = name.rpartition("@")

@@ -106,5 +106,5 @@ class Metric:
 
 
 def count(number: int) -> Metric:
-    """How many of something were scored."""
+    """The Metric of how many of something were scored: a whole `number`."""
     return Metric(float(number), unit=Unit.COUNT, is_headline=False)

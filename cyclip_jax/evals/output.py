@@ -46,7 +46,7 @@ class Output:
         return self.enabled and self.directory is not None
 
     def json(self, name: str, content: Any) -> None:
-        """Writes `<name>.json`."""
+        """Writes `<name>.json` with content that JSON can hold."""
         if self.enabled and self.directory is not None:
             write_json(self.directory / f"{name}.json", content)
 

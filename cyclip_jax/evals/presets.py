@@ -15,7 +15,7 @@ from cyclip_jax.files import write_atomically
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns its exit status."""
+    """The command line, by default with the process's arguments; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m cyclip_jax.evals.presets",
         description="Writes class names and templates of a known data set, out of an installed "

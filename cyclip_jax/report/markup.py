@@ -44,7 +44,13 @@ def join(*parts: Any) -> Html:
 
 
 def image(jpeg: str, alt: str, **attributes: str) -> Html:
-    """A picture of base64 text."""
+    """A picture.
+
+    Args:
+      jpeg: its file in base64.
+      alt: what it shows, in words.
+      **attributes: as `element`.
+    """
     source = html.escape(f"data:image/jpeg;base64,{jpeg}")
     given = "".join(f' {name.rstrip("_")}="{html.escape(v)}"' for name, v in attributes.items())
     return Html(f'<img src="{source}" alt="{html.escape(alt)}"{given}>')
@@ -88,5 +94,5 @@ def breakable(name: str) -> Html:
 
 
 def folded(summary: str, *content: Any) -> Html:
-    """What is opened by a click."""
+    """What is opened by a click on its summary."""
     return element("details", element("summary", summary), *content)

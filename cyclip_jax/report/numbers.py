@@ -95,16 +95,15 @@ def headlines(groups: Sequence[Group], _: Drawings | None) -> Html | None:
     return join(table(caption, columns, rows), *behind, _all_numbers(groups))
 
 
-def differences(groups: Sequence[Group], drawings: Drawings | None) -> Html | None:
+def differences(groups: Sequence[Group], _: Drawings | None) -> Html | None:
     """What each objective changes beside plain CLIP, seed by seed."""
-    del drawings
     baseline = next((group for group in groups if group.name == _BASELINE), None)
     others = [group for group in groups if group is not baseline]
     if baseline is None or not others:
         return None
     rows = []
     for evaluation in evaluations_of(groups):
-        for name, _ in headlines_of(groups, evaluation):
+        for name, _metric in headlines_of(groups, evaluation):
             found = [group.difference(baseline, evaluation, name) for group in others]
             if any(one is not None for one in found):
                 rows.append([named(name, evaluation), *map(_difference_cell, found)])

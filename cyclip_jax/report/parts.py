@@ -24,12 +24,12 @@ class Drawings(Protocol):
 
 
 def evaluations_of(groups: Sequence[Group]) -> list[str]:
-    """Names of the evaluations of any run."""
+    """Names of the evaluations of any run of these groups."""
     return list(dict.fromkeys(e for g in groups for run in g.runs for e in run.evaluations))
 
 
 def metric_names(groups: Sequence[Group], evaluation: str) -> list[str]:
-    """Names of the metrics that any run has of an evaluation."""
+    """Names of the metrics that any run of these groups has of an evaluation."""
     runs = [run for group in groups for run in group.runs if evaluation in run.evaluations]
     return list(dict.fromkeys(name for run in runs for name in run.evaluations[evaluation]))
 
@@ -118,5 +118,5 @@ def run_names(groups: Sequence[Group], of: Sequence[Run] | None = None) -> list[
 
 
 def grid(content: Sequence[Html]) -> Html | None:
-    """Figures beside one another; None without any."""
+    """The figures of `content` beside one another; None without any."""
     return element("div", *content, class_="grid") if content else None

@@ -150,7 +150,7 @@ def read_json(path: epath.Path) -> Any:
 
 
 def read_arrays(path: epath.Path, *names: str) -> list[np.ndarray]:
-    """Arrays of an .npz file by name; UserError names the file where one is missing."""
+    """Arrays of the .npz file at `path` by name; UserError names the file where one is missing."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]

@@ -1,4 +1,9 @@
-"""The parts of the page: each is a function of the groups of runs, and empty without content."""
+"""The parts of the page, in their order.
+
+Each is a function of the groups of runs and of what draws figures. It gives the HTML of its
+section, or None without content. Sections of numbers are in numbers.py, of charts in charts.py, and
+of what evaluators write beside their numbers in details.py.
+"""
 
 from collections.abc import Callable, Sequence
 

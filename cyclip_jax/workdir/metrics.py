@@ -109,7 +109,7 @@ class MetricWriter:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl as dicts; a last line cut off by a kill is left out."""
+    """The lines of a workdir's metrics.jsonl; a last one that a kill cut off is left out."""
     path = epath.Path(workdir) / METRICS
     if not path.exists():
         return []
@@ -124,7 +124,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def metrics_at(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
-    """Everything that was written of one step, as one dict."""
+    """Everything that was written of one step of a workdir's run, as one dict."""
     return {
         name: value
         for line in read_metrics(workdir)

@@ -21,6 +21,7 @@ from cyclip_jax.evals.robustness import (
     read_models,
     robustness,
 )
+from cyclip_jax.evals.statistics.classification import Embedded
 from tests.evals.fakes import fake_encoders
 from tests.pictures import COLOURS, SHAPES, write_pairs
 
@@ -158,7 +159,7 @@ def test_classes_that_are_not_in_common_are_refused():
             common_classes(reference, shift)
     with pytest.raises(UserError, match="has no image of the classes of"):
         common_classes(reference, classes_of(["0"], ["b"]))
-    embedded = np.ones((1, 2)), np.eye(2), np.array([0])
+    embedded = Embedded(np.ones((1, 2)), np.eye(2), np.array([0]), np.array([0]))
     with pytest.raises(UserError, match="none can be read"):
         hits_among(embedded, reference, np.array([1]))
 

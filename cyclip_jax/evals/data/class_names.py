@@ -57,7 +57,11 @@ def read_classes(path: epath.Path) -> Naming:
 
 
 def naming_beside(folder: epath.Path) -> Naming | None:
-    """The Naming of `classes.json` or of CLIP_benchmark's two text files; None without either."""
+    """The Naming of `classes.json` or of CLIP_benchmark's two text files; None without either.
+
+    Args:
+      folder: that they lie in.
+    """
     if (folder / "classes.json").exists():
         return read_classes(folder / "classes.json")
     names, templates = (
@@ -104,7 +108,12 @@ def _are_texts(texts):
 
 
 def templates_of(namings: Sequence[Naming | None], preset: str | None) -> list[str]:
-    """The first templates that any of several Namings, or else the preset, has."""
+    """The first templates that any of several Namings, or else the preset, has.
+
+    Args:
+      namings: Namings, or None.
+      preset: its name, or None.
+    """
     for naming in namings:
         if naming is not None and naming.templates:
             return naming.templates

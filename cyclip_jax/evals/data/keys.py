@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 
 def sorted_keys(keys: Iterable[str]) -> list[str]:
-    """Classes in their order: numbers by value, everything else by name."""
+    """The classes `keys` in their order: numbers by value, everything else by name."""
     keys = list(keys)
     return sorted(keys, key=int if all(key.isdecimal() for key in keys) else str)
 
@@ -23,7 +23,7 @@ def first_number(numbers: Iterable[int], classes: int) -> int | None:
 
 
 def are_wordnet_ids(keys: Sequence[str]) -> bool:
-    """Whether all of these look like ImageNet's n01440764."""
+    """Whether all of `keys` look like ImageNet's n01440764."""
     return all(re.fullmatch(r"n\d{8}", key) for key in keys)
 
 

@@ -179,7 +179,10 @@ def class_names(name: str, keys: Sequence[str], path: str) -> list[str]:
 
 
 def class_templates(name: str) -> list[str] | None:
-    """A preset's templates with {} for the class, or None where no installed package has them."""
+    """The templates of the preset `name`, with {} for the class.
+
+    It is None where no installed package has them.
+    """
     key = PRESETS[name].templates
     if file := _installed("clip_benchmark", "datasets/en_zeroshot_classification_templates.json"):
         return [template.replace("{c}", "{}") for template in json.loads(file.read_text())[key]]

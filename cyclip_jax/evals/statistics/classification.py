@@ -33,7 +33,12 @@ class Embedded(NamedTuple):
 
 
 def embed(encoders: Encoders, dataset: LabelledImages) -> Embedded:
-    """Embeds the pictures and the classes of LabelledImages."""
+    """Embeds the pictures and the classes of a data set.
+
+    Args:
+      encoders: the model.
+      dataset: LabelledImages.
+    """
     class_embeds = class_embeddings(encoders.text_embeds, dataset.classes, dataset.templates)
     image_embeds, index = encoders.image_embeds(dataset)
     return Embedded(image_embeds, class_embeds, dataset.labels[index], index)
@@ -147,7 +152,12 @@ def mean_per_class(
 def predicted(
     image_embeds: Float[np.ndarray, "n d"], class_embeds: Float[np.ndarray, "c d"]
 ) -> Int[np.ndarray, "n"]:
-    """The most similar class of each image, int [N]; -1 where a similarity is NaN."""
+    """The most similar class of each image, int [N]; -1 where a similarity is NaN.
+
+    Args:
+      image_embeds: [N, D].
+      class_embeds: [C, D].
+    """
     predictions = []
     for start in range(0, len(image_embeds), _TILE_ROWS):
         similarities = image_embeds[start : start + _TILE_ROWS] @ class_embeds.T  # [tile, C]
@@ -159,7 +169,12 @@ def predicted(
 def confusion(
     labels: Int[np.ndarray, "n"], predictions: Int[np.ndarray, "n"], classes: int
 ) -> Int[np.ndarray, "c c"]:
-    """How many images of each class (rows) are taken for which (columns), int [C, C]."""
+    """How many images of each class (rows) are taken for which (columns), int [C, C].
+
+    Args:
+      labels, predictions: the classes that each image has and is taken for, int [N].
+      classes: their number C.
+    """
     counts = np.zeros((classes, classes), int)
     told = predictions != _UNTOLD
     np.add.at(counts, (labels[told], predictions[told]), 1)

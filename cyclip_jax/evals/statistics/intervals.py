@@ -89,6 +89,6 @@ def mean_over_pairs_with_interval(
 
 
 def floats(bounds: tuple[Any, Any]) -> tuple[float, float]:
-    """The interval of one number, in Python's floats."""
+    """The `bounds` (low, high) of one number, in Python's floats."""
     low, high = bounds
     return float(low), float(high)

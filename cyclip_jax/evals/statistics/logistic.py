@@ -40,7 +40,11 @@ class Fit:
 def class_rows(
     kernel: Float[np.ndarray, "d c"], bias: Float[np.ndarray, "c"]
 ) -> Float[np.ndarray, "c d+1"]:
-    """One row for each class, [C, D + 1]: its score is an inner product with [x, 1]."""
+    """One row for each class, [C, D + 1]: its score is an inner product with [x, 1].
+
+    Args:
+      kernel, bias: of a linear classifier, [D, C] and [C].
+    """
     return np.concatenate([kernel, bias[None]]).T
 
 
