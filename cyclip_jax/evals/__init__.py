@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.clip_benchmark import FOLDER as CLIP_BENCHMARK
 from cyclip_jax.evals.clip_benchmark import clip_benchmark_results
 from cyclip_jax.evals.compositional import compositional
 from cyclip_jax.evals.consistency import consistency
@@ -170,7 +171,7 @@ def evaluate(
                 name, evaluation.kind, metrics, model=model, checkpoint=str(checkpoint)
             )
             if theirs is not None and directory is not None and is_first_process:
-                write_json(directory / "clip_benchmark" / f"{name}.json", theirs)
+                write_json(directory / CLIP_BENCHMARK / f"{name}.json", theirs)
         except (UserError, OSError) as error:  # a full disk ends no training
             failures.append(f"the evaluation {name} failed: {error}")
     if failures:

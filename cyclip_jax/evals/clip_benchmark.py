@@ -5,6 +5,7 @@ from typing import Any
 
 from cyclip_jax.evals.metric import Metric
 
+FOLDER = "clip_benchmark"  # beside the folders of the evaluations
 _PROBE = [("lp_acc1", "top1"), ("lp_acc5", "top5"), ("lp_mean_per_class_recall", "mean_per_class")]
 # {type: (their task, [(their metric, ours)])}; of one picture and several captions both are one.
 _TASKS = {

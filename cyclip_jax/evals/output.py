@@ -11,6 +11,7 @@ from etils import epath
 from numpy.typing import ArrayLike
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.clip_benchmark import FOLDER as CLIP_BENCHMARK
 from cyclip_jax.evals.metric import About, Metric, Unit
 from cyclip_jax.files import write_atomically, write_json
 
@@ -85,7 +86,11 @@ def read_abouts(directory: epath.Path) -> dict[str, dict[str, About]]:
     if not directory.is_dir():
         return {}
     files = sorted(directory.glob(f"*/{_ABOUT}.json"))
-    return {file.parent.name: _read_about(file) for file in files}
+    return {
+        file.parent.name: _read_about(file)
+        for file in files
+        if file.parent.name != CLIP_BENCHMARK  # which has numbers of an evaluation called "metrics"
+    }
 
 
 def _read_about(file):

@@ -4,11 +4,14 @@ import math
 
 import pytest
 
+from cyclip_jax import evals
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import by_evaluation, flat_numbers, flattened, metrics_of
 from cyclip_jax.evals.known_metrics import family_at_k, known_about
 from cyclip_jax.evals.metric import About, Metric, Unit, count
 from cyclip_jax.evals.output import Output, read_abouts
+from tests.evals.fakes import fake_encoders
+from tests.pictures import write_pairs
 
 RESULTS = {
     "cifar": {
@@ -112,6 +115,16 @@ def test_what_metrics_say_is_written_beside_the_numbers_and_read_again(tmp_path)
         for name, metrics in RESULTS.items()
     }
     assert read_abouts(tmp_path / "nowhere") == {}
+
+
+def test_an_evaluation_may_be_called_as_the_file_is(tmp_path):
+    write_pairs(tmp_path)
+    settings = {"metrics": {"type": "retrieval", "pairs": str(tmp_path / "train.csv")}}
+    evaluators = evals.create_evaluators(settings)
+    results = evals.evaluate(evaluators, fake_encoders(8), directory=tmp_path / "evals")
+    assert read_abouts(tmp_path / "evals") == {
+        "metrics": {name: metric.about for name, metric in results["metrics"].items()}
+    }
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"top1": {"unit": "ell"}}', '{"top1": null}'])
