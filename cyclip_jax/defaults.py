@@ -180,9 +180,9 @@ def zeroshot(folder=None, preset=None, **arguments):
     """Returns the settings of a zero-shot evaluation.
 
     Args:
-      folder: labelled pictures, see cyclip_jax/evals/datasets.py.
-      preset: a data set that cyclip_jax/evals/presets.py knows, in `folder` or else in TensorFlow
-        Datasets.
+      folder: labelled pictures, see cyclip_jax/evals/data/labelled.py.
+      preset: a data set that cyclip_jax/evals/data/known.py knows, in `folder` or else in
+        TensorFlow Datasets.
       arguments: split, classes, image_key, label_key.
     """
     settings = ml_collections.ConfigDict({"type": "zeroshot"})
@@ -210,16 +210,32 @@ def robustness(reference, shifts, **arguments):
 
 
 def linear_probe(train, test, **arguments):
-    """Returns the settings of a linear probe, trained and tested on two folders with labels.
+    """Returns the settings of a linear probe by AdamW, on two sets of labelled images.
 
     Args:
       train, test: labelled images.
-      arguments: other settings: method="lbfgs" for CLIP's protocol, epochs, regularization, …
+      arguments: other settings: epochs, learning_rate, …; with method="lbfgs", as older config
+        files have it, they are those of `logistic_probe`.
     """
+    if arguments.get("method") == "lbfgs":
+        idle = ("method", "batch_size", "epochs", "learning_rate", "weight_decay")
+        kept = {name: value for name, value in arguments.items() if name not in idle}
+        return logistic_probe(train, test, **kept)
     settings = ml_collections.ConfigDict({"type": "linear_probe", "train": train, "test": test})
     settings.batch_size = 16  # of the classifier's training, as in the published probe script
     settings.update(arguments)
     return settings
+
+
+def logistic_probe(train, test, **arguments):
+    """Returns the settings of logistic regression, CLIP's linear probe, on labelled images.
+
+    Args:
+      train, test: labelled images.
+      arguments: other settings: regularization, validation_share, max_iterations, …
+    """
+    settings = {"type": "logistic_probe", "train": train, "test": test}
+    return ml_collections.ConfigDict(settings | arguments)
 
 
 def few_shot(train, test, **arguments):

@@ -42,6 +42,7 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
     from cyclip_jax import evals, parallel
     from cyclip_jax.data.settings import open_tokenizer
     from cyclip_jax.defaults import resolve_paths
+    from cyclip_jax.evals.flat import flattened
     from cyclip_jax.files import absolute, write_json
     from cyclip_jax.interop.pretrained import described_by, open_checkpoint
     from cyclip_jax.interop.weights import fit
@@ -69,9 +70,7 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
     tree = fit(opened.weights, model.abstract, source=opened.source)
     tree = parallel.place(tree, model.abstract)
     encoders = model.encoders(**tree, tokenize=open_tokenizer(run_config, path, model.sizes))
-    if output is None:
-        output = path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
-    output = absolute(output)
+    output = _results_folder(path, output)
     failed = None
     try:
         results = evals.evaluate(
@@ -79,7 +78,7 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
         )
     except evals.EvaluationFailed as error:
         failed, results = error, error.results
-    name = "results"
+    results, name = flattened(results), "results"
     if opened.step is not None:
         results = {"step": opened.step, **results}
         name = f"step_{opened.step}"
@@ -90,8 +89,19 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
     return results
 
 
+def _results_folder(checkpoint, output):
+    """Where the results of a checkpoint go."""
+    from cyclip_jax.files import absolute
+
+    if output is not None:
+        return absolute(output)
+    path = absolute(checkpoint)
+    return path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
+
+
 def main(_):
     """Evaluates and prints the table."""
+    from cyclip_jax.evals.output import read_abouts
     from cyclip_jax.files import absolute
     from cyclip_jax.workdir.table import final_table
 
@@ -109,7 +119,8 @@ def main(_):
     if jax.process_index() == 0:
         if "step" in results:
             print(f"step {results['step']}")
-        print(final_table(results))
+        abouts = read_abouts(_results_folder(_CHECKPOINT.value, _OUTPUT.value))
+        print(final_table(results, abouts))
         shown = absolute(_OUTPUT.value or _CHECKPOINT.value)
         if shown.is_dir():
             print(f"with figures: python -m cyclip_jax.report {shown}")

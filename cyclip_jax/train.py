@@ -13,6 +13,8 @@ from cyclip_jax.data.order import drawn_from_parts
 from cyclip_jax.data.sources import Mixture
 from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.flat import flattened
+from cyclip_jax.evals.output import read_abouts
 from cyclip_jax.files import FULL, absolute
 from cyclip_jax.runtime.agreement import (
     check_same_everywhere,
@@ -119,7 +121,8 @@ def _loop(run, start):
         run.console.say(f"asked to stop at step {step}; the same command continues from there")
         return None
     metrics = metrics_at(run.workdir, step)
-    run.console.say(final_table(metrics, headlines_only=True))
+    abouts = read_abouts(run.workdir / EVALS)
+    run.console.say(final_table(metrics, abouts, headlines_only=True))
     _report(run, step)
     run.console.say(f"{step} steps done; everything is in {run.workdir}")
     return metrics
@@ -184,7 +187,7 @@ def _evaluate(run, step, state):
         results = error.results
     except evals.Interrupted:
         return False
-    run.writer.write(step, results)
+    run.writer.write(step, flattened(results))
     for line in headline_lines(results):
         run.console.say(f"step {step}  {line}")
     return True

@@ -18,6 +18,7 @@ from cyclip_jax.data.tokenizers import create_tokenizer, pad_and_cut, train_sent
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.data.labelled import open_images
+from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.retrieval import ranks_of_best_partner, retrieval
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models import create_model
@@ -329,8 +330,8 @@ def test_published_recall_is_that_of_an_array_of_ranks_five_times_too_long(tmp_p
     path = write_pairs(tmp_path)
     swap = {"red": "blue", "blue": "red"}
     encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
-    right = retrieval("x", pairs=str(path))(encoders, Output())
-    both = retrieval("x", pairs=str(path), published_recall=True)(encoders, Output())
+    right = flat_numbers(retrieval("x", pairs=str(path))(encoders, Output()))
+    both = flat_numbers(retrieval("x", pairs=str(path), published_recall=True)(encoders, Output()))
     assert {name: both[name] for name in right} == right
     added = {name: both[name] for name in both.keys() - right.keys()}
     dataset = open_images(path, config_key="pairs")
@@ -353,7 +354,7 @@ def test_published_recall_is_that_of_an_array_of_ranks_five_times_too_long(tmp_p
 
 def test_captions_per_image_scores_the_first_captions_alone(tmp_path):
     path = write_pairs(tmp_path)
-    once = retrieval("x", pairs=str(path))(fake_encoders(8), Output())
+    once = flat_numbers(retrieval("x", pairs=str(path))(fake_encoders(8), Output()))
     header, *lines = path.read_text().splitlines()
     wrong = [line.replace("a red", "a blue").replace("a grey", "a red") for line in lines]
     five = [
@@ -363,7 +364,7 @@ def test_captions_per_image_scores_the_first_captions_alone(tmp_path):
 
     def score(captions_per_image):
         evaluate = retrieval("x", pairs=str(path), captions_per_image=captions_per_image)
-        return evaluate(fake_encoders(8), Output())
+        return flat_numbers(evaluate(fake_encoders(8), Output()))
 
     assert score(1) == once
     assert score(2)["pairs"] == 48

@@ -15,7 +15,8 @@ from PIL import Image
 
 from cyclip_jax import train
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.metric import Metric, metrics_of
+from cyclip_jax.evals.flat import metrics_of
+from cyclip_jax.evals.metric import Metric, Unit
 from cyclip_jax.report import __main__ as command_line
 from cyclip_jax.report import figures, sections, style, write
 from cyclip_jax.report.markup import Cell, element, join, table
@@ -238,7 +239,7 @@ def test_a_seed_that_has_diverged_is_not_hidden_in_a_mean(tmp_path):
     name = '"val/image_to_text_recall@1": '
     (runs[1] / "metrics.jsonl").write_text(lines.replace(f"{name}0.2", f"{name}null"))
     (group,) = group_runs([read_run(path) for path in runs])
-    assert group.metric("val", "image_to_text_recall@1").value is None
+    assert np.isnan(group.metric("val", "image_to_text_recall@1").value)
 
 
 def test_differences_from_clip_are_taken_seed_by_seed(tmp_path):
@@ -274,7 +275,7 @@ def test_the_differences_of_similarities_share_one_scale(directories, tmp_path, 
 def test_students_interval_by_hand():
     # s = 0.1 and t = 4.30265273 for two degrees of freedom: 0.430265273 over the root of 3.
     assert student_interval([0.2, 0.3, 0.4]) == pytest.approx((0.05158623, 0.54841377), abs=1e-8)
-    assert student_interval([0.2]) == (None, None)
+    assert student_interval([0.2]) is None
 
 
 def test_a_number_that_is_not_finite_says_so(page):
@@ -472,6 +473,39 @@ def test_a_directory_without_numbers_is_refused(tmp_path):
         write_report([run, run])
 
 
+def test_a_report_goes_by_what_the_metrics_of_a_run_say(tmp_path, undrawn):
+    directory = write_run(tmp_path / "run")
+    told = {
+        "alignment": {"unit": "share", "better": "more", "is_headline": True},
+        "image_to_text_recall@1": {"unit": "number", "better": "less", "is_headline": False},
+    }
+    write_json(directory / "evals" / "val" / "metrics.json", told)
+    page = Page(write_report([directory]).read_text())
+    rows = page.rows("In brackets")
+    assert rows["alignment val"] == ["50.0%", ""]
+    assert "image_to_text_recall@1 val" not in rows
+    every = page.rows("All numbers")
+    assert every["image_to_text_recall@1 val"] == ["0.2500 [0.125, 0.5]"]
+    assert every["pairs val"] == ["100"]  # of which nothing is said: by its name
+
+
+def test_what_the_evaluators_write_is_drawn(tmp_path, undrawn):
+    """The reference of shifts with its interval, and categories with Winoground's scores."""
+    directory = write_run(tmp_path / "run")
+    write_details(directory)
+    concepts = directory / "evals" / "concepts"
+    content = json.loads((concepts / "robustness.json").read_text())
+    content["reference"] = {"accuracy": 0.4, "low": 0.3, "high": 0.5}
+    write_json(concepts / "robustness.json", content)
+    score = {"group_score": 0.5, "group_score_ci_low": 0.25, "group_score_ci_high": None}
+    scores = score | {"text_score": 0.75, "image_score": 0.5}
+    write_json(concepts / "categories.json", [{"category": "c", "examples": 4} | scores])
+    page = Page(write_report([directory]).read_text())
+    assert {"Robustness to shifts", "Categories"} <= set(page.texts["h2"])
+    assert page.rows("concepts: each category")["c"] == ["4", "50.0%"]
+    assert any("group score in each category" in text for text in page.texts["figcaption"])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
@@ -505,13 +539,14 @@ def test_a_number_with_a_chance_level_is_a_share_whatever_its_name():
 def test_headlines_leave_out_losses_counts_and_further_k():
     names = ("top1", "top5", "top10", "knn_top1@1", "knn_top1@10", "text_to_image_recall@1", "loss")
     names += ("image_to_text_recall@1_as_published", "consistency@1", "alignment", "temperature")
-    shown = [name for name in names if Metric(name, 0.5).is_headline]
+    shown = [name for name in names if metrics_of({name: 0.5})[name].is_headline]
     assert shown == ["top1", "knn_top1@1", "text_to_image_recall@1", "consistency@1", "alignment"]
-    assert not Metric("images", 351.0).is_headline
+    assert not metrics_of({"images": 351.0})["images"].is_headline
 
 
 def test_shares_of_one_figure_have_one_scale_that_shows_them_all():
-    rows = [(str(value), [Metric("top1", value, value / 2, 1.5)]) for value in (0.1, 0.75, 0.3)]
+    values = (0.1, 0.75, 0.3)
+    rows = [(str(value), [Metric(value, (value / 2, 1.5), unit=Unit.SHARE)]) for value in values]
     with style.style():
         axes = figures.bars(rows, ["a run"]).axes
     assert len({axis.get_xlim() for axis in axes}) == 1
@@ -521,7 +556,7 @@ def test_shares_of_one_figure_have_one_scale_that_shows_them_all():
 
 
 def test_numbers_of_one_figure_have_each_its_scale():
-    rows = [(str(value), [Metric("modality_gap", value)]) for value in (0.5, 50.5)]
+    rows = [(str(value), [Metric(value, unit=Unit.DISTANCE)]) for value in (0.5, 50.5)]
     with style.style():
         first, second = figures.bars(rows, ["a run"]).axes
     assert first.get_xlim()[1] < 1 and second.get_xlim()[1] > 50.5

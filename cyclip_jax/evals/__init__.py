@@ -1,37 +1,46 @@
 """Evaluators by name.
 
 An evaluator knows no model. `EVALUATORS[type](name, **settings)` opens its data and returns a
-function (encoders, output) -> {metric: number}, where `encoders` is an Encoders and `output` an
+function (encoders, output) -> {name: Metric}, where `encoders` is an Encoders and `output` an
 Output, for what is more than numbers. So what is wrong with the data shows when a run starts, not
-when it ends. A metric's 95 % interval stands beside it as `<metric>_ci_low` and `<metric>_ci_high`.
+when it ends. Files hold metrics as flat numbers, see flat.py.
 """
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.clip_benchmark import FOLDER as CLIP_BENCHMARK
 from cyclip_jax.evals.clip_benchmark import clip_benchmark_results
 from cyclip_jax.evals.compositional import compositional
 from cyclip_jax.evals.consistency import consistency
 from cyclip_jax.evals.encoders import Encoders, Interrupted
+from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.few_shot import few_shot
 from cyclip_jax.evals.gda import gda
 from cyclip_jax.evals.geometry import geometry
 from cyclip_jax.evals.linear_probe import linear_probe
+from cyclip_jax.evals.logistic_probe import logistic_probe
+from cyclip_jax.evals.metric import Metric, Unit
+from cyclip_jax.evals.old_settings import in_todays_words
 from cyclip_jax.evals.output import Output
 from cyclip_jax.evals.retrieval import retrieval
 from cyclip_jax.evals.robustness import robustness
 from cyclip_jax.evals.zeroshot import zeroshot
 from cyclip_jax.files import write_json
 
-EVALUATORS = {
+EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "compositional": compositional,
     "consistency": consistency,
     "few_shot": few_shot,
     "gda": gda,
     "geometry": geometry,
     "linear_probe": linear_probe,
+    "logistic_probe": logistic_probe,
     "retrieval": retrieval,
     "robustness": robustness,
     "zeroshot": zeroshot,
@@ -42,11 +51,17 @@ __all__ = [
     "Encoders",
     "Evaluation",
     "EvaluationFailed",
+    "Evaluator",
     "Interrupted",
+    "Metric",
     "Output",
+    "Results",
     "create_evaluators",
     "evaluate",
 ]
+
+
+Results = dict[str, dict[str, Metric]]  # {evaluation: {name: Metric}}
 
 
 class EvaluationFailed(UserError):
@@ -56,7 +71,7 @@ class EvaluationFailed(UserError):
       results: of the others, as `evaluate` returns them.
     """
 
-    def __init__(self, message, results):
+    def __init__(self, message: str, results: Results) -> None:
         super().__init__(message)
         self.results = results
 
@@ -67,19 +82,20 @@ class Evaluation:
 
     Attributes:
       kind: its evaluator's name.
-      run: function (encoders, output) -> {metric: number}.
+      run: function (encoders, output) -> {name: Metric}.
     """
 
     kind: str
-    run: Callable
+    run: Evaluator
 
 
-def create_evaluators(evals):
+def create_evaluators(evals: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Evaluation]:
     """Opens the data of every evaluation.
 
     Args:
       evals: {name: {"type": …, **settings}}; one that is None, or of which a setting without a
-        default is, its data, is left out.
+        default is, its data, is left out. Settings from before an evaluator was divided go on
+        working, see old_settings.py.
 
     Returns:
       {name: Evaluation}.
@@ -91,7 +107,7 @@ def create_evaluators(evals):
     for name, settings in evals.items():
         if settings is None:
             continue
-        settings = dict(settings)
+        settings = in_todays_words(name, settings)
         kind = settings.pop("type", None)
         if kind not in EVALUATORS:
             raise UserError(
@@ -114,7 +130,14 @@ def _required(signature):
     return {p.name for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY}
 
 
-def evaluate(evaluators, encoders, *, directory, model="", checkpoint=""):
+def evaluate(
+    evaluators: Mapping[str, Evaluation],
+    encoders: Encoders,
+    *,
+    directory: epath.Path | None,
+    model: str = "",
+    checkpoint: Any = "",
+) -> Results:
     """Runs evaluators.
 
     Args:
@@ -122,10 +145,11 @@ def evaluate(evaluators, encoders, *, directory, model="", checkpoint=""):
       encoders: of the model.
       directory: where each evaluation's details go, `<directory>/<name>/`, and its numbers in
         CLIP_benchmark's layout, `<directory>/clip_benchmark/<name>.json`; None writes nothing.
-      model, checkpoint: what is written there of the model.
+      model, checkpoint: the architecture's name and where the weights are from, for that layout.
 
     Returns:
-      {"<name>/<metric>": float}; `<name>/unreadable` where so many examples could not be read.
+      {evaluation: {name: Metric}}, among them `unreadable` where so many examples could not be
+      read.
 
     Raises:
       EvaluationFailed: after all others, where something is wrong with the data of some, or what
@@ -139,17 +163,21 @@ def evaluate(evaluators, encoders, *, directory, model="", checkpoint=""):
         encoders.unreadable.clear()
         try:
             metrics = evaluation.run(encoders, output)
-            metrics = {key: float(value) for key, value in metrics.items()}
             if any(encoders.unreadable.values()):
-                metrics["unreadable"] = float(sum(encoders.unreadable.values()))
-            results |= {f"{name}/{key}": value for key, value in metrics.items()}
+                metrics["unreadable"] = _unreadable(sum(encoders.unreadable.values()))
+            results[name] = metrics
+            output.about(metrics)
             theirs = clip_benchmark_results(
                 name, evaluation.kind, metrics, model=model, checkpoint=str(checkpoint)
             )
-            if theirs is not None and output.is_wanted:
-                write_json(directory / "clip_benchmark" / f"{name}.json", theirs)
+            if theirs is not None and directory is not None and is_first_process:
+                write_json(directory / CLIP_BENCHMARK / f"{name}.json", theirs)
         except (UserError, OSError) as error:  # a full disk ends no training
             failures.append(f"the evaluation {name} failed: {error}")
     if failures:
         raise EvaluationFailed("; ".join(failures), results)
     return results
+
+
+def _unreadable(examples):
+    return Metric(float(examples), unit=Unit.COUNT, better="less", is_headline=False)

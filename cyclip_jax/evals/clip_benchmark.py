@@ -1,15 +1,20 @@
 """Results in the layout of CLIP_benchmark, for its tables and notebooks."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from cyclip_jax.evals.metric import Metric
+
+FOLDER = "clip_benchmark"  # beside the folders of the evaluations
+_PROBE = [("lp_acc1", "top1"), ("lp_acc5", "top5"), ("lp_mean_per_class_recall", "mean_per_class")]
 # {type: (their task, [(their metric, ours)])}; of one picture and several captions both are one.
 _TASKS = {
     "zeroshot": (
         "zeroshot_classification",
         [("acc1", "top1"), ("acc5", "top5"), ("mean_per_class_recall", "mean_per_class")],
     ),
-    "linear_probe": (
-        "linear_probe",
-        [("lp_acc1", "top1"), ("lp_acc5", "top5"), ("lp_mean_per_class_recall", "mean_per_class")],
-    ),
+    "linear_probe": ("linear_probe", _PROBE),
+    "logistic_probe": ("linear_probe", _PROBE),
     "retrieval": (
         "zeroshot_retrieval",
         [
@@ -31,13 +36,15 @@ _TASKS = {
 }
 
 
-def clip_benchmark_results(name, kind, metrics, *, model, checkpoint):
+def clip_benchmark_results(
+    name: str, kind: str, metrics: Mapping[str, Metric], *, model: str, checkpoint: str
+) -> dict[str, Any] | None:
     """One evaluation's results as CLIP_benchmark's `clip_benchmark eval` writes them.
 
     Args:
       name: of the evaluation, which stands for the data set.
       kind: its type; CLIP_benchmark has some of them.
-      metrics: its numbers by our names.
+      metrics: {our name: Metric}.
       model: name of the architecture.
       checkpoint: where the weights are from.
 
@@ -52,6 +59,6 @@ def clip_benchmark_results(name, kind, metrics, *, model, checkpoint):
         "model": model,
         "pretrained": checkpoint,
         "task": task,
-        "metrics": {theirs: metrics[ours] for theirs, ours in names if ours in metrics},
+        "metrics": {theirs: metrics[ours].value for theirs, ours in names if ours in metrics},
         "language": "en",
     }

@@ -4,17 +4,22 @@ import csv
 import dataclasses
 import io
 import json
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from etils import epath
+from jaxtyping import Bool, Float
 from PIL import Image
 
 from cyclip_jax.data.sources import Record, Unreadable
 from cyclip_jax.data.sources.ranges import read_whole
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.data.labelled import ImageSet
+from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.pairs import distinct
-from cyclip_jax.evals.statistics.intervals import bounds_of, interval, mean_with_interval
+from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.flat import flat_numbers
+from cyclip_jax.evals.metric import Metric, Unit, count
+from cyclip_jax.evals.statistics.intervals import floats, interval, mean_with_interval
 
 _LAYOUTS = ("choice", "winoground")
 _ENDINGS = (".json", ".jsonl", ".csv")
@@ -28,10 +33,10 @@ _CATEGORY_KEYS = {
     "choice": ("relation_name", "attributes", "category"),
     "winoground": ("collapsed_tag", "tag"),
 }
-_WINOGROUND_SCORES = ("text_score", "image_score", "group_score")
 # Of four similarities in random order: each of two comparisons is won half the time, and both of
 # both by the four orders of 24 in which the two right ones come first.
-_WINOGROUND_CHANCE = (1 / 4, 1 / 4, 1 / 6)
+_WINOGROUND_CHANCE = {"text_score": 1 / 4, "image_score": 1 / 4, "group_score": 1 / 6}
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 _TILE_ROWS = 4096
 
 
@@ -45,12 +50,19 @@ class Example:
       category: what it is grouped by.
     """
 
-    pictures: tuple
-    captions: tuple
+    pictures: tuple[tuple[str, Box | None], ...]
+    captions: tuple[str, ...]
     category: str
 
 
-def compositional(name, *, examples, images=None, layout="choice", category_key=None):
+def compositional(
+    name: str,
+    *,
+    examples: str,
+    images: str | None = None,
+    layout: str = "choice",
+    category_key: str | None = None,
+) -> Evaluator:
     """Scores choices between captions that share most of their words.
 
     The layout "choice" has a picture, its caption and one or more wrong ones; a choice is right
@@ -83,6 +95,8 @@ def compositional(name, *, examples, images=None, layout="choice", category_key=
       `macro_accuracy`, the mean over the categories; or `text_score`, `image_score` and
       `group_score`; what `chance_…` gets, a wrong caption that is listed again counting once;
       `examples`, `images`, `captions`: what was scored. `categories.json` has the same by category.
+      Outcomes: each of `examples` has its `category`, its `accuracy` or its three scores, and
+      `cluster`, which are of the same pictures.
 
     Raises:
       UserError: what is wrong with the files.
@@ -101,7 +115,8 @@ def compositional(name, *, examples, images=None, layout="choice", category_key=
     def evaluate(encoders, output):
         image_embeds, indices = encoders.image_embeds(image_set)
         image_number = {pictures[index]: row for row, index in enumerate(indices)}
-        scored = [e for e in opened if all(p in image_number for p in e.pictures)]
+        kept = [n for n, e in enumerate(opened) if all(p in image_number for p in e.pictures)]
+        scored = [opened[number] for number in kept]
         if not scored:
             raise UserError(f"no example of {examples} has pictures that can all be read")
         captions = [caption for example in scored for caption in example.captions]
@@ -113,10 +128,16 @@ def compositional(name, *, examples, images=None, layout="choice", category_key=
         clusters = distinct([tuple(path for path, _ in e.pictures) for e in scored])[0]
         groups = categories, clusters
         score = _winoground if layout == "winoground" else _choice
-        results, table = score(image_embeds, text_embeds, image_ids, text_rows, *groups)
+        metrics, table, hits = score(image_embeds, text_embeds, image_ids, text_rows, *groups)
         output.json("categories", table)
-        counts = {"examples": len(scored), "images": len(np.unique(image_ids))}
-        return results | counts | {"captions": len(text_embeds)}
+        of_examples = {"index": kept, "cluster": clusters, "category": categories, **hits}
+        output.outcomes({"examples": of_examples})
+        return {
+            **metrics,
+            "examples": count(len(scored)),
+            "images": count(len(np.unique(image_ids))),
+            "captions": count(len(text_embeds)),
+        }
 
     return evaluate
 
@@ -124,44 +145,46 @@ def compositional(name, *, examples, images=None, layout="choice", category_key=
 class Pictures:
     """Files of pictures, or rectangles of them, as a source (see data/sources)."""
 
-    faults = ()
-    mean_bytes = 100_000
+    faults: Sequence[tuple[str, str, str]] = ()
+    mean_bytes: float = 100_000
 
-    def __init__(self, pictures):
-        """Args: (path, box) of each, the box (left, top, right, bottom) in pixels or None."""
+    def __init__(self, pictures: Sequence[tuple[str, Box | None]]) -> None:
+        """Args: (path, box) of each, the box None where the whole picture is meant."""
         self._pictures = pictures
         self.boundaries = np.array([0, len(pictures)], np.int64)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._pictures)
 
-    def keys(self, indices):
+    def keys(self, indices: Iterable[int]) -> list[str]:
         """Paths with the boxes, list[str]."""
         pictures = [self._pictures[index] for index in indices]
         return [path if box is None else f"{path} {box}" for path, box in pictures]
 
-    def captions(self):
+    def captions(self) -> list[str]:
         """None of them has one: "" for each."""
         return [""] * len(self)
 
-    def read(self, index):
+    def read(self, index: int) -> Record:
         """The Record of a picture; raises Unreadable."""
         path, box = self._pictures[index]
         content = read_whole(path)
         return Record(content if box is None else _cropped(content, box), [""], [1.0])
 
 
-def choices_made(right, wrong):
+def choices_made(
+    right: Float[np.ndarray, "n"], wrong: Float[np.ndarray, "n k"]
+) -> Bool[np.ndarray, "n"]:
     """Whether each choice is right, bool [N]: ties and NaN are misses.
 
     Args:
       right: similarities of the right answers, [N].
       wrong: those of the wrong ones, [N, K], -inf where there are fewer than K.
     """
-    return (right[:, None] > wrong).all(axis=1)
+    return np.all(right[:, None] > wrong, axis=1)
 
 
-def winoground_scores(similarities):
+def winoground_scores(similarities: Float[np.ndarray, "n 2 2"]) -> Bool[np.ndarray, "n 3"]:
     """Text, image and group score of each example, bool [N, 3] (Thrush et al. 2022).
 
     Args:
@@ -178,7 +201,7 @@ def winoground_scores(similarities):
 
 
 def _choice(image_embeds, text_embeds, image_ids, text_rows, categories, clusters):
-    """(metrics, rows of the table) of the layout "choice"."""
+    """(metrics, rows of the table, {name: hits}) of the layout "choice"."""
     width = max(map(len, text_rows))
     similarities = np.full((len(text_rows), width), -np.inf)
     sizes = np.array([len(row) for row in text_rows])
@@ -189,43 +212,50 @@ def _choice(image_embeds, text_embeds, image_ids, text_rows, categories, cluster
             image_embeds, text_embeds, image_ids[has, 0], texts
         )
     is_right = choices_made(similarities[:, 0], similarities[:, 1:])
-    numbers = np.unique(categories, return_inverse=True)[1]
+    chance = 1 / sizes  # of each example
 
-    def macro(values):
-        def mean_of_means(weights):
-            drawn = np.bincount(numbers, weights=weights)
-            means = np.bincount(numbers, weights=weights * values)[drawn > 0] / drawn[drawn > 0]
-            return means.mean()
+    def accuracy(rows):
+        return mean_with_interval(
+            is_right[rows], clusters=clusters[rows], chance=float(np.mean(chance[rows]))
+        )
 
-        return mean_of_means
-
-    def macro_of_drawn(weights):
-        return macro(is_right)(weights[clusters])
-
-    each_once = np.ones(len(is_right))
-    results = mean_with_interval("accuracy", is_right, clusters=clusters)
-    results["macro_accuracy"] = float(macro(is_right)(each_once))
-    results |= bounds_of("macro_accuracy", interval(macro_of_drawn, clusters.max() + 1))
-    results["chance_accuracy"] = float(np.mean(1 / sizes))
-    results["chance_macro_accuracy"] = float(macro(1 / sizes)(each_once))
+    metrics = {
+        "accuracy": accuracy(np.arange(len(is_right))),
+        "macro_accuracy": _macro_accuracy(is_right, chance, categories, clusters),
+    }
     table = []
     for category, rows in _by_category(categories):
-        row = mean_with_interval("accuracy", is_right[rows], clusters=clusters[rows])
-        table.append(
-            {
-                "category": category,
-                "examples": len(rows),
-                "accuracy": row["accuracy"],
-                "low": row["accuracy_ci_low"],
-                "high": row["accuracy_ci_high"],
-                "chance": float(np.mean(1 / sizes[rows])),
-            }
-        )
-    return results, table
+        found = accuracy(rows)
+        low, high = found.interval or (np.nan, np.nan)
+        row = {"category": category, "examples": len(rows), "accuracy": found.value}
+        table.append(row | {"low": low, "high": high, "chance": found.chance})
+    return metrics, table, {"accuracy": is_right}
+
+
+def _macro_accuracy(is_right, chance, categories, clusters):
+    """The mean over the categories of each one's accuracy, as a Metric."""
+    numbers = np.unique(categories, return_inverse=True)[1]
+
+    def mean_of_means(values, weights):
+        drawn = np.bincount(numbers, weights=weights)
+        means = np.bincount(numbers, weights=weights * values)[drawn > 0] / drawn[drawn > 0]
+        return means.mean()
+
+    each_once = np.ones(len(is_right))
+    bounds = interval(
+        lambda weights: mean_of_means(is_right, weights[clusters]), clusters.max() + 1
+    )
+    return Metric(
+        float(mean_of_means(is_right, each_once)),
+        floats(bounds),
+        float(mean_of_means(chance, each_once)),
+        Unit.SHARE,
+        "more",
+    )
 
 
 def _winoground(image_embeds, text_embeds, image_ids, text_rows, categories, clusters):
-    """(metrics, rows of the table) of the layout "winoground"."""
+    """(metrics, rows of the table, {name: hits}) of the layout "winoground"."""
     text_ids = np.stack(text_rows)  # [N, 2]
     similarities = np.empty((len(text_ids), 2, 2))
     for image in range(2):
@@ -234,21 +264,16 @@ def _winoground(image_embeds, text_embeds, image_ids, text_rows, categories, clu
                 image_embeds, text_embeds, image_ids[:, image], text_ids[:, text]
             )
     scores = winoground_scores(similarities)
-
-    def with_intervals(rows):
-        metrics = {}
-        for name, values in zip(_WINOGROUND_SCORES, scores[rows].T, strict=True):
-            metrics |= mean_with_interval(name, values, clusters=clusters[rows])
-        return metrics
-
-    results = with_intervals(np.arange(len(scores)))
-    for name, chance in zip(_WINOGROUND_SCORES, _WINOGROUND_CHANCE, strict=True):
-        results[f"chance_{name}"] = chance
-    table = [
-        {"category": category, "examples": len(rows)} | with_intervals(rows)
-        for category, rows in _by_category(categories)
-    ]
-    return results, table
+    hits = dict(zip(_WINOGROUND_CHANCE, scores.T, strict=True))
+    metrics = {
+        name: mean_with_interval(hits[name], clusters=clusters, chance=chance)
+        for name, chance in _WINOGROUND_CHANCE.items()
+    }
+    table = []
+    for category, rows in _by_category(categories):
+        own = {n: mean_with_interval(h[rows], clusters=clusters[rows]) for n, h in hits.items()}
+        table.append({"category": category, "examples": len(rows)} | flat_numbers(own))
+    return metrics, table, hits
 
 
 def _by_category(categories):

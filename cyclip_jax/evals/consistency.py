@@ -1,35 +1,36 @@
 """Whether predictions in image space and in text space agree, which is what CyCLIP is about."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from cyclip_jax.evals.data.class_names import checked_templates
 from cyclip_jax.evals.data.labelled import open_images, open_train_and_test
 from cyclip_jax.evals.data.superclasses import read_superclasses, superclass_of_each
+from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.metric import Metric, count
 from cyclip_jax.evals.statistics.classification import class_embeddings
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
 from cyclip_jax.evals.statistics.intervals import mean_with_interval
 from cyclip_jax.evals.statistics.neighbours import nearest
 
 _K = (1, 3, 5, 10)
-
-
 _TILE_ROWS = 1024
-
-
 _NO_LABEL = -2
 
 
 def consistency(
-    name,
+    name: str,
     *,
-    train,
-    test,
-    image_key=None,
-    label_key=None,
-    templates=None,
-    superclasses=None,
-    pairs=None,
-):
+    train: str,
+    test: str,
+    image_key: str | None = None,
+    label_key: str | None = None,
+    templates: Sequence[str] | None = None,
+    superclasses: str | None = None,
+    pairs: str | None = None,
+) -> Evaluator:
     """Consistency of zero-shot with nearest-neighbour predictions (Goel et al. 2022, section 4.2).
 
     Args:
@@ -51,14 +52,18 @@ def consistency(
       means over all j, k of (⟨I_j,I_k⟩ − ⟨T_j,T_k⟩)² and (⟨I_j,T_k⟩ − ⟨I_k,T_j⟩)²; `images`,
       `train_images`, `pairs`: what was scored. An image with several most similar classes has no
       zero-shot class, one equally near to more than ten training images no nearest ones: it counts
-      as inconsistent and wrong. `chance_…`: what a random class gets.
+      as inconsistent and wrong. `chance_…`: what a random class gets. Outcomes: each of `images`
+      has its `label`, its zero-shot class `zeroshot` and its `majority` [N, k] among the nearest
+      images (negative where it has none), and each of these metrics; each of `pairs` has its part
+      in the two terms.
 
     Raises:
       UserError: what is wrong with the data.
     """
     key = f"config.evals.{name}"
-    columns = {"image_key": image_key, "label_key": label_key}
-    data = open_train_and_test(name, train, test, are_named=True, **columns)
+    data = open_train_and_test(
+        name, train, test, image_key=image_key, label_key=label_key, are_named=True
+    )
     classes = data.train.classes
     if templates is None:
         templates = data.test.templates
@@ -73,30 +78,68 @@ def consistency(
 
     def evaluate(encoders, output):
         class_embeds = class_embeddings(encoders.text_embeds, classes, templates)
-        train_embeds, train_labels, test_embeds, labels = data.features(encoders, normalize=True)
-        zeroshot = predictions(test_embeds, class_embeds)
-        ks = [k for k in _K if k <= len(train_embeds)]
-        majorities = neighbour_labels(test_embeds, train_embeds, train_labels, ks[-1])
-        results = {"images": len(labels), "train_images": len(train_embeds)}
-        results |= mean_with_interval("zeroshot_top1", zeroshot == labels)
-        results["chance_zeroshot_top1"] = 1 / len(classes)
-        for k in ks:
-            majority = majorities[:, k - 1]
-            results |= mean_with_interval(f"consistency@{k}", zeroshot == majority)
-            results |= mean_with_interval(f"knn_top1@{k}", majority == labels)
-            results[f"chance_knn_top1@{k}"] = 1 / len(classes)
+        features = data.features(encoders, normalize=True)
+        labels, train_labels = features.test_labels, features.train_labels
+        zeroshot = predictions(features.test, class_embeds)
+        ks = [k for k in _K if k <= len(features.train)]
+        majorities = neighbour_labels(features.test, features.train, train_labels, ks[-1])
         output.json("agreement", agreement(zeroshot == labels, majorities == labels[:, None], ks))
+        majorities = majorities[:, [k - 1 for k in ks]]  # [N, len(ks)]
+        metrics, hits = both_predictions(zeroshot, majorities, labels, ks, len(classes))
         if groups is not None:
-            results |= fine_and_coarse(test_embeds, class_embeds, groups, labels)
+            further = fine_and_coarse(features.test, class_embeds, groups, labels)
+            metrics, hits = metrics | further[0], hits | further[1]
+        counts = {"images": count(len(labels)), "train_images": count(len(train_labels))}
+        metrics = counts | metrics
+        predicted = {"label": labels, "zeroshot": zeroshot, "majority": majorities}
+        outcomes = {"images": {"index": features.test_index, **predicted, **hits}}
         if pair_set is not None:
-            *embeds, captions = encoders.pair_embeds(pair_set)
-            results |= cyclic_consistencies(*embeds) | {"pairs": len(captions)}
-        return results
+            embeds = encoders.pair_embeds(pair_set)
+            consistencies, parts = cyclic_consistencies(embeds.images, embeds.texts)
+            metrics |= {**consistencies, "pairs": count(len(embeds.captions))}
+            outcomes["pairs"] = {"index": embeds.index, **parts}
+        output.outcomes(outcomes)
+        return metrics
 
     return evaluate
 
 
-def predictions(image_embeds, class_embeds, *, among=None):
+def both_predictions(
+    zeroshot: Int[np.ndarray, "n"],
+    majorities: Int[np.ndarray, "n ks"],
+    labels: Int[np.ndarray, "n"],
+    ks: Sequence[int],
+    classes: int,
+) -> tuple[dict[str, Metric], dict[str, Bool[np.ndarray, "n"]]]:
+    """How often each prediction is right, and how often they agree, see `consistency`.
+
+    Args:
+      zeroshot: the zero-shot class of each image, int [N].
+      majorities: the majority among its k nearest images for each k, int [N, len(ks)].
+      labels: its class, int [N].
+      ks: the k.
+      classes: the number of the classes.
+
+    Returns:
+      ({name: Metric}, {name: hits bool [N]}) of `zeroshot_top1`, `consistency@k`, `knn_top1@k`.
+    """
+    chance = 1 / classes
+    hits = {"zeroshot_top1": zeroshot == labels}
+    metrics = {"zeroshot_top1": mean_with_interval(hits["zeroshot_top1"], chance=chance)}
+    for k, majority in zip(ks, majorities.T, strict=True):
+        agree, right, is_headline = zeroshot == majority, majority == labels, k == 1
+        hits |= {f"consistency@{k}": agree, f"knn_top1@{k}": right}
+        metrics[f"consistency@{k}"] = mean_with_interval(agree, is_headline=is_headline)
+        metrics[f"knn_top1@{k}"] = mean_with_interval(right, chance=chance, is_headline=is_headline)
+    return metrics, hits
+
+
+def predictions(
+    image_embeds: Float[np.ndarray, "n d"],
+    class_embeds: Float[np.ndarray, "c d"],
+    *,
+    among: tuple[Int[np.ndarray, "c"], Int[np.ndarray, "n"]] | None = None,
+) -> Int[np.ndarray, "n"]:
     """The class most similar to each image, int [N]; −1 where several are, or NaN.
 
     Args:
@@ -116,7 +159,11 @@ def predictions(image_embeds, class_embeds, *, among=None):
     return predicted
 
 
-def coarse_predictions(image_embeds, class_embeds, groups):
+def coarse_predictions(
+    image_embeds: Float[np.ndarray, "n d"],
+    class_embeds: Float[np.ndarray, "c d"],
+    groups: Int[np.ndarray, "c"],
+) -> Int[np.ndarray, "n"]:
     """The group whose best class is most similar to each image, int [N]; −1 where several are.
 
     Args:
@@ -141,25 +188,47 @@ def _single_best(similarities):
     return np.where(is_clear, similarities.argmax(axis=1), -1)
 
 
-def fine_and_coarse(image_embeds, class_embeds, groups, labels):
-    """The metrics `fine_top1` and `coarse_top1` of classes in groups, see `consistency`."""
+def fine_and_coarse(
+    image_embeds: Float[np.ndarray, "n d"],
+    class_embeds: Float[np.ndarray, "c d"],
+    groups: Int[np.ndarray, "c"],
+    labels: Int[np.ndarray, "n"],
+) -> tuple[dict[str, Metric], dict[str, Bool[np.ndarray, "n"]]]:
+    """Accuracy within the true superclass and of the superclass, see `consistency`.
+
+    Args:
+      image_embeds, class_embeds: unit-norm [N, D] and [C, D].
+      groups: the superclass of each class, int [C], all of 0 … G − 1.
+      labels: the class of each image, int [N].
+
+    Returns:
+      ({name: Metric}, {name: hits bool [N]}) of `fine_top1` and `coarse_top1`.
+    """
     sizes = np.bincount(groups)[groups[labels]]  # of each image's group
-    fine = predictions(image_embeds, class_embeds, among=(groups, groups[labels]))
-    coarse = coarse_predictions(image_embeds, class_embeds, groups)
-    results = mean_with_interval("fine_top1", fine == labels)
-    results |= mean_with_interval("coarse_top1", coarse == groups[labels])
-    chance = {
-        "chance_fine_top1": float(np.mean(1 / sizes)),
-        "chance_coarse_top1": float(np.mean(sizes / len(groups))),
+    fine = predictions(image_embeds, class_embeds, among=(groups, groups[labels])) == labels
+    coarse = coarse_predictions(image_embeds, class_embeds, groups) == groups[labels]
+    metrics = {
+        "fine_top1": mean_with_interval(fine, chance=float(np.mean(1 / sizes))),
+        "coarse_top1": mean_with_interval(coarse, chance=float(np.mean(sizes / len(groups)))),
     }
-    return results | chance
+    return metrics, {"fine_top1": fine, "coarse_top1": coarse}
 
 
-def neighbour_labels(test_embeds, train_embeds, train_labels, k):
+def neighbour_labels(
+    test_embeds: Float[np.ndarray, "n d"],
+    train_embeds: Float[np.ndarray, "m d"],
+    train_labels: Int[np.ndarray, "m"],
+    k: int,
+) -> Int[np.ndarray, "n k"]:
     """The majority label of each image's 1, 2, …, k nearest training images, int [N, k].
 
     It is −2, which no prediction is, where an image has no nearest ones: its similarities are NaN,
     or more than k training images are equally near, as all are to a model that has collapsed.
+
+    Args:
+      test_embeds, train_embeds: unit-norm [N, D] and [M, D].
+      train_labels: int [M].
+      k: at most M.
     """
     wanted = min(k + 1, len(train_embeds))
     similarities, places = nearest(test_embeds, train_embeds, wanted)
@@ -169,7 +238,7 @@ def neighbour_labels(test_embeds, train_embeds, train_labels, k):
     return np.where(is_flat[:, None], _NO_LABEL, majorities)
 
 
-def majority_labels(votes):
+def majority_labels(votes: Int[np.ndarray, "n k"]) -> Int[np.ndarray, "n k"]:
     """The majority among the first 1, 2, …, K votes, a tie shrinking their number until broken.
 
     Args:
@@ -189,8 +258,16 @@ def majority_labels(votes):
     return majorities
 
 
-def agreement(zeroshot_right, knn_right, ks):
-    """Shares of the images by who is right, for each k, as the report tabulates them."""
+def agreement(
+    zeroshot_right: Bool[np.ndarray, "n"], knn_right: Bool[np.ndarray, "n k"], ks: Sequence[int]
+) -> dict[str, list[int] | list[float]]:
+    """Shares of the images by who is right, for each k, as the report tabulates them.
+
+    Args:
+      zeroshot_right: whether the zero-shot class is right, bool [N].
+      knn_right: whether the majority of the first 1, 2, … neighbours is, bool [N, K].
+      ks: the k that are tabulated.
+    """
     by_k = [knn_right[:, k - 1] for k in ks]
     return {
         "k": list(ks),

@@ -1,16 +1,37 @@
 """What an evaluator sees of a model, and how it embeds a data set with it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int, Shaped, UInt8
 
 from cyclip_jax.data.pipeline import eval_batches
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.data.image_set import ImageSet
+from cyclip_jax.evals.statistics.unit_norm import unit_rows
+
+Rows = Float[np.ndarray, "n d"]
 
 
 class Interrupted(Exception):
     """The run was told to stop within an evaluation."""
+
+
+class PairEmbeds(NamedTuple):
+    """The M pictures of an ImageSet that can be read, and their captions.
+
+    Attributes:
+      images, texts: unit-norm embeddings, float [M, D], row j of both one pair.
+      captions: each picture's first caption.
+      index: int [M], the pictures' numbers in the data set.
+    """
+
+    images: Rows
+    texts: Rows
+    captions: list[str]
+    index: Int[np.ndarray, "m"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +46,7 @@ class Encoders:
         rows, in NumPy, without the unit norm.
       encode_text: the same for token ids int32 [b, L], with unit norm.
       gather: any array with this process's rows -> all processes' rows, in NumPy.
-      loss: (image_embeds [n, D], text_embeds [n, D]) -> the training loss's metrics, a dict.
+      loss: (image_embeds [n, D], text_embeds [n, D]) -> {name: scalar}, the training loss's terms.
       tokenize: texts -> int32 [n, L].
       image_size: pixels per side.
       batch_size: rows B over all processes; also the size of the groups that losses are taken in.
@@ -35,21 +56,28 @@ class Encoders:
         that were asked for.
     """
 
-    encode_features: Callable
-    encode_text: Callable
-    gather: Callable
-    loss: Callable
-    tokenize: Callable
+    encode_features: Callable[[UInt8[np.ndarray, "b h w 3"]], Rows]
+    encode_text: Callable[[Int[np.ndarray, "b l"]], Rows]
+    gather: Callable[[Shaped[np.ndarray, "b ..."]], Shaped[np.ndarray, "n ..."]]
+    loss: Callable[[Rows, Rows], Mapping[str, Any]]
+    tokenize: Callable[[list[str]], Int[np.ndarray, "n l"]]
     image_size: int
     batch_size: int
     process_index: int = 0
     process_count: int = 1
-    check_stop: Callable = lambda: None
-    unreadable: dict = dataclasses.field(default_factory=dict, init=False, compare=False)
-    _kept: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    check_stop: Callable[[], None] = lambda: None
+    unreadable: dict[Hashable, int] = dataclasses.field(
+        default_factory=dict, init=False, compare=False
+    )
+    _kept: dict[Hashable, Any] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    def image_features(self, images):
+    def image_features(self, images: ImageSet) -> tuple[Rows, Int[np.ndarray, "n"]]:
         """Embeds all pictures of an ImageSet in its order, without the unit norm.
+
+        Args:
+          images: the ImageSet.
 
         Returns:
           (features [M, D], indices [M]) of the M examples that could be read; `indices` are their
@@ -64,26 +92,21 @@ class Encoders:
         self.unreadable[images.identity] = len(images.source) - len(indices)
         return features, indices
 
-    def image_embeds(self, images):
-        """The same with unit norm."""
+    def image_embeds(self, images: ImageSet) -> tuple[Rows, Int[np.ndarray, "n"]]:
+        """Embeds all pictures of `images` as `image_features` does, with unit norm."""
         features, indices = self.image_features(images)
         return unit_rows(features), indices
 
-    def pair_embeds(self, pairs):
-        """Embeds an ImageSet's pictures and captions, each picture once with its first caption.
-
-        Returns:
-          (image_embeds [M, D], text_embeds [M, D], captions list[str]) of the M pictures that could
-          be read, with unit norm.
-        """
+    def pair_embeds(self, pairs: ImageSet) -> PairEmbeds:
+        """Embeds the pictures and captions of `pairs`, each picture once with its first caption."""
         image_embeds, indices = self.image_embeds(pairs)
         keys = pairs.source.keys(indices)
         first = np.sort(np.unique(np.asarray(keys, object), return_index=True)[1])
         captions = pairs.source.captions()
         captions = [captions[index] for index in indices[first]]
-        return image_embeds[first], self.text_embeds(captions), captions
+        return PairEmbeds(image_embeds[first], self.text_embeds(captions), captions, indices[first])
 
-    def text_embeds(self, texts):
+    def text_embeds(self, texts: Iterable[str]) -> Rows:
         """Unit-norm embeddings [n, D] of any number of texts, each distinct one embedded once."""
         texts = tuple(texts)
         distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
@@ -128,8 +151,3 @@ class Encoders:
             embeds.append(self.encode_text(tokens[start : start + rows]))
             self.check_stop()
         return np.concatenate(embeds)[: len(texts)]
-
-
-def unit_rows(rows):
-    """The rows of [N, D] with length 1."""
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -1,13 +1,18 @@
 """Few-shot linear probes: how much a classifier learns from k images of each class."""
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import open_train_and_test
+from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.metric import Metric, Unit, count
 from cyclip_jax.evals.statistics.classification import ranks_of_label
-from cyclip_jax.evals.statistics.intervals import bounds_of, interval
+from cyclip_jax.evals.statistics.intervals import floats, interval
 from cyclip_jax.evals.statistics.logistic import (
     check_regularization,
     chosen_regularization,
@@ -19,19 +24,19 @@ from cyclip_jax.evals.statistics.splits import check_images, k_shot, missing_ima
 
 
 def few_shot(
-    name,
+    name: str,
     *,
-    train,
-    test,
-    shots=(1, 2, 4, 8, 16),
-    seeds=3,
-    regularization=0.1,
-    max_iterations=1000,
-    normalize=True,
-    classes=None,
-    image_key=None,
-    label_key=None,
-):
+    train: str,
+    test: str,
+    shots: int | Sequence[int] = (1, 2, 4, 8, 16),
+    seeds: int = 3,
+    regularization: float | None = 0.1,
+    max_iterations: int = 1000,
+    normalize: bool = True,
+    classes: str | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
+) -> Evaluator:
     """Logistic regression on k images of each class (Radford et al. 2021, section 3.1).
 
     Args:
@@ -50,7 +55,8 @@ def few_shot(
     Returns:
       An evaluator (see evals/__init__.py) that gives `top1@k`, the mean over the draws, with
       intervals over draws and test images (`interval_over_both`), and `chance_top1@k`; `images`,
-      `classes`. Detail: `few_shot.json`, a row for each draw.
+      `classes`. Detail: `few_shot.json`, a row for each draw. Outcomes: each of `images` has its
+      `label` and for each k its `top1@k` in every draw, bool [N, draws].
 
     Raises:
       UserError: what is wrong with the data or a setting, or every k is too large.
@@ -60,8 +66,9 @@ def few_shot(
     if seeds < 1:
         raise UserError(f"{key}.seeds {seeds} must be at least 1")
     check_regularization(key, regularization)
-    columns = {"classes": classes, "image_key": image_key, "label_key": label_key}
-    data = open_train_and_test(name, train, test, **columns)
+    data = open_train_and_test(
+        name, train, test, classes=classes, image_key=image_key, label_key=label_key
+    )
     names, limits = data.train.classes, {"max_iterations": max_iterations}
     needs = {"also_validation": regularization is None}
     check_images(key, data.train.labels, names, shots[0], **needs)
@@ -78,31 +85,63 @@ def few_shot(
         return logistic_regression(*shown, len(names), **limits)(strength), strength
 
     def evaluate(encoders, output):
-        features, labels, test_features, test_labels = data.features(encoders, normalize)
-        rows, table = with_constant(test_features), []
-        results = {"images": len(rows), "classes": len(names)}
+        features = data.features(encoders, normalize)
+        labels, rows = features.train_labels, with_constant(features.test)
+        outcomes: dict[str, np.ndarray] = {
+            "index": features.test_index,
+            "label": features.test_labels,
+        }
+        metrics, table = {"images": count(len(rows)), "classes": count(len(names))}, []
         for k in possible_shots(key, labels, names, shots, **needs):  # of those that can be read
-            fits = [fit(features, labels, draw, k) for draw in range(seeds)]
-            is_hit = np.asarray(
-                [
-                    ranks_of_label(rows, class_rows(probe.kernel, probe.bias), test_labels) < 1
-                    for probe, _ in fits
-                ]
-            )  # [seeds, N]
-            results[f"top1@{k}"] = float(is_hit.mean())
-            results[f"chance_top1@{k}"] = 1 / len(names)
-            results |= bounds_of(f"top1@{k}", interval_over_both(is_hit))
-            for draw, (probe, strength) in enumerate(fits):
-                row = {"shots": k, "draw": draw, "top1": float(is_hit[draw].mean())}
-                table.append(row | {"regularization": strength, "iterations": probe.iterations})
+            fits = [fit(features.train, labels, draw, k) for draw in range(seeds)]
+            classifiers = [class_rows(probe.kernel, probe.bias) for probe, _ in fits]
+            ranks = [ranks_of_label(rows, one, features.test_labels) for one in classifiers]
+            is_hit = np.asarray(ranks) < 1  # [draws, N]
+            outcomes[f"top1@{k}"] = is_hit.T
+            metrics[f"top1@{k}"] = _mean_over_draws(is_hit, 1 / len(names), is_headline=k == 1)
+            table += _table_rows(k, is_hit, fits)
         output.json("few_shot", table)
-        return results
+        output.outcomes({"images": outcomes})
+        return metrics
 
     return evaluate
 
 
-def checked_shots(key, shots):
-    """The different k in their order; UserError where they are not whole numbers from 1 on."""
+def _table_rows(k, is_hit, fits):
+    """Rows of `few_shot.json`, one for each draw."""
+    return [
+        {
+            "shots": k,
+            "draw": draw,
+            "top1": float(is_hit[draw].mean()),
+            "regularization": strength,
+            "iterations": probe.iterations,
+        }
+        for draw, (probe, strength) in enumerate(fits)
+    ]
+
+
+def _mean_over_draws(is_hit, chance, *, is_headline):
+    return Metric(
+        float(is_hit.mean()),
+        interval_over_both(is_hit),
+        chance,
+        Unit.SHARE,
+        "more",
+        is_headline,
+    )
+
+
+def checked_shots(key: str, shots: Any) -> list[int]:
+    """The different k in their order.
+
+    Args:
+      key: full name of the evaluation's config keys, for the message.
+      shots: whole numbers from 1 on, or one such number.
+
+    Raises:
+      UserError: `shots` is something else.
+    """
     several = [shots] if isinstance(shots, int) else shots
     if not (
         isinstance(several, (list, tuple))
@@ -113,8 +152,21 @@ def checked_shots(key, shots):
     return sorted(set(several))
 
 
-def possible_shots(key, labels, names, shots, *, also_validation):
-    """The k for which `missing_images` finds nothing; warns of the others."""
+def possible_shots(
+    key: str,
+    labels: Int[np.ndarray, "n"],
+    names: Sequence[str],
+    shots: Sequence[int],
+    *,
+    also_validation: bool,
+) -> list[int]:
+    """The k for which `missing_images` finds nothing; warns of the others.
+
+    Args:
+      key: full name of the evaluation's config keys, for the warning.
+      labels, names, also_validation: as `missing_images`.
+      shots: the k.
+    """
     possible = []
     for k in shots:
         missing = missing_images(labels, names, k, also_validation=also_validation)
@@ -125,7 +177,7 @@ def possible_shots(key, labels, names, shots, *, also_validation):
     return possible
 
 
-def interval_over_both(is_hit):
+def interval_over_both(is_hit: Bool[np.ndarray, "draws n"]) -> tuple[float, float]:
     """The middle 95 % of the mean over draws of the training images and over test images.
 
     Each resample draws test images, and the draws of training images independently of them, both
@@ -144,4 +196,4 @@ def interval_over_both(is_hit):
         drawn = np.bincount(rng.integers(draws, size=draws), minlength=draws)
         return drawn @ (is_hit @ weights) / (draws * n)
 
-    return interval(statistic, n)
+    return floats(interval(statistic, n))

@@ -1,10 +1,15 @@
 """Gaussian discriminant analysis beside zero-shot: what images add to names, without training."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Float, Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.class_names import checked_templates
 from cyclip_jax.evals.data.labelled import open_train_and_test
+from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.metric import Metric, count
 from cyclip_jax.evals.statistics.classification import class_embeddings, ranks_of_label
 from cyclip_jax.evals.statistics.intervals import mean_with_interval
 from cyclip_jax.evals.statistics.logistic import with_constant
@@ -22,19 +27,19 @@ _ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # the grid of the publishe
 
 
 def gda(
-    name,
+    name: str,
     *,
-    train,
-    test,
-    shots=None,
-    alpha=None,
-    templates=None,
-    validation_share=0.2,
-    seed=0,
-    classes=None,
-    image_key=None,
-    label_key=None,
-):
+    train: str,
+    test: str,
+    shots: int | None = None,
+    alpha: float | None = None,
+    templates: Sequence[str] | None = None,
+    validation_share: float = 0.2,
+    seed: int = 0,
+    classes: str | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
+) -> Evaluator:
     """Zero-shot logits plus those of Gaussian discriminant analysis (Wang et al., ICLR 2024).
 
     Args:
@@ -54,22 +59,20 @@ def gda(
     Returns:
       An evaluator (see evals/__init__.py) that gives `zeroshot_top1`, `gda_top1`, `ensemble_top1`
       with intervals and `chance_…`; `alpha`; `images` and `train_images`, how many were scored and
-      how many the Gaussians come from. Detail of a choice: `alphas.json`.
+      how many the Gaussians come from. Detail of a choice: `alphas.json`. Outcomes: each of
+      `images` has its `label`, `zeroshot_top1`, `gda_top1` and `ensemble_top1`.
 
     Raises:
       UserError: what is wrong with the data or a setting; in an evaluation, a class has fewer than
         two images that can be read, or without `shots` none.
     """
     key = f"config.evals.{name}"
-    if shots is not None and shots < 2:
-        raise UserError(f"{key}.shots {shots} must be at least 2: one image has no covariance")
-    if alpha is not None and not alpha >= 0:
-        raise UserError(f"{key}.alpha {alpha} must be at least 0")
+    _check_settings(key, shots, alpha, validation_share)
     if templates is not None:
         templates = checked_templates(templates, f"{key}.templates")
-    check_share(key, validation_share)
-    columns = {"classes": classes, "image_key": image_key, "label_key": label_key}
-    data = open_train_and_test(name, train, test, **columns)
+    data = open_train_and_test(
+        name, train, test, classes=classes, image_key=image_key, label_key=label_key
+    )
     names, templates = data.train.classes, templates or data.train.templates
 
     def split(labels, least):
@@ -88,36 +91,63 @@ def gda(
     split(data.train.labels, shots)
 
     def evaluate(encoders, output):
-        features, labels, test_features, test_labels = data.features(encoders, normalize=True)
-        fitting, choosing, final = split(labels, min(shots or 1, 2))  # of those that can be read
+        features = data.features(encoders, normalize=True)
+        shown, labels = features.train, features.train_labels  # of those that can be read
+        fitting, choosing, final = split(labels, min(shots or 1, 2))
         texts = class_embeddings(encoders.text_embeds, names, templates)
         zeroshot = np.pad(_ZEROSHOT_SCALE * texts, ((0, 0), (0, 1)))  # [C, D + 1], no bias
         weight = alpha
         if weight is None:
-            gaussian = discriminant(features[fitting], labels[fitting], len(names))
-            rows, targets = with_constant(features[choosing]), labels[choosing]
-            scores = [
-                float(np.mean(ranks_of_label(rows, zeroshot + a * gaussian, targets) < 1))
-                for a in _ALPHAS
-            ]
-            weight = _ALPHAS[int(np.argmax(scores))]
-            table = zip(_ALPHAS, scores, strict=True)
-            output.json("alphas", [{"alpha": a, "validation_top1": score} for a, score in table])
-        gaussian = discriminant(features[final], labels[final], len(names))
-        rows = with_constant(test_features)
-        results = {"images": len(rows), "train_images": int(final.sum()), "alpha": weight}
-        results |= {f"chance_{by}_top1": 1 / len(names) for by in ("zeroshot", "gda", "ensemble")}
-        ranks = ranks_of_label(rows, zeroshot, test_labels, names=names)
-        results |= mean_with_interval("zeroshot_top1", ranks < 1)
-        ranks = ranks_of_label(rows, gaussian, test_labels)
-        results |= mean_with_interval("gda_top1", ranks < 1)
-        ranks = ranks_of_label(rows, zeroshot + weight * gaussian, test_labels)
-        return results | mean_with_interval("ensemble_top1", ranks < 1)
+            known, others = (shown[fitting], labels[fitting]), (shown[choosing], labels[choosing])
+            weight = _chosen_alpha(*known, *others, zeroshot, output)
+        gaussian = discriminant(shown[final], labels[final], len(names))
+        hits = _hits(features, names, zeroshot, gaussian, weight)
+        of_images = {"index": features.test_index, "label": features.test_labels, **hits}
+        output.outcomes({"images": of_images})
+        return {
+            "images": count(len(features.test)),
+            "train_images": count(int(final.sum())),
+            "alpha": Metric(weight),
+            **{name: mean_with_interval(h, chance=1 / len(names)) for name, h in hits.items()},
+        }
 
     return evaluate
 
 
-def discriminant(features, labels, classes):
+def _check_settings(key, shots, alpha, validation_share):
+    if shots is not None and shots < 2:
+        raise UserError(f"{key}.shots {shots} must be at least 2: one image has no covariance")
+    if alpha is not None and not alpha >= 0:
+        raise UserError(f"{key}.alpha {alpha} must be at least 0")
+    check_share(key, validation_share)
+
+
+def _hits(features, names, zeroshot, gaussian, weight):
+    """{metric: bool [N]} of either classifier and of both, whose class rows are [C, D + 1]."""
+    rows, labels = with_constant(features.test), features.test_labels
+    return {
+        "zeroshot_top1": ranks_of_label(rows, zeroshot, labels, names=names) < 1,
+        "gda_top1": ranks_of_label(rows, gaussian, labels) < 1,
+        "ensemble_top1": ranks_of_label(rows, zeroshot + weight * gaussian, labels) < 1,
+    }
+
+
+def _chosen_alpha(features, labels, other_features, other_labels, zeroshot, output):
+    """The best α on images other than those that the Gaussians come from."""
+    gaussian = discriminant(features, labels, len(zeroshot))
+    rows = with_constant(other_features)
+    tried = {
+        a: float(np.mean(ranks_of_label(rows, zeroshot + a * gaussian, other_labels) < 1))
+        for a in _ALPHAS
+    }
+    table = [{"alpha": a, "validation_top1": accuracy} for a, accuracy in tried.items()]
+    output.json("alphas", table)
+    return max(tried, key=lambda a: tried[a])  # the smallest of equally good ones
+
+
+def discriminant(
+    features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"], classes: int
+) -> Float[np.ndarray, "c d+1"]:
     """Bayes' classifier for Gaussians of one covariance and equally frequent classes.
 
     The class c scores xᵀ P μ_c − ½ μ_cᵀ P μ_c + log 1/C. The covariance Σ is that within the

@@ -1,11 +1,17 @@
 """The shape of the two clouds of embeddings, and where they lie to one another."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Bool, Float
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import open_images
 from cyclip_jax.evals.data.superclasses import normal, read_superclasses
+from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.metric import Metric, Unit, count
 from cyclip_jax.evals.statistics.intervals import mean_over_pairs_with_interval, mean_with_interval
+from cyclip_jax.evals.statistics.logistic import with_constant
 
 _TILE_ROWS = 1024
 # Pairs that the report draws: points on its map, rows of its matrices of similarities.
@@ -17,14 +23,14 @@ _ROUNDING = 1e-12
 
 
 def geometry(
-    name,
+    name: str,
     *,
-    pairs,
-    reference=None,
-    image_key=None,
-    caption_key=None,
-    superclasses=None,
-):
+    pairs: str,
+    reference: str | None = None,
+    image_key: str | None = None,
+    caption_key: str | Sequence[str] | None = None,
+    superclasses: str | None = None,
+) -> Evaluator:
     """Measures held-out pairs' embeddings; a picture with several captions counts once.
 
     Args:
@@ -46,7 +52,8 @@ def geometry(
       `conformity_correlation`, over the pairs (Levi and Gilboa 2024);
       `image_log_likelihood` and `text_log_likelihood`, means in nats per dimension (see
       `whitened_log_likelihood`; Betser et al. 2025); `pairs`. Intervals stand beside the alignment,
-      the gap, the conformities and the likelihoods.
+      the gap, the conformities and the likelihoods. Outcomes: each of `pairs` has its part in these
+      five kinds, and whether its two embeddings were told apart, `modality_separability` [N, 2].
 
     Raises:
       UserError: what is wrong with the data, or, on evaluation, fewer than four pictures.
@@ -62,74 +69,149 @@ def geometry(
         by_class = read_superclasses(superclasses, config_key=f"{key}.superclasses")
 
     def evaluate(encoders, output):
-        *embeds, captions = encoders.pair_embeds(pair_set)
-        images, texts = map(np.float64, embeds)
+        embeds = encoders.pair_embeds(pair_set)
+        images, texts = embeds.images.astype(np.float64), embeds.texts.astype(np.float64)
         if len(images) < 4:
             raise UserError(f"{pairs} has fewer than four pictures that can be read")
         if not (np.isfinite(images).all() and np.isfinite(texts).all()):  # the run has diverged
-            return dict.fromkeys(("alignment", "uniformity", "modality_gap"), np.nan)
-        results = {"pairs": len(images), "uniformity": uniformity(images, texts)}
-        results |= mean_with_interval("alignment", np.sum(images * texts, axis=1))
-        results |= modality_gap(images, texts)
-        results["modality_separability"] = separability(images, texts)
-        results |= _conformities(images, texts)
+            return _of_a_diverged_model()
+        references = None
         if reference_set is not None:
-            *references, _ = encoders.pair_embeds(reference_set)
-        for modality, embeds, place in (("image", images, 0), ("text", texts, 1)):
-            results[f"{modality}_effective_rank"] = effective_rank(embeds)
-            if reference_set is not None:
-                likelihoods = whitened_log_likelihood(embeds, np.float64(references[place]))
-            else:
-                likelihoods = _of_halves(embeds)
-            results |= mean_with_interval(f"{modality}_log_likelihood", likelihoods)
-        groups = [by_class.get(normal(caption), "") for caption in captions]
-        _write_drawn(output, images, texts, np.array(captions), np.array(groups))
-        return results
+            found = encoders.pair_embeds(reference_set)
+            references = found.images.astype(np.float64), found.texts.astype(np.float64)
+        metrics, outcomes = measured(images, texts, references)
+        output.outcomes({"pairs": {"index": embeds.index, **outcomes}})
+        groups = [by_class.get(normal(caption), "") for caption in embeds.captions]
+        _write_drawn(output, images, texts, np.array(embeds.captions), np.array(groups))
+        return metrics
 
     return evaluate
 
 
-def uniformity(images, texts, tile_rows=_TILE_ROWS):
-    """Log of the mean over j ≠ k of exp(−⟨I_j,T_k⟩), in tiles."""
+def measured(
+    images: Float[np.ndarray, "n d"],
+    texts: Float[np.ndarray, "n d"],
+    references: tuple[Float[np.ndarray, "m d"], Float[np.ndarray, "m d"]] | None = None,
+) -> tuple[dict[str, Metric], dict[str, np.ndarray]]:
+    """What `geometry` measures.
+
+    Args:
+      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
+      references: those of M pairs, images and texts, that whiten these; by default the other half.
+
+    Returns:
+      ({name: Metric}, {name: each pair's part in it [N, …]}).
+    """
+    outcomes: dict[str, np.ndarray] = {
+        "alignment": np.sum(images * texts, axis=1),
+        "modality_gap": along_the_gap(images, texts),
+        "modality_separability": told_apart(images, texts),
+        "image_conformity": conformity(images),
+        "text_conformity": conformity(texts),
+    }
+    conformities = {
+        name: mean_over_pairs_with_interval(outcomes[name], unit=Unit.COSINE, better=None)
+        for name in ("image_conformity", "text_conformity")
+    }
+    told = float(outcomes["modality_separability"].mean())
+    metrics = {
+        "pairs": count(len(images)),
+        "uniformity": Metric(uniformity(images, texts), unit=Unit.NATS, better="less"),
+        "alignment": mean_with_interval(outcomes["alignment"], unit=Unit.COSINE),
+        "modality_gap": mean_with_interval(
+            outcomes["modality_gap"], unit=Unit.DISTANCE, better=None
+        ),
+        "modality_separability": Metric(told, unit=Unit.SHARE),
+        **conformities,
+    }
+    of_images, of_texts = outcomes["image_conformity"], outcomes["text_conformity"]
+    if of_images.std() > 0 and of_texts.std() > 0:
+        correlation = float(np.corrcoef(of_images, of_texts)[0, 1])
+        metrics["conformity_correlation"] = Metric(correlation)
+    for place, (modality, embeds) in enumerate((("image", images), ("text", texts))):
+        metrics[f"{modality}_effective_rank"] = Metric(effective_rank(embeds))
+        if references is None:
+            likelihoods = _of_halves(embeds)
+        else:
+            likelihoods = whitened_log_likelihood(embeds, references[place])
+        name = f"{modality}_log_likelihood"
+        outcomes[name] = likelihoods
+        metrics[name] = mean_with_interval(likelihoods, unit=Unit.NATS, better=None)
+    return metrics, outcomes
+
+
+def _of_a_diverged_model():
+    """The metrics that every model has, all of them NaN."""
+    return {
+        "alignment": Metric(np.nan, unit=Unit.COSINE, better="more"),
+        "uniformity": Metric(np.nan, unit=Unit.NATS, better="less"),
+        "modality_gap": Metric(np.nan, unit=Unit.DISTANCE),
+    }
+
+
+def uniformity(
+    images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"], tile_rows: int = _TILE_ROWS
+) -> float:
+    """Log of the mean over j ≠ k of exp(−⟨I_j,T_k⟩), in tiles.
+
+    Args:
+      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
+      tile_rows: images of a tile.
+    """
     n, total = len(images), 0.0
     for first in range(0, n, tile_rows):
         total += np.exp(-images[first : first + tile_rows] @ texts.T).sum()
     total -= np.exp(-np.sum(images * texts, axis=1)).sum()
-    return np.log(total / (n * (n - 1)))
+    return float(np.log(total / (n * (n - 1))))
 
 
-def modality_gap(images, texts):
-    """Distance between the modalities' means, with an interval over the pairs.
+def along_the_gap(
+    images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, "n"]:
+    """Each pair's difference along the difference of the modalities' means, [N].
 
-    The interval is of the mean along the gap's direction, which is its value: a norm of resampled
-    means would be too large. Where there is no gap but noise, both are too large all the same.
+    Its mean is the modality gap, the distance between the means, and has the gap's interval: a norm
+    of resampled means would be too large. Where there is no gap but noise, both are too large all
+    the same.
+
+    Args:
+      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
     """
     differences = images - texts
     mean = differences.mean(axis=0)
     gap = np.linalg.norm(mean)
-    along = differences @ (mean / gap) if gap > 0 else np.zeros(len(differences))
-    return mean_with_interval("modality_gap", along)
+    return differences @ (mean / gap) if gap > 0 else np.zeros(len(differences))
 
 
-def separability(images, texts):
-    """Share of the embeddings that a hyperplane fitted on the other half of the pairs classifies.
+def told_apart(
+    images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"]
+) -> Bool[np.ndarray, "n 2"]:
+    """Which image and which text of each pair a hyperplane puts into its modality, bool [N, 2].
 
-    The hyperplane is that of least squares against ±1, which is Fisher's discriminant.
+    The hyperplane is fitted on the other half of the pairs. It is that of least squares against ±1,
+    which is Fisher's discriminant.
+
+    Args:
+      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
     """
-    right = 0
+    is_right = np.zeros((len(images), 2), bool)
     for fitted in (0, 1):
         rows = np.concatenate([images[fitted::2], texts[fitted::2]])
         targets = np.repeat([1.0, -1.0], [len(images[fitted::2]), len(texts[fitted::2])])
-        solution = np.linalg.lstsq(_with_one(rows), targets, rcond=_FLAT)[0]
-        right += np.sum(_with_one(images[1 - fitted :: 2]) @ solution > 0)
-        right += np.sum(_with_one(texts[1 - fitted :: 2]) @ solution < 0)
-    return right / (2 * len(images))
+        solution = np.linalg.lstsq(with_constant(rows), targets, rcond=_FLAT)[0]
+        tested = slice(1 - fitted, None, 2)
+        is_right[tested, 0] = with_constant(images[tested]) @ solution > 0
+        is_right[tested, 1] = with_constant(texts[tested]) @ solution < 0
+    return is_right
 
 
-def effective_rank(embeds):
+def effective_rank(embeds: Float[np.ndarray, "n d"]) -> float:
     """exp of the entropy of the centred embeddings' singular values (Roy and Vetterli 2007).
 
-    Of unit-norm embeddings; 0 where they are all the same.
+    It is 0 where they are all the same.
+
+    Args:
+      embeds: unit-norm [N, D].
     """
     variances = np.linalg.eigvalsh(np.cov(embeds.T, bias=True))
     values = np.sqrt(variances[variances > _ROUNDING])
@@ -137,12 +219,18 @@ def effective_rank(embeds):
     return float(np.exp(-np.sum(shares * np.log(shares)))) if len(values) else 0.0
 
 
-def conformity(embeds):
-    """Mean cosine of each embedding with the others of its modality, [N] (Levi and Gilboa 2024)."""
+def conformity(embeds: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
+    """Mean cosine of each embedding with the others of its modality, [N] (Levi and Gilboa 2024).
+
+    Args:
+      embeds: unit-norm [N, D].
+    """
     return (embeds @ embeds.sum(axis=0) - 1) / (len(embeds) - 1)
 
 
-def whitened_log_likelihood(embeds, reference):
+def whitened_log_likelihood(
+    embeds: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"]
+) -> Float[np.ndarray, "n"]:
     """Log-likelihood of embeddings under the normal distribution fitted to others.
 
     Whitened by the reference's mean and covariance, y has ℓ = −½(d log 2π + ‖y‖²) (Betser et al.
@@ -165,8 +253,14 @@ def whitened_log_likelihood(embeds, reference):
     return -0.5 * (np.log(2 * np.pi) + np.mean(whitened**2, axis=1))
 
 
-def plane(images, texts):
-    """Both modalities on the plane of their two principal components: ([N, 2], [N, 2])."""
+def plane(
+    images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"]
+) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2"]]:
+    """Both modalities on the plane of their two principal components: ([N, 2], [N, 2]).
+
+    Args:
+      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
+    """
     both = np.concatenate([images, texts])
     centred = both - both.mean(axis=0)
     _, directions = np.linalg.eigh(centred.T @ centred)
@@ -177,25 +271,12 @@ def plane(images, texts):
     return coordinates[: len(images)], coordinates[len(images) :]
 
 
-def _conformities(images, texts):
-    of_images, of_texts = conformity(images), conformity(texts)
-    results = mean_over_pairs_with_interval("image_conformity", of_images)
-    results |= mean_over_pairs_with_interval("text_conformity", of_texts)
-    if of_images.std() > 0 and of_texts.std() > 0:
-        results["conformity_correlation"] = np.corrcoef(of_images, of_texts)[0, 1]
-    return results
-
-
 def _of_halves(embeds):
     """Whitened log-likelihoods of each half by the other, [N]."""
     likelihoods = np.empty(len(embeds))
     for half in (0, 1):
         likelihoods[half::2] = whitened_log_likelihood(embeds[half::2], embeds[1 - half :: 2])
     return likelihoods
-
-
-def _with_one(rows):
-    return np.pad(rows, ((0, 0), (0, 1)), constant_values=1)
 
 
 def _write_drawn(output, images, texts, captions, groups):

@@ -1,135 +1,96 @@
-"""Linear probe: how well a linear classifier does on the image tower's frozen features."""
+"""Linear probe: how well a classifier does that AdamW trains on the image tower's frozen features.
+
+It is the probe of Goel et al. 2022. For that of Radford et al. 2021 see logistic_probe.py.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float, Int
 
 from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import open_train_and_test
-from cyclip_jax.evals.statistics.classification import mean_per_class, ranks_of_label
-from cyclip_jax.evals.statistics.intervals import mean_with_interval
-from cyclip_jax.evals.statistics.logistic import (
-    check_regularization,
-    chosen_regularization,
-    class_rows,
-    logistic_regression,
-    with_constant,
-)
-from cyclip_jax.evals.statistics.splits import check_share, held_out
-
-_METHODS = ("adamw", "lbfgs")
+from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.metric import count
+from cyclip_jax.evals.statistics.probes import probe_scores
 
 
 def linear_probe(
-    name,
+    name: str,
     *,
-    train,
-    test,
-    method="adamw",
-    batch_size=16,
-    epochs=32,
-    learning_rate=5e-3,
-    weight_decay=0.01,
-    regularization=None,
-    validation_share=0.2,
-    max_iterations=1000,
-    normalize=False,
-    seed=0,
-    classes=None,
-    image_key=None,
-    label_key=None,
-):
-    """Trains a linear classifier on image features and tests it.
+    train: str,
+    test: str,
+    batch_size: int = 16,
+    epochs: int = 32,
+    learning_rate: float = 5e-3,
+    weight_decay: float = 0.01,
+    normalize: bool = False,
+    seed: int = 0,
+    classes: str | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
+) -> Evaluator:
+    """Trains a linear classifier on image features over epochs by AdamW, and tests it.
 
     Args:
       name: of the evaluation, for messages.
       train, test: labelled images, as `open_labelled` reads them; the classes are those of `train`.
-      method: "adamw", epochs over batches as Goel et al. 2022; or "lbfgs", logistic regression to
-        the minimum as Radford et al. 2021.
-      batch_size, epochs, learning_rate, weight_decay: of "adamw", as `train_classifier`; the
-        defaults are those of the published probe script.
-      regularization: of "lbfgs", λ of `logistic_regression`; None chooses it by `sweep` on images
-        held out from `train`, and then fits to all of `train`.
-      validation_share: of each class's images that are held out for this.
-      max_iterations: of "lbfgs".
+      batch_size, epochs, learning_rate, weight_decay: as `train_classifier`; the defaults are those
+        of the published probe script.
       normalize: whether features get unit norm.
-      seed: of the initial weights and the order of "adamw", or of the images held out.
+      seed: of the initial weights and of the order.
       classes, image_key, label_key: of both data sets, see `open_labelled`.
 
     Returns:
       An evaluator (see evals/__init__.py) that gives `top1` and `top5` (fractions, those of k below
       the number of classes), `chance_…`, what a random order of the classes gets, and
       `mean_per_class`, as zeroshot; `images` and `train_images`, how many were scored and trained
-      on; by "lbfgs" also `regularization` and `iterations`, max_iterations where they did not
-      suffice. Detail of a sweep: `regularization_sweep.json`.
+      on. Outcomes: each of `images` has its `top<k>` and its `label`.
 
     Raises:
-      UserError: what is wrong with the data or a setting, or no image is left to hold out.
+      UserError: what is wrong with the data or a setting.
     """
     key = f"config.evals.{name}"
-    if method not in _METHODS:
-        raise UserError(f"{key}.method is {method!r}; choose one of {', '.join(_METHODS)}")
     if batch_size < 1:
         raise UserError(f"{key}.batch_size {batch_size} must be at least 1")
-    if method == "adamw" and regularization is not None:
-        raise UserError(f"{key}.regularization is of method='lbfgs'; AdamW has weight_decay")
-    check_regularization(key, regularization)
-    check_share(key, validation_share)
-    columns = {"classes": classes, "image_key": image_key, "label_key": label_key}
-    data = open_train_and_test(name, train, test, **columns)
-    names = data.train.classes
-    limits = {"max_iterations": max_iterations}
-
-    def hold_out(labels):
-        return held_out(labels, validation_share, seed, f"{key}.train", "regularization")
-
-    def choose(features, labels, output):
-        is_held = hold_out(labels)
-        fitting, choosing = ((features[part], labels[part]) for part in (~is_held, is_held))
-        chosen, tried = chosen_regularization(*fitting, *choosing, len(names), **limits)
-        table = [{"regularization": value, "validation_top1": tried[value]} for value in tried]
-        output.json("regularization_sweep", table)
-        return chosen
-
-    if method == "lbfgs" and regularization is None:
-        hold_out(data.train.labels)
+    data = open_train_and_test(
+        name, train, test, classes=classes, image_key=image_key, label_key=label_key
+    )
 
     def evaluate(encoders, output):
-        features, labels, test_features, test_labels = data.features(encoders, normalize)
-        results = {"images": len(test_labels), "train_images": len(labels)}
-        if method == "adamw":
-            classifier = train_classifier(
-                features,
-                labels,
-                len(names),
-                batch_size=batch_size,
-                epochs=epochs,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-                seed=seed,
-            )
-        else:
-            strength = regularization or choose(features, labels, output)
-            fit = logistic_regression(features, labels, len(names), **limits)(strength)
-            classifier = fit.kernel, fit.bias
-            results |= {"regularization": strength, "iterations": fit.iterations}
-        rows = with_constant(test_features)
-        ranks = ranks_of_label(rows, class_rows(*classifier), test_labels)
-        for k in (1, 5):
-            if k < len(names):
-                results |= mean_with_interval(f"top{k}", ranks < k)
-                results[f"chance_top{k}"] = k / len(names)
-        results["chance_mean_per_class"] = 1 / len(names)
-        return results | mean_per_class(ranks < 1, test_labels, len(names))
+        features = data.features(encoders, normalize)
+        kernel, bias = train_classifier(
+            features.train,
+            features.train_labels,
+            len(data.train.classes),
+            batch_size=batch_size,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            seed=seed,
+        )
+        return {
+            "images": count(len(features.test)),
+            "train_images": count(len(features.train)),
+            **probe_scores(features, kernel, bias, output),
+        }
 
     return evaluate
 
 
 def train_classifier(
-    features, labels, classes, *, batch_size, epochs, learning_rate, weight_decay, seed
-):
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, "n"],
+    classes: int,
+    *,
+    batch_size: int,
+    epochs: int,
+    learning_rate: float,
+    weight_decay: float,
+    seed: int,
+) -> tuple[Float[np.ndarray, "d c"], Float[np.ndarray, "c"]]:
     """Logistic regression by AdamW, from PyTorch's initial weights of a linear layer.
 
     Args:
@@ -170,8 +131,8 @@ def train_classifier(
     shapes = (d, classes), (classes,)
     params = tuple(rng.uniform(-bound, bound, shape).astype(features.dtype) for shape in shapes)
     state = params, optimizer.init(params)
-    features, labels = jnp.asarray(features), jnp.asarray(labels)
+    shown = jnp.asarray(features), jnp.asarray(labels)
     for epoch in range(epochs):
         rows = np.pad(order(seed, epoch, n), (0, steps * batch_size - n), constant_values=-1)
-        state = run_epoch(state, rows.reshape(steps, batch_size), features, labels)
+        state = run_epoch(state, rows.reshape(steps, batch_size), *shown)
     return jax.device_get(state[0])

@@ -1,116 +1,110 @@
-"""What a metric's name says of it: whether it is a share, and what stands beside it."""
+"""A number of an evaluation, and what it says of itself."""
 
 import dataclasses
+import enum
 import math
-import re
+from typing import Literal
 
-LOSS_TERMS = ("loss", "contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss")
-_BESIDE = re.compile(r"chance_(.+)|(.+)_ci_low|(.+)_ci_high")
-_SHARE = re.compile(
-    r"(^|_)(top\d+|recall|accuracy|score|separability)(@|_|$)|_(effective|reference)$"
-    r"|consistency@|mean_per_class"
-)
-_FURTHER = re.compile(r"(top|@)(?!1(\D|$))\d+|_as_published$")
+Better = Literal["more", "less"] | None
+
+
+class Unit(enum.StrEnum):
+    """What a number counts in, which is also how it is written."""
+
+    SHARE = "share"  # of what was scored, a fraction of 1 that is written as a percentage
+    COUNT = "count"  # of what was scored, a whole number
+    RANK = "rank"  # 1 is first
+    DISTANCE = "distance"  # between embeddings of unit norm
+    COSINE = "cosine"
+    NATS = "nats"
+    LOSS = "loss"
+    NUMBER = "number"  # anything else
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a metric says of itself, whatever its value.
+
+    Attributes:
+      unit: what it counts in.
+      better: whether more or less of it is better; None where neither is.
+      is_headline: whether it is among the few that tell most.
+    """
+
+    unit: Unit = Unit.NUMBER
+    better: Better = None
+    is_headline: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A number and what stands beside it.
+    """A number of an evaluation.
 
     Attributes:
-      name: without the evaluation's.
-      value: None where it was not finite.
-      low, high: its 95 % interval, or None.
-      chance: what a random order gets, or None.
+      value: the number itself; NaN where it could not be computed, as of a run that has diverged.
+      interval: its 95 % interval (low, high); None where it has none. Both are NaN where the data
+        tell of no interval.
+      chance: what a random order gets; None where nobody can tell.
+      unit: what it counts in.
+      better: whether more or less of it is better; None where neither is.
+      is_headline: whether it is among the few that tell most.
     """
 
-    name: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
+    value: float
+    interval: tuple[float, float] | None = None
     chance: float | None = None
+    unit: Unit = Unit.NUMBER
+    better: Better = None
+    is_headline: bool = True
 
     @property
-    def is_share(self):
-        """Whether it is a fraction: by a word of its name, or because chance has one."""
-        named = _SHARE.search(self.name) is not None or self.chance is not None
-        return named and (self.value is None or abs(self.value) <= 1)
+    def about(self) -> About:
+        """What it says of itself."""
+        return About(self.unit, self.better, self.is_headline)
 
     @property
-    def is_count(self):
-        """Whether it counts what was scored: a whole number above 1 without an interval."""
-        if self.is_share or self.low is not None or self.value is None:
-            return False
-        return self.value > 1 and float(self.value).is_integer()
+    def is_finite(self) -> bool:
+        """Whether there is a value."""
+        return math.isfinite(self.value)
 
     @property
-    def is_headline(self):
-        """Whether it is among the few that tell most: no loss, no count, and no k but 1."""
-        return not (
-            self.is_count
-            or self.name == "temperature"
-            or self.name.endswith("_loss")
-            or self.name == "loss"
-            or self.name in ("image_to_text_accuracy", "text_to_image_accuracy")  # in a batch
-            or _FURTHER.search(self.name)
-        )
+    def is_share(self) -> bool:
+        """Whether it is a fraction of 1."""
+        return self.unit == Unit.SHARE
 
-    def number(self, value):
-        """A value of this metric as text: a percentage of a share, else four digits."""
-        if value is None:
+    @property
+    def is_count(self) -> bool:
+        """Whether it counts what was scored."""
+        return self.unit == Unit.COUNT
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval of a value that has one, both finite; else None."""
+        if self.interval is None or not all(map(math.isfinite, (self.value, *self.interval))):
+            return None
+        return self.interval
+
+    def number(self) -> str:
+        """The value as text: a percentage of a share, a whole number of a count, else 4 digits."""
+        if not self.is_finite:
             return "not finite"
         if self.is_share:
-            return f"{value:.1%}"
-        return f"{value:.0f}" if self.is_count else f"{value:#.4g}"
+            return f"{self.value:.1%}"
+        return f"{self.value:.0f}" if self.is_count else f"{self.value:#.4g}"
 
-    @property
-    def has_interval(self):
-        """Whether there is a value with bounds around it."""
-        return None not in (self.value, self.low, self.high)
-
-    def with_interval(self):
+    def with_interval(self) -> str:
         """`29.1% [24.5, 33.9]`: the value and its interval, where it has one."""
-        if not self.has_interval:
-            return self.number(self.value)
-        form = (lambda bound: f"{100 * bound:.1f}") if self.is_share else "{:.3g}".format
-        return f"{self.number(self.value)} [{form(self.low)}, {form(self.high)}]"
+        if self.bounds is None:
+            return self.number()
+        form = "{:.1f}" if self.is_share else "{:.3g}"
+        low, high = (form.format(100 * b if self.is_share else b) for b in self.bounds)
+        return f"{self.number()} [{low}, {high}]"
 
-    def text(self):
-        """`29.1% [24.5, 33.9] (0.28%)`: the same, and chance."""
+    def text(self) -> str:
+        """`29.1% [24.5, 33.9] (0.28%)`: the same, followed by chance."""
         return self.with_interval() + ("" if self.chance is None else f" ({self.chance:.2%})")
 
 
-def metrics_of(numbers):
-    """{name: Metric} of one evaluation's flat numbers; intervals and chance go to their metric."""
-    numbers = {name: finite(value) for name, value in numbers.items()}
-
-    def is_beside(name):
-        match = _BESIDE.fullmatch(name)
-        return match is not None and any(base in numbers for base in match.groups() if base)
-
-    return {
-        name: Metric(
-            name,
-            value,
-            numbers.get(f"{name}_ci_low"),
-            numbers.get(f"{name}_ci_high"),
-            numbers.get(f"chance_{name}"),
-        )
-        for name, value in numbers.items()
-        if not is_beside(name)
-    }
-
-
-def by_evaluation(numbers):
-    """{evaluation: {name: Metric}} of flat numbers "<evaluation>/<metric>"; others are left out."""
-    evaluations = {}
-    for full_name, value in numbers.items():
-        evaluation, slash, name = full_name.partition("/")
-        if slash:
-            evaluations.setdefault(evaluation, {})[name] = value
-    return {name: metrics_of(inner) for name, inner in evaluations.items()}
-
-
-def finite(value):
-    """The number, or None for NaN and infinities."""
-    return value if value is not None and math.isfinite(value) else None
+def count(number: int) -> Metric:
+    """The Metric of how many of something were scored: a whole `number`."""
+    return Metric(float(number), unit=Unit.COUNT, is_headline=False)

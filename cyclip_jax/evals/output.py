@@ -1,17 +1,37 @@
-"""Where an evaluation puts what is more than a number: tables, matrices, pictures."""
+"""Where an evaluation puts what is more than a number: tables, matrices, pictures, outcomes."""
 
 import dataclasses
 import io
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
+from numpy.typing import ArrayLike
 
+from cyclip_jax.errors import UserError
+from cyclip_jax.evals.clip_benchmark import FOLDER as CLIP_BENCHMARK
+from cyclip_jax.evals.metric import About, Metric, Unit
 from cyclip_jax.files import write_atomically, write_json
+
+_ABOUT, _OUTCOMES = "metrics", "outcomes"
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
     """The directory of one evaluation's details, which the report reads.
+
+    Two files are of every evaluation. `metrics.json` says what its metrics mean. `outcomes.npz` has
+    what became of each item that was scored, which is what a paired comparison of two runs needs;
+    its arrays are called `<items>/<name>`:
+
+        <items>/index       int [N]: the items' numbers in the data set, the same in every
+                            run on these data, whatever a run could not read
+        <items>/<metric>    what became of each item, [N] or [N, …]; its mean is the metric
+        <items>/cluster     int [N], where the metric's interval draws several items together: those
+                            with the same number
+        <items>/…           what else tells of the item: its label, its rank, its category
 
     Attributes:
       directory: `<workdir>/evals/<evaluation>`; None writes nothing.
@@ -22,18 +42,64 @@ class Output:
     enabled: bool = True
 
     @property
-    def is_wanted(self):
+    def is_wanted(self) -> bool:
         """Whether anything is written: what is dear to compute need not be."""
         return self.enabled and self.directory is not None
 
-    def json(self, name, content):
-        """Writes `<name>.json`."""
-        if self.is_wanted:
+    def json(self, name: str, content: Any) -> None:
+        """Writes `<name>.json` with content that JSON can hold."""
+        if self.enabled and self.directory is not None:
             write_json(self.directory / f"{name}.json", content)
 
-    def arrays(self, name, **arrays):
+    def arrays(self, name: str, **arrays: ArrayLike) -> None:
         """Writes `<name>.npz`."""
-        if self.is_wanted:
+        if self.enabled and self.directory is not None:
             file = io.BytesIO()
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
             write_atomically(self.directory / f"{name}.npz", file.getvalue())
+
+    def outcomes(self, items: Mapping[str, Mapping[str, ArrayLike]]) -> None:
+        """Writes `outcomes.npz`.
+
+        Args:
+          items: {items: {name: array}}, as the class describes them.
+        """
+        arrays = {
+            f"{kind}/{name}": array for kind, own in items.items() for name, array in own.items()
+        }
+        self.arrays(_OUTCOMES, **arrays)
+
+    def about(self, metrics: Mapping[str, Metric]) -> None:
+        """Writes `metrics.json`: what the metrics say of themselves."""
+        self.json(_ABOUT, {name: dataclasses.asdict(m.about) for name, m in metrics.items()})
+
+
+def read_abouts(directory: epath.Path) -> dict[str, dict[str, About]]:
+    """{evaluation: {metric: About}} of all evaluations that wrote a `metrics.json`.
+
+    Args:
+      directory: `<workdir>/evals`, or the --output of `python -m cyclip_jax.evaluate`.
+
+    Raises:
+      UserError: such a file is not what it should be.
+    """
+    if not directory.is_dir():
+        return {}
+    files = sorted(directory.glob(f"*/{_ABOUT}.json"))
+    return {
+        file.parent.name: _read_about(file)
+        for file in files
+        if file.parent.name != CLIP_BENCHMARK  # which has numbers of an evaluation called "metrics"
+    }
+
+
+def _read_about(file):
+    try:
+        return {
+            name: About(Unit(about["unit"]), about["better"], bool(about["is_headline"]))
+            for name, about in json.loads(file.read_text()).items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{file} does not say what metrics mean ({error!r}); remove it: the names tell, too"
+        ) from error

@@ -6,6 +6,7 @@ They are written as a file that `classes` of an evaluation takes.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -13,8 +14,8 @@ from cyclip_jax.evals.data.known import INSTALL, PRESETS, classes_file
 from cyclip_jax.files import write_atomically
 
 
-def main(arguments=None):
-    """The command line; returns its exit status."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line, by default with the process's arguments; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m cyclip_jax.evals.presets",
         description="Writes class names and templates of a known data set, out of an installed "

@@ -1,19 +1,27 @@
 """Retrieval in both directions, the validation loss, and consistency on held-out pairs."""
 
 import base64
+import dataclasses
 import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.sparse
 import tensorflow as tf
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
 from cyclip_jax.data.images import decode
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.data.pairs import distinct, open_pairs
+from cyclip_jax.evals.data.pairs import Pairs, distinct, open_pairs
+from cyclip_jax.evals.encoders import Encoders
+from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.known_metrics import KNOWN
+from cyclip_jax.evals.metric import About, Metric, Unit, count
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
-from cyclip_jax.evals.statistics.intervals import bounds_of, interval
+from cyclip_jax.evals.statistics.intervals import floats, interval
 from cyclip_jax.evals.statistics.ranking import ranks_of_best_partner
 
 _RECALL_AT = (1, 5, 10)
@@ -22,19 +30,19 @@ _PUBLISHED_PLACES = 5
 
 
 def retrieval(
-    name,
+    name: str,
     *,
-    pairs,
-    source="auto",
-    images=None,
-    split="test",
-    image_key=None,
-    caption_key=None,
-    delimiter=",",
-    gallery_captions=0,
-    captions_per_image=None,
-    published_recall=False,
-):
+    pairs: str,
+    source: str = "auto",
+    images: str | None = None,
+    split: str = "test",
+    image_key: str | None = None,
+    caption_key: str | Sequence[str] | None = None,
+    delimiter: str = ",",
+    gallery_captions: int = 0,
+    captions_per_image: int | None = None,
+    published_recall: bool = False,
+) -> Evaluator:
     """Scores held-out pairs.
 
     Each picture is embedded once, however many captions it has. Pictures or captions that stand in
@@ -61,7 +69,10 @@ def retrieval(
       are one draw; `chance_…`, the recall that a random order gets; the training loss's terms, as
       means over groups of batch_size pairs in file order, the last group smaller;
       `inmodal_consistency` and `crossmodal_consistency` over all pairs, with intervals over images;
-      `images`, `captions`, `pairs`: what was scored.
+      `images`, `captions`, `pairs`: what was scored. Detail: `gallery.json`. Outcomes: each of
+      `images` and of `captions` has its recalls and its rank, 1 is first, and `cluster`, the draw
+      that it belongs to; each caption the `image` of its first pair; each of `pairs` its `image`
+      and its part in the two consistencies.
 
     Raises:
       UserError: what is wrong with the data, or no caption per image.
@@ -81,61 +92,141 @@ def retrieval(
     )
 
     def evaluate(encoders, output):
-        dataset = read_pairs()
-        image_embeds, indices = encoders.image_embeds(dataset.images)
-        image_ids, captions = _readable(dataset, indices)
-        if captions_per_image is not None:
-            kept = np.flatnonzero(_occurrence(image_ids) < captions_per_image)
-            image_ids, captions = image_ids[kept], [captions[pair] for pair in kept]
-        text_ids, first_pair = distinct(captions)
-        pair_embeds = image_embeds[image_ids], encoders.text_embeds(captions)
-        text_embeds = pair_embeds[1][first_pair]
-
-        results = mean_loss(encoders, *pair_embeds)
-        results |= cyclic_consistencies(*pair_embeds, clusters=image_ids)
-        image_ranks = ranks_of_best_partner(image_embeds, text_embeds, image_ids, text_ids)
-        text_ranks = ranks_of_best_partner(text_embeds, image_embeds, text_ids, image_ids)
-        results |= recall_of_ranks(image_ranks, text_ranks, image_ids, text_ids)
-        chance = chance_recall("image_to_text", image_ids, text_ids)
-        chance |= chance_recall("text_to_image", text_ids, image_ids)
-        results |= chance | {"chance_mean_recall": float(np.mean(list(chance.values())))}
-        if published_recall:
-            results |= published_recall_of(results)
-        results |= {"images": len(image_embeds), "captions": len(text_embeds)}
-        results["pairs"] = len(captions)
+        scored = _scored(read_pairs(), encoders, captions_per_image)
+        recalls = recall_of_ranks(
+            scored.image_ranks, scored.text_ranks, scored.image_ids, scored.text_ids
+        )
+        pair_embeds = scored.image_embeds[scored.image_ids], scored.text_embeds[scored.text_ids]
+        consistencies, parts = cyclic_consistencies(*pair_embeds, clusters=scored.image_ids)
+        output.outcomes(_outcomes(scored, parts))
         if gallery_captions and output.is_wanted:
-            chosen = np.random.default_rng(0).permutation(len(text_embeds))[:gallery_captions]
-            pictures = dataset.images.source
-            content = gallery(
-                captions=[captions[first_pair[text]] for text in chosen],
-                ranks=text_ranks[chosen],
-                ranked=np.argsort(-text_embeds[chosen] @ image_embeds.T, axis=1),  # [texts, images]
-                partners=[set(image_ids[text_ids == text].tolist()) for text in chosen],
-                read_image=lambda image: _read(pictures, indices[image]),
-            )
-            output.json("gallery", content)
-        return results
+            output.json("gallery", _gallery(scored, gallery_captions))
+        return {
+            **mean_loss(encoders, *pair_embeds),
+            **consistencies,
+            **recalls,
+            **(published_recall_of(recalls) if published_recall else {}),
+            "images": count(len(scored.image_embeds)),
+            "captions": count(len(scored.text_embeds)),
+            "pairs": count(len(scored.kept)),
+        }
 
     return evaluate
 
 
-def mean_loss(encoders, image_embeds, text_embeds):
-    """Means of the loss's metrics over groups of batch_size pairs, weighted by their size."""
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """The P pairs that are scored, of I pictures and T different captions.
+
+    Attributes:
+      dataset: all Pairs there are.
+      index: int [I], the pictures' numbers in the data set.
+      kept: int [P], the pairs' numbers in the data set.
+      image_ids, text_ids: int [P], each pair's picture and caption, by their rows.
+      first_pair: int [T], the first of the P pairs with each caption.
+      image_embeds, text_embeds: unit-norm [I, D] and [T, D].
+      image_ranks, text_ranks: int [I] and [T], the rank of each one's best partner, 0 is first.
+    """
+
+    dataset: Pairs
+    index: Int[np.ndarray, "i"]
+    kept: Int[np.ndarray, "p"]
+    image_ids: Int[np.ndarray, "p"]
+    text_ids: Int[np.ndarray, "p"]
+    first_pair: Int[np.ndarray, "t"]
+    image_embeds: Float[np.ndarray, "i d"]
+    text_embeds: Float[np.ndarray, "t d"]
+    image_ranks: Int[np.ndarray, "i"]
+    text_ranks: Int[np.ndarray, "t"]
+
+
+def _scored(dataset, encoders, captions_per_image):
+    """Embeds and ranks the pairs whose pictures can be read, or the first so many of a picture."""
+    image_embeds, index = encoders.image_embeds(dataset.images)
+    number = np.full(len(dataset.images.source), -1)
+    number[index] = np.arange(len(index))
+    image_ids = number[dataset.image_ids]
+    kept = np.flatnonzero(image_ids >= 0)
+    if captions_per_image is not None:
+        kept = kept[_occurrence(image_ids[kept]) < captions_per_image]
+    image_ids = image_ids[kept]
+    captions = [dataset.captions[pair] for pair in kept]
+    text_ids, first_pair = distinct(captions)
+    text_embeds = encoders.text_embeds(captions)[first_pair]
+    return _Scored(
+        dataset,
+        index,
+        kept,
+        image_ids,
+        text_ids,
+        first_pair,
+        image_embeds,
+        text_embeds,
+        ranks_of_best_partner(image_embeds, text_embeds, image_ids, text_ids),
+        ranks_of_best_partner(text_embeds, image_embeds, text_ids, image_ids),
+    )
+
+
+def _outcomes(scored, parts):
+    """What became of each image, caption and pair, see `retrieval`."""
+    unit_of_image, unit_of_text = units(scored.image_ids, scored.text_ids)
+    caption_index = distinct(scored.dataset.captions)[0]  # equal captions are one
+    image_of_pair = scored.index[scored.image_ids]
+    return {
+        "images": {
+            "index": scored.index,
+            "cluster": unit_of_image,
+            **_hits("image_to_text", scored.image_ranks),
+        },
+        "captions": {
+            "index": caption_index[scored.kept[scored.first_pair]],
+            "cluster": unit_of_text,
+            "image": image_of_pair[scored.first_pair],
+            **_hits("text_to_image", scored.text_ranks),
+        },
+        "pairs": {"index": scored.kept, "cluster": scored.image_ids, "image": image_of_pair}
+        | parts,
+    }
+
+
+def _hits(name, ranks):
+    """The outcomes of queries: whether each hits at every k, and its rank from 1 on."""
+    hits = {f"{name}_recall@{k}": ranks < k for k in _RECALL_AT}
+    return {**hits, f"{name}_rank": ranks + 1}
+
+
+def mean_loss(
+    encoders: Encoders,
+    image_embeds: Float[np.ndarray, "p d"],
+    text_embeds: Float[np.ndarray, "p d"],
+) -> dict[str, Metric]:
+    """Means of the loss's terms over groups of batch_size pairs, weighted by their size.
+
+    Args:
+      encoders: whose loss it is.
+      image_embeds, text_embeds: unit-norm [P, D], row j of both one pair.
+    """
     totals = {}
     for first in range(0, len(image_embeds), encoders.batch_size):
         group = slice(first, first + encoders.batch_size)
-        metrics = encoders.loss(image_embeds[group], text_embeds[group])
-        for name, value in metrics.items():
+        terms = encoders.loss(image_embeds[group], text_embeds[group])
+        for name, value in terms.items():
             totals[name] = totals.get(name, 0.0) + float(value) * len(image_embeds[group])
-    return {name: total / len(image_embeds) for name, total in totals.items()}
+    return {name: _term(name, total / len(image_embeds)) for name, total in totals.items()}
 
 
-def recall_of_ranks(image_ranks, text_ranks, image_ids, text_ids):
+def _term(name, value):
+    about = KNOWN.get(name, About(Unit.LOSS, "less", is_headline=False))
+    return Metric(value, unit=about.unit, better=about.better, is_headline=about.is_headline)
+
+
+def recall_of_ranks(
+    image_ranks: Int[np.ndarray, "i"],
+    text_ranks: Int[np.ndarray, "t"],
+    image_ids: Int[np.ndarray, "p"],
+    text_ids: Int[np.ndarray, "p"],
+) -> dict[str, Metric]:
     """Recall at k, its mean and the median rank, with intervals over images.
-
-    An image that is drawn brings its captions along: what is sampled when such data are collected
-    are images. Images that share a caption are one draw, as their ranks depend on each other: the
-    unit of both directions is a connected component of the graph of images and captions.
 
     Args:
       image_ranks: of each image's best caption, int [I], 0 is first.
@@ -143,33 +234,58 @@ def recall_of_ranks(image_ranks, text_ranks, image_ids, text_ids):
       image_ids, text_ids: int [P], the partners; every image and every caption has one.
 
     Returns:
-      {"image_to_text_recall@k", "text_to_image_recall@k", "mean_recall",
-      "image_to_text_median_rank", "text_to_image_median_rank", and each with _ci_low and _ci_high}.
+      `image_to_text_recall@k` and `text_to_image_recall@k`, `image_to_text_median_rank` and
+      `text_to_image_median_rank`, and `mean_recall`.
     """
-    images, nodes = len(image_ranks), len(image_ranks) + len(text_ranks)
-    edges = np.ones(len(image_ids), bool), (image_ids, images + np.asarray(text_ids))
-    graph = scipy.sparse.coo_array(edges, shape=(nodes, nodes))
-    units, unit_of = connected_components(graph, directed=False)
-    statistics = {}
-    for name, ranks, clusters in (
-        ("image_to_text", image_ranks, unit_of[:images]),
-        ("text_to_image", text_ranks, unit_of[images:]),
+    unit_of_image, unit_of_text = units(image_ids, text_ids)
+    n = int(max(unit_of_image.max(), unit_of_text.max())) + 1
+    statistics, blank = {}, {}  # functions of weights of the units; Metrics without value
+    for name, ranks, clusters, ids in (
+        ("image_to_text", image_ranks, unit_of_image, (image_ids, text_ids)),
+        ("text_to_image", text_ranks, unit_of_text, (text_ids, image_ids)),
     ):
-        for k in _RECALL_AT:
-            statistics[f"{name}_recall@{k}"] = _weighted_mean(ranks < k, clusters, units)
+        for k, chance in chance_recall(*ids).items():
+            statistics[f"{name}_recall@{k}"] = _weighted_mean(ranks < k, clusters, n)
+            blank[f"{name}_recall@{k}"] = _recall(chance, is_headline=k == 1)
         statistics[f"{name}_median_rank"] = _weighted_median(ranks + 1, clusters)
-    recalls = ["_recall@" in name for name in statistics]
+        blank[f"{name}_median_rank"] = Metric(np.nan, unit=Unit.RANK, better="less")
+    is_recall = [metric.unit == Unit.SHARE for metric in blank.values()]
+    chances = [metric.chance for metric in blank.values() if metric.chance is not None]
+    blank["mean_recall"] = _recall(float(np.mean(chances)), is_headline=True)
 
     def all_of(weights):
         values = np.array([statistic(weights) for statistic in statistics.values()])
-        return np.append(values, values[recalls].mean())
+        return np.append(values, values[is_recall].mean())
 
-    names = [*statistics, "mean_recall"]
-    values = all_of(np.ones(units, np.int64))
-    results = dict(zip(names, values.tolist(), strict=True))
-    for name, *bounds in zip(names, *interval(all_of, units), strict=True):
-        results |= bounds_of(name, bounds)
-    return results
+    values = all_of(np.ones(n, np.int64)).tolist()
+    bounds = map(floats, zip(*interval(all_of, n), strict=True))
+    return {
+        name: dataclasses.replace(metric, value=value, interval=pair)
+        for (name, metric), value, pair in zip(blank.items(), values, bounds, strict=True)
+    }
+
+
+def _recall(chance, *, is_headline):
+    return Metric(np.nan, chance=chance, unit=Unit.SHARE, better="more", is_headline=is_headline)
+
+
+def units(
+    image_ids: Int[np.ndarray, "p"], text_ids: Int[np.ndarray, "p"]
+) -> tuple[Int[np.ndarray, "i"], Int[np.ndarray, "t"]]:
+    """What was drawn together when the data were collected: a number for each image and caption.
+
+    An image that is drawn brings its captions along: what is sampled when such data are collected
+    are images. Images that share a caption are one draw, as their ranks depend on each other: the
+    unit of both directions is a connected component of the graph of images and captions.
+
+    Args:
+      image_ids, text_ids: int [P], the partners; every image and every caption has one.
+    """
+    images, texts = int(np.max(image_ids)) + 1, int(np.max(text_ids)) + 1
+    edges = np.ones(len(image_ids), bool), (image_ids, images + np.asarray(text_ids))
+    graph = scipy.sparse.coo_array(edges, shape=(images + texts, images + texts))
+    unit_of = connected_components(graph, directed=False)[1]
+    return unit_of[:images], unit_of[images:]
 
 
 def _weighted_mean(values, clusters, n):
@@ -199,54 +315,52 @@ def _weighted_median(values, clusters):
     return median
 
 
-def chance_recall(name, query_ids, target_ids):
-    """The recall that a random order of the targets gets, by numbers of partners.
+def chance_recall(
+    query_ids: Int[np.ndarray, "p"], target_ids: Int[np.ndarray, "p"]
+) -> dict[int, float]:
+    """{k: the recall that a random order of the targets gets}, by numbers of partners.
 
     Args:
-      name: prefix of the results.
       query_ids, target_ids: int [P], the partners; every query and every target has one.
-
-    Returns:
-      {"chance_<name>_recall@k": …} as fractions.
     """
     targets = int(target_ids.max()) + 1
     pairs = np.unique(np.asarray(query_ids, np.int64) * targets + target_ids)
     partners = np.bincount(pairs // targets)
-    results = {}
+    chances = {}
     for k in _RECALL_AT:
         # It misses at k when the first k are drawn from the wrong targets alone.
         misses = [np.clip((targets - partners - i) / max(targets - i, 1), 0, 1) for i in range(k)]
-        results[f"chance_{name}_recall@{k}"] = float(np.mean(1 - np.prod(misses, axis=0)))
-    return results
+        chances[k] = float(np.mean(1 - np.prod(misses, axis=0)))
+    return chances
 
 
-def published_recall_of(results):
+def published_recall_of(recalls: Mapping[str, Metric]) -> dict[str, Metric]:
     """The text-retrieval recall that the official evaluation would report for the same ranks.
 
     Its array of ranks has five places for each image, of which it fills one; the others stay 0,
     which is the first rank and a hit at every k. So it reports (4 + recall)/5, 0.8 or more.
 
     Args:
-      results: with `image_to_text_recall@k` and its chance.
+      recalls: `image_to_text_recall@k`, with its chance, among others.
 
     Returns:
-      {"image_to_text_recall@k_as_published": …, "chance_…": …} as fractions.
+      `image_to_text_recall@k_as_published`.
     """
-    hits = _PUBLISHED_PLACES - 1  # for each image, whatever the model
+
+    def inflated(share):
+        return (_PUBLISHED_PLACES - 1 + share) / _PUBLISHED_PLACES
+
+    true = {name: recalls[name] for name in (f"image_to_text_recall@{k}" for k in _RECALL_AT)}
     return {
-        f"{name}_as_published": (hits + value) / _PUBLISHED_PLACES
-        for name, value in results.items()
-        if name.removeprefix("chance_") in {f"image_to_text_recall@{k}" for k in _RECALL_AT}
+        f"{name}_as_published": Metric(
+            inflated(recall.value),
+            chance=None if recall.chance is None else inflated(recall.chance),
+            unit=Unit.SHARE,
+            better="more",
+            is_headline=False,
+        )
+        for name, recall in true.items()
     }
-
-
-def _readable(dataset, indices):
-    """The Pairs whose images could be read, these numbered anew by their place in `indices`."""
-    number = np.full(len(dataset.images.source), -1)
-    number[indices] = np.arange(len(indices))
-    image_ids = number[dataset.image_ids]
-    kept = np.flatnonzero(image_ids >= 0)
-    return image_ids[kept], [dataset.captions[pair] for pair in kept]
 
 
 def _occurrence(ids):
@@ -258,12 +372,34 @@ def _occurrence(ids):
     return occurrence
 
 
-def _read(dataset, index):
-    """One picture of the source, uint8 [h, w, 3]."""
-    return decode(tf.constant(dataset.read(index).image)).numpy()
+def _gallery(scored, count):
+    """The `gallery` of so many captions, drawn at random."""
+    chosen = np.random.default_rng(0).permutation(len(scored.text_embeds))[:count]
+    similarities = scored.text_embeds[chosen] @ scored.image_embeds.T  # [texts, images]
+    partners = [scored.image_ids[scored.text_ids == text] for text in chosen]
+    return gallery(
+        captions=[scored.dataset.captions[scored.kept[scored.first_pair[t]]] for t in chosen],
+        ranks=scored.text_ranks[chosen],
+        ranked=np.argsort(-similarities, axis=1),
+        partners=[set(own.tolist()) for own in partners],
+        read_image=lambda image: _read(scored.dataset.images.source, scored.index[image]),
+    )
 
 
-def gallery(*, captions, ranks, ranked, partners, read_image, columns=6):
+def _read(source, index):
+    """One picture of a source, uint8 [h, w, 3]."""
+    return decode(tf.constant(source.read(index).image)).numpy()
+
+
+def gallery(
+    *,
+    captions: Sequence[str],
+    ranks: Int[np.ndarray, "n"],
+    ranked: Int[np.ndarray, "n images"],
+    partners: Sequence[set[int]],
+    read_image: Callable[[int], UInt8[np.ndarray, "h w 3"]],
+    columns: int = 6,
+) -> list[dict[str, Any]]:
     """Captions with the images nearest to them, as the report shows them.
 
     Args:

@@ -3,15 +3,20 @@
 import csv
 import dataclasses
 import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Bool, Float, Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.keys import are_wordnet_ids
-from cyclip_jax.evals.data.labelled import open_settings
-from cyclip_jax.evals.statistics.classification import embed, ranks_of_label
-from cyclip_jax.evals.statistics.intervals import RESAMPLES, bounds_of, mean_with_interval
+from cyclip_jax.evals.data.labelled import LabelledImages, open_settings
+from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.metric import Metric, Unit, count
+from cyclip_jax.evals.statistics.classification import Embedded, embed, ranks_of_label
+from cyclip_jax.evals.statistics.intervals import RESAMPLES, floats, mean_with_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +32,12 @@ class Line:
     intercept: float
     scale: str
 
-    def __call__(self, reference):
-        """The accuracy on the shift at an accuracy on the reference set, both fractions."""
+    def __call__(self, reference: Any) -> Any:
+        """The accuracy on the shift at an accuracy on the reference set.
+
+        Args:
+          reference: a fraction, or an array of them.
+        """
         if self.scale == "linear":
             return np.clip(self.slope * reference + self.intercept, 0, 1)
         return 1 / (1 + np.exp(-(self.slope * _logit(reference) + self.intercept)))
@@ -38,7 +47,14 @@ class Line:
 LINES = {"imagenetv2": Line(1.2, -0.09, "linear")}
 
 
-def robustness(name, *, reference, shifts, models=None, scale="logit"):
+def robustness(
+    name: str,
+    *,
+    reference: Mapping[str, Any],
+    shifts: Mapping[str, Mapping[str, Any] | None],
+    models: str | None = None,
+    scale: str = "logit",
+) -> Evaluator:
     """Zero-shot accuracy on distribution shifts, beside that on the set they have shifted from.
 
     Effective robustness is the accuracy on a shift less what models of standard training have at
@@ -61,7 +77,9 @@ def robustness(name, *, reference, shifts, models=None, scale="logit"):
       An evaluator (see evals/__init__.py) that gives `reference_top1`, `<shift>_top1`, and for each
       shift with a line `<shift>_effective`, in fractions and with intervals; `<shift>_reference`,
       the accuracy that the line is taken at; and `<shift>_images`, `images`, how many were scored.
-      Details: `robustness.json`.
+      Details: `robustness.json`. Outcomes: each image of `reference` and of every `<shift>` has its
+      `label` and its `…_top1`; where a shift has a line, each of `<shift>_reference`, the reference
+      set's images of its classes, has its `<shift>_reference`.
 
     Raises:
       UserError: what is wrong with the data or with `models`.
@@ -85,90 +103,106 @@ def robustness(name, *, reference, shifts, models=None, scale="logit"):
 
     def evaluate(encoders, output):
         embedded = embed(encoders, reference_set)
-        hits = hits_among(embedded, reference_set, np.arange(len(reference_set.classes)))
-        results = mean_with_interval("reference_top1", hits) | {"images": len(hits)}
+        hits, own = hits_among(embedded, reference_set, np.arange(len(reference_set.classes)))
+        metrics = {"reference_top1": mean_with_interval(hits), "images": count(len(hits))}
+        outcomes = {"reference": _outcomes(embedded, own, "reference_top1", hits)}
         table = []
         for shift, shift_set in shift_sets.items():
-            shift_hits = hits_among(
-                embed(encoders, shift_set), shift_set, np.arange(len(shift_set.classes))
-            )
-            own_hits = hits_among(embedded, reference_set, common[shift])
-            row, metrics = _score(shift, shift_hits, own_hits, lines.get(shift))
+            shifted = embed(encoders, shift_set)
+            every_class = np.arange(len(shift_set.classes))
+            shift_hits, own = hits_among(shifted, shift_set, every_class)
+            outcomes[shift] = _outcomes(shifted, own, f"{shift}_top1", shift_hits)
+            hits, own = hits_among(embedded, reference_set, common[shift])
+            line = lines.get(shift)
+            if line is not None:
+                name = f"{shift}_reference"
+                outcomes[name] = _outcomes(embedded, own, name, hits)
+            row, further = _score(shift, shift_hits, hits, line)
             table.append(row)
-            results |= metrics
+            metrics |= further
         content = {
-            "reference": _bounded("reference_top1", results),
+            "reference": _bounded(metrics["reference_top1"]),
             "shifts": table,
             "models": known,
         }
         output.json("robustness", content)
-        return results
+        output.outcomes(outcomes)
+        return metrics
 
     return evaluate
 
 
+def _outcomes(embedded, own, name, hits):
+    """The outcomes of some images: those that are `own`, bool [M]."""
+    return {"index": embedded.index[own], "label": embedded.labels[own], name: hits}
+
+
 def _score(shift, hits, reference_hits, line):
     """(a shift's row for the report, its metrics)."""
-    results = mean_with_interval(f"{shift}_top1", hits)
-    results[f"{shift}_images"] = len(hits)
+    accuracy = mean_with_interval(hits)
+    metrics = {f"{shift}_top1": accuracy, f"{shift}_images": count(len(hits))}
     reference = float(reference_hits.mean())
-    row = {"name": shift, **_bounded(f"{shift}_top1", results), "reference": reference}
+    row = {"name": shift, **_bounded(accuracy), "reference": reference}
     if line is None:
-        return row | {"line": None, "effective": None}, results
-    results[f"{shift}_reference"] = reference
-    results |= effective_robustness(f"{shift}_effective", hits, reference_hits, line)
-    effective = results[f"{shift}_effective"]
-    return row | {"line": dataclasses.asdict(line), "effective": effective}, results
+        return row | {"line": None, "effective": None}, metrics
+    effective = effective_robustness(hits, reference_hits, line)
+    metrics[f"{shift}_reference"] = Metric(reference, unit=Unit.SHARE)
+    metrics[f"{shift}_effective"] = effective
+    return row | {"line": dataclasses.asdict(line), "effective": effective.value}, metrics
 
 
-def _bounded(metric, results):
-    """{"accuracy", "low", "high"} of a metric."""
-    low, high = results[f"{metric}_ci_low"], results[f"{metric}_ci_high"]
-    return {"accuracy": results[metric], "low": low, "high": high}
+def _bounded(accuracy):
+    """{"accuracy", "low", "high"} of a Metric."""
+    low, high = accuracy.interval
+    return {"accuracy": accuracy.value, "low": low, "high": high}
 
 
-def effective_robustness(name, hits, reference_hits, line, *, seed=0):
-    """Accuracy on a shift less the line's at the accuracy on the reference set, with its interval.
+def effective_robustness(
+    hits: Bool[np.ndarray, "n"], reference_hits: Bool[np.ndarray, "m"], line: Line, *, seed: int = 0
+) -> Metric:
+    """Accuracy on a shift less the line's at the accuracy on the reference set.
 
     Args:
-      name: of the metric.
       hits, reference_hits: bool [N] and [M].
-      line: Line.
-      seed: of the draws, from both sets.
-
-    Returns:
-      {name: …, f"{name}_ci_low": …, f"{name}_ci_high": …}.
+      line: what other models have.
+      seed: of the interval's draws, from both sets.
     """
     rng = np.random.default_rng(seed)
     # How many hits a draw with replacement has is binomial.
     accuracies, references = (
         rng.binomial(len(own), own.mean(), RESAMPLES) / len(own) for own in (hits, reference_hits)
     )
-    bounds = np.percentile(accuracies - line(references), [2.5, 97.5])
-    return {name: float(hits.mean() - line(reference_hits.mean()))} | bounds_of(name, bounds)
+    low, high = np.percentile(accuracies - line(references), [2.5, 97.5])
+    value = float(hits.mean() - line(reference_hits.mean()))
+    return Metric(value, floats((low, high)), unit=Unit.SHARE, better="more")
 
 
-def hits_among(embedded, dataset, rows):
-    """Which images of some classes are nearest to their own one of these classes, bool [n].
+def hits_among(
+    embedded: Embedded, dataset: LabelledImages, rows: Int[np.ndarray, "c"]
+) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "m"]]:
+    """Which images of some classes are nearest to their own one of these classes.
 
     Args:
-      embedded: (image_embeds [M, D], class_embeds [C, D], labels int [M]).
+      embedded: the M images and the classes.
       dataset: LabelledImages, for the classes' names.
       rows: numbers of the classes, rising.
+
+    Returns:
+      (hits of the n images of these classes, bool [n]; which images these are, bool [M]).
 
     Raises:
       UserError: there are none.
     """
-    image_embeds, class_embeds, labels = embedded
-    own = np.isin(labels, rows)
+    own = np.isin(embedded.labels, rows)
     if not own.any():
         raise UserError(f"of the images of {dataset.path} in a shift's classes none can be read")
-    labels = np.searchsorted(rows, labels[own])
+    labels = np.searchsorted(rows, embedded.labels[own])
     names = [dataset.classes[row] for row in rows]
-    return ranks_of_label(image_embeds[own], class_embeds[rows], labels, names=names) < 1
+    ranks = ranks_of_label(embedded.images[own], embedded.classes[rows], labels, names=names)
+    return ranks < 1, own
 
 
-def common_classes(reference, shift):
+def common_classes(reference: LabelledImages, shift: LabelledImages) -> Int[np.ndarray, "c"]:
     """The reference set's classes that a shift has, int [c], rising.
 
     They are told by their WordNet ids, or else by their names: of one name all take part.
@@ -195,8 +229,12 @@ def common_classes(reference, shift):
     return rows
 
 
-def read_models(path, shifts):
+def read_models(path: epath.Path, shifts: Sequence[str]) -> list[dict[str, Any]]:
     """Accuracies of reference models, see `robustness`.
+
+    Args:
+      path: the CSV.
+      shifts: their names.
 
     Returns:
       [{"model", "reference", <shift>: …, "<shift>_reference": …}] in fractions, None where a cell
@@ -218,7 +256,7 @@ def read_models(path, shifts):
             f"{path} needs rows with the columns model, reference and one of {', '.join(shifts)} "
             f"(columns: {', '.join(header) or 'none'})"
         )
-    models = [
+    models: list[dict[str, Any]] = [
         {"model": row["model"]} | {column: _number(row, column, path) for column in columns}
         for row in rows
     ]
@@ -239,8 +277,16 @@ def _number(row, column, path):
         raise UserError(f"{path}: {column} of {row['model']} is no number: {text}") from error
 
 
-def fit_lines(models, shifts, scale, path):
+def fit_lines(
+    models: Sequence[Mapping[str, Any]], shifts: Sequence[str], scale: str, path: str | None
+) -> dict[str, Line]:
     """{shift: Line} by least squares, of the shifts that models have.
+
+    Args:
+      models: rows of `read_models`.
+      shifts: their names.
+      scale: see `robustness`.
+      path: of the models' file, for messages.
 
     Raises:
       UserError: one model alone has a shift, or see `fit_line`.
@@ -254,15 +300,23 @@ def fit_lines(models, shifts, scale, path):
             if reference is not None and row.get(shift) is not None:
                 points.append((reference, row[shift]))
         if points:
-            lines[shift] = fit_line(*np.transpose(points), scale, f"{path}: {shift}")
+            accuracies, shifted = np.transpose(points)
+            lines[shift] = fit_line(accuracies, shifted, scale, f"{path}: {shift}")
     return lines
 
 
-def fit_line(reference, shifted, scale, where):
-    """The Line of least squares through accuracies, fractions float [n] and [n].
+def fit_line(
+    reference: Float[np.ndarray, "n"], shifted: Float[np.ndarray, "n"], scale: str, where: str
+) -> Line:
+    """The Line of least squares through accuracies.
+
+    Args:
+      reference, shifted: of n models, fractions float [n].
+      scale: see `robustness`.
+      where: whose they are, for messages.
 
     Raises:
-      UserError: they make no line; `where` says whose they are.
+      UserError: they make no line.
     """
     if scale == "logit":
         if min(*reference, *shifted) <= 0 or max(*reference, *shifted) >= 1:

@@ -3,31 +3,37 @@
 import numpy as np
 
 from cyclip_jax.evals.data.labelled import open_named
+from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.metric import count
 from cyclip_jax.evals.statistics.classification import (
     class_table,
     confusion,
     embed,
-    mean_per_class,
     predicted,
     ranks_of_label,
+    top_k,
 )
-from cyclip_jax.evals.statistics.intervals import mean_with_interval
 
 _TOP = (1, 3, 5, 10)
-
-
 _MOST_CONFUSIONS = 2000  # classes; with more the matrix of confusions is not written
 
 
 def zeroshot(
-    name, *, folder, split=None, classes=None, image_key=None, label_key=None, preset=None
-):
+    name: str,
+    *,
+    folder: str,
+    split: str | None = None,
+    classes: str | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
+    preset: str | None = None,
+) -> Evaluator:
     """Top-k accuracy with class embeddings made from templates (Radford et al. 2021, section 3.1).
 
     Args:
       name: of the evaluation, for messages.
-      folder: the labelled pictures in any layout of `datasets.open_labelled`, which has the other
-        settings too; "preset:cifar10" is one of known.PRESETS where TensorFlow Datasets has it.
+      folder: the labelled pictures in any layout of `open_labelled`, which has the other settings
+        too; "preset:cifar10" is one of known.PRESETS where TensorFlow Datasets has it.
       split, classes, image_key, label_key, preset: see there. Without templates the prompt is "a
         photo of a {}.".
 
@@ -36,7 +42,8 @@ def zeroshot(
       those of k below the number of classes, with intervals, and `chance_…`; `mean_per_class`, the
       mean over the classes with images of each one's top1, with its interval; `images`, how many
       were scored, and `classes`. Details: `classes.json`, and `confusion.npz` with counts [C, C],
-      true by predicted, of up to 2,000 classes.
+      true by predicted, of up to 2,000 classes. Outcomes: each of `images` has its `top<k>` and its
+      `label`.
 
     Raises:
       UserError: what is wrong with the data.
@@ -52,21 +59,16 @@ def zeroshot(
     )
 
     def evaluate(encoders, output):
-        image_embeds, class_embeds, labels = embed(encoders, dataset)
-        ranks = ranks_of_label(image_embeds, class_embeds, labels, names=dataset.classes)
-        results = {"images": len(ranks), "classes": len(dataset.classes)}
-        for k in _TOP:
-            if k < len(dataset.classes):
-                results |= mean_with_interval(f"top{k}", ranks < k)
-                results[f"chance_top{k}"] = k / len(dataset.classes)
-        results |= mean_per_class(ranks < 1, labels, len(dataset.classes))
-        results["chance_mean_per_class"] = 1 / len(dataset.classes)
+        images, class_embeds, labels, index = embed(encoders, dataset)
+        ranks = ranks_of_label(images, class_embeds, labels, names=dataset.classes)
+        metrics, hits = top_k(ranks, labels, len(dataset.classes), _TOP)
+        output.outcomes({"images": {"index": index, "label": labels, **hits}})
         if output.is_wanted:
-            predictions = predicted(image_embeds, class_embeds)
+            predictions = predicted(images, class_embeds)
             output.json("classes", class_table(dataset.classes, ranks < 1, labels, predictions))
             if len(dataset.classes) <= _MOST_CONFUSIONS:
                 counts = confusion(labels, predictions, len(dataset.classes))
                 output.arrays("confusion", counts=counts, classes=np.asarray(dataset.classes))
-        return results
+        return {"images": count(len(ranks)), "classes": count(len(dataset.classes)), **metrics}
 
     return evaluate

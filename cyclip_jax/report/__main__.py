@@ -8,7 +8,7 @@ from cyclip_jax.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the report and prints where it is."""
+    """Writes the report and prints where it is; by default with the process's arguments."""
     from cyclip_jax.report.write import write_report
 
     parser = argparse.ArgumentParser(prog="python -m cyclip_jax.report", description=__doc__)

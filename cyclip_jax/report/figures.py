@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -32,7 +32,7 @@ _VECTORS = 600  # more points than this are a picture within the SVG
 
 
 def curves(
-    series: Mapping[str, Sequence[tuple[Sequence[int], Sequence[float | None]]]], label: str
+    series: Mapping[str, Sequence[tuple[Sequence[Any], Sequence[Any]]]], label: str
 ) -> Figure:
     """Lines over training steps, one look for each group of runs.
 
@@ -89,7 +89,7 @@ def _bar_block(axes, metrics):
     for number, metric in enumerate(metrics):
         if metric is None:
             continue
-        value = 0.0 if metric.value is None else metric.value
+        value = metric.value if metric.is_finite else 0.0
         axes.barh(
             number,
             value,
@@ -100,14 +100,15 @@ def _bar_block(axes, metrics):
             linewidth=0,
         )
         ends = [value, 0.0]
-        if metric.has_interval:
+        if metric.bounds is not None:
+            low, high = metric.bounds
             # Student's interval of two seeds may reach beyond what a share can be.
-            bounds = [metric.low, min(metric.high, 1.0) if metric.is_share else metric.high]
+            bounds = [low, min(high, 1.0) if metric.is_share else high]
             ends += bounds
             axes.plot(bounds, [number] * 2, color=PAPER, linewidth=3.4)
             axes.plot(bounds, [number] * 2, "|-", color=INK, linewidth=1.4, markersize=6)
         axes.annotate(
-            metric.number(metric.value),
+            metric.number(),
             (max(ends), number),
             xytext=(4, 0),
             textcoords="offset points",
@@ -140,13 +141,13 @@ def at_k(series: Mapping[str, Mapping[int, Metric]], label: str) -> Figure:
     axes = figure.subplots()
     every_k = sorted({k for metrics in series.values() for k in metrics})
     for number, metrics in enumerate(series.values()):
-        ks = [k for k in sorted(metrics) if metrics[k].value is not None]
+        ks = [k for k in sorted(metrics) if metrics[k].is_finite]
         # Beside one another, so that their intervals can be told apart.
         places = [every_k.index(k) + 0.06 * (number - (len(series) - 1) / 2) for k in ks]
         colour = _nth(SERIES, number)
         axes.plot(
             places,
-            np.array([metrics[k].value for k in ks], float),
+            [metrics[k].value for k in ks],
             color=colour,
             linestyle=_nth(LINES, number),
             marker=_nth(MARKERS, number),
@@ -154,8 +155,8 @@ def at_k(series: Mapping[str, Mapping[int, Metric]], label: str) -> Figure:
             linewidth=1.6,
         )
         for place, k in zip(places, ks, strict=True):
-            if metrics[k].has_interval:
-                bounds = np.array([metrics[k].low, metrics[k].high], float)
+            bounds = metrics[k].bounds
+            if bounds is not None:
                 axes.plot([place] * 2, bounds, color=colour, lw=1)
     axes.set(xlabel="k", ylabel=label, xticks=range(len(every_k)), xticklabels=every_k)
     low, high = axes.get_ylim()
@@ -169,7 +170,11 @@ def at_k(series: Mapping[str, Mapping[int, Metric]], label: str) -> Figure:
 def largest_difference(
     image_image: Float[np.ndarray, "n n"], text_text: Float[np.ndarray, "n n"]
 ) -> float:
-    """The 98th percentile of |image-image − text-text| cosines of different pairs."""
+    """The 98th percentile of |image-image − text-text| cosines of different pairs.
+
+    Args:
+      image_image, text_text: cosines of the same n pairs, [n, n].
+    """
     apart = ~np.eye(len(image_image), dtype=bool)  # the diagonals are 1
     return max(float(np.nanpercentile(np.abs(image_image - text_text)[apart], 98)), 1e-6)
 
@@ -177,7 +182,7 @@ def largest_difference(
 def similarities(
     image_image: Float[np.ndarray, "n n"],
     text_text: Float[np.ndarray, "n n"],
-    groups: np.ndarray,
+    groups: Shaped[np.ndarray, "n"],
     largest: float,
 ) -> Figure:
     """Image-image beside text-text cosines and their difference, which cyclic consistency shrinks.
@@ -234,7 +239,9 @@ def _mark_groups(axes, groups, *, named):
 
 
 def plane(
-    image_xy: Float[np.ndarray, "n 2"], text_xy: Float[np.ndarray, "n 2"], groups: np.ndarray
+    image_xy: Float[np.ndarray, "n 2"],
+    text_xy: Float[np.ndarray, "n 2"],
+    groups: Shaped[np.ndarray, "n"],
 ) -> Figure:
     """Both modalities on one plane, each pair joined; the marker tells the modality.
 
@@ -252,11 +259,11 @@ def plane(
     shown = list(names[np.argsort(-counts, kind="stable")][: len(SERIES) - 1])
     has_groups = len(shown) > 1
     for modality, xy, marker in ((0, image_xy, "o"), (1, text_xy, "s")):
-        colours = np.array([_nth(SERIES, modality)] * len(xy))
+        colours = [_nth(SERIES, modality)] * len(xy)
         if has_groups:
-            colours = np.array([SERIES[shown.index(g)] if g in shown else FAINT for g in groups])
+            colours = [SERIES[shown.index(g)] if g in shown else FAINT for g in groups]
         face = colours if modality == 0 else "none"
-        axes.scatter(*xy.T, s=18, marker=marker, facecolors=face, edgecolors=colours.tolist(), lw=1)
+        axes.scatter(*xy.T, s=18, marker=marker, facecolors=face, edgecolors=colours, lw=1)
     axes.set(xticks=[], yticks=[], aspect="equal")
     axes.spines[:].set_visible(False)
     colours = (INK, INK) if has_groups else SERIES
@@ -275,7 +282,9 @@ def plane(
     return figure
 
 
-def confusion(counts: Int[np.ndarray, "c c"], classes: np.ndarray) -> Figure:
+def confusion(
+    counts: Int[np.ndarray, "c c"], classes: Sequence[str] | Shaped[np.ndarray, "c"]
+) -> Figure:
     """How often each class's images were taken for each class, rows summing to 1.
 
     Args:
@@ -351,7 +360,7 @@ def effective_robustness(
     return figure
 
 
-def on_line(line: Mapping[str, Any], reference: np.ndarray) -> np.ndarray:
+def on_line(line: Mapping[str, Any], reference: Any) -> Any:
     """The accuracy that the line of other models gives to a reference accuracy."""
     if line["scale"] != "logit":
         return line["slope"] * reference + line["intercept"]

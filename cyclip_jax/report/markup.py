@@ -3,12 +3,13 @@
 import dataclasses
 import html
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class Html(str):
     """Text that is markup already; any other string is escaped when it becomes a part."""
 
-    __slots__: tuple[str, ...] = ()
+    __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Cell:
     number: float | None
 
 
-def element(tag: str, *children: object, **attributes: object) -> Html:
+def element(tag: str, *children: Any, **attributes: Any) -> Html:
     """`<tag attribute="…">children</tag>`.
 
     Args:
@@ -37,19 +38,25 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
     return Html(f"<{tag}{given}>{join(*children)}</{tag}>")
 
 
-def join(*parts: object) -> Html:
+def join(*parts: Any) -> Html:
     """Parts one after another; text is escaped."""
     return Html("".join(p if isinstance(p, Html) else html.escape(str(p)) for p in parts))
 
 
 def image(jpeg: str, alt: str, **attributes: str) -> Html:
-    """A picture of base64 text."""
+    """A picture.
+
+    Args:
+      jpeg: its file in base64.
+      alt: what it shows, in words.
+      **attributes: as `element`.
+    """
     source = html.escape(f"data:image/jpeg;base64,{jpeg}")
     given = "".join(f' {name.rstrip("_")}="{html.escape(v)}"' for name, v in attributes.items())
     return Html(f'<img src="{source}" alt="{html.escape(alt)}"{given}>')
 
 
-def table(caption: str, columns: Iterable[str], rows: Iterable[Sequence[object]]) -> Html:
+def table(caption: str, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> Html:
     """A table that scrolls in its own box and is sorted by the buttons of its head.
 
     Args:
@@ -86,6 +93,6 @@ def breakable(name: str) -> Html:
     return Html(html.escape(name).replace("_", "_<wbr>"))
 
 
-def folded(summary: str, *content: object) -> Html:
-    """What is opened by a click."""
+def folded(summary: str, *content: Any) -> Html:
+    """What is opened by a click on its summary."""
     return element("details", element("summary", summary), *content)

@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import math
+import os
 import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -10,7 +14,9 @@ from scipy.special import stdtrit
 
 from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.metric import Metric, by_evaluation, finite
+from cyclip_jax.evals.flat import by_evaluation
+from cyclip_jax.evals.metric import About, Metric
+from cyclip_jax.evals.output import read_abouts
 from cyclip_jax.files import absolute
 from cyclip_jax.workdir.layout import CONFIG, EVALS, METRICS
 
@@ -23,36 +29,40 @@ class Run:
       path: of the directory.
       config: nested dict, or None.
       versions: {package: version} that it ran with.
-      training: lines of metrics.jsonl that a training step wrote, list of dicts.
+      training: lines of metrics.jsonl that a training step wrote; None stands for a number that is
+        not finite.
       evaluations: {evaluation: {name: Metric}}, each the newest.
       steps: {evaluation: its step, or None}.
       details: {evaluation: directory of its files}.
     """
 
     path: epath.Path
-    config: dict | None
-    versions: dict
-    training: list
-    evaluations: dict
-    steps: dict
-    details: dict
+    config: dict[str, Any] | None
+    versions: dict[str, str]
+    training: list[dict[str, float | None]]
+    evaluations: dict[str, dict[str, Metric]]
+    steps: dict[str, int | None]
+    details: dict[str, epath.Path]
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The directory's."""
         return self.path.name
 
     @property
-    def seed(self):
-        """Of the config, or None."""
+    def seed(self) -> int | None:
+        """The config's seed; None without a config."""
         return None if self.config is None else self.config["seed"]
 
 
-def read_run(directory):
+def read_run(directory: str | os.PathLike[str]) -> Run:
     """Reads the workdir of a run, or the --output directory of `python -m cyclip_jax.evaluate`.
 
     Numbers of an evaluation may stand in metrics.jsonl and in several evals/*.json: those of the
     latest step count, of the same step those of the file that was written last.
+
+    Args:
+      directory: the workdir or the output.
 
     Raises:
       UserError: there is nothing to show, or a file is not what it should be.
@@ -94,9 +104,9 @@ def _newest_evaluations(lines, metrics_path, evals):
             if file.name == "results.json" or file.name.startswith("step_"):
                 numbers = _numbers(read_json(file), file)
                 sources.append((numbers.get("step"), file.stat().mtime, numbers))
-    evaluations, steps = {}, {}
+    evaluations, steps, abouts = {}, {}, read_abouts(evals)
     for step, _, numbers in sorted(sources, key=lambda s: (-1 if s[0] is None else s[0], s[1])):
-        for name, metrics in by_evaluation(numbers).items():
+        for name, metrics in by_evaluation(numbers, abouts).items():
             evaluations[name], steps[name] = metrics, step
     return evaluations, steps
 
@@ -125,10 +135,13 @@ def _numbers(content, path):
     )
     if not is_flat:
         raise UserError(f"{path} is not one object of names and numbers")
-    return {name: finite(value) for name, value in content.items()}
+    return {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in content.items()
+    }
 
 
-def read_json(path):
+def read_json(path: epath.Path) -> Any:
     """The content of a JSON file; UserError names the file where it is none."""
     try:
         return json.loads(path.read_text())
@@ -136,8 +149,8 @@ def read_json(path):
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
 
 
-def read_arrays(path, *names):
-    """Arrays of an .npz file by name; UserError names the file where one is missing."""
+def read_arrays(path: epath.Path, *names: str) -> list[np.ndarray]:
+    """Arrays of the .npz file at `path` by name; UserError names the file where one is missing."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
@@ -155,19 +168,22 @@ class Group:
     """
 
     name: str
-    runs: list
+    runs: list[Run]
 
-    def behind(self, evaluation):
+    def behind(self, evaluation: str) -> list[Run]:
         """Runs whose evaluation is of an earlier step than another's: no mean takes them in."""
         steps = {run.path: run.steps[evaluation] for run in self.runs if evaluation in run.steps}
         latest = max((step for step in steps.values() if step is not None), default=None)
         return [run for run in self.runs if run.path in steps and steps[run.path] != latest]
 
-    def metric(self, evaluation, name):
-        """The mean over the runs that are not behind as a Metric, or None where none has it.
+    def metric(self, evaluation: str, name: str) -> Metric | None:
+        """The mean of a metric over the runs that are not behind; None where none has it.
 
         With two runs or more its interval is Student's over the runs, else that of the one run. It
         is not finite where one run's is not: a mean of the others would hide that.
+
+        Args:
+          evaluation, name: whose metric it is, and which.
         """
         found = list(self._by_seed(evaluation, name).values())
         if len(found) < 2:
@@ -177,23 +193,26 @@ class Group:
             return found[0]
         chances = {metric.chance for metric in found}
         chance = chances.pop() if len(chances) == 1 else None
-        if None in values:
-            return Metric(name, None, chance=chance)
-        low, high = student_interval(values)
-        return Metric(name, float(np.mean(values)), low, high, chance)
+        return _mean(values, found[0].about, chance)
 
-    def difference(self, baseline, evaluation, name):
-        """The mean over the seeds of both groups of this group's less the other's, as a Metric.
+    def difference(self, baseline: "Group", evaluation: str, name: str) -> Metric | None:
+        """The mean over the seeds of both groups of this group's metric less the other's.
 
         Runs of one seed see the same examples in the same order from the same initial weights, so
-        that their difference varies less than they do. None with fewer than two common seeds.
+        that their difference varies less than they do.
+
+        Args:
+          baseline: the other group.
+          evaluation, name: whose metric it is, and which.
+
+        Returns:
+          A Metric, or None with fewer than two common seeds or where a number is not finite.
         """
         ours, theirs = (group._by_seed(evaluation, name) for group in (self, baseline))
-        pairs = [(ours[seed].value, theirs[seed].value) for seed in ours if seed in theirs]
-        if len(pairs) < 2 or any(None in pair for pair in pairs):
+        pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+        if len(pairs) < 2 or not all(metric.is_finite for pair in pairs for metric in pair):
             return None
-        values = [mine - other for mine, other in pairs]
-        return Metric(name, float(np.mean(values)), *student_interval(values))
+        return _mean([mine.value - other.value for mine, other in pairs], pairs[0][0].about)
 
     def _by_seed(self, evaluation, name):
         """{seed: Metric} of the runs that were evaluated and are not behind."""
@@ -203,29 +222,42 @@ class Group:
             for run in self.runs
             if evaluation in run.evaluations and run not in behind
         }
-        if not any(name in metrics for metrics in evaluated.values()):
+        known = next((metrics[name] for metrics in evaluated.values() if name in metrics), None)
+        if known is None:
             return {}
         # What a run has not measured that another has could not be measured.
-        return {
-            seed: metrics[name] if name in metrics else Metric(name, None)
-            for seed, metrics in evaluated.items()
-        }
+        missing = _metric(math.nan, None, None, known.about)
+        return {seed: metrics.get(name, missing) for seed, metrics in evaluated.items()}
 
 
-def student_interval(values):
+def _mean(values, about, chance=None):
+    """The mean of runs' values as a Metric with Student's interval."""
+    if not all(map(math.isfinite, values)):
+        return _metric(math.nan, None, chance, about)
+    return _metric(float(np.mean(values)), student_interval(values), chance, about)
+
+
+def _metric(value: float, interval: tuple[float, float] | None, chance: float | None, about: About):
+    return Metric(value, interval, chance, about.unit, about.better, about.is_headline)
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Student's 95 % interval of the mean of n values: mean ± t s/√n with n − 1 degrees.
 
+    Args:
+      values: n numbers.
+
     Returns:
-      (low, high), or (None, None) of a single value.
+      (low, high), or None of a single value.
     """
     n = len(values)
     if n < 2:
-        return None, None
+        return None
     half = stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n)
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def group_runs(runs):
+def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Groups runs whose configs are equal but for the seed and for folders of files.
 
     Data of the same name in other folders may be other data: runs that share a seed are repeats
@@ -258,12 +290,12 @@ def _identity(run, *, folders):
     return json.dumps(settings, sort_keys=True)
 
 
-def without_folder(value):
+def without_folder(value: Any) -> Any:
     """The last part of a path; other values as they are."""
     return value.rstrip("/").rsplit("/", 1)[-1] if isinstance(value, str) else value
 
 
-def differing(configs):
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the settings that are not the same in all of some flat configs."""
     names = dict.fromkeys(name for config in configs for name in config)
     missing = object()
@@ -274,7 +306,7 @@ def differing(configs):
     return [name for name in names if len({written(config, name) for config in configs}) > 1]
 
 
-def objective(config):
+def objective(config: Mapping[str, Any]) -> str:
     """CLIP, CyCLIP, C-CyCLIP or I-CyCLIP, by the weights of its two consistency terms."""
     inmodal, crossmodal = config["loss"]["inmodal_weight"], config["loss"]["crossmodal_weight"]
     if inmodal and crossmodal:

@@ -9,28 +9,18 @@ import dataclasses
 import io
 import re
 import warnings
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    from matplotlib.typing import LineStyleType
 
 WIDTH = 4.5  # inches; 324 px on the page, so that text keeps its size on a phone
 INK, FAINT, PAPER = "#1f2328", "#767d86", "#fefefe"
 # Okabe and Ito (2008): told apart without colour vision; the most different first.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v", "X")
-LINES: "tuple[LineStyleType, ...]" = (
-    "-",
-    (0, (5, 1.5)),
-    (0, (1, 1.2)),
-    (0, (6, 1.5, 1, 1.5)),
-    (0, (3, 1)),
-    (0, (9, 2)),
-)
+LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1)), (0, (9, 2)))
 HATCHES = ("", "///", "\\\\\\", "xx", "---", "|||")  # no dots: hundreds of circles in the SVG
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
 _VARIABLES = {INK: "ink", FAINT: "faint", PAPER: "paper"} | {
@@ -82,7 +72,7 @@ class Drawing:
 
 
 @contextlib.contextmanager
-def style() -> Generator[None, None, None]:
+def style() -> Iterator[None]:
     """Everything is drawn within this; a sign that the font lacks is a box in the PNG alone."""
     with matplotlib.rc_context(_RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")

@@ -4,6 +4,9 @@ import contextlib
 import json
 import logging
 import math
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from etils import epath
 
@@ -11,6 +14,14 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.files import Appender, file_errors, write_atomically
 from cyclip_jax.workdir.layout import METRICS, TENSORBOARD
 from cyclip_jax.workdir.tensorboard import Summaries
+
+
+class Mirror(Protocol):
+    """What is told everything that goes to metrics.jsonl."""
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Takes the numbers of a step by their names."""
+        ...
 
 
 class MetricWriter:
@@ -25,7 +36,14 @@ class MetricWriter:
       mirror: what is told everything too, by its `write`; or None.
     """
 
-    def __init__(self, workdir, *, first_step, enabled, mirror=None):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        first_step: int,
+        enabled: bool,
+        mirror: Mirror | None = None,
+    ) -> None:
         self._enabled, self._mirror = enabled, mirror
         if not enabled:
             return
@@ -36,8 +54,13 @@ class MetricWriter:
         self._tensorboard = str(epath.Path(workdir) / TENSORBOARD)
         self._summary, self._unshown = None, []
 
-    def write(self, step, metrics):
-        """Writes one line, at once: a number that is not finite becomes null."""
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes one line, at once: a number that is not finite becomes null.
+
+        Args:
+          step: that the numbers are of.
+          metrics: {name: number}, also of NumPy or JAX.
+        """
         if not self._enabled:
             return
         numbers = {name: float(value) for name, value in metrics.items()}
@@ -48,8 +71,8 @@ class MetricWriter:
         if self._mirror is not None:
             self._mirror.write(step, numbers)
 
-    def flush(self):
-        """Tries once more to write what could not be; returns the OSError that keeps it, or None.
+    def flush(self) -> Exception | None:
+        """Tries once more to write what could not be; returns the error that keeps it, or None.
 
         TensorBoard's files say nothing that metrics.jsonl does not: they count for nothing here.
         """
@@ -58,7 +81,7 @@ class MetricWriter:
         self._file.flush()
         return self._file.failure
 
-    def close(self):
+    def close(self) -> None:
         """Closes the files."""
         if self._enabled:
             self._file.close()
@@ -85,8 +108,8 @@ class MetricWriter:
                 summary.close()
 
 
-def read_metrics(workdir):
-    """The lines of metrics.jsonl as dicts; a last line cut off by a kill is left out."""
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a workdir's metrics.jsonl; a last one that a kill cut off is left out."""
     path = epath.Path(workdir) / METRICS
     if not path.exists():
         return []
@@ -100,8 +123,8 @@ def read_metrics(workdir):
     return lines
 
 
-def metrics_at(workdir, step):
-    """Everything that was written of one step, as one dict."""
+def metrics_at(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
+    """Everything that was written of one step of a workdir's run, as one dict."""
     return {
         name: value
         for line in read_metrics(workdir)

@@ -1,83 +1,93 @@
 """What the terminal shows of evaluations: a line each during a run, a table at its end."""
 
-from cyclip_jax.evals.metric import LOSS_TERMS, by_evaluation, metrics_of
+import math
+from collections.abc import Mapping
+
+from cyclip_jax.evals.flat import by_evaluation, metrics_of
+from cyclip_jax.evals.metric import About, Metric
 
 _WIDTH = 120  # characters of a line before the columns go on below
-_ORDER = (*LOSS_TERMS, "inmodal_consistency", "crossmodal_consistency")
+_LOSS = "loss"
+_FIRST = (
+    _LOSS,
+    "contrastive_loss",
+    "inmodal_cyclic_loss",
+    "crossmodal_cyclic_loss",
+    "inmodal_consistency",
+    "crossmodal_consistency",
+)
 
 
-def final_table(metrics, *, headlines_only=False):
+def final_table(
+    numbers: Mapping[str, float],
+    abouts: Mapping[str, Mapping[str, About]] | None = None,
+    *,
+    headlines_only: bool = False,
+) -> str:
     """The last step's metrics as text: a column for training and one for each evaluation.
 
     A share is a percentage, followed by its 95 % interval and by what a random order gets.
 
     Args:
-      metrics: {name: number}, evaluations' as "<evaluation>/<metric>".
+      numbers: {name: number}, evaluations' as "<evaluation>/<metric>".
+      abouts: {evaluation: {metric: About}}, what the evaluations said of their metrics.
       headlines_only: leaves out of evaluations what is no `Metric.is_headline`: further k, counts.
     """
-    evaluations = by_evaluation(metrics)
+    evaluations = by_evaluation(numbers, abouts)
     if headlines_only:
         evaluations = {
             evaluation: {name: metric for name, metric in found.items() if metric.is_headline}
             for evaluation, found in evaluations.items()
         }
-    training = metrics_of({name: value for name, value in metrics.items() if "/" not in name})
-    columns = {"training": training} if LOSS_TERMS[0] in training else {}
+    training = metrics_of({name: value for name, value in numbers.items() if "/" not in name})
+    columns = {"training": training} if _LOSS in training else {}
     columns |= evaluations
-    names = _row_names(training, evaluations)
     rows = [
-        (name, [c[name].text() if name in c else "" for c in columns.values()]) for name in names
+        (name, [c[name].text() if name in c else "" for c in columns.values()])
+        for name in _row_names(training, evaluations)
     ]
-    if "images_per_second" in metrics:
-        rows.append(("images/s", [f"{metrics['images_per_second']:.0f}"] + [""] * len(evaluations)))
+    if "images_per_second" in numbers:
+        rows.append(("images/s", [f"{numbers['images_per_second']:.0f}"] + [""] * len(evaluations)))
     lines = _aligned([("", list(columns)), *rows])
-    notes = [
-        f"{mark} {meaning}"
-        for mark, meaning, is_there in (
-            ("[ ]", "95 % interval", any(m.low is not None for m in _all(evaluations))),
-            (
-                "( )",
-                "what a random order gets",
-                any(m.chance is not None for m in _all(evaluations)),
-            ),
-        )
-        if is_there
-    ]
-    return "\n".join(lines + ([", ".join(notes)] if notes else []))
+    return "\n".join(lines + _notes(evaluations))
 
 
-def headline_lines(metrics, *, most=3):
+def headline_lines(evaluations: Mapping[str, Mapping[str, Metric]], *, most: int = 3) -> list[str]:
     """A line for each evaluation, with its loss and the first of its headline metrics.
 
     Args:
-      metrics: {"<evaluation>/<metric>": number}.
+      evaluations: {evaluation: {name: Metric}}.
       most: how many metrics a line has at most besides the loss.
     """
     lines = []
-    for evaluation, found in by_evaluation(metrics).items():
-        told = [metric for metric in found.values() if metric.is_headline][:most]
-        told = [found["loss"], *told] if "loss" in found else told
-        numbers = "  ".join(f"{metric.name} {metric.number(metric.value)}" for metric in told)
+    for evaluation, found in evaluations.items():
+        told = [name for name, metric in found.items() if metric.is_headline][:most]
+        told = [_LOSS, *told] if _LOSS in found else told
+        numbers = "  ".join(f"{name} {found[name].number()}" for name in told)
         lines.append(f"{evaluation}: {numbers}")
     return lines
 
 
-def _all(evaluations):
-    return [metric for metrics in evaluations.values() for metric in metrics.values()]
+def _notes(evaluations):
+    """What the brackets of the table mean, a line or none."""
+    found = [metric for metrics in evaluations.values() for metric in metrics.values()]
+    notes = []
+    if any(metric.interval is not None and math.isfinite(metric.interval[0]) for metric in found):
+        notes.append("[ ] 95 % interval")
+    if any(metric.chance is not None for metric in found):
+        notes.append("( ) what a random order gets")
+    return [", ".join(notes)] if notes else []
 
 
 def _row_names(training, evaluations):
     """Names of the rows: losses and consistencies, shares, other numbers, counts."""
-    found = dict.fromkeys(metric.name for metric in _all(evaluations))
-    named = {metric.name: metric for metric in _all(evaluations)}
-    first = [name for name in _ORDER if name in training or name in found]
-    others = [name for name in found if name not in first]
-    kinds = [
-        lambda metric: metric.is_share,
-        lambda metric: not metric.is_share and not metric.is_count,
-        lambda metric: metric.is_count,
-    ]
-    return first + [name for kind in kinds for name in others if kind(named[name])]
+    found = {name: metric for metrics in evaluations.values() for name, metric in metrics.items()}
+    first = [name for name in _FIRST if name in training or name in found]
+    others = {name: metric for name, metric in found.items() if name not in first}
+    shares = [name for name, metric in others.items() if metric.is_share]
+    counts = [name for name, metric in others.items() if metric.is_count]
+    numbers = [name for name in others if name not in {*shares, *counts}]
+    return first + shares + numbers + counts
 
 
 def _aligned(rows):

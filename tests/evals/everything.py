@@ -44,9 +44,8 @@ def every_evaluation(folder):
         "pairs": {"type": "retrieval", "pairs": str(pairs)},
         "adamw": {"type": "linear_probe", **labelled, "epochs": 2},
         "lbfgs": {
-            "type": "linear_probe",
+            "type": "logistic_probe",
             **labelled,
-            "method": "lbfgs",
             "regularization": 1.0,
         },
         "few_shot": {"type": "few_shot", **labelled, "shots": (1,), "seeds": 2},

@@ -12,6 +12,7 @@ from PIL import Image
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.compositional import compositional, winoground_scores
+from cyclip_jax.evals.flat import flat_numbers
 from tests.conftest import unit_rows
 from tests.evals.data.test_pairs import quick
 from tests.evals.fakes import fake_encoders
@@ -35,7 +36,7 @@ def write(path, content):
 
 def score(path, images, directory=None, encoders=None, **settings):
     evaluate = compositional("x", examples=str(path), images=str(images), **settings)
-    return evaluate(quick(encoders or fake_encoders(8)), Output(directory))
+    return flat_numbers(evaluate(quick(encoders or fake_encoders(8)), Output(directory)))
 
 
 def choice(picture, wrong, **fields):
@@ -215,7 +216,7 @@ def test_boxes_are_cut_out_before_anything_else(tmp_path):
         | other,
     ]
     evaluate = compositional("x", examples=str(write(tmp_path / "boxes.json", rows)))
-    results = evaluate(fake_encoders(8), Output())
+    results = flat_numbers(evaluate(fake_encoders(8), Output()))
     assert (results["accuracy"], results["images"]) == (1.0, 2)
     for row in rows:
         for key in box:
@@ -232,7 +233,7 @@ def test_an_example_without_its_picture_is_left_out_of_the_count(folder, tmp_pat
     box = {"bbox_x": 0, "bbox_y": 0, "bbox_w": 9, "bbox_h": 9}
     rows = [choice("red_disc", "x"), choice("red_bar", "x"), choice("red_bar", "x", **box)]
     evaluate = compositional("x", examples=str(write(tmp_path / "some.json", rows)))
-    results = evaluate(fake_encoders(8), Output())
+    results = flat_numbers(evaluate(fake_encoders(8), Output()))
     assert (results["examples"], results["accuracy"]) == (1, 1.0)
     evaluate = compositional("x", examples=str(write(tmp_path / "none.json", rows[1:])))
     with pytest.raises(UserError, match=r"none of the images of .*none.json can be read"):

@@ -15,6 +15,7 @@ from cyclip_jax.evals.consistency import (
     predictions,
 )
 from cyclip_jax.evals.data.superclasses import SUPERCLASSES, read_superclasses, superclass_of_each
+from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies, cyclic_rows
 from cyclip_jax.evals.statistics.neighbours import nearest
 from cyclip_jax.losses.cyclic import cyclic_consistency_dense
@@ -78,7 +79,7 @@ def test_coarse_is_the_best_of_each_superclass_then_the_best_superclass():
     # A tie within a superclass is none between them.
     np.testing.assert_array_equal(coarse_predictions(images, np.eye(4), groups), [1, 1, -1])
     labels = np.array([2, 0, 1])
-    results = fine_and_coarse(images, np.eye(4), groups, labels)
+    results = flat_numbers(fine_and_coarse(images, np.eye(4), groups, labels)[0])
     assert results["coarse_top1"] == pytest.approx(2 / 3)
     assert results["fine_top1"] == pytest.approx(1 / 3)  # of 0 and 2, then a tie, of 1 and 3
     assert results["chance_fine_top1"] == results["chance_coarse_top1"] == 0.5
@@ -118,7 +119,7 @@ def test_the_intervals_of_the_cyclic_terms_hold_what_other_samples_have():
         truth = cyclic_rows(*sample(0, 20_000))[place].mean()
         held = 0
         for seed in range(1, 41):
-            results = cyclic_consistencies(*sample(seed, 80))
+            results = flat_numbers(cyclic_consistencies(*sample(seed, 80))[0])
             held += results[f"{name}_ci_low"] <= truth <= results[f"{name}_ci_high"]
         assert held >= 34  # of 40; 38 are expected
 
@@ -150,7 +151,7 @@ def settings(folder, **more):
 @pytest.mark.parametrize("batch_size", [5, 24])
 def test_a_model_that_sees_everything_is_consistent_and_right(folder, tmp_path, batch_size):
     evaluate = consistency("x", **settings(folder))
-    results = evaluate(fake_encoders(batch_size), Output(tmp_path / "details"))
+    results = flat_numbers(evaluate(fake_encoders(batch_size), Output(tmp_path / "details")))
     for name in ("consistency@1", "zeroshot_top1", "knn_top1@1", "fine_top1", "coarse_top1"):
         assert (results[name], results[f"{name}_ci_low"]) == (1.0, 1.0)
     assert (results["images"], results["train_images"], results["pairs"]) == (18, 24, 2)
@@ -163,7 +164,7 @@ def test_a_model_that_mixes_up_two_colours_is_consistently_wrong(folder):
     """Both in image space: the training images of red are where the test images of red are."""
     swap = {"red": "blue", "blue": "red"}
     encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
-    results = consistency("x", **settings(folder))(encoders, Output())
+    results = flat_numbers(consistency("x", **settings(folder))(encoders, Output()))
     assert results["knn_top1@1"] == 1.0
     assert results["consistency@1"] == results["zeroshot_top1"] == pytest.approx(1 / 3)
     assert results["coarse_top1"] == 1.0 and results["fine_top1"] == pytest.approx(1 / 3)
@@ -172,7 +173,7 @@ def test_a_model_that_mixes_up_two_colours_is_consistently_wrong(folder):
 def test_a_collapsed_model_is_not_consistent(folder):
     encoders = fake_encoders(8)
     object.__setattr__(encoders, "encode_features", lambda images: np.ones((len(images), 25)))
-    results = consistency("x", **settings(folder))(encoders, Output())
+    results = flat_numbers(consistency("x", **settings(folder))(encoders, Output()))
     assert results["consistency@1"] == results["zeroshot_top1"] == results["coarse_top1"] == 0.0
 
 

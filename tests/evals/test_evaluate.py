@@ -4,6 +4,7 @@ import json
 import pytest
 
 from cyclip_jax import evals
+from cyclip_jax.evals.flat import flattened
 from tests.evals.fakes import fake_encoders
 from tests.pictures import write_pairs
 
@@ -32,7 +33,7 @@ def test_pictures_and_texts_are_embedded_once_for_all_evaluations(tmp_path):
     counting = dataclasses.replace(
         encoders, encode_features=encode_features, encode_text=encode_text
     )
-    results = evals.evaluate(evals.create_evaluators(chosen), counting, directory=None)
+    results = flattened(evals.evaluate(evals.create_evaluators(chosen), counting, directory=None))
     assert sum(pictures) == 24 + 2 * 8  # 12 in batches of 8
     assert (results["retrieval/images"], results["consistency/images"]) == (24, 12)
     assert sum(texts) == 2 * 24  # the captions in file order, and as classes in theirs
@@ -76,14 +77,15 @@ def test_an_evaluation_that_fails_loses_nothing_of_the_others(tmp_path):
         evals.EvaluationFailed, match=r"the evaluation gone failed: none of"
     ) as error:
         evals.evaluate(evaluators, fake_encoders(8), directory=None)
-    assert error.value.results["there/image_to_text_recall@1"] == 1.0
+    assert error.value.results["there"]["image_to_text_recall@1"].value == 1.0
 
 
 def test_what_could_not_be_read_is_counted(tmp_path):
     pairs = write_pairs(tmp_path)
     evaluators = evals.create_evaluators({"val": {"type": "retrieval", "pairs": str(pairs)}})
-    assert "val/unreadable" not in evals.evaluate(evaluators, fake_encoders(8), directory=None)
+    results = evals.evaluate(evaluators, fake_encoders(8), directory=None)
+    assert "unreadable" not in results["val"]
     for name in ("red_disc.png", "blue_bar.png"):
         (tmp_path / name).write_bytes(b"no picture")
-    results = evals.evaluate(evaluators, fake_encoders(8), directory=None)
+    results = flattened(evals.evaluate(evaluators, fake_encoders(8), directory=None))
     assert (results["val/unreadable"], results["val/images"]) == (2, 22)

@@ -5,17 +5,22 @@ import pytest
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
+from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.geometry import (
+    along_the_gap,
     conformity,
     effective_rank,
     geometry,
-    modality_gap,
     plane,
-    separability,
+    told_apart,
     uniformity,
     whitened_log_likelihood,
 )
-from cyclip_jax.evals.statistics.intervals import mean_over_pairs_with_interval
+from cyclip_jax.evals.metric import Unit
+from cyclip_jax.evals.statistics.intervals import (
+    mean_over_pairs_with_interval,
+    mean_with_interval,
+)
 from tests.conftest import unit_rows
 from tests.evals.fakes import fake_encoders
 from tests.pictures import COLOURS, SHAPES, write_pairs
@@ -32,11 +37,11 @@ def test_uniformity_is_its_double_sum_whatever_the_tiles(tile_rows):
 def test_two_clouds_a_known_distance_apart():
     noise = np.random.default_rng(0).normal(size=(2, 200, 4)) * 0.1
     shift = np.array([1.0, 0, 0, 0])
-    results = modality_gap(noise[0] + shift, noise[1] - shift)
+    results = _gap(noise[0] + shift, noise[1] - shift)
     assert results["modality_gap"] == pytest.approx(2, abs=0.05)
     assert results["modality_gap_ci_low"] < 2.02 and results["modality_gap_ci_high"] > 1.98
-    assert separability(noise[0] + shift, noise[1] - shift) == 1.0
-    assert 0.35 < separability(*noise) < 0.65  # the same cloud twice
+    assert told_apart(noise[0] + shift, noise[1] - shift).mean() == 1.0
+    assert 0.35 < told_apart(*noise).mean() < 0.65  # the same cloud twice
 
 
 def test_effective_rank_counts_the_directions_of_equal_variance():
@@ -88,7 +93,7 @@ def test_a_model_whose_modalities_coincide(tmp_path, batch_size):
     groups = {shape: [f"a {colour} {shape}" for colour in COLOURS] for shape in SHAPES[1:]}
     (tmp_path / "groups.json").write_text(json.dumps(groups))
     evaluate = geometry("x", pairs=pairs, superclasses=tmp_path / "groups.json")
-    results = evaluate(fake_encoders(batch_size), Output(tmp_path / "details"))
+    results = flat_numbers(evaluate(fake_encoders(batch_size), Output(tmp_path / "details")))
     # 24 different unit vectors, the same of both modalities.
     assert results["alignment"] == results["alignment_ci_low"] == 1.0
     assert results["uniformity"] == pytest.approx(0, abs=1e-12)
@@ -111,7 +116,7 @@ def test_a_diverged_model_ends_no_run(tmp_path):
     object.__setattr__(
         encoders, "encode_features", lambda images: np.full((len(images), 25), np.nan)
     )
-    results = geometry("x", pairs=write_pairs(tmp_path))(encoders, Output())
+    results = flat_numbers(geometry("x", pairs=write_pairs(tmp_path))(encoders, Output()))
     assert np.isnan(list(results.values())).all()
 
 
@@ -124,11 +129,11 @@ def test_too_few_pictures_are_refused(tmp_path):
 
 def test_a_picture_with_several_captions_counts_once(tmp_path):
     pairs = write_pairs(tmp_path)
-    once = geometry("x", pairs=pairs)(fake_encoders(8), Output())
+    once = flat_numbers(geometry("x", pairs=pairs)(fake_encoders(8), Output()))
     lines = pairs.read_text().splitlines()
     again = [line.replace(",a ", ",the ") for line in lines[1:]]
     pairs.write_text("\n".join([*lines, *again, *again]))
-    assert geometry("x", pairs=pairs)(fake_encoders(8), Output()) == once
+    assert flat_numbers(geometry("x", pairs=pairs)(fake_encoders(8), Output())) == once
 
 
 def test_a_collapsed_model_has_no_rank_and_no_likelihood():
@@ -155,5 +160,11 @@ def test_intervals_of_gap_and_conformity_hold_what_other_samples_have():
 
 
 def _measured(images, texts):
-    of_pairs = mean_over_pairs_with_interval("image_conformity", conformity(images))
-    return modality_gap(images, texts) | of_pairs
+    of_pairs = mean_over_pairs_with_interval(conformity(images), unit=Unit.COSINE, better=None)
+    return _gap(images, texts) | flat_numbers({"image_conformity": of_pairs})
+
+
+def _gap(images, texts):
+    gap = mean_with_interval(along_the_gap(images, texts))
+    assert gap.value == pytest.approx(np.linalg.norm(np.mean(images - texts, axis=0)))
+    return flat_numbers({"modality_gap": gap})

@@ -12,7 +12,10 @@ from cyclip_jax import defaults, evals, parallel
 from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
+from cyclip_jax.evals.flat import flat_numbers, flattened
 from cyclip_jax.evals.linear_probe import linear_probe, train_classifier
+from cyclip_jax.evals.logistic_probe import logistic_probe
+from cyclip_jax.evals.old_settings import LINEAR_ALONE, LOGISTIC_ALONE
 from cyclip_jax.evals.statistics.splits import held_out, places_in_class
 from cyclip_jax.models.clip import split_model
 from cyclip_jax.training.configured_model import Model
@@ -115,7 +118,7 @@ def test_a_model_that_sees_everything_is_right(tmp_path):
     probe = linear_probe("x", train=train, test=test, learning_rate=0.1)
     bounds = ("", "_ci_low", "_ci_high")
     tops = {f"{m}{bound}": 1.0 for m in ("top1", "top5", "mean_per_class") for bound in bounds}
-    assert probe(fake_encoders(8), Output()) == tops | {
+    assert flat_numbers(probe(fake_encoders(8), Output())) == tops | {
         "chance_mean_per_class": 1 / 6,
         "chance_top1": 1 / 6,
         "chance_top5": 5 / 6,
@@ -129,7 +132,7 @@ def test_a_model_whose_labels_are_mixed_up_in_the_test_is_half_right(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: colour)
     test = write_labels(tmp_path / "test", lambda colour, shape: swap.get(colour, colour))
     probe = linear_probe("x", train=train, test=test, learning_rate=0.1)
-    results = probe(fake_encoders(8), Output())
+    results = flat_numbers(probe(fake_encoders(8), Output()))
     assert (results["top1"], results["chance_top1"]) == (0.5, 0.25)
     assert "top5" not in results  # of four classes
 
@@ -147,7 +150,7 @@ def test_features_get_unit_norm_on_demand_alone(tmp_path, normalize, top1):
     )
     settings = {"learning_rate": 0.3, "epochs": 60, "normalize": normalize}
     probe = linear_probe("x", train=tmp_path, test=same_again(tmp_path), **settings)
-    assert probe(brightness, Output())["top1"] == top1
+    assert probe(brightness, Output())["top1"].value == top1
 
 
 def test_features_of_a_model_are_its_embeddings_before_the_unit_norm():
@@ -170,7 +173,7 @@ def test_pictures_that_cannot_be_read_are_left_out_of_the_counts(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: shape)
     (train / "red_disc.png").write_bytes(b"no picture")
     probe = linear_probe("x", train=train, test=same_again(train), epochs=1)
-    results = probe(fake_encoders(8), Output())
+    results = flat_numbers(probe(fake_encoders(8), Output()))
     assert (results["images"], results["train_images"]) == (23, 23)
 
 
@@ -213,8 +216,8 @@ def test_logistic_regression_sweeps_its_regularisation(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: colour)
     test = write_labels(tmp_path / "test", lambda colour, shape: swap.get(colour, colour))
     colours = colour_encoders(8)
-    probe = linear_probe("x", train=train, test=test, method="lbfgs")
-    results = probe(colours, Output(epath.Path(tmp_path / "out")))
+    probe = logistic_probe("x", train=train, test=test)
+    results = flat_numbers(probe(colours, Output(epath.Path(tmp_path / "out"))))
     assert (results["top1"], results["mean_per_class"], results["images"]) == (0.5, 0.5, 24)
     assert results["top1_ci_low"] < 0.5 < results["top1_ci_high"]
     assert results["train_images"] == 24 and 0 < results["iterations"] < 50
@@ -225,21 +228,23 @@ def test_logistic_regression_sweeps_its_regularisation(tmp_path):
 
 def test_a_given_regularisation_is_not_swept(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: colour)
-    settings = {"method": "lbfgs", "regularization": 0.3, "test": same_again(train)}
-    probe = linear_probe("x", train=train, **settings)
-    results = probe(colour_encoders(8), Output(epath.Path(tmp_path / "out")))
+    settings = {"regularization": 0.3, "test": same_again(train)}
+    probe = logistic_probe("x", train=train, **settings)
+    results = flat_numbers(probe(colour_encoders(8), Output(epath.Path(tmp_path / "out"))))
     assert (results["regularization"], results["top1"]) == (0.3, 1.0)
-    assert not (tmp_path / "out").exists()
-    assert results == linear_probe("x", train=train, **settings)(colour_encoders(24), Output())
+    assert not (tmp_path / "out" / "regularization_sweep.json").exists()
+    assert results == flat_numbers(probe(colour_encoders(24), Output()))
 
 
 @pytest.mark.parametrize(
-    "settings", [{"epochs": 1}, {"method": "lbfgs", "regularization": 1.0}], ids=["adamw", "lbfgs"]
+    "probe_of, settings",
+    [(linear_probe, {"epochs": 1}), (logistic_probe, {"regularization": 1.0})],
+    ids=["linear", "logistic"],
 )
-def test_a_diverged_model_is_never_right_even_among_one_class(tmp_path, settings):
+def test_a_diverged_model_is_never_right_even_among_one_class(tmp_path, probe_of, settings):
     train = write_labels(tmp_path, lambda colour, shape: "picture")
-    probe = linear_probe("x", train=train, test=same_again(train), **settings)
-    results = probe(diverged_encoders(), Output())
+    probe = probe_of("x", train=train, test=same_again(train), **settings)
+    results = flat_numbers(probe(diverged_encoders(), Output()))
     assert (results["mean_per_class"], results["chance_mean_per_class"]) == (0, 1)
 
 
@@ -264,17 +269,63 @@ def test_places_number_each_class_and_depend_on_the_draw():
     "settings, message",
     [
         ({"method": "sgd"}, "config.evals.x.method is 'sgd'; choose one of adamw, lbfgs"),
-        ({"regularization": 1.0}, "x.regularization is of method='lbfgs'"),
+        ({"regularization": 1.0}, "x.regularization is of the type 'logistic_probe'; AdamW has"),
+        ({"batch_size": 0}, "x.batch_size 0 must be at least 1"),
         ({"method": "lbfgs", "regularization": 0.0}, "x.regularization 0.0 must be above 0"),
         ({"method": "lbfgs", "validation_share": 1.0}, "x.validation_share 1.0 must be between"),
+        ({"type": "logistic_probe", "regularization": 0.0}, "x.regularization 0.0 must be above"),
+        ({"type": "logistic_probe", "epochs": 3}, "x.epochs is of the type 'linear_probe'; L-BFGS"),
     ],
 )
 def test_what_is_wrong_with_the_settings_is_said(tmp_path, settings, message):
+    data = {"type": "linear_probe", "train": tmp_path, "test": tmp_path}
     with pytest.raises(UserError, match=message):
-        linear_probe("x", train=tmp_path, test=tmp_path, **settings)
+        evals.create_evaluators({"x": data | settings})
+
+
+def results_of(settings):
+    """The numbers of one evaluation whose name is x."""
+    evaluators = evals.create_evaluators({"x": settings})
+    return flattened(evals.evaluate(evaluators, colour_encoders(8), directory=None))
+
+
+@pytest.mark.parametrize("method", ["adamw", "lbfgs"])
+def test_settings_from_before_the_two_probes_were_two_go_on_working(tmp_path, method):
+    """Each took the other's settings, and every config.json of old has a batch size."""
+    train = write_labels(tmp_path / "train", lambda colour, shape: colour)
+    data = {"train": str(train), "test": str(same_again(train))}
+    of_adamw = {"batch_size": 16, "epochs": 2, "learning_rate": 0.1, "weight_decay": 0.1}
+    of_lbfgs = {"validation_share": 0.3, "max_iterations": 50}
+    own, other = (of_adamw, of_lbfgs) if method == "adamw" else (of_lbfgs, of_adamw)
+    old = {"type": "linear_probe", "method": method, **own, **other, "seed": 1, **data}
+    kind = {"adamw": "linear_probe", "lbfgs": "logistic_probe"}[method]
+    results = results_of(old)
+    assert results == results_of({"type": kind, **own, "seed": 1, **data})
+    assert ("x/iterations" in results) == (method == "lbfgs")
+    assert evals.create_evaluators({"x": old})["x"].kind == kind
+
+
+def test_a_config_file_may_name_the_method_as_before():
+    settings = defaults.linear_probe("/train", "/test", method="lbfgs", max_iterations=5)
+    assert settings == defaults.logistic_probe("/train", "/test", max_iterations=5)
+    assert settings.to_dict() == {
+        "type": "logistic_probe",
+        "train": "/train",
+        "test": "/test",
+        "max_iterations": 5,
+    }
+
+
+def test_neither_probe_takes_a_setting_of_the_other():
+    own = {
+        kind: inspect.signature(evals.EVALUATORS[kind]).parameters.keys()
+        for kind in ("linear_probe", "logistic_probe")
+    }
+    assert own["linear_probe"] - own["logistic_probe"] == set(LINEAR_ALONE)
+    assert own["logistic_probe"] - own["linear_probe"] == set(LOGISTIC_ALONE)
 
 
 def test_classes_of_one_image_need_a_given_regularisation(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: f"{colour} {shape}")
     with pytest.raises(UserError, match=r"x.train has one image of each class .*`regularization`"):
-        linear_probe("x", train=train, test=same_again(train), method="lbfgs")
+        logistic_probe("x", train=train, test=same_again(train))

@@ -10,6 +10,7 @@ from cyclip_jax import defaults
 from cyclip_jax.data.images import decode
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Encoders, Output, create_evaluators
+from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.robustness import (
     LINES,
     Line,
@@ -20,6 +21,7 @@ from cyclip_jax.evals.robustness import (
     read_models,
     robustness,
 )
+from cyclip_jax.evals.statistics.classification import Embedded
 from tests.evals.fakes import fake_encoders
 from tests.pictures import COLOURS, SHAPES, write_pairs
 
@@ -74,7 +76,7 @@ def test_effective_robustness_by_hand(settings, encode_at_once, tmp_path):
     """Red is taken for blue and blue for red: half of all is right, and 12 of 30 with red twice."""
     swap = {"red": "blue", "blue": "red"}
     encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
-    results = robustness("x", **settings)(encoders, Output(tmp_path))
+    results = flat_numbers(robustness("x", **settings)(encoders, Output(tmp_path)))
     assert results["reference_top1"] == 0.5 and results["images"] == 24
     assert results["imagenetv2_top1"] == 0.4 and results["imagenetv2_images"] == 30
     assert abs(results["imagenetv2_effective"] - (0.4 - (1.2 * 0.5 - 0.09))) < 1e-12
@@ -105,7 +107,7 @@ def test_a_shift_with_a_part_of_the_classes_is_beside_the_reference_on_these(
         encoders, encode_features=lambda images: table[seen(images).argmax(axis=1)]
     )
     evaluate = robustness("x", **settings, models=tmp_path / "models.csv", scale="linear")
-    results = evaluate(encoders, Output())
+    results = flat_numbers(evaluate(encoders, Output()))
     assert results["reference_top1"] == 20 / 24
     assert results["part_reference"] == results["part_top1"] == 7 / 8
     assert abs(results["part_effective"] - 0.1) < 1e-12  # the line is accuracy − 0.1
@@ -157,7 +159,7 @@ def test_classes_that_are_not_in_common_are_refused():
             common_classes(reference, shift)
     with pytest.raises(UserError, match="has no image of the classes of"):
         common_classes(reference, classes_of(["0"], ["b"]))
-    embedded = np.ones((1, 2)), np.eye(2), np.array([0])
+    embedded = Embedded(np.ones((1, 2)), np.eye(2), np.array([0]), np.array([0]))
     with pytest.raises(UserError, match="none can be read"):
         hits_among(embedded, reference, np.array([1]))
 
@@ -179,7 +181,7 @@ def test_the_interval_has_both_sets_in_it():
     rng = np.random.default_rng(1)
     hits, reference = rng.random(400) < 0.4, rng.random(900) < 0.6
     line = Line(1.5, -0.3, "linear")
-    results = effective_robustness("e", hits, reference, line)
+    results = flat_numbers({"e": effective_robustness(hits, reference, line)})
     p, q = hits.mean(), reference.mean()
     assert abs(results["e"] - (p - 1.5 * q + 0.3)) < 1e-12
     deviation = np.sqrt(p * (1 - p) / 400 + 1.5**2 * q * (1 - q) / 900)

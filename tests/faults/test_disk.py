@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cyclip_jax.data.pipeline import BadExamples
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals import Encoders, Evaluation, EvaluationFailed, evaluate
+from cyclip_jax.evals import Encoders, Evaluation, EvaluationFailed, Metric, evaluate
 from cyclip_jax.files import Appender
 from cyclip_jax.workdir.checkpoints import Checkpointer, verify
 from cyclip_jax.workdir.console import Console
@@ -236,13 +236,13 @@ def test_a_disk_that_fills_up_while_a_run_begins_is_said_too(small_run, tmp_path
 def test_an_evaluation_that_finds_no_room_costs_its_details_and_no_other(tmp_path):
     def large(encoders, output):
         output.json("details", "x" * 1000)
-        return {"top1": 0.5}
+        return {"top1": Metric(0.5)}
 
     def small(encoders, output):
-        return {"top1": 0.25}
+        return {"top1": Metric(0.25)}
 
     evaluators = {"large": Evaluation("zeroshot", large), "small": Evaluation("geometry", small)}
     message = r"the evaluation large failed: .*File too large"
     with limited_files(500), pytest.raises(EvaluationFailed, match=message) as failed:
         evaluate(evaluators, Encoders(*[None] * 7), directory=tmp_path)
-    assert failed.value.results == {"small/top1": 0.25}
+    assert failed.value.results == {"small": {"top1": Metric(0.25)}}

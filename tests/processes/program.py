@@ -17,6 +17,7 @@ import optax
 from cyclip_jax import evals, parallel
 from cyclip_jax.data.pipeline import BadExamples, train_batches
 from cyclip_jax.data.sources import create_source
+from cyclip_jax.evals.flat import flattened
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models.clip import normalise_images, split_model
 from cyclip_jax.runtime import distributed
@@ -116,8 +117,8 @@ def like(leaf, sharding):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def results_of(settings, devices, *, batch_size):
-    """All metrics of evaluations by a small model in double precision."""
+def encoders_of(devices, *, batch_size):
+    """A small model in double precision, as evaluators see it."""
     config = tiny.get_config()
     config.batch_size = batch_size
     config.model.name, config.model.dtype = "ViT-tiny", "float64"
@@ -127,8 +128,14 @@ def results_of(settings, devices, *, batch_size):
     placed = parallel.place(
         jax.device_get({"params": params, "batch_stats": batch_stats}), model.abstract
     )
-    encoders = model.encoders(**placed, tokenize=tokenize)
-    return evals.evaluate(evals.create_evaluators(settings), encoders, directory=None)
+    return model.encoders(**placed, tokenize=tokenize)
+
+
+def results_of(settings, devices, *, batch_size):
+    """All numbers of evaluations by the small model."""
+    evaluators = evals.create_evaluators(settings)
+    encoders = encoders_of(devices, batch_size=batch_size)
+    return flattened(evals.evaluate(evaluators, encoders, directory=None))
 
 
 def tokenize(texts):

@@ -6,6 +6,8 @@ import pytest
 from cyclip_jax import defaults
 from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.flat import by_evaluation
+from cyclip_jax.evals.metric import About, Unit
 from cyclip_jax.models.presets import EXECUTION
 from cyclip_jax.workdir import console as console_module
 from cyclip_jax.workdir.config_json import check_same_model, read_config, write_config
@@ -162,10 +164,20 @@ def test_headlines_leave_the_rest_to_the_report():
     assert [line.split()[0] for line in table.splitlines()] == ["training", "loss", "top1"]
 
 
+def test_what_metrics_say_of_themselves_counts_before_their_names():
+    abouts = {"a": {"top1": About(Unit.COUNT, is_headline=False), "new": About(Unit.SHARE)}}
+    numbers = {"a/top1": 3.0, "a/new": 0.5, "b/top1": 0.5}
+    rows = {line.split()[0]: line.split()[1:] for line in final_table(numbers, abouts).splitlines()}
+    assert rows["top1"] == ["3", "50.0%"]
+    assert rows["new"] == ["50.0%"]
+    shown = final_table(numbers, abouts, headlines_only=True).splitlines()
+    assert [line.split() for line in shown[1:]] == [["new", "50.0%"], ["top1", "50.0%"]]
+
+
 def test_every_evaluation_has_a_line_with_its_first_headlines():
     metrics = {"a/images": 9, "a/loss": 2.5, "a/r@1": 0.5, "a/r@5": 0.7, "a/gap": 0.25}
     metrics |= {"a/chance_r@1": 0.1, "a/rank": 3.5, "a/last": 1.5, "b/top1": 1.0, "loss": 1.0}
-    assert headline_lines(metrics) == [
+    assert headline_lines(by_evaluation(metrics)) == [
         "a: loss 2.500  r@1 50.0%  gap 0.2500  rank 3.500",
         "b: top1 100.0%",
     ]

@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from etils import epath
+from jaxtyping import Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.keys import first_number, plain, sorted_keys
 from cyclip_jax.evals.data.known import PRESETS, class_names, class_templates
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-
-
 _BY_NUMBER = 'give the names by the setting `classes` as {"label": "name", …}'
 
 
@@ -26,12 +28,19 @@ class Naming:
     """
 
     path: str
-    names: list | dict | None
-    templates: list | None
+    names: list[str] | dict[str, str] | None
+    templates: list[str] | None
 
 
-def read_classes(path):
-    """The Naming of a classes.json; UserError where it is not what it must be."""
+def read_classes(path: epath.Path) -> Naming:
+    """The Naming of a classes.json.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      UserError: it is not what it must be.
+    """
     try:
         content = json.loads(path.read_text())
         names, templates = content.get("classes"), content.get("templates")
@@ -47,8 +56,12 @@ def read_classes(path):
     return Naming(str(path), names, templates)
 
 
-def naming_beside(folder):
-    """The Naming of `classes.json` or of CLIP_benchmark's two text files; None without either."""
+def naming_beside(folder: epath.Path) -> Naming | None:
+    """The Naming of `classes.json` or of CLIP_benchmark's two text files; None without either.
+
+    Args:
+      folder: that they lie in.
+    """
     if (folder / "classes.json").exists():
         return read_classes(folder / "classes.json")
     names, templates = (
@@ -58,7 +71,7 @@ def naming_beside(folder):
     if templates is not None:
         templates = checked_templates(
             [template.replace("{c}", "{}") for template in templates],
-            folder / "zeroshot_classification_templates.txt",
+            f"{folder}/zeroshot_classification_templates.txt",
         )
     if names is None and templates is None:
         return None
@@ -69,7 +82,7 @@ def _lines(path):
     return [line.strip() for line in path.read_text().splitlines()] if path.exists() else None
 
 
-def checked_templates(templates, where):
+def checked_templates(templates: Any, where: str) -> list[str]:
     """Templates as a list.
 
     Args:
@@ -94,8 +107,13 @@ def _are_texts(texts):
     return isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
 
 
-def templates_of(namings, preset):
-    """The first templates that any of several Namings, or else the preset, has."""
+def templates_of(namings: Sequence[Naming | None], preset: str | None) -> list[str]:
+    """The first templates that any of several Namings, or else the preset, has.
+
+    Args:
+      namings: Namings, or None.
+      preset: its name, or None.
+    """
     for naming in namings:
         if naming is not None and naming.templates:
             return naming.templates
@@ -103,7 +121,13 @@ def templates_of(namings, preset):
     return known or list(DEFAULT_TEMPLATES)
 
 
-def name_classes(labels, keys, namings, preset, path):
+def name_classes(
+    labels: Sequence[str],
+    keys: list[str] | None,
+    namings: Sequence[Naming | None],
+    preset: str | None,
+    path: str,
+) -> tuple[list[str], list[str], Int[np.ndarray, "n"]]:
     """Names the classes of a data set.
 
     Args:
@@ -121,8 +145,9 @@ def name_classes(labels, keys, namings, preset, path):
     """
     known = None if preset is None else PRESETS[preset]
     naming = next((naming for naming in namings if naming is not None and naming.names), None)
-    if naming is not None and keys is None and not isinstance(naming.names, dict):
+    if naming is not None and keys is None and isinstance(naming.names, list):
         return naming.names, naming.names, read_labels(labels, naming.names, path)
+    by_key = {}
     if naming is not None:
         by_key = _by_key(naming, keys, path)
         keys = keys or list(by_key)
@@ -179,8 +204,17 @@ def _look_up(by_key, key, naming_path, path):
     return found.pop()
 
 
-def read_labels(labels, classes, path):
-    """Class numbers int [N] of labels that are all names, or else all numbers from 0 on."""
+def read_labels(labels: Sequence[str], classes: Sequence[str], path: str) -> Int[np.ndarray, "n"]:
+    """Class numbers int [N] of labels that are all names, or else all numbers from 0 on.
+
+    Args:
+      labels: of N pictures.
+      classes: the names of the classes in their order.
+      path: of the data, for messages.
+
+    Raises:
+      UserError: the labels are neither.
+    """
     by_name = {name: number for number, name in enumerate(classes)}
     by_number = {str(number): number for number in range(len(classes))}
     for numbers in (by_name, by_number):

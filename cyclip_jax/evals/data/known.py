@@ -9,6 +9,8 @@ import dataclasses
 import importlib.util
 import json
 import runpy
+from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
@@ -16,8 +18,6 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.keys import are_wordnet_ids, first_number, plain
 
 INSTALL = "pip install clip_benchmark"
-
-
 _OBJECTNET_LABELS = "folder_to_objectnet_label.json"
 
 
@@ -46,7 +46,7 @@ class Preset:
     tfds: str | None = None
     train: str | None = "train"
     test: str = "test"
-    other_names: dict = dataclasses.field(default_factory=dict)
+    other_names: dict[str, str] = dataclasses.field(default_factory=dict)
     own_classes: bool = False
     ends_with_first: bool = False
 
@@ -117,14 +117,22 @@ PRESETS = {
 }
 
 
-def preset_of(name, config_key):
-    """The Preset of this name; UserError where there is none."""
+def preset_of(name: str, config_key: str) -> Preset:
+    """The Preset of this name.
+
+    Args:
+      name: a key of `PRESETS`.
+      config_key: full name of the config key that holds it, for messages.
+
+    Raises:
+      UserError: there is none.
+    """
     if name not in PRESETS:
         raise UserError(f"{config_key}: there is no preset {name!r}; choose {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
-def class_names(name, keys, path):
+def class_names(name: str, keys: Sequence[str], path: str) -> list[str]:
     """What prompts call the classes of a data set.
 
     Args:
@@ -170,8 +178,11 @@ def class_names(name, keys, path):
     return [listed[row] for row in rows]
 
 
-def class_templates(name):
-    """A preset's templates with {} for the class, or None where no installed package has them."""
+def class_templates(name: str) -> list[str] | None:
+    """The templates of the preset `name`, with {} for the class.
+
+    It is None where no installed package has them.
+    """
     key = PRESETS[name].templates
     if file := _installed("clip_benchmark", "datasets/en_zeroshot_classification_templates.json"):
         return [template.replace("{c}", "{}") for template in json.loads(file.read_text())[key]]
@@ -180,23 +191,25 @@ def class_templates(name):
     return None
 
 
-def imagenet_ids():
+def imagenet_ids() -> list[str] | None:
     """The WordNet ids of ImageNet's 1,000 classes in their order, or None where none are found."""
     if file := _installed("tensorflow_datasets", "datasets/imagenet2012/labels.txt"):
         return file.read_text().split()
     if file := _installed("clip_benchmark", "datasets/builder.py"):
         for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.Assign) and node.targets[0].id == "all_imagenet_wordnet_ids":
+            if not isinstance(node, ast.Assign):
+                continue
+            if getattr(node.targets[0], "id", None) == "all_imagenet_wordnet_ids":
                 return ast.literal_eval(node.value)
     return None
 
 
-def has_mappings(folder):
+def has_mappings(folder: epath.Path) -> bool:
     """Whether a folder is ObjectNet as it is unpacked, or has its two mappings."""
     return any((path / _OBJECTNET_LABELS).exists() for path in (folder / "mappings", folder))
 
 
-def objectnet_folders(folder):
+def objectnet_folders(folder: epath.Path) -> tuple[epath.Path, dict[str, str]]:
     """ObjectNet's own description of its folders.
 
     Args:
@@ -288,8 +301,11 @@ def _check_known(keys, known, path, what, instead):
         raise UserError(f"{path} has what are no {what}: {', '.join(unknown[:5])}; {instead}")
 
 
-def classes_file(name):
+def classes_file(name: str) -> dict[str, Any]:
     """What can be said of a preset's classes without its data.
+
+    Args:
+      name: of the preset.
 
     Returns:
       {"classes": {own name: name} or, by number, a list; "templates": […]}, either where known.
@@ -319,5 +335,6 @@ def _own_names(preset):
         return None
     import tensorflow_datasets as tfds
 
-    names = tfds.builder(preset.tfds).info.features["label"].names
+    features: Any = tfds.builder(preset.tfds).info.features
+    names = features["label"].names
     return None if all(name.isdecimal() for name in names) else names

@@ -3,10 +3,13 @@
 import dataclasses
 import inspect
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from etils import epath
+from jaxtyping import Float, Int
 
 from cyclip_jax.data.sources import CaptionRule, create_source
 from cyclip_jax.data.sources.table import CAPTION_KEY, IMAGE_KEY, CsvSource, StringArray
@@ -19,27 +22,14 @@ from cyclip_jax.evals.data.class_names import (
     read_classes,
     templates_of,
 )
+from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.keys import sorted_keys
 from cyclip_jax.evals.data.known import has_mappings, objectnet_folders, preset_of
+from cyclip_jax.evals.encoders import Encoders
 
 PRESET = "preset:"
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _SPLITS = {"train", "trainval", "training", "val", "valid", "validation", "test", "testing"}
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageSet:
-    """Pictures in a fixed order.
-
-    Attributes:
-      source: whose examples they are, see data/sources.
-      identity: hashable, equal for equal data: such is embedded once.
-      path: what names it in a message.
-    """
-
-    source: object
-    identity: tuple
-    path: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +44,10 @@ class LabelledImages(ImageSet):
       is_named: whether `classes` are more than numbers that nobody has named.
     """
 
-    labels: np.ndarray
-    classes: list
-    keys: list
-    templates: list
+    labels: Int[np.ndarray, "n"]
+    classes: list[str]
+    keys: list[str]
+    templates: list[str]
     is_named: bool
 
 
@@ -73,13 +63,21 @@ class _Stored:
     """
 
     images: ImageSet
-    labels: list
-    keys: list | None
+    labels: list[str]
+    keys: list[str] | None
     naming: Naming | None
 
 
-def open_images(path, *, config_key, source="auto", **settings):
-    """Opens a file or shards as an ImageSet, without a look at labels; raises as create_source."""
+def open_images(path: str, *, config_key: str, source: str = "auto", **settings: Any) -> ImageSet:
+    """Opens a file or shards as an ImageSet, without a look at labels.
+
+    Args:
+      path, source, settings: as `create_source`.
+      config_key: full name of the config key that holds `path`, for messages.
+
+    Raises:
+      UserError: what `create_source` refuses.
+    """
     opened = create_source(source, path, config_key=config_key, **settings)
     default_keys = (IMAGE_KEY, CAPTION_KEY) if isinstance(opened, CsvSource) else (None, None)
     # The captions' columns count too: a row where they are blank is not read.
@@ -92,8 +90,15 @@ def open_images(path, *, config_key, source="auto", **settings):
 
 
 def open_labelled(
-    data, *, config_key, image_key=None, label_key=None, split=None, classes=None, preset=None
-):
+    data: str,
+    *,
+    config_key: str,
+    image_key: str | None = None,
+    label_key: str | None = None,
+    split: str | None = None,
+    classes: str | None = None,
+    preset: str | None = None,
+) -> LabelledImages:
     """Opens labelled pictures.
 
     Names and templates are those of `classes`, else those beside the data, else the preset's, else
@@ -152,8 +157,15 @@ def open_labelled(
     )
 
 
-def open_named(folder, *, config_key, **settings):
-    """The LabelledImages of `open_labelled`; UserError as there, or where prompts lack names."""
+def open_named(folder: str, *, config_key: str, **settings: Any) -> LabelledImages:
+    """Opens labelled pictures whose classes have names, which prompts need.
+
+    Args:
+      folder, config_key, settings: as `open_labelled`.
+
+    Raises:
+      UserError: as there, or the classes are numbers that nobody has named.
+    """
     dataset = open_labelled(folder, config_key=config_key, **settings)
     if not dataset.is_named:
         raise UserError(
@@ -163,8 +175,12 @@ def open_named(folder, *, config_key, **settings):
     return dataset
 
 
-def labels_among(test, train):
+def labels_among(test: LabelledImages, train: LabelledImages) -> Int[np.ndarray, "n"]:
     """A test set's labels as numbers of a training set's classes, int [N].
+
+    Args:
+      test: LabelledImages of N pictures.
+      train: LabelledImages whose classes count.
 
     Raises:
       UserError: one of its labels is no class of the training set, or two classes have one name.
@@ -186,6 +202,23 @@ def labels_among(test, train):
 
 
 @dataclasses.dataclass(frozen=True)
+class Features:
+    """What a model makes of TrainAndTest: of the pictures that can be read.
+
+    Attributes:
+      train, test: features of the N and M pictures, float [N, D] and [M, D].
+      train_labels, test_labels: their classes, int [N] and [M].
+      test_index: int [M], the numbers of the test's pictures in the data set.
+    """
+
+    train: Float[np.ndarray, "n d"]
+    train_labels: Int[np.ndarray, "n"]
+    test: Float[np.ndarray, "m d"]
+    test_labels: Int[np.ndarray, "m"]
+    test_index: Int[np.ndarray, "m"]
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainAndTest:
     """Labelled images to learn from and others to test on.
 
@@ -196,22 +229,38 @@ class TrainAndTest:
 
     train: LabelledImages
     test: LabelledImages
-    test_labels: np.ndarray
+    test_labels: Int[np.ndarray, "n"]
 
-    def features(self, encoders, normalize):
-        """(features [N, D], labels [N]) of both, those for training first: a tuple of four."""
+    def features(self, encoders: Encoders, normalize: bool) -> Features:
+        """Embeds both sets.
+
+        Args:
+          encoders: the model.
+          normalize: whether features get unit norm.
+        """
         embed = encoders.image_embeds if normalize else encoders.image_features
         train, indices = embed(self.train)
         test, test_indices = embed(self.test)
-        return train, self.train.labels[indices], test, self.test_labels[test_indices]
+        return Features(
+            train, self.train.labels[indices], test, self.test_labels[test_indices], test_indices
+        )
 
 
-def open_train_and_test(name, train, test, *, are_named=False, **columns):
-    """Opens TrainAndTest for the evaluation `name`.
+def open_train_and_test(
+    name: str,
+    train: str,
+    test: str,
+    *,
+    classes: str | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
+    are_named: bool = False,
+) -> TrainAndTest:
+    """Opens TrainAndTest for an evaluation.
 
     Args:
       name: of the evaluation, for messages.
-      train, test, columns: as `open_labelled`.
+      train, test, classes, image_key, label_key: as `open_labelled`.
       are_named: whether the classes must have names, as in `open_named`.
 
     Raises:
@@ -219,6 +268,7 @@ def open_train_and_test(name, train, test, *, are_named=False, **columns):
     """
     key = f"config.evals.{name}"
     open_set = open_named if are_named else open_labelled
+    columns = {"classes": classes, "image_key": image_key, "label_key": label_key}
     train_set = open_set(train, config_key=f"{key}.train", **columns)
     test_set = open_set(test, config_key=f"{key}.test", **columns)
     if train_set.identity == test_set.identity:
@@ -242,12 +292,13 @@ def _resolve(data, split, preset, config_key):
             raise UserError(f"{config_key} is of the preset {named!r}, and `preset` is {preset!r}")
         preset = named
     known = None if preset is None else preset_of(preset, config_key)
-    if not data and known.tfds is None:
-        raise UserError(
-            f"TensorFlow Datasets has no {preset}; set {config_key} to a folder of it, or to "
-            f"{PRESET}{preset}=FOLDER"
-        )
-    data = data or TFDS + known.tfds
+    if not data:
+        if known is None or known.tfds is None:
+            raise UserError(
+                f"TensorFlow Datasets has no {preset}; set {config_key} to a folder of it, or to "
+                f"{PRESET}{preset}=FOLDER"
+            )
+        data = TFDS + known.tfds
     if data.startswith(TFDS) and not is_own_split:
         split = split or _usual_split(config_key)
         if known is not None and split in ("train", "test"):
@@ -340,7 +391,8 @@ def _open_tfds(place, split, config_key, image_key, label_key):
 
     name = place.removeprefix(TFDS)
     is_built = "/" in name and epath.Path(name).exists()
-    feature = (tfds.builder_from_directory if is_built else tfds.builder)(name).info.features
+    builder = (tfds.builder_from_directory if is_built else tfds.builder)(name)
+    feature: Any = builder.info.features
     for part in label_key.split("/"):
         feature = feature[part]
     if not getattr(feature, "names", None):
@@ -402,10 +454,10 @@ def _pictures(folder):
 
 def _strings(texts):
     encoded = [text.encode() for text in texts]
-    return StringArray(b"".join(encoded), np.cumsum([len(text) for text in encoded]))
+    return StringArray(b"".join(encoded), np.cumsum([len(text) for text in encoded]).tolist())
 
 
-def open_settings(settings, config_key):
+def open_settings(settings: Mapping[str, Any], config_key: str) -> LabelledImages:
     """Opens the data that a zero-shot evaluation of these settings would score.
 
     Args:

@@ -6,16 +6,20 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Int
 
-from cyclip_jax.data.sources import CaptionRule, Unreadable
+from cyclip_jax.data.sources import CaptionRule, Record, Source, Unreadable
 from cyclip_jax.data.sources.ranges import READERS
 from cyclip_jax.data.sources.table import CsvSource
 from cyclip_jax.data.sources.webdataset import WebDataset
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.data.labelled import ImageSet, open_images
+from cyclip_jax.evals.data.image_set import ImageSet
+from cyclip_jax.evals.data.labelled import open_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,21 +33,21 @@ class Pairs:
     """
 
     images: ImageSet
-    image_ids: np.ndarray
-    captions: list
+    image_ids: Int[np.ndarray, "pairs"]
+    captions: list[str]
 
 
 def open_pairs(
-    path,
+    path: str,
     *,
-    config_key,
-    source="auto",
-    images=None,
-    split="test",
-    image_key=None,
-    caption_key=None,
-    delimiter=",",
-):
+    config_key: str,
+    source: str = "auto",
+    images: str | None = None,
+    split: str = "test",
+    image_key: str | None = None,
+    caption_key: str | Sequence[str] | None = None,
+    delimiter: str = ",",
+) -> Callable[[], Pairs]:
     """Opens a data set of pairs.
 
     Args:
@@ -94,32 +98,41 @@ def open_pairs(
 class Subset:
     """Some examples of a source, as a source (see data/sources)."""
 
-    def __init__(self, source, indices):
+    def __init__(self, source: Source, indices: Int[np.ndarray, "n"]) -> None:
         """Args: the source; the numbers of its examples, int [n]."""
         self._source, self._indices = source, np.asarray(indices)
         self.boundaries = np.array([0, len(indices)], np.int64)
         self.mean_bytes, self.faults = source.mean_bytes, source.faults
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._indices)
 
-    def keys(self, indices):
+    def keys(self, indices: Iterable[int]) -> list[str]:
         """What the source calls these examples, list[str]."""
-        return self._source.keys(self._indices[indices])
+        return self._source.keys(self._indices[np.asarray(indices)])
 
-    def captions(self):
+    def captions(self) -> list[str]:
         """The first caption of every example, list[str]."""
         captions = self._source.captions()
         return [captions[index] for index in self._indices]
 
-    def read(self, index):
+    def read(self, index: int) -> Record:
         """The Record of an example; raises Unreadable."""
         return self._source.read(int(self._indices[index]))
 
 
-def distinct(values):
-    """The number of its distinct value for each, and where each distinct value first stands."""
-    numbers = {}
+def distinct(
+    values: Iterable[Hashable],
+) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "distinct"]]:
+    """Numbers equal values alike, in the order in which they first stand.
+
+    Args:
+      values: n of them.
+
+    Returns:
+      (the number of each one's distinct value, int [n]; where each distinct value first stands).
+    """
+    numbers: dict[Hashable, int] = {}
     ids = np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
     return ids, np.unique(ids, return_index=True)[1]
 
@@ -149,7 +162,9 @@ def _open_karpathy(path, images, split, config_key):
         )
     folder = str(file.parent if images is None else images)
     paths, captions = zip(*rows, strict=True)
-    source = CsvSource(folder, paths, [captions], CaptionRule("raw"))
+    # Tuples serve as its arrays of strings.
+    columns: Any = paths, [captions]
+    source = CsvSource(folder, *columns, CaptionRule("raw"))
     return ImageSet(source, ("karpathy", str(path), folder, split), str(path))
 
 

@@ -1,6 +1,7 @@
 """Classes of classes: CIFAR-100's own, or any from a file."""
 
 import json
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -32,7 +33,7 @@ _CIFAR100 = {
 SUPERCLASSES = {"cifar100": {name: classes.split() for name, classes in _CIFAR100.items()}}
 
 
-def read_superclasses(superclasses, *, config_key):
+def read_superclasses(superclasses: str, *, config_key: str) -> dict[str, str]:
     """The superclass of each class.
 
     Args:
@@ -66,8 +67,15 @@ def read_superclasses(superclasses, *, config_key):
     return by_class
 
 
-def superclass_of_each(classes, by_class, *, config_key):
+def superclass_of_each(
+    classes: Sequence[str], by_class: Mapping[str, str], *, config_key: str
+) -> list[str]:
     """The superclasses of classes, list[str].
+
+    Args:
+      classes: their names.
+      by_class: what `read_superclasses` read.
+      config_key: full name of the config key that holds it, for messages.
 
     Raises:
       UserError: a class has none.
@@ -78,7 +86,7 @@ def superclass_of_each(classes, by_class, *, config_key):
     return [by_class[normal(name)] for name in classes]
 
 
-def normal(name):
+def normal(name: str) -> str:
     """A class's name without what differs between lists of them: "Maple Tree" is "maple_tree"."""
     return name.strip().lower().replace(" ", "_").replace("-", "_")
 

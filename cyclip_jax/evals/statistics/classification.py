@@ -1,34 +1,76 @@
 """Classes scored by similarity: accuracies, ranks, confusions."""
 
-import numpy as np
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from cyclip_jax.evals.statistics.intervals import bounds_of, interval
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from cyclip_jax.evals.data.labelled import LabelledImages
+from cyclip_jax.evals.encoders import Encoders
+from cyclip_jax.evals.metric import Metric, Unit
+from cyclip_jax.evals.statistics.intervals import floats, interval, mean_with_interval
+from cyclip_jax.evals.statistics.unit_norm import unit_rows
 
 _TILE_ROWS = 1024
-
-
 _UNTOLD = -1  # the prediction for a NaN embedding
 
 
-def embed(encoders, dataset):
-    """Embeds the pictures and the classes of LabelledImages.
+class Embedded(NamedTuple):
+    """LabelledImages as a model sees them, of the M pictures that can be read.
 
-    Returns:
-      (image_embeds [M, D], class_embeds [C, D], labels int [M]) of the M pictures that can be read.
+    Attributes:
+      images: unit-norm embeddings of the pictures, float [M, D].
+      classes: unit-norm embeddings of the classes, float [C, D].
+      labels: int [M], each picture's class.
+      index: int [M], the pictures' numbers in the data set.
+    """
+
+    images: Float[np.ndarray, "m d"]
+    classes: Float[np.ndarray, "c d"]
+    labels: Int[np.ndarray, "m"]
+    index: Int[np.ndarray, "m"]
+
+
+def embed(encoders: Encoders, dataset: LabelledImages) -> Embedded:
+    """Embeds the pictures and the classes of a data set.
+
+    Args:
+      encoders: the model.
+      dataset: LabelledImages.
     """
     class_embeds = class_embeddings(encoders.text_embeds, dataset.classes, dataset.templates)
-    image_embeds, indices = encoders.image_embeds(dataset)
-    return image_embeds, class_embeds, dataset.labels[indices]
+    image_embeds, index = encoders.image_embeds(dataset)
+    return Embedded(image_embeds, class_embeds, dataset.labels[index], index)
 
 
-def class_embeddings(embed_texts, classes, templates):
-    """Unit-norm mean over the templates of unit-norm text embeddings, [C, D]."""
+def class_embeddings(
+    embed_texts: Callable[[list[str]], Float[np.ndarray, "n d"]],
+    classes: Sequence[str],
+    templates: Sequence[str],
+) -> Float[np.ndarray, "c d"]:
+    """The classes as a model reads them: means over templates, with unit norm.
+
+    Args:
+      embed_texts: function from n texts to unit-norm embeddings [n, D].
+      classes: the names of the C classes.
+      templates: sentences with {} that stand around a name.
+
+    Returns:
+      float [C, D].
+    """
     prompts = [template.format(name) for name in classes for template in templates]
-    embeds = embed_texts(prompts).reshape(len(classes), len(templates), -1).mean(axis=1)
-    return embeds / np.linalg.norm(embeds, axis=1, keepdims=True)
+    embeds = embed_texts(prompts).reshape(len(classes), len(templates), -1)  # [C, templates, D]
+    return unit_rows(embeds.mean(axis=1))
 
 
-def ranks_of_label(image_embeds, class_embeds, labels, *, names=None):
+def ranks_of_label(
+    image_embeds: Float[np.ndarray, "n d"],
+    class_embeds: Float[np.ndarray, "c d"],
+    labels: Int[np.ndarray, "n"],
+    *,
+    names: Sequence[str] | None = None,
+) -> Int[np.ndarray, "n"]:
     """How many other classes come before the label's, int [N]; ties are misses.
 
     Where a similarity is NaN, it is the number C of all classes.
@@ -37,12 +79,15 @@ def ranks_of_label(image_embeds, class_embeds, labels, *, names=None):
       image_embeds: [N, D].
       class_embeds: [C, D].
       labels: int [N].
-      names: of the classes; default all different. Classes of one name have one prompt, so that no
-        model can tell them apart: among themselves they rank in their order, as by an argmax.
+      names: of the classes; by default all are different. Classes of one name have one prompt, so
+        that no model can tell them apart: among themselves they rank in their order, as by an
+        argmax.
     """
-    names = range(len(class_embeds)) if names is None else names
     _, first, ids, sizes = np.unique(
-        names, return_index=True, return_inverse=True, return_counts=True
+        np.arange(len(class_embeds)) if names is None else np.asarray(names),
+        return_index=True,
+        return_inverse=True,
+        return_counts=True,
     )
     before = np.asarray([np.sum(ids[:c] == ids[c]) for c in range(len(ids))])  # of the same name
     ranks = []
@@ -56,16 +101,42 @@ def ranks_of_label(image_embeds, class_embeds, labels, *, names=None):
     return np.concatenate(ranks)
 
 
-def mean_per_class(is_hit, labels, classes):
-    """Mean over the classes that have images of each one's share of hits, with its interval.
+def top_k(
+    ranks: Int[np.ndarray, "n"],
+    labels: Int[np.ndarray, "n"],
+    classes: int,
+    every_k: Sequence[int],
+) -> tuple[dict[str, Metric], dict[str, Bool[np.ndarray, "n"]]]:
+    """Accuracies from the ranks of the right classes.
+
+    Args:
+      ranks: how many classes come before the right one, int [N].
+      labels: the right classes, int [N].
+      classes: their number C.
+      every_k: the k of which `top<k>` is wanted; those below C are given.
+
+    Returns:
+      ({name: Metric}, {name: hits bool [N]}): `top<k>`, and `mean_per_class` among the metrics.
+    """
+    hits = {f"top{k}": ranks < k for k in every_k if k < classes}
+    metrics = {
+        f"top{k}": mean_with_interval(ranks < k, chance=k / classes, is_headline=k == 1)
+        for k in every_k
+        if k < classes
+    }
+    metrics["mean_per_class"] = mean_per_class(ranks < 1, labels, classes)
+    return metrics, hits
+
+
+def mean_per_class(
+    is_hit: Bool[np.ndarray, "n"], labels: Int[np.ndarray, "n"], classes: int
+) -> Metric:
+    """The mean over the classes that have images of each one's share of hits.
 
     Args:
       is_hit: bool [N].
       labels: int [N].
       classes: their number C.
-
-    Returns:
-      {"mean_per_class": …, "mean_per_class_ci_low": …, "mean_per_class_ci_high": …}.
     """
 
     def statistic(weights):
@@ -74,11 +145,19 @@ def mean_per_class(is_hit, labels, classes):
         return np.mean(hits[images > 0] / images[images > 0])
 
     mean = float(statistic(np.ones(len(labels))))
-    return {"mean_per_class": mean} | bounds_of("mean_per_class", interval(statistic, len(labels)))
+    bounds = floats(interval(statistic, len(labels)))
+    return Metric(mean, bounds, 1 / classes, Unit.SHARE, "more")
 
 
-def predicted(image_embeds, class_embeds):
-    """The most similar class of each image, int [N]; -1 where a similarity is NaN."""
+def predicted(
+    image_embeds: Float[np.ndarray, "n d"], class_embeds: Float[np.ndarray, "c d"]
+) -> Int[np.ndarray, "n"]:
+    """The most similar class of each image, int [N]; -1 where a similarity is NaN.
+
+    Args:
+      image_embeds: [N, D].
+      class_embeds: [C, D].
+    """
     predictions = []
     for start in range(0, len(image_embeds), _TILE_ROWS):
         similarities = image_embeds[start : start + _TILE_ROWS] @ class_embeds.T  # [tile, C]
@@ -87,16 +166,33 @@ def predicted(image_embeds, class_embeds):
     return np.concatenate(predictions)
 
 
-def confusion(labels, predictions, classes):
-    """How many images of each class (rows) are taken for which (columns), int [C, C]."""
+def confusion(
+    labels: Int[np.ndarray, "n"], predictions: Int[np.ndarray, "n"], classes: int
+) -> Int[np.ndarray, "c c"]:
+    """How many images of each class (rows) are taken for which (columns), int [C, C].
+
+    Args:
+      labels, predictions: the classes that each image has and is taken for, int [N].
+      classes: their number C.
+    """
     counts = np.zeros((classes, classes), int)
     told = predictions != _UNTOLD
     np.add.at(counts, (labels[told], predictions[told]), 1)
     return counts
 
 
-def class_table(names, is_hit, labels, predictions):
+def class_table(
+    names: Sequence[str],
+    is_hit: Bool[np.ndarray, "n"],
+    labels: Int[np.ndarray, "n"],
+    predictions: Int[np.ndarray, "n"],
+) -> list[dict[str, Any]]:
     """For each class its images, top1 and the class that most of its misses are taken for.
+
+    Args:
+      names: of the C classes.
+      is_hit: whether each image was told right, bool [N].
+      labels, predictions: the classes that each image has and is taken for, int [N].
 
     Returns:
       [{"class", "images", "top1", "most_confused_with"}], for JSON; None where there is nothing.
@@ -112,7 +208,7 @@ def class_table(names, is_hit, labels, predictions):
                 "class": name,
                 "images": len(own),
                 "top1": float(is_hit[own].mean()) if len(own) else None,
-                "most_confused_with": names[wrong.argmax()] if wrong.any() else None,
+                "most_confused_with": names[int(wrong.argmax())] if wrong.any() else None,
             }
         )
     return table

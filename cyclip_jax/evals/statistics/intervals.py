@@ -1,11 +1,19 @@
 """How far a number might have come out otherwise: bootstrap intervals (Efron 1979)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from cyclip_jax.evals.metric import Better, Metric, Unit
 
 RESAMPLES = 1000
 
 
-def interval(statistic, n, *, seed=0):
+def interval(
+    statistic: Callable[[Int[np.ndarray, "n"]], Any], n: int, *, seed: int = 0
+) -> tuple[Any, Any]:
     """The middle 95 % of a statistic over data sets drawn from the data, with replacement.
 
     Args:
@@ -24,22 +32,28 @@ def interval(statistic, n, *, seed=0):
     if np.isnan(drawn).all():  # of a run that has diverged; NumPy would warn
         return np.nan, np.nan
     if n < 2:  # which tells nothing of others
-        return np.full((2, *np.shape(drawn[0])), np.nan)
-    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+        low, high = np.full((2, *np.shape(drawn[0])), np.nan)
+    else:
+        low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
     return low, high
 
 
-def mean_with_interval(name, values, *, clusters=None):
-    """The mean of values as a metric, with its interval.
+def mean_with_interval(
+    values: Bool[np.ndarray, "n"] | Float[np.ndarray, "n"],
+    *,
+    clusters: Int[np.ndarray, "n"] | None = None,
+    chance: float | None = None,
+    unit: Unit = Unit.SHARE,
+    better: Better = "more",
+    is_headline: bool = True,
+) -> Metric:
+    """The mean of values as a Metric with its interval.
 
     Args:
-      name: of the metric.
       values: float or bool [N], one of each query.
       clusters: int [N], which image each query belongs to, where one image has several: images are
-        drawn, not queries. Default: every query is its own.
-
-    Returns:
-      {name: mean, f"{name}_ci_low": …, f"{name}_ci_high": …}.
+        drawn, not queries. By default every query is its own.
+      chance, unit, better, is_headline: as Metric; by default it is a share of hits.
     """
     values = np.asarray(values, np.float64)
     if clusters is None:
@@ -48,26 +62,33 @@ def mean_with_interval(name, values, *, clusters=None):
     sums = np.bincount(clusters, weights=values)
     sizes = np.bincount(clusters)
     bounds = interval(lambda weights: weights @ sums / (weights @ sizes), len(sums))
-    return {name: float(values.mean())} | bounds_of(name, bounds)
+    return Metric(float(values.mean()), floats(bounds), chance, unit, better, is_headline)
 
 
-def mean_over_pairs_with_interval(name, rows, *, clusters=None):
-    """The mean over all j, k of a function of two units as a metric, with its interval.
+def mean_over_pairs_with_interval(
+    rows: Float[np.ndarray, "n"],
+    *,
+    clusters: Int[np.ndarray, "n"] | None = None,
+    unit: Unit,
+    better: Better,
+) -> Metric:
+    """The mean over all j, k of a function of two units as a Metric with its interval.
 
     It varies, to first order, as twice the mean of its rows' means does (Hoeffding 1948): that is
     what is bootstrapped.
 
     Args:
-      name: of the metric.
       rows: float [N], the mean over k for each j.
       clusters: as `mean_with_interval`.
+      unit, better: as Metric.
     """
     mean = float(np.mean(rows))
-    once = mean_with_interval(name, rows, clusters=clusters)
-    bounds = (2 * once[f"{name}_ci_{end}"] - mean for end in ("low", "high"))
-    return {name: mean} | bounds_of(name, tuple(bounds))
+    once = mean_with_interval(rows, clusters=clusters).interval or (np.nan, np.nan)
+    low, high = (2 * bound - mean for bound in once)
+    return Metric(mean, (low, high), unit=unit, better=better)
 
 
-def bounds_of(name, bounds):
-    """The metrics of an interval (low, high) around the metric `name`."""
-    return {f"{name}_ci_low": float(bounds[0]), f"{name}_ci_high": float(bounds[1])}
+def floats(bounds: tuple[Any, Any]) -> tuple[float, float]:
+    """The `bounds` (low, high) of one number, in Python's floats."""
+    low, high = bounds
+    return float(low), float(high)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float, Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.statistics.classification import ranks_of_label
@@ -29,23 +31,36 @@ class Fit:
       converged: whether the gradient's norm fell below the tolerance.
     """
 
-    kernel: np.ndarray
-    bias: np.ndarray
+    kernel: Float[np.ndarray, "d c"]
+    bias: Float[np.ndarray, "c"]
     iterations: int
     converged: bool
 
 
-def class_rows(kernel, bias):
-    """One row for each class, [C, D + 1]: its score is an inner product with [x, 1]."""
+def class_rows(
+    kernel: Float[np.ndarray, "d c"], bias: Float[np.ndarray, "c"]
+) -> Float[np.ndarray, "c d+1"]:
+    """One row for each class, [C, D + 1]: its score is an inner product with [x, 1].
+
+    Args:
+      kernel, bias: of a linear classifier, [D, C] and [C].
+    """
     return np.concatenate([kernel, bias[None]]).T
 
 
-def with_constant(features):
+def with_constant(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d+1"]:
     """Features and a last one that is 1, which the bias weighs: [N, D] -> [N, D + 1]."""
     return np.pad(features, ((0, 0), (0, 1)), constant_values=1)
 
 
-def logistic_regression(features, labels, classes, *, tolerance=1e-4, max_iterations=1000):
+def logistic_regression(
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, "n"],
+    classes: int,
+    *,
+    tolerance: float = 1e-4,
+    max_iterations: int = 1000,
+) -> Callable[[float], Fit]:
     """Prepares the minimisation of Σᵢ −log softmax(xᵢ W + b)[yᵢ] + λ/2 ‖W‖².
 
     λ is 1/C of scikit-learn's LogisticRegression for three classes or more; the bias is free of it
@@ -96,15 +111,24 @@ def logistic_regression(features, labels, classes, *, tolerance=1e-4, max_iterat
 
 
 def chosen_regularization(
-    features, labels, validation_features, validation_labels, classes, **settings
-):
+    features: Float[np.ndarray, "n d"],
+    labels: Int[np.ndarray, "n"],
+    validation_features: Float[np.ndarray, "m d"],
+    validation_labels: Int[np.ndarray, "m"],
+    classes: int,
+    *,
+    max_iterations: int = 1000,
+) -> tuple[float, dict[float, float]]:
     """`sweep` by the accuracy on validation images of what is fitted to others.
 
     Args:
-      features, labels, classes, **settings: as `logistic_regression`.
+      features, labels, classes, max_iterations: as `logistic_regression`.
       validation_features, validation_labels: [M, D] and int [M].
+
+    Returns:
+      (the best λ, {λ: accuracy} of all that were tried).
     """
-    fit = logistic_regression(features, labels, classes, **settings)
+    fit = logistic_regression(features, labels, classes, max_iterations=max_iterations)
     rows = with_constant(validation_features)
 
     def accuracy(regularization):
@@ -115,7 +139,7 @@ def chosen_regularization(
     return sweep(accuracy)
 
 
-def sweep(score):
+def sweep(score: Callable[[float], float]) -> tuple[float, dict[float, float]]:
     """Looks for the best regularisation as Radford et al. 2021 do (appendix A.3).
 
     λ = 10^−6, 10^−4, …, 10^6 first; then the neighbours of the best at half the distance, and again
@@ -127,7 +151,7 @@ def sweep(score):
     Returns:
       (the best λ, {λ: score} of all that were tried).
     """
-    scores = {exponent: score(10.0**exponent) for exponent in _COARSE}
+    scores: dict[float, float] = {exponent: score(10.0**exponent) for exponent in _COARSE}
     for step in _STEPS:
         peak = _peak(scores)
         for exponent in (peak - step, peak + step):
@@ -217,7 +241,12 @@ def _minimise(tiles, targets, basis, n, classes, regularization, tolerance, max_
     return *classifier(params), iterations, norm <= tolerance * norm_at_start
 
 
-def check_regularization(key, regularization):
-    """Raises UserError where it is not None and not above 0."""
+def check_regularization(key: str, regularization: float | None) -> None:
+    """Raises UserError where it is neither None nor above 0.
+
+    Args:
+      key: full name of the evaluation's config keys, for the message.
+      regularization: λ of `logistic_regression`.
+    """
     if regularization is not None and not regularization > 0:
         raise UserError(f"{key}.regularization {regularization} must be above 0")

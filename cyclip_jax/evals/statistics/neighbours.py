@@ -3,11 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 _QUERY_ROWS, _KEY_ROWS = 2048, 32_768  # of a tile: 256 MiB of similarities in float32
 
 
-def nearest(queries, keys, k, *, query_rows=_QUERY_ROWS, key_rows=_KEY_ROWS):
+def nearest(
+    queries: Float[np.ndarray, "q d"],
+    keys: Float[np.ndarray, "n d"],
+    k: int,
+    *,
+    query_rows: int = _QUERY_ROWS,
+    key_rows: int = _KEY_ROWS,
+) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
     """The k keys most similar to each query by inner product.
 
     Args:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int
 
 from cyclip_jax.losses.contrastive import similarity
 
@@ -13,12 +14,18 @@ from cyclip_jax.losses.contrastive import similarity
 TILE_SIZE = 1 << 26
 
 _NO_PARTNER = -1
-_ROWS = PartitionSpec("rows")
+_ROWS_AXIS = "rows"
+_ROWS = PartitionSpec(_ROWS_AXIS)
 
 
 def ranks_of_best_partner(
-    query_embeds, target_embeds, query_ids, target_ids, *, tile_size=TILE_SIZE
-):
+    query_embeds: Float[np.ndarray, "q d"],
+    target_embeds: Float[np.ndarray, "t d"],
+    query_ids: Int[np.ndarray, "p"],
+    target_ids: Int[np.ndarray, "p"],
+    *,
+    tile_size: int = TILE_SIZE,
+) -> Int[np.ndarray, "q"]:
     """How many wrong targets are at least as similar to each query as its best partner.
 
     Ties are misses: the best partner's similarity is taken from the same product as the others', so
@@ -76,7 +83,7 @@ def _partners_by_query(query_ids, target_ids, queries, targets):
 @functools.cache
 def _shardings(devices):
     """(rows split over the devices, everything on each of them)."""
-    mesh = jax.sharding.Mesh(np.asarray(devices), _ROWS, axis_types=(AxisType.Auto,))
+    mesh = jax.sharding.Mesh(np.asarray(devices), (_ROWS_AXIS,), axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, _ROWS), NamedSharding(mesh, PartitionSpec())
 
 

@@ -1,12 +1,15 @@
 """Which examples a classifier is fitted on, and which choose its settings."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from jaxtyping import Bool, Int
 
 from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
 
 
-def places_in_class(labels, draw):
+def places_in_class(labels: Int[np.ndarray, "n"], draw: int) -> Int[np.ndarray, "n"]:
     """Each example's place in a random order of its class's, int [N].
 
     Args:
@@ -22,7 +25,9 @@ def places_in_class(labels, draw):
     return places
 
 
-def held_out(labels, share, seed, config_key, setting):
+def held_out(
+    labels: Int[np.ndarray, "n"], share: float, seed: int, config_key: str, setting: str
+) -> Bool[np.ndarray, "n"]:
     """Which examples choose a setting: a share of each class that has two or more, bool [N].
 
     Args:
@@ -44,8 +49,13 @@ def held_out(labels, share, seed, config_key, setting):
     return is_held
 
 
-def check_share(key, share):
-    """Raises UserError where a share for validation is not between 0 and 1."""
+def check_share(key: str, share: float) -> None:
+    """Raises UserError where a share for validation is not between 0 and 1.
+
+    Args:
+      key: full name of the evaluation's config keys, for the message.
+      share: of each class's images.
+    """
     if not 0 < share < 1:
         raise UserError(f"{key}.validation_share {share} must be between 0 and 1")
 
@@ -53,7 +63,9 @@ def check_share(key, share):
 MOST_VALIDATION_SHOTS = 4  # images of each class that choose a setting, as in CoOp's few-shot sets
 
 
-def k_shot(places, k):
+def k_shot(
+    places: Int[np.ndarray, "n"], k: int
+) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
     """(examples of the k of each class, up to min(k, 4) further ones), both bool [N].
 
     Args:
@@ -63,14 +75,34 @@ def k_shot(places, k):
     return places < k, (places >= k) & (places < k + min(k, MOST_VALIDATION_SHOTS))
 
 
-def check_images(key, labels, names, k, **needs):
-    """Raises UserError where `missing_images` finds something."""
-    missing = missing_images(labels, names, k, **needs)
+def check_images(
+    key: str,
+    labels: Int[np.ndarray, "n"],
+    names: Sequence[str],
+    k: int,
+    *,
+    also_validation: bool,
+    least: int | None = None,
+) -> None:
+    """Raises UserError where `missing_images` finds something.
+
+    Args:
+      key: full name of the evaluation's config keys, for the message.
+      labels, names, k, also_validation, least: as there.
+    """
+    missing = missing_images(labels, names, k, also_validation=also_validation, least=least)
     if missing is not None:
         raise UserError(f"{key}.train {missing}")
 
 
-def missing_images(labels, names, k, *, also_validation, least=None):
+def missing_images(
+    labels: Int[np.ndarray, "n"],
+    names: Sequence[str],
+    k: int,
+    *,
+    also_validation: bool,
+    least: int | None = None,
+) -> str | None:
     """What k images of each class, and others to choose a setting by, lack.
 
     Args:
@@ -87,7 +119,7 @@ def missing_images(labels, names, k, *, also_validation, least=None):
     least = least or k
     if sizes.min() < least:
         return (
-            f"has {sizes.min()} images of the class {names[sizes.argmin()]!r}; "
+            f"has {sizes.min()} images of the class {names[int(sizes.argmin())]!r}; "
             f"shots={k} needs at least {least} of every class"
         )
     if also_validation and sizes.max() <= k:

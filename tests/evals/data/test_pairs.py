@@ -15,6 +15,7 @@ from cyclip_jax.evals import Output
 from cyclip_jax.evals.data.labelled import open_images
 from cyclip_jax.evals.data.pairs import open_pairs
 from cyclip_jax.evals.encoders import unit_rows
+from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.retrieval import retrieval
 from tests.evals.fakes import fake_encoders
 from tests.pictures import COLOURS, SHAPES, write_pairs
@@ -75,7 +76,7 @@ def quick(encoders):
 
 def score(pairs, encoders=None, **settings):
     evaluate = retrieval("x", pairs=str(pairs), **settings)
-    return evaluate(encoders or quick(fake_encoders(8)), Output())
+    return flat_numbers(evaluate(encoders or quick(fake_encoders(8)), Output()))
 
 
 def counts(results):

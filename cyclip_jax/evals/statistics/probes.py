@@ -1,0 +1,35 @@
+"""How well a linear classifier of frozen features does, whatever it was fitted by."""
+
+import numpy as np
+from jaxtyping import Float
+
+from cyclip_jax.evals.data.labelled import Features
+from cyclip_jax.evals.metric import Metric
+from cyclip_jax.evals.output import Output
+from cyclip_jax.evals.statistics.classification import ranks_of_label, top_k
+from cyclip_jax.evals.statistics.logistic import class_rows, with_constant
+
+_TOP = (1, 5)
+
+
+def probe_scores(
+    features: Features,
+    kernel: Float[np.ndarray, "d c"],
+    bias: Float[np.ndarray, "c"],
+    output: Output,
+) -> dict[str, Metric]:
+    """Tests a classifier, and writes the outcome of each test image.
+
+    Args:
+      features: of the training and the test images.
+      kernel, bias: of the classifier, [D, C] and [C].
+      output: where the outcomes go.
+
+    Returns:
+      `top1` and `top5`, those of k below the number of classes, and `mean_per_class`.
+    """
+    labels = features.test_labels
+    ranks = ranks_of_label(with_constant(features.test), class_rows(kernel, bias), labels)
+    metrics, hits = top_k(ranks, labels, len(bias), _TOP)
+    output.outcomes({"images": {"index": features.test_index, "label": labels, **hits}})
+    return metrics

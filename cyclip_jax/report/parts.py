@@ -1,0 +1,122 @@
+"""What several sections of the page need: which numbers there are, and how they are written."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from etils import epath
+from matplotlib.figure import Figure
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.evals.metric import Metric
+from cyclip_jax.report.markup import Cell, Html, breakable, element, join
+from cyclip_jax.report.runs import Group, Run, read_json
+
+_HEADLINES = 12  # of an evaluation; all its numbers are in the folded table
+
+
+class Drawings(Protocol):
+    """What draws the figures of the page, see write.py."""
+
+    def add(self, name: str, figure: Figure, caption: str, *, main: bool = False) -> Html:
+        """Draws a figure, and returns its place in the page."""
+        ...
+
+
+def evaluations_of(groups: Sequence[Group]) -> list[str]:
+    """Names of the evaluations of any run of these groups."""
+    return list(dict.fromkeys(e for g in groups for run in g.runs for e in run.evaluations))
+
+
+def metric_names(groups: Sequence[Group], evaluation: str) -> list[str]:
+    """Names of the metrics that any run of these groups has of an evaluation."""
+    runs = [run for group in groups for run in group.runs if evaluation in run.evaluations]
+    return list(dict.fromkeys(name for run in runs for name in run.evaluations[evaluation]))
+
+
+def headlines_of(groups: Sequence[Group], evaluation: str) -> list[tuple[str, Metric]]:
+    """The headlines of an evaluation with their names, shares first, at most _HEADLINES.
+
+    Each is the metric of the first group that has it.
+    """
+    found = []
+    for name in metric_names(groups, evaluation):
+        known = (group.metric(evaluation, name) for group in groups)
+        metric = next((metric for metric in known if metric is not None), None)
+        if metric is not None and metric.is_headline:
+            found.append((name, metric))
+    return sorted(found, key=lambda named: not named[1].is_share)[:_HEADLINES]
+
+
+def detailed(
+    group: Group, file_name: str, *, every_run: bool = False
+) -> list[tuple[Run, str, epath.Path]]:
+    """(run, evaluation, path) of a group's files of details.
+
+    Args:
+      group: whose files are wanted.
+      file_name: as evaluators call it.
+      every_run: whether those of all runs are wanted, and not of the first that has one alone.
+    """
+    seen, found = set(), []
+    for run in group.runs:
+        for evaluation, directory in run.details.items():
+            path = directory / file_name
+            if path.exists() and (every_run or evaluation not in seen):
+                seen.add(evaluation)
+                found.append((run, evaluation, path))
+    return found
+
+
+def read_rows(path: epath.Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The objects of a JSON list; UserError where one lacks one of these names."""
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise UserError(f"{path} is not a list")
+    for row in rows:
+        require(row, names, path)
+    return rows
+
+
+def require(content: Any, names: Sequence[str], path: epath.Path) -> None:
+    """Raises UserError where the content of a file is no object with these names."""
+    missing = [n for n in names if not isinstance(content, dict) or n not in content]
+    if missing:
+        raise UserError(
+            f"{path} lacks {', '.join(missing)}; `python -m cyclip_jax.evaluate` writes it anew"
+        )
+
+
+def require_shapes(path: epath.Path, *arrays: np.ndarray, rows: int, columns: int) -> None:
+    """Raises UserError where an array of a file is not [rows, columns]."""
+    for array in arrays:
+        if array.shape != (rows, columns):
+            raise UserError(f"{path} has an array of {array.shape} for one of {(rows, columns)}")
+
+
+def metric_cell(metric: Metric | None) -> Cell:
+    """The cell of a metric: its value and interval; empty where there is none."""
+    if metric is None:
+        return Cell("", None)
+    return Cell(metric.with_interval(), metric.value if metric.is_finite else None)
+
+
+def named(metric: str, evaluation: str) -> Html:
+    """The name of a metric with that of its evaluation."""
+    return join(breakable(metric), " ", element("span", evaluation, class_="of"))
+
+
+def run_names(groups: Sequence[Group], of: Sequence[Run] | None = None) -> list[str]:
+    """A name for each run: its group's and its directory's.
+
+    Args:
+      groups: whose runs they are.
+      of: the runs that are wanted; None is all.
+    """
+    runs = [(group, run) for group in groups for run in group.runs if of is None or run in of]
+    return [g.name if g.name == run.name else f"{g.name}: {run.name}" for g, run in runs]
+
+
+def grid(content: Sequence[Html]) -> Html | None:
+    """The figures of `content` beside one another; None without any."""
+    return element("div", *content, class_="grid") if content else None
