@@ -1,15 +1,17 @@
-"""`python -m benchmarks.data`: images/s of the input pipeline, beside Pillow's and webdataset's.
-
-Photographs of 500 pixels (scikit-image's, cut and turned in many ways) are written as JPEG into tar
-and TFRecord shards, read from there, and made into images of 224². Everything runs on the same
-cores, one by default, and in turn, round by round, as these rates change with the machine's speed.
+"""Measures the images/s of the input pipeline, beside Pillow's and webdataset's.
 
     python -m benchmarks.data
     python -m benchmarks.data --memory=100000
     python -m benchmarks.data --resume=100000
 
-Wants scikit-image; webdataset and torch are measured where they are installed. --memory watches the
-process over so many examples; --resume indexes so many and goes on in the middle of an epoch.
+Photographs of 500 pixels, cut in many ways from those of scikit-image, are written as JPEG into tar
+and TFRecord shards, read from there, and made into images of 224². Everything runs on the same
+cores, which is one core by default. Because the rates change with the machine's speed, all rows
+take turns in each round.
+
+It needs scikit-image. webdataset is measured if it and torch are installed. --memory watches the
+process's memory over that many examples. --resume indexes that many examples and continues in the
+middle of an epoch.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from cyclip_jax.errors import UserError
 
 IMAGE_SIZE = 224
 BATCH = 64
-STEP_RATE = 3_000  # images/s that an accelerator may take
+STEP_RATE = 3_000  # how many images/s an accelerator may train on
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 CAPTION = "a photograph of the usual kind, number {}, with a caption of the usual length"
 COLUMNS = {
@@ -44,7 +46,7 @@ COLUMNS = {
 
 
 def photographs(count, side):
-    """`count` different JPEG files whose longer side is `side` pixels, list of bytes."""
+    """Makes `count` different JPEG files, a list of bytes, whose longer side is `side` pixels."""
     import skimage.data
     from PIL import Image
 
@@ -66,7 +68,7 @@ def photographs(count, side):
 
 
 def write_tar(path, files, repeat=1):
-    """The files as webdataset writes them, each `repeat` times under another name."""
+    """Writes the files as webdataset does, each `repeat` times under different names."""
     with tarfile.open(path, "w") as archive:
         for i in range(repeat * len(files)):
             members = ("jpg", files[i % len(files)]), ("txt", CAPTION.format(i).encode())
@@ -78,7 +80,7 @@ def write_tar(path, files, repeat=1):
 
 
 def write_tfrecord(path, files):
-    """The files as img2dataset writes them."""
+    """Writes the files as img2dataset does."""
     import tensorflow as tf
 
     def feature(value):
@@ -93,7 +95,7 @@ def write_tfrecord(path, files):
 
 
 def by_pillow(encoded):
-    """The reference preprocessing up to uint8 pixels, in Pillow alone."""
+    """Does the reference preprocessing up to uint8 pixels with Pillow alone."""
     from PIL import Image
 
     picture = Image.open(io.BytesIO(encoded)).convert("RGB")
@@ -105,7 +107,7 @@ def by_pillow(encoded):
 
 
 def pillow_contender(files, count):
-    """Seconds that Pillow takes for `count` images."""
+    """Returns the seconds that Pillow takes for `count` images."""
     start = time.perf_counter()
     for i in range(count):
         by_pillow(files[i % len(files)])
@@ -113,11 +115,11 @@ def pillow_contender(files, count):
 
 
 def graph_contender(transform, files, count):
-    """Seconds that a graph function of a file takes, in a bare tf.data.Dataset."""
+    """Returns the seconds that a graph function of a file takes in a bare tf.data.Dataset."""
     import tensorflow as tf
 
     dataset = tf.data.Dataset.from_tensor_slices(files).repeat()
-    # To one value: what it costs to hand an image to Python is the pipeline's.
+    # One value is taken of each image: only the pipeline has to hand whole images to Python.
     dataset = dataset.map(
         lambda encoded: transform(encoded)[0, 0, 0], num_parallel_calls=tf.data.AUTOTUNE
     )
@@ -125,7 +127,7 @@ def graph_contender(transform, files, count):
 
 
 def seconds_of(batches, count):
-    """Seconds for `count` examples, after a first batch that is not timed."""
+    """Returns the seconds for `count` examples, after a first batch that is not timed."""
     next(batches)
     start, steps = time.perf_counter(), -(-count // BATCH)
     for _ in range(steps):
@@ -134,7 +136,7 @@ def seconds_of(batches, count):
 
 
 def open_pipeline(path, position=None, **transform):
-    """The training pipeline of a run, without a model."""
+    """Opens the training pipeline of a run, without a model."""
     from cyclip_jax.data import sources
     from cyclip_jax.data.pipeline import BadExamples, train_batches
 
@@ -152,12 +154,12 @@ def open_pipeline(path, position=None, **transform):
 
 
 def words(captions):
-    """In place of a tokenizer, which is measured apart."""
+    """Stands in for a tokenizer, which is measured apart."""
     return np.array([[len(caption)] for caption in captions], np.int32)
 
 
 def pipeline_contender(path, count, **transform):
-    """Seconds of the whole pipeline."""
+    """Returns the seconds that the whole pipeline takes."""
     batches = open_pipeline(path, **transform)
     try:
         return seconds_of(batches, count)
@@ -166,7 +168,7 @@ def pipeline_contender(path, count, **transform):
 
 
 def webdataset_contender(path, count):
-    """Seconds of webdataset's pipeline with the same transform, in a worker of torch's loader."""
+    """Returns the seconds of webdataset with the same transform, in a worker of torch's loader."""
     import torch
     import webdataset
 
@@ -177,7 +179,7 @@ def webdataset_contender(path, count):
 
 
 def contenders(folder, files):
-    """{name: function from a number of images to seconds}."""
+    """Returns {name: function from a number of images to seconds}."""
     import tensorflow as tf
 
     from cyclip_jax.data import images
@@ -206,14 +208,14 @@ def contenders(folder, files):
 
 
 def has(module):
-    """Whether a package is installed."""
+    """Says whether a package is installed."""
     from importlib.util import find_spec
 
     return find_spec(module) is not None
 
 
 def measure(args, folder):
-    """The table's rows: the median of each contender's rates."""
+    """Returns the table's rows, which have the median of each contender's rates."""
     chosen = contenders(folder, photographs(args.pictures, args.side))
     rates = {name: [] for name in chosen}
     for _ in range(args.rounds):
@@ -236,7 +238,7 @@ def measure(args, folder):
 
 
 def tokenising(pipeline_rate):
-    """Rows of the tokenizers: their time as a share of the pipeline's."""
+    """Returns rows of the tokenizers, with their time as a share of the pipeline's."""
     from cyclip_jax.data import tokenizers
 
     captions = [CAPTION.format(i) for i in range(4096)]
@@ -261,13 +263,13 @@ def tokenising(pipeline_rate):
 
 
 def resident_mebibytes():
-    """Memory of this process that is in use now."""
+    """Returns how much memory this process uses now, in MiB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def watch_memory(examples, folder):
-    """Rows of the process's memory at tenths of a run over `examples` small pictures."""
+    """Returns rows of the process's memory at tenths of a run over `examples` small pictures."""
     path = write_tar(folder / "small.tar", photographs(100, 64), repeat=examples // 100)
     batches = open_pipeline(path)
     rows, steps = [], examples // BATCH
@@ -280,7 +282,7 @@ def watch_memory(examples, folder):
 
 
 def measure_resumption(examples, folder):
-    """Rows of the seconds to a first batch: without an index, with one, and in mid-epoch."""
+    """Returns rows of the seconds to a first batch: without an index, with one, in mid-epoch."""
     from cyclip_jax.data.order import Position
 
     path = write_tar(folder / "small.tar", photographs(100, 64), repeat=examples // 100)
@@ -299,20 +301,20 @@ def measure_resumption(examples, folder):
 
 
 def parse_arguments(arguments=None):
-    """The command line's arguments."""
+    """Parses the command line's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.data",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = functools.partial(parser.add_argument, metavar="…", type=int)
-    add("--cores", default=1)
-    add("--pictures", default=200, help="different ones")
-    add("--side", default=500, help="pixels of their longer side")
-    add("--images", default=1024, help="of each row in a round")
-    add("--rounds", default=3)
-    add("--memory", help="examples over which to watch the process's memory")
-    add("--resume", help="examples to index and to resume in the middle of")
+    add("--cores", default=1, help="cores that everything runs on")
+    add("--pictures", default=200, help="how many different pictures")
+    add("--side", default=500, help="pixels of the longer side of a picture")
+    add("--images", default=1024, help="images of each row in a round")
+    add("--rounds", default=3, help="how often each row takes its turn")
+    add("--memory", help="number of examples over which to watch the process's memory")
+    add("--resume", help="number of examples to index, and to resume in the middle of")
     parser.add_argument("--json", metavar="…", help="file to write the rows to")
     return parser.parse_args(arguments)
 
@@ -320,7 +322,7 @@ def parse_arguments(arguments=None):
 def main(arguments=None):
     """Prints the tables."""
     args = parse_arguments(arguments)
-    # Before TensorFlow counts them.
+    # This comes before TensorFlow counts the cores.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     from cyclip_jax.runtime.started import prepare_command
 

@@ -1,14 +1,14 @@
-"""`python -m benchmarks.host_memory`: the host memory of a run over 10,000 tiny steps.
-
-A run as a user starts it, with its input pipeline on small pictures, a tiny model, metrics,
-checkpoints and evaluations. The memory of its process is printed at each tenth of the steps, and
-how fast it grows: the slope of a line through all but the first two, by which caches are full. Ends
-with 1 where that is more than --bound.
+"""Measures the host memory of a run over 10,000 tiny steps.
 
     python -m benchmarks.host_memory
     python -m benchmarks.host_memory --steps=2000 --bound=4 -- --config.stall_factor=0
 
-What follows -- is given to the run. Linux only.
+The run is started as a user starts it. It has an input pipeline on small pictures, a tiny model,
+metrics, checkpoints and evaluations. This program prints the memory of its process at each tenth of
+the steps, and how fast the memory grows: the slope of a line through all tenths except the first
+two, because caches are full by then. It ends with 1 if the growth is more than --bound.
+
+The flags after -- are given to the run. This works only on Linux.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from cyclip_jax.workdir.metrics import read_metrics
 
 PAIRS = 64
 COLUMNS = {"steps": ("step", ","), "memory, MiB": ("mebibytes", ",.1f")}
-# Steps that cost next to nothing.
+# With these settings a step costs next to nothing.
 SETTINGS = {
     "batch_size": 8,
     "optimizer.warmup_steps": 1,
@@ -49,7 +49,7 @@ SETTINGS = {
 
 
 def write_pairs(folder):
-    """Small pictures of noise and a CSV of their captions; returns its path."""
+    """Writes small pictures of noise and a CSV of their captions; returns the path of the CSV."""
     random = np.random.default_rng(0)
     rows = ["image,caption"]
     for i in range(PAIRS):
@@ -61,7 +61,7 @@ def write_pairs(folder):
 
 
 def start(folder, steps, overrides):
-    """Starts the run in `<folder>/run`, in which all that a run does happens twenty times."""
+    """Starts a run in `<folder>/run` that evaluates and saves twenty times."""
     pairs = write_pairs(folder)
     settings = SETTINGS | {
         "total_steps": steps,
@@ -82,7 +82,7 @@ def start(folder, steps, overrides):
 
 
 def watch(process, workdir, steps):
-    """Rows of the process's memory, as the metrics of each tenth of the steps are written."""
+    """Returns rows of the process's memory, measured as each tenth of the steps is logged."""
     every, rows = max(steps // 10, 1), []
     while process.poll() is None:
         time.sleep(0.05)
@@ -93,28 +93,30 @@ def watch(process, workdir, steps):
 
 
 def resident_mebibytes(pid):
-    """Memory of a process that is in RAM."""
+    """Returns how much memory of a process is in RAM, in MiB."""
     pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def growth(rows):
-    """KiB a step, by least squares over all rows but the first two."""
+    """Returns the growth in KiB a step: a least-squares line through all rows but the first two."""
     steps, mebibytes = np.array([[row["step"], row["mebibytes"]] for row in rows[2:]]).T
     return np.polyfit(steps, mebibytes * 1024, 1)[0]
 
 
 def parse_arguments(arguments=None):
-    """The command line's arguments."""
+    """Parses the command line's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.host_memory",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--steps", metavar="…", type=int, default=10_000)
-    parser.add_argument("--bound", metavar="…", type=float, default=0.5, help="KiB a step")
+    parser.add_argument("--steps", metavar="…", type=int, default=10_000, help="steps of the run")
+    parser.add_argument(
+        "--bound", metavar="…", type=float, default=0.5, help="largest growth, KiB a step"
+    )
     parser.add_argument("--json", metavar="…", help="file to write the rows to")
-    parser.add_argument("overrides", nargs="*", metavar="-- --config.x=y", help="of the run")
+    parser.add_argument("overrides", nargs="*", metavar="-- --config.x=y", help="flags of the run")
     return parser.parse_args(arguments)
 
 

@@ -1,14 +1,14 @@
-"""Time and memory of the losses in tiles, beside their definitions and PyTorch.
+"""Measures time and memory of the losses in tiles, beside their definitions and PyTorch.
 
     python -m benchmarks.loss [--rows=4096,8192] [--devices=1,8] [--memory-only --topology=v5e:2x4]
 
-Measured are the value and the gradient by both embeddings and the scale: of the contrastive term
-alone, and of the whole loss with both cyclic terms. In a round each form runs once, so that what
-else the machine does slows all of them; ratios are medians over the rounds.
+It computes the value, and the gradient by both embeddings and the scale, of two losses: the
+contrastive term alone, and the whole loss with both cyclic terms. Each form runs once in a round,
+so that all are slowed alike by what else the machine does. Ratios are medians over the rounds.
 
-"dense" is the definition, left to XLA: over several devices its rows are split like ours. "PyTorch"
-is open_clip's ClipLoss, with the cyclic terms from their definition, on one device. Of a CPU that
-is made to look like several devices the memory is right, but times mean little.
+"dense" is the definition as XLA compiles it; over several devices its rows are split like ours.
+"PyTorch" is open_clip's ClipLoss, with the cyclic terms from their definition, on one device. If a
+CPU is made to look like several devices, the memory is right, but the times mean little.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from cyclip_jax.losses.cyclic import cyclic_consistency_dense
 LOSSES = ("contrastive", "whole")
 INMODAL_WEIGHT, CROSSMODAL_WEIGHT = 0.25, 0.25
 LOGIT_SCALE = 1 / 0.07
-# Largest relative difference between two forms, of the loss or of one of its gradients, which have
-# the embeddings' type.
+# The largest relative difference that two forms may have in the loss or in one of its gradients.
+# The gradients have the type of the embeddings.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 1e-2}
 
 COLUMNS = {
@@ -58,9 +58,10 @@ class Form:
     """A way to compute a loss and its gradients.
 
     Attributes:
-      run: function without arguments that returns them when they are computed.
-      fetch: function from what `run` returns to NumPy arrays (loss, three gradients).
-      temporary_bytes: on each device, besides embeddings and gradients; None if not known.
+      run: a function without arguments that computes them and returns them.
+      fetch: a function that turns what `run` returns into NumPy arrays (loss, three gradients).
+      temporary_bytes: memory on each device besides embeddings and gradients, or None if it is not
+        known.
     """
 
     run: object
@@ -69,7 +70,7 @@ class Form:
 
 
 def ours(loss, mesh, chunk_size):
-    """The function (image_embeds, text_embeds, logit_scale) -> loss, as a train step has it."""
+    """Returns (image_embeds, text_embeds, logit_scale) -> loss as a train step computes it."""
     if loss == "whole":
         return lambda *args: cyclip_loss(
             *args,
@@ -90,7 +91,7 @@ def ours(loss, mesh, chunk_size):
 
 
 def dense(loss):
-    """The same function from the definitions."""
+    """Returns the same function, computed from the definitions."""
 
     def function(image_embeds, text_embeds, logit_scale):
         value, _ = contrastive_loss_dense(image_embeds, text_embeds, logit_scale)
@@ -103,12 +104,13 @@ def dense(loss):
 
 
 def compiled_form(function, embeds, mesh):
-    """The Form of a function of ours.
+    """Compiles a function of JAX as a Form.
 
     Args:
-      function: as `ours` returns it.
-      embeds: [image embeddings, text embeddings], arrays; or shapes, for a form that cannot run.
-      mesh: the mesh that their rows are split over.
+      function: a function as `ours` returns it.
+      embeds: [image embeddings, text embeddings], which are arrays, or shapes if the form will not
+        run.
+      mesh: the mesh over which their rows are split.
     """
     rows, whole = parallel.batch_sharding(mesh), parallel.replicated(mesh)
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for x in embeds]
@@ -132,7 +134,7 @@ def compiled_form(function, embeds, mesh):
 
 
 def pytorch_form(loss, embeds, platform):
-    """The Form that a user of open_clip would write, computed in float32 like the others."""
+    """Makes the Form that a user of open_clip would write; like the others, it uses float32."""
     from tests.pytorch import open_clip, torch
 
     device = "cuda" if platform == "gpu" else "cpu"
@@ -158,7 +160,7 @@ def pytorch_form(loss, embeds, platform):
 
 
 def draw_embeddings(rows, width, dtype):
-    """Unit-norm [image embeddings, text embeddings] of alike pairs, both [rows, width]."""
+    """Draws unit-norm [image embeddings, text embeddings] of similar pairs, both [rows, width]."""
     rng = np.random.default_rng(0)
     images = rng.standard_normal((rows, width), np.float32)
     texts = images + 2 * rng.standard_normal((rows, width), np.float32)
@@ -169,17 +171,17 @@ def draw_embeddings(rows, width, dtype):
 
 
 def difference(actual, expected):
-    """Largest norm of a difference by the norm, of the loss and its gradients."""
+    """Returns the largest relative difference of the loss and its gradients, measured by norms."""
     pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
     pairs = ((np.asarray(a, np.float64), np.asarray(e, np.float64)) for a, e in pairs)
     return float(max(np.linalg.norm(a - e) / np.linalg.norm(e) for a, e in pairs))
 
 
 def differences(forms, *, tolerance):
-    """{name: difference from the first form}, each run once.
+    """Runs each form once and returns {name: difference from the first form}.
 
     Raises:
-      ValueError: one exceeds the tolerance.
+      ValueError: a difference exceeds the tolerance.
     """
     first, found = None, {}
     for name, form in forms.items():
@@ -187,12 +189,15 @@ def differences(forms, *, tolerance):
         first = result if first is None else first
         found[name] = difference(result, first)
         if not found[name] <= tolerance:
-            raise ValueError(f"{name} differs by {found[name]:.1e} from {next(iter(forms))}")
+            first_name = next(iter(forms))
+            raise ValueError(
+                f"{name} differs by {found[name]:.1e} from {first_name}, more than {tolerance:g}"
+            )
     return found
 
 
 def seconds_in_turn(forms, repeats):
-    """{name: seconds in each round}."""
+    """Lets the forms take turns and returns {name: seconds in each round}."""
     seconds = {name: [] for name in forms}
     for _ in range(repeats):
         for name, form in forms.items():
@@ -203,7 +208,7 @@ def seconds_in_turn(forms, repeats):
 
 
 def measure(forms, *, repeats, tolerance):
-    """A row of the table for each of {name: Form}; without repeats, of what needs no run."""
+    """Yields a row for each of {name: Form}; without repeats it has only what needs no run."""
     found = differences(forms, tolerance=tolerance) if repeats else {}
     seconds = seconds_in_turn(forms, repeats)
 
@@ -226,11 +231,11 @@ def measure(forms, *, repeats, tolerance):
 
 
 def rows_and_notes(args, devices, side_by_side):
-    """(rows of the table, what was left out) for each N on these devices.
+    """Returns (rows of the table, notes on what was left out) for each N on these devices.
 
     Args:
-      args: what `main` has parsed.
-      devices: list of jax.Device.
+      args: the parsed arguments of the command line.
+      devices: a list of jax.Device.
       side_by_side: whether PyTorch is measured as well.
     """
     mesh = parallel.create_mesh(devices)
@@ -243,7 +248,10 @@ def rows_and_notes(args, devices, side_by_side):
         matrix = 4 * n * n / len(devices) / 2**30
         fits = matrix <= args.dense_limit
         if not fits:
-            notes.append(f"N = {n} on {len(devices)}: an N×N matrix is {matrix:.1f} GiB per device")
+            notes.append(
+                f"N = {n} on {len(devices)} devices is measured, because an N×N matrix has "
+                f"{matrix:.1f} GiB on each"
+            )
         for loss in LOSSES:
             forms = {"ours": compiled_form(ours(loss, mesh, args.chunk_size), embeds, mesh)}
             if fits:
@@ -260,36 +268,45 @@ def rows_and_notes(args, devices, side_by_side):
 
 
 def main(argv=None):
-    """Measures and prints."""
+    """Measures the losses and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=numbers, default=[1024, 4096, 16384], help="N, list")
+    parser.add_argument(
+        "--rows",
+        type=numbers,
+        default=[1024, 4096, 16384],
+        help="numbers of pairs N, e.g. 4096,8192",
+    )
     parser.add_argument("--dim", type=int, default=512, help="width of the embeddings")
-    parser.add_argument("--devices", type=numbers, default=[1], help="how many, list")
-    parser.add_argument("--dtype", choices=TOLERANCES, default="float32", help="of the embeddings")
-    parser.add_argument("--chunk-size", type=int, default=CHUNK_SIZE, help="as config.loss has it")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds")
+    parser.add_argument("--devices", type=numbers, default=[1], help="numbers of devices, e.g. 1,8")
+    parser.add_argument(
+        "--dtype", choices=TOLERANCES, default="float32", help="dtype of the embeddings"
+    )
+    parser.add_argument("--chunk-size", type=int, default=CHUNK_SIZE, help="config.loss.chunk_size")
+    parser.add_argument("--repeats", type=int, default=5, help="how many rounds are run")
     parser.add_argument(
         "--dense-limit",
         type=float,
         default=1.0,
-        help="leave out dense and PyTorch, which hold several N×N matrices, where one has more "
-        "than so many GiB on a device",
+        help="GiB; dense and PyTorch, which hold several N×N matrices, are left out if one matrix "
+        "is larger than this on a device",
     )
     parser.add_argument(
         "--side-by-side",
         action=argparse.BooleanOptionalAction,
         default=has_pytorch(),
-        help="measure PyTorch as well; default where it and open_clip are installed",
+        help="measure PyTorch as well (default: if it and open_clip are installed)",
     )
-    parser.add_argument("--memory-only", action="store_true", help="compile, do not run")
-    parser.add_argument("--topology", help="with --memory-only: a TPU slice, e.g. v5e:2x4")
+    parser.add_argument(
+        "--memory-only", action="store_true", help="compile the losses, and do not run them"
+    )
+    parser.add_argument("--topology", help="a TPU slice for --memory-only, e.g. v5e:2x4")
     parser.add_argument("--json", help="file to write the table's rows to")
     args = parser.parse_args(argv)
     if args.topology and not args.memory_only:
-        parser.error("--topology needs --memory-only")
+        parser.error("--topology needs --memory-only, because the chips are not here")
     if args.side_by_side and not has_pytorch():
-        parser.error("--side-by-side needs PyTorch; pip install torch open_clip_torch")
-    # JAX would take most of a GPU's memory, and PyTorch's idle threads would keep the CPU busy.
+        parser.error("--side-by-side needs PyTorch; run pip install torch open_clip_torch")
+    # Otherwise JAX takes most of a GPU's memory, and PyTorch's idle threads keep the CPU busy.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:

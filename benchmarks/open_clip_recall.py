@@ -1,7 +1,9 @@
-"""`python -m benchmarks.open_clip_recall --export=DIR --pairs=val.csv`: recall as open_clip has it.
+"""Measures the recall of an export in open_clip, to compare it with what `evaluate` says.
 
-An export is loaded by open_clip alone, pictures go through its own transform, and captions are the
-token ids of our tokenizer. Prints recall as JSON, to be compared with what `evaluate` says.
+    python -m benchmarks.open_clip_recall --export=DIR --pairs=val.csv
+
+open_clip alone loads the export, and pictures go through its own transform. Captions become token
+ids through our tokenizer. The program prints the recall as JSON.
 """
 
 import argparse
@@ -18,10 +20,10 @@ from tests.pytorch import open_clip, torch
 
 
 def main():
-    """Prints {"image_to_text_recall@1": …, …, "pairs": …}; unreadable pairs are left out."""
+    """Prints {"image_to_text_recall@1": …, …, "pairs": …} without pairs that cannot be read."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--export", required=True, help="folder in open_clip's format")
-    parser.add_argument("--pairs", required=True, help="csv of images and captions")
+    parser.add_argument("--export", required=True, help="a folder in open_clip's format")
+    parser.add_argument("--pairs", required=True, help="a csv of images and captions")
     parser.add_argument(
         "--pixels", choices=("open_clip", "ours"), default="open_clip", help="whose preprocessing"
     )
@@ -43,7 +45,7 @@ def main():
 
 
 def readable_pairs(path):
-    """(paths, captions) of the pairs whose picture opens and whose caption is not empty."""
+    """Returns (paths, captions) of pairs whose picture opens and whose caption is not empty."""
     source = create_source(
         "csv",
         path,
@@ -62,13 +64,13 @@ def readable_pairs(path):
 
 
 def open_image(path):
-    """A PIL image in memory."""
+    """Reads a PIL image into memory."""
     with Image.open(path) as image:
         return image.convert("RGB")
 
 
 def opens(path):
-    """Whether Pillow can read a file."""
+    """Says whether Pillow can read a file."""
     try:
         open_image(path)
     except OSError:
@@ -77,7 +79,7 @@ def opens(path):
 
 
 def recalls(image_embeds, text_embeds, paths, captions):
-    """Recall at 1, 5 and 10 both ways; equal captions are one, and so are equal pictures."""
+    """Computes recall at 1, 5 and 10 both ways; equal captions or pictures count as one."""
     distinct_images, image_ids = np.unique([str(path) for path in paths], return_inverse=True)
     distinct_texts, text_ids = np.unique(captions, return_inverse=True)
     images = image_embeds[[list(image_ids).index(i) for i in range(len(distinct_images))]]

@@ -1,9 +1,9 @@
-"""How far the model is from PyTorch's: embeddings, gradients, statistics, and twenty steps.
+"""Measures how far embeddings, gradients, statistics and twenty steps are from PyTorch's.
 
     python -m benchmarks.parity [--quick]
 
-prints what it measures as Markdown tables. Both sides get the same uint8 pictures, token ids and
-weights. The weights are drawn, under the names and with the shapes of open_clip's state dict.
+It prints Markdown tables. Both sides get the same uint8 pictures, token ids and weights. The
+weights are drawn, with the names and shapes of open_clip's state dict.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SMALL_TEXT = {
     "text_layers": 2,
     "text_heads": 2,
 }
-# Vision towers of the published depth and width, on small pictures.
+# These vision towers have the published depth and width, but see small pictures.
 SMALL = {
     "RN50": {"image_size": 64, **SMALL_TEXT},
     "RN101": {"image_size": 64, **SMALL_TEXT},
@@ -45,13 +45,14 @@ SMALL = {
     "ViT-B/16": {"image_size": 32, **SMALL_TEXT},
 }
 PICTURES = 4
-# Embeddings that are all alike would agree whatever the towers compute.
+# If all embeddings were alike, they would agree whatever the towers compute.
 MAX_MEAN_COSINE = 0.9
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-# To be trained: (preset, its sizes, the first logit scale). With N = 16 the embedding is once
-# narrower and once wider than the batch, so that the cyclic terms are taken once in closed form and
-# once from their definition. The second logit scale is out of bounds, so that the clamp acts.
+# The models to train: (preset, its sizes, the first logit scale). With N = 16, one embedding is
+# narrower and one is wider than the batch, so that the cyclic terms are computed once in closed
+# form and once from their definition. The second logit scale is out of bounds, so that the clamp
+# acts.
 TRAINED = {
     "ResNet": (
         "RN-tiny",
@@ -90,14 +91,16 @@ RECIPE = {
     "beta2": 0.999,
     "eps": 1e-8,
 }
-MAX_LOGIT_SCALE = math.log(100)  # as open_clip; the official code rounds it to 4.6052
+MAX_LOGIT_SCALE = math.log(100)  # open_clip has this value; the official code rounds it to 4.6052
 
 
 def draw_weights(shapes, seed, logit_scale=INITIAL_LOGIT_SCALE):
-    """Weights that hide nothing: no norm is 1 and 0, no residual block is the identity.
+    """Draws weights that hide no mistake: no norm layer and no residual block is the identity.
 
     Args:
       shapes: {OpenAI name: shape}.
+      seed: the seed of the random numbers.
+      logit_scale: the value for logit_scale, which is not drawn.
 
     Returns:
       {OpenAI name: float32 array}, the same for the same seed.
@@ -114,12 +117,13 @@ def _draw(rng, name, shape):
     if kind == "running_var":
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
     if kind == "weight" and len(shape) == 1:
-        # The last norm of a residual block: what passes through dozens of blocks must not explode.
+        # The last norm of a residual block is small, so that dozens of blocks do not explode.
         low, high = (0.2, 0.6) if ".layer" in name and ".bn3." in name else (0.5, 1.5)
         return rng.uniform(low, high, shape).astype(np.float32)
     values = np.float32(_stddev(name, kind, shape)) * rng.standard_normal(shape, np.float32)
     if len(shape) == 4 or ".v_proj.weight" in name:
-        # What follows a ReLU is positive in every picture. Kernels that sum to zero do not see it.
+        # Behind a ReLU, all numbers are positive. Kernels that sum to zero do not see what all
+        # pictures share there.
         values -= values.mean(axis=tuple(range(1, len(shape))), keepdims=True)
     return values
 
@@ -140,7 +144,7 @@ def _stddev(name, kind, shape):
 
 
 def draw_images(n, size, seed):
-    """Pictures of four squares in random colours, and noise, uint8 [n, size, size, 3]."""
+    """Draws pictures of four squares in random colours with noise, uint8 [n, size, size, 3]."""
     rng = np.random.default_rng(seed)
     colours = rng.integers(0, 256, (n, 2, 2, 3))
     squares = np.kron(colours, np.ones((1, size // 2, size // 2, 1)))
@@ -149,7 +153,7 @@ def draw_images(n, size, seed):
 
 
 def draw_tokens(n, context_length, vocab_size, seed):
-    """Token ids int32 [n, context_length]: random texts, end-of-text, and zeros behind it."""
+    """Draws token ids, int32 [n, context_length]: random texts, end-of-text, and then zeros."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(1, vocab_size - 1, (n, context_length)).astype(np.int32)
     for row, length in zip(tokens, rng.integers(3, context_length + 1, n), strict=True):
@@ -158,7 +162,7 @@ def draw_tokens(n, context_length, vocab_size, seed):
 
 
 def draw_batch(sizes, n, seed):
-    """{"images": uint8 [n, H, W, 3], "tokens": int32 [n, L]} for a model of these sizes."""
+    """Draws {"images": uint8 [n, H, W, 3], "tokens": int32 [n, L]} for a model of these sizes."""
     return {
         "images": draw_images(n, sizes["image_size"], seed),
         "tokens": draw_tokens(n, sizes["context_length"], sizes["vocab_size"], seed),
@@ -166,7 +170,7 @@ def draw_batch(sizes, n, seed):
 
 
 def abstract_model(name, sizes, *, is_training=False, dtype="float32", quick_gelu=True):
-    """(graphdef, {"params": …, "batch_stats": …}) of our model, with shapes in place of arrays."""
+    """Returns (graphdef, {"params": …, "batch_stats": …}) of our model, with shapes for arrays."""
     settings = {"name": name, "dtype": dtype, "quick_gelu": quick_gelu, **sizes}
     train_graphdef, graphdef, tree = presets.abstract_model(settings)
     tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
@@ -174,7 +178,7 @@ def abstract_model(name, sizes, *, is_training=False, dtype="float32", quick_gel
 
 
 def our_encoder(name, sizes, *, quick_gelu=True):
-    """A function (weights, batch) -> (image, text) embeddings, float32 [N, D] each, compiled."""
+    """Compiles (weights, batch) -> (image, text) embeddings, which are float32 [N, D] each."""
     graphdef, abstract = abstract_model(name, sizes, quick_gelu=quick_gelu)
 
     @jax.jit
@@ -191,13 +195,13 @@ def our_encoder(name, sizes, *, quick_gelu=True):
 
 
 def open_clip_model(sizes):
-    """open_clip's model of these sizes, with weights of its own."""
+    """Makes open_clip's model of these sizes, with its own initial weights."""
     config = open_clip_config(_checkpoint(sizes, {}), hf_tokenizer=False)
     return open_clip.model.CLIP(**config["model_cfg"]).eval()
 
 
 def weight_shapes(model):
-    """{name: shape} of a torch model's state dict."""
+    """Returns {name: shape} of a torch model's state dict."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -208,14 +212,14 @@ def load(model, weights):
 
 
 def open_clip_embeddings(model, batch):
-    """Image and text embeddings, float32 [N, D] each, of open_clip's model."""
+    """Computes open_clip's image and text embeddings, float32 [N, D] each."""
     with torch.no_grad():
         images, texts = torch_images(batch), torch_tokens(batch)
         return model.encode_image(images).numpy(), model.encode_text(texts).numpy()
 
 
 def transformers_embeddings(sizes, weights, batch):
-    """The same of transformers' CLIPModel with the same weights; for vision transformers."""
+    """Computes those of transformers' CLIPModel with the same weights; it has only ViTs."""
     from transformers import CLIPConfig, CLIPModel
 
     config = transformers_config(_checkpoint(sizes, weights), "float32")
@@ -227,7 +231,7 @@ def transformers_embeddings(sizes, weights, batch):
 
 
 def torch_images(batch, dtype=None):
-    """Normalised images [N, 3, H, W] of a batch's uint8 [N, H, W, 3]."""
+    """Normalises a batch's images, uint8 [N, H, W, 3], to [N, 3, H, W]."""
     images = torch.tensor(batch["images"]).permute(0, 3, 1, 2).to(dtype or torch.float32)
     mean, std = (
         torch.tensor(values, dtype=images.dtype).reshape(3, 1, 1)
@@ -237,7 +241,7 @@ def torch_images(batch, dtype=None):
 
 
 def torch_tokens(batch):
-    """Token ids int64 [N, L] of a batch."""
+    """Returns a batch's token ids as int64 [N, L]."""
     return torch.tensor(batch["tokens"], dtype=torch.int64)
 
 
@@ -253,11 +257,11 @@ def _checkpoint(sizes, weights):
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model's sizes, drawn weights and inputs, and what open_clip makes of them.
+    """A model's sizes, drawn weights and inputs, and what open_clip computes from them.
 
     Attributes:
-      name: a preset.
-      sizes: of the model, as `resolve_sizes` gives them.
+      name: the name of a preset.
+      sizes: the sizes of the model, as `resolve_sizes` gives them.
       weights: {OpenAI name: float32 array}.
       batch: {"images": uint8 [N, H, W, 3], "tokens": int32 [N, L]}.
       expected: open_clip's image and text embeddings, float32 [N, D] each.
@@ -271,7 +275,7 @@ class Case:
 
 
 def draw_case(name, **overrides):
-    """A Case of the preset with the sizes overridden.
+    """Draws a Case of a preset, in which `overrides` replace some sizes.
 
     Raises:
       ValueError: the embeddings of different pictures or of different texts are nearly the same.
@@ -284,14 +288,14 @@ def draw_case(name, **overrides):
     for modality, embeds in zip(("image", "text"), expected, strict=True):
         if mean_cosine(embeds) >= MAX_MEAN_COSINE:
             raise ValueError(
-                f"{name}: the mean cosine between {modality} embeddings of different inputs is "
-                f"{mean_cosine(embeds):.3f}: agreement would show little"
+                f"the mean cosine between {modality} embeddings of different inputs of {name} is "
+                f"{mean_cosine(embeds):.3f}, so that agreement would show little; draw another case"
             )
     return Case(name, sizes, weights, batch, expected)
 
 
 def others(case):
-    """{library and version: its (image, text) embeddings} of a Case; transformers has the ViTs."""
+    """Returns {library and version: its (image, text) embeddings}; transformers has only ViTs."""
     result = {f"open_clip {version('open_clip_torch')}": case.expected}
     if case.sizes["vision_tower"] == "vit":
         embeds = transformers_embeddings(case.sizes, case.weights, case.batch)
@@ -300,17 +304,21 @@ def others(case):
 
 
 def mean_cosine(embeds):
-    """Mean cosine between different rows of [N, D]."""
+    """Returns the mean cosine between different rows of [N, D]."""
     unit = embeds / np.linalg.norm(embeds, axis=1, keepdims=True)
     n = len(unit)
     return float((np.sum(unit @ unit.T) - n) / (n * (n - 1)))
 
 
 def embedding_differences(actual, expected):
-    """(image, text): largest absolute difference of a number, by the norm of its embedding.
+    """Compares embeddings.
 
     Args:
       actual, expected: pairs of image and text embeddings [N, D].
+
+    Returns:
+      (image, text), in each the largest absolute difference of a number, divided by the norm of its
+      embedding.
     """
     return tuple(
         float(np.max(np.abs(a - e) / np.linalg.norm(e, axis=1, keepdims=True)))
@@ -319,10 +327,10 @@ def embedding_differences(actual, expected):
 
 
 def reference_objective(image_embeds, text_embeds, scale, inmodal_weight, crossmodal_weight):
-    """The CyCLIP objective in PyTorch, straight from its formula (Goel et al. 2022, section 2).
+    """Computes the CyCLIP objective in PyTorch from its formula (Goel et al. 2022, section 2).
 
     Args:
-      image_embeds, text_embeds: un-normalised, [N, D].
+      image_embeds, text_embeds: un-normalised embeddings [N, D].
       scale: exp(logit_scale).
     """
     images, texts = (x / x.norm(dim=1, keepdim=True) for x in (image_embeds, text_embeds))
@@ -337,7 +345,7 @@ def reference_objective(image_embeds, text_embeds, scale, inmodal_weight, crossm
 
 
 def reference_learning_rate(step):
-    """base·(t+1)/w in the warm-up, then base·½(1 + cos(π(t−w)/(S−w)))."""
+    """Computes base·(t+1)/w in the warm-up, and then base·½(1 + cos(π(t−w)/(S−w)))."""
     base, warmup = RECIPE["learning_rate"], RECIPE["warmup_steps"]
     if step < warmup:
         return base * (step + 1) / warmup
@@ -349,11 +357,11 @@ class Training:
     """What a training run computed; names are OpenAI's.
 
     Attributes:
-      losses: of each step, before its update.
-      logit_scales: after each step.
-      gradients: of the first step, {name: array}.
+      losses: the loss of each step, before its update.
+      logit_scales: the logit scale after each step.
+      gradients: the gradients of the first step, {name: array}.
       statistics: BatchNorm's running statistics after the first step, {name: array}.
-      weights: after the last step, {name: array}.
+      weights: the weights after the last step, {name: array}.
     """
 
     losses: list
@@ -374,7 +382,7 @@ class TrainingCase:
 
 
 def draw_training_case(model):
-    """A TrainingCase of a model of TRAINED."""
+    """Draws a TrainingCase for a model of TRAINED."""
     name, overrides, logit_scale = TRAINED[model]
     sizes = resolve_sizes(name, **overrides)
     weights = draw_weights(weight_shapes(open_clip_model(sizes)), 0, logit_scale)
@@ -383,7 +391,7 @@ def draw_training_case(model):
 
 
 def train_in_torch(case, dtype, *, steps=STEPS, cyclic_weights=CYCLIC_WEIGHTS):
-    """Trains open_clip's model by torch.optim.AdamW; returns a Training."""
+    """Trains open_clip's model with torch.optim.AdamW, and returns a Training."""
     dtype = getattr(torch, dtype)
     model = load(open_clip_model(case.sizes), case.weights).to(dtype).train()
     decayed, others = [], []
@@ -424,14 +432,15 @@ def _state(model):
 
 
 def statistics_of(weights):
-    """BatchNorm's running means and variances among {OpenAI name: array}."""
+    """Picks BatchNorm's running means and variances from {OpenAI name: array}."""
     return {name: array for name, array in weights.items() if ".running_" in name}
 
 
 def our_trainer(case, dtype):
-    """A function (steps, cyclic_weights) -> Training that trains our model, compiled once.
+    """Returns a function (steps, cyclic_weights) -> Training that trains our model.
 
-    The train step is that of a run. Before AdamW the optimiser keeps the gradient as it came.
+    The train step is that of a run, and is compiled once. The optimiser keeps the gradient as it
+    was before AdamW.
     """
     graphdef, abstract = abstract_model(case.name, case.sizes, is_training=True, dtype=dtype)
     adamw, schedule = create_optimizer(
@@ -474,7 +483,7 @@ def our_trainer(case, dtype):
 
 
 def keep_gradient():
-    """An optimiser that changes nothing and whose state is the gradient."""
+    """Makes an optimiser that changes nothing and whose state is the gradient."""
     return optax.GradientTransformation(
         lambda params: jax.tree.map(np.zeros_like, params),
         lambda updates, state, params=None: (updates, updates),
@@ -482,16 +491,17 @@ def keep_gradient():
 
 
 def tensor_errors(actual, expected):
-    """Norm of the difference by the norm, tensor by tensor, but for key biases.
+    """Computes the relative error of each tensor, and the absolute error of key biases.
 
-    Softmax does not see a key's bias: its gradient is zero by nature, and what is computed of it is
-    rounding. Its errors are absolute.
+    Softmax does not see a key's bias: its gradient is zero by nature, and what is computed is only
+    rounding. So its error is absolute.
 
     Args:
       actual, expected: {OpenAI name: array} with the same names.
 
     Returns:
-      ({name: relative error}, {name of a key's bias: norm of the difference}).
+      ({name: norm of the difference, divided by the norm}, {name of a key's bias: norm of the
+      difference}).
 
     Raises:
       ValueError: the names or the shapes differ.
@@ -512,12 +522,12 @@ def tensor_errors(actual, expected):
 
 
 def is_key_bias(name):
-    """Whether softmax makes nothing of a parameter's change; of a name as `split_biases` gives."""
+    """Says whether a name, as `split_biases` gives it, is that of a key's bias."""
     return name.endswith((".k_proj.bias", ".in_proj_bias[key]"))
 
 
 def split_biases(weights):
-    """{name: array} without BatchNorm's counts, and query, key and value biases apart."""
+    """Leaves out BatchNorm's counts, and separates the biases of query, key and value."""
     result = {}
     for name, array in weights.items():
         if name.endswith(".in_proj_bias"):
@@ -530,20 +540,20 @@ def split_biases(weights):
 
 
 def worst(errors):
-    """(name, error) of the largest error of a dict; ("none", 0) of an empty one."""
+    """Returns (name, error) of the largest error of a dict, or ("none", 0) if it is empty."""
     return max(errors.items(), key=lambda item: item[1], default=("none", 0.0))
 
 
 def loss_errors(actual, expected):
-    """Relative differences of the losses of two Trainings, step by step."""
+    """Returns the relative difference between the losses of two Trainings in each step."""
     return [abs(a - e) / abs(e) for a, e in zip(actual.losses, expected.losses, strict=True)]
 
 
 def measured_embeddings(overrides):
-    """A table's rows: the embeddings of every model against open_clip, ViTs' against transformers.
+    """Yields rows that compare embeddings with those of open_clip, and for ViTs of transformers.
 
     Args:
-      overrides: {preset: sizes that are not the preset's own}.
+      overrides: {preset: sizes that differ from the preset's own}.
     """
     for name, sizes in overrides.items():
         case = draw_case(name, **sizes)
@@ -555,7 +565,7 @@ def measured_embeddings(overrides):
 
 
 def measured_training():
-    """(rows of the first step, rows of the trajectory) of each model of TRAINED in each dtype."""
+    """Returns (rows of the first step, rows of all steps) of each model of TRAINED and dtype."""
     first, trajectory = [], []
     for model in TRAINED:
         case = draw_training_case(model)
@@ -586,7 +596,7 @@ def measured_training():
 
 
 def table(columns, rows):
-    """A Markdown table."""
+    """Writes a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -594,23 +604,22 @@ def table(columns, rows):
 def main():
     """Measures everything and prints it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small pictures and text towers")
+    parser.add_argument("--quick", action="store_true", help="use small pictures and text towers")
     overrides = SMALL if parser.parse_args().quick else {name: {} for name in SMALL}
-    # Elsewhere than on a CPU, float32 products may be rounded before they are taken.
+    # Other devices than a CPU may round the factors of a float32 product.
     jax.config.update("jax_default_matmul_precision", "highest")
     print(f"jax {jax.__version__}, torch {torch.__version__}, {jax.devices()[0].device_kind}\n")
-    print("Embeddings in float32: largest difference of a number, by its embedding's norm\n")
+    print("Embeddings in float32. The figures are the largest difference of a number, divided by")
+    print("the norm of its embedding.\n")
     columns = ("model", "compared with", "image embeddings", "text embeddings")
     print(table(columns, measured_embeddings(overrides)), flush=True)
     first, trajectory = measured_training()
-    print("\nThe first training step: largest relative difference of a tensor (key biases, whose")
-    print("gradient is zero by nature: largest absolute one)\n")
+    print("\nThe first training step. The figures are the largest relative difference of a tensor,")
+    print("and for key biases, whose gradient is zero by nature, the largest absolute one.\n")
     columns = ("model", "loss", "gradients", "of key biases", "running statistics")
     print(table(columns, first))
-    print(
-        f"\n{STEPS} steps of AdamW: largest relative difference of a step's loss, and of a tensor"
-    )
-    print("at the end (but key biases)\n")
+    print(f"\n{STEPS} steps of AdamW. The figures are the largest relative difference of a step's")
+    print("loss, and of a tensor at the end (without key biases).\n")
     print(
         table(("model", "loss", "difference of the loss", "of weights and statistics"), trajectory)
     )

@@ -1,15 +1,15 @@
-"""PyTorch's side of the benchmarks, which do without where it is not installed."""
+"""PyTorch's side of the benchmarks, which leave it out if it is not installed."""
 
 import importlib.util
 
 
 def has_pytorch():
-    """Whether PyTorch and open_clip are installed; they are not imported yet."""
+    """Says whether PyTorch and open_clip are installed, without importing them."""
     return all(map(importlib.util.find_spec, ("torch", "torchvision", "open_clip")))
 
 
 def cyclic_terms(images, texts):
-    """(in-modal, cross-modal) consistency as a user of PyTorch would write the definition.
+    """Computes (in-modal, cross-modal) consistency as a user of PyTorch would write it.
 
     Args:
       images, texts: unit-norm embeddings, tensors [N, D].

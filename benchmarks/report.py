@@ -1,4 +1,4 @@
-"""What benchmarks share: the devices they measure on or compile for, and how they print."""
+"""What benchmarks share: the devices that they measure on, and how they print and write."""
 
 import json
 
@@ -8,33 +8,34 @@ from cyclip_jax.errors import UserError
 
 
 def local_devices(count):
-    """The first `count` devices; a CPU is made to look like as many.
+    """Returns the first `count` devices; a CPU is made to look like as many.
 
-    To be called before JAX is used, with the largest count first.
+    Call it before JAX is used, with the largest count first.
 
     Raises:
-      UserError: there are fewer.
+      UserError: there are fewer devices.
     """
     if jax.config.jax_num_cpu_devices < count:
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices()
     if len(devices) < count:
         kind = devices[0].device_kind
-        raise UserError(f"--devices {count}: there are only {len(devices)} of {kind}")
+        raise UserError(f"--devices={count} is too many; there are {len(devices)} of {kind}")
     return devices[:count]
 
 
 def numbers(text):
-    """`"1,8"` -> [1, 8], as a type for argparse."""
+    """Turns "1,8" into [1, 8]; it is a type for argparse."""
     return [int(number) for number in text.split(",")]
 
 
 def table(rows, columns):
-    """An aligned Markdown table.
+    """Writes an aligned Markdown table.
 
     Args:
-      rows: dicts; what one lacks, or has as None, is shown as a dash.
-      columns: {heading: (key, format of its values, e.g. ".1f")}; one that no row has is left out.
+      rows: dicts. A value that is missing or None is shown as a dash.
+      columns: {heading: (key, format of its values, e.g. ".1f")}. A column is left out if no row
+        has a value for it.
     """
     columns = {
         heading: column

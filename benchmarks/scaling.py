@@ -1,15 +1,15 @@
-"""How memory, work and traffic of a train step grow with the number of devices.
+"""Shows how memory, work and traffic of a train step grow with the number of devices.
 
     python -m benchmarks.scaling [--devices=1,8,64,256] [--fsdp=8] [--topology=v5e:2x4,v5e:8x8]
 
-The step is compiled for meshes of each size with the same number of rows per device, and what the
-compiled program says of itself is printed; nothing is run, and no parameter is ever held. On a CPU
-that is made to look like so many devices this takes half a minute each, with a transformer's blocks
-as one loop; --topology asks the TPU's compiler instead, which takes minutes. All figures are of one
-device.
+The step is compiled for meshes of each size, with the same number of rows per device, and the
+figures of the compiled program are printed. Nothing is run, and no parameter is ever held. On a CPU
+that is made to look like many devices, each mesh takes half a minute if a transformer's blocks are
+one loop. --topology asks the TPU's compiler instead, which takes minutes. All figures are those of
+one device.
 
-Of collectives the bytes are those of their results (see hlo.py). With --fsdp, a CPU program has an
-all-reduce and a slice where others may have the reduce-scatter of a split parameter's gradient.
+The bytes of collectives are those of their results (see hlo.py). With --fsdp, a CPU program has an
+all-reduce and a slice; other programs may have the reduce-scatter of a split parameter's gradient.
 """
 
 import argparse
@@ -47,7 +47,7 @@ LIST_COLUMNS = {
 
 
 def configuration(args):
-    """The defaults of cyclip_jax/defaults.py with what the command line says."""
+    """Returns the defaults of cyclip_jax/defaults.py with the changes of the command line."""
     config = defaults.get_config()
     config.model.name = args.model
     config.model.scan_blocks = True
@@ -60,7 +60,7 @@ def configuration(args):
 
 
 def field(text):
-    """ "model.vision_layers=2" -> ("model.vision_layers", 2), as a type for argparse."""
+    """Turns "model.vision_layers=2" into ("model.vision_layers", 2); it is a type for argparse."""
     name, value = text.split("=", 1)
     try:
         return name, ast.literal_eval(value)
@@ -69,7 +69,7 @@ def field(text):
 
 
 def loss_flops(config, mesh, rows):
-    """FLOPs of the loss and its gradient, of all devices together."""
+    """Counts the FLOPs of the loss and its gradient on all devices together."""
     embeds = jax.ShapeDtypeStruct((rows, sizes_in(config.model)["embed_dim"]), jnp.float32)
     scale = jax.ShapeDtypeStruct((), jnp.float32)
 
@@ -80,16 +80,16 @@ def loss_flops(config, mesh, rows):
 
 
 def measure(config, devices, *, batch_per_device):
-    """What the compiled step says of one of `devices`.
+    """Compiles the step for `devices` and reads the figures of one of them.
 
     Returns:
-      (row of the table, its list of hlo.Collective).
+      (row of the table, list of hlo.Collective).
     """
     mesh = parallel.create_mesh(devices, fsdp=min(config.mesh.fsdp, len(devices)))
     rows = batch_per_device * len(devices)
     parallel.check_batch_size(rows, mesh, micro_batches=config.micro_batches)
     config.batch_size = rows
-    # Without the other metrics: terms that the loss leaves out are then not computed at all.
+    # Without metrics, terms that the loss leaves out are not computed at all.
     step = abstract_step(config, mesh, with_metrics=False)
     compiled = step.compile()
     text = compiled.as_text()
@@ -108,7 +108,7 @@ def measure(config, devices, *, batch_per_device):
 
 
 def with_collectives(row):
-    """A row with a cell for each kind of collective: executions × … = MiB in all."""
+    """Adds a cell for each kind of collective to a row: its executions, and its MiB in all."""
     cells = {
         kind: f"{of_kind['executions']} ×, {of_kind['mebibytes']:.2f} MiB"
         for kind, of_kind in row["collectives"].items()
@@ -117,7 +117,7 @@ def with_collectives(row):
 
 
 def listed(collectives):
-    """Rows of a table of the different ones, the largest first."""
+    """Returns the rows of a table of the different collectives; the largest come first."""
     times = collections.Counter()
     for each in collectives:
         times[each.kind, each.shape, each.bytes] += each.executions
@@ -134,9 +134,9 @@ def listed(collectives):
 
 
 def main(argv=None):
-    """Compiles and prints."""
+    """Compiles the steps and prints their figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="ViT-B/32", help="a preset")
+    parser.add_argument("--model", default="ViT-B/32", help="a preset of the model")
     parser.add_argument(
         "--set",
         type=field,
@@ -146,16 +146,19 @@ def main(argv=None):
         help="fields of cyclip_jax/defaults.py, e.g. model.vision_layers=2 loss.chunk_size=128; "
         "model.scan_blocks is True unless set",
     )
-    parser.add_argument("--devices", type=numbers, default=[1, 8, 64, 256], help="how many, list")
+    parser.add_argument(
+        "--devices", type=numbers, default=[1, 8, 64, 256], help="numbers of devices, e.g. 1,8,64"
+    )
     parser.add_argument("--topology", help="TPU slices in place of --devices, e.g. v5e:2x4,v5e:8x8")
-    parser.add_argument("--batch-per-device", type=int, default=64, help="rows")
-    parser.add_argument("--fsdp", type=int, default=1, help="as config.mesh has it, or all devices")
-    parser.add_argument("--micro-batches", type=int, default=1, help="as in the config")
+    parser.add_argument("--batch-per-device", type=int, default=64, help="rows on each device")
+    parser.add_argument("--fsdp", type=int, default=1, help="config.mesh.fsdp, at most all devices")
+    parser.add_argument("--micro-batches", type=int, default=1, help="config.micro_batches")
     parser.add_argument(
         "--cyclic",
         choices=("on", "off"),
         default="on",
-        help="off: weights of 0, and the terms not even measured (though counted in the loss)",
+        help="off gives the cyclic terms weights of 0, and does not measure them either, though "
+        "the FLOPs of the loss still count them",
     )
     parser.add_argument("--list", action="store_true", help="print the different collectives too")
     parser.add_argument("--json", help="file to write the table's rows to")

@@ -1,17 +1,19 @@
-"""`python -m benchmarks.step`: whole training steps, ours and PyTorch's, measured in turn.
-
-A step takes uint8 pictures and token ids that are on the device already: it normalises them, runs
-both towers forward and back, takes the loss, and updates the parameters by AdamW. A list of values
-makes a row of each combination; in every round each row takes its turn, so that a slow change of
-the machine's speed falls on all of them. It must be idle otherwise: on two cores, beside another
-process, PyTorch's step slowed by 4.5 times and ours by 2, which turned their ratio round.
+"""Measures whole training steps, ours and PyTorch's, which take turns.
 
     python -m benchmarks.step --model=ViT-B/32,RN50 --dtype=bfloat16 --cyclic=on,off
     python -m benchmarks.step --model=RN50 --batch-size=8 --towers
     python -m benchmarks.step --model=RN50 --batch-size=4096 --count
 
-PyTorch is open_clip's model and loss with torch.optim.AdamW; where they are not installed, or with
---no-side-by-side, only ours is measured. Ours needs jax, flax and optax.
+A step takes uint8 pictures and token ids that are on the device already. It normalises the
+pictures, runs both towers forward and back, computes the loss, and updates the parameters with
+AdamW. If an option lists several values, each combination of values gets a row. In every round each
+row takes its turn, so that a slow change of the machine's speed affects all of them.
+
+The machine must be idle otherwise: on two cores, beside another process, PyTorch's step became 4.5
+times as slow and ours twice, so that their ratio turned round.
+
+"PyTorch" is open_clip's model and loss with torch.optim.AdamW. If they are not installed, or with
+--no-side-by-side, only our step is measured.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import statistics
 import sys
 import time
 
-# Memory is shared with PyTorch, and taken as it is needed.
+# JAX shares the memory with PyTorch, so that it must take only what it needs.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
 
@@ -88,11 +90,11 @@ class Variant:
     """How a step is computed.
 
     Attributes:
-      cyclic: "on", or "off": the contrastive loss alone.
-      dtype: of the towers.
-      remat: of both towers, one of rematerialisation.POLICIES.
-      micro_batches: as `make_train_step`.
-      kept_patches: share of the patches that is seen, drawn at random.
+      cyclic: "on" for the whole loss, or "off" for the contrastive loss alone.
+      dtype: the dtype of the towers.
+      remat: the rematerialisation of both towers, one of rematerialisation.POLICIES.
+      micro_batches: the number of micro-batches, as `make_train_step` takes it.
+      kept_patches: the share of the patches that the model sees; they are drawn at random.
     """
 
     cyclic: str = "on"
@@ -115,9 +117,9 @@ class Contender:
 
     Attributes:
       kind: "ours", "towers" or "pytorch".
-      variant: what it computes.
-      run: function of a number of steps, which returns when they are done.
-      row: what is known of it before anything is timed, {key of COLUMNS: value}.
+      variant: how the step is computed.
+      run: a function of a number of steps, which returns when the steps are done.
+      row: {key of COLUMNS: value}, as far as it is known before anything is timed.
     """
 
     kind: str
@@ -127,7 +129,7 @@ class Contender:
 
 
 class Ours:
-    """Our model in training: the state and a batch, on the devices, and steps compiled for them."""
+    """Our model in training: the state and a batch on the devices, and compiled steps for them."""
 
     def __init__(self, name, *, batch_size, fsdp=1, scan_blocks=False):
         self.name, self.batch_size, self.scan_blocks = name, batch_size, scan_blocks
@@ -144,13 +146,13 @@ class Ours:
         self.state = self.batch = None
 
     def place(self):
-        """Computes the state and the batch."""
+        """Puts the state and the batch on the devices."""
         self.state = create_state(self._initial, self.optimizer, seed=0, sharding=self.shardings)
         draw = functools.partial(draw_batch, self.sizes, self.batch_size)
         self.batch = jax.jit(draw, out_shardings=parallel.batch_sharding(self.mesh))()
 
     def abstract_batch(self):
-        """The batch's shapes."""
+        """Returns the shapes of the batch."""
         sharding = parallel.batch_sharding(self.mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -158,7 +160,7 @@ class Ours:
         )
 
     def train_step(self, variant):
-        """The step as a run has it; without cyclic terms it shows no cyclic metrics either."""
+        """Makes the step of a run; without cyclic terms it has no cyclic metrics either."""
         parallel.check_batch_size(self.batch_size, self.mesh, micro_batches=variant.micro_batches)
         weight = CYCLIC_WEIGHT if variant.cyclic == "on" else 0
         step = make_train_step(
@@ -182,7 +184,7 @@ class Ours:
         return without_metrics
 
     def contender(self, variant):
-        """The step, compiled, as a Contender."""
+        """Compiles the step and returns it as a Contender."""
         outputs = (self.shardings, parallel.replicated(self.mesh))
         step = jax.jit(self.train_step(variant), donate_argnums=0, out_shardings=outputs)
         start = time.perf_counter()
@@ -198,10 +200,9 @@ class Ours:
         return Contender("ours", variant, run, row)
 
     def bare_towers(self, variant):
-        """Both towers forward and back from a fixed gradient of the embeddings, as a Contender.
+        """Compiles both towers, forward and back from a fixed gradient of the embeddings.
 
-        What a step does besides, the loss, the optimiser and the check for what is not finite, is
-        left out.
+        The loss, the optimiser and the check for numbers that are not finite are left out.
         """
         towers = self._towers(variant)
 
@@ -230,7 +231,7 @@ class Ours:
         return Contender("towers", variant, run, row)
 
     def model_flops(self, variant):
-        """Floating point operations of the model in a step, without what is computed twice."""
+        """Counts the model's floating point operations in a step; recomputation does not count."""
         seen = jax.eval_shape(self._view(variant), jax.random.key(0), self.abstract_batch())
         return model_flops({"name": self.name}, seen)
 
@@ -277,7 +278,7 @@ def _normalise(variant):
 
 
 def draw_batch(sizes, n):
-    """{"images": uint8 [n, H, W, 3], "tokens": int32 [n, L]}, noise and random texts."""
+    """Draws {"images": uint8 [n, H, W, 3], "tokens": int32 [n, L]} of noise and random texts."""
     size, length, end_of_text = (
         sizes["image_size"],
         sizes["context_length"],
@@ -293,27 +294,27 @@ def draw_batch(sizes, n):
 
 
 class PyTorch:
-    """open_clip's model of the same architecture in training, on the GPU if there is one.
+    """open_clip's model of the same architecture in training; it uses the GPU if there is one.
 
     Raises:
       UserError: open_clip does not know the architecture.
     """
 
     def __init__(self, name, batch):
-        # Imported here: ours is measured without it, too.
+        # The import stands here because our step is measured without PyTorch, too.
         from tests.pytorch import open_clip, torch
 
         self.torch, self.name = torch, name
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
-            # JAX's default, too, is TF32.
+            # TF32 is JAX's default, too.
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
         else:
             torch.set_num_threads(len(os.sched_getaffinity(0)))
         architecture = f"{name.replace('/', '-')}-quickgelu"
         if architecture not in open_clip.list_models():
-            raise UserError(f"open_clip has no {architecture}; add --no-side-by-side")
+            raise UserError(f"open_clip has no model {architecture}; add --no-side-by-side")
         self.model = open_clip.create_model(architecture, device=self.device).train()
         self.model = self.model.to(memory_format=torch.channels_last)
         self.contrastive_loss = open_clip.ClipLoss()
@@ -325,7 +326,7 @@ class PyTorch:
             fused=True,
         )
         images, tokens = (torch.tensor(jax.device_get(batch[key])) for key in ("images", "tokens"))
-        # A view of rows, columns, channels, which PyTorch calls channels last.
+        # The view keeps rows, columns, channels in memory, which PyTorch calls channels last.
         self.images = images.to(self.device).permute(0, 3, 1, 2)
         self.tokens = tokens.long().to(self.device)
         self.mean, self.std = (
@@ -334,7 +335,7 @@ class PyTorch:
         )
 
     def contender(self, variant, *, compiled=False):
-        """The step as a Contender; compiled, by torch.compile of model and loss."""
+        """Returns the step as a Contender; `compiled` applies torch.compile to model and loss."""
         forward = functools.partial(self._loss, cyclic=variant.cyclic == "on")
         seconds = None
         if compiled:
@@ -410,7 +411,7 @@ def measure(contenders, *, steps, rounds):
 
 
 def rows_of(contenders, seconds, devices):
-    """The table's rows, of what `measure` returned; the ratios are of images/s."""
+    """Yields the table's rows from what `measure` returned; the ratios are those of images/s."""
     for contender, measured in zip(contenders, seconds, strict=True):
         row, median = dict(contender.row), statistics.median(measured)
         row["images_per_second"] = row["batch_size"] / median
@@ -433,45 +434,46 @@ def rows_of(contenders, seconds, devices):
 
 
 def speed(seconds, reference):
-    """How many times as fast as the reference: the median of the rounds' ratios."""
+    """Returns how many times as fast as the reference: the median of the rounds' ratios."""
     return statistics.median(r / s for s, r in zip(seconds, reference, strict=True))
 
 
 def reference(variant, kind):
-    """What a variant of ours is compared with: PyTorch's plain step, or its own bare towers."""
+    """Returns what a variant is compared with: PyTorch's plain step, or its own bare towers."""
     if kind == "towers":
         return dataclasses.replace(variant, cyclic="on", micro_batches=1)
-    # PyTorch's sees all patches: what sees fewer has no equal there.
+    # PyTorch's model sees all patches, so that a variant that sees fewer has no counterpart.
     return dataclasses.replace(variant, remat="none", micro_batches=1)
 
 
 def distinct(variants, kind):
-    """The variants to measure for `reference`, each once."""
+    """Returns the variants that `reference` asks for, each of them once."""
     references = dict.fromkeys(reference(variant, kind) for variant in variants)
     return [variant for variant in references if kind == "towers" or variant.kept_patches == 1]
 
 
 def pytorch_contenders(name, variants, batch, *, try_compile):
-    """Contenders of PyTorch for all variants, with torch.compile as well where it works."""
+    """Yields PyTorch's contenders for all variants, with torch.compile as well if it works."""
     theirs = PyTorch(name, batch)
     for variant in distinct(variants, "pytorch"):
         yield theirs.contender(variant)
         if try_compile:
             try:
                 yield theirs.contender(variant, compiled=True)
-            except Exception as error:  # whatever it is, the step without it is measured
-                say(f"torch.compile fails: {str(error).strip().splitlines()[0]}")
+            except Exception as error:  # whatever it is, the plain step can still be measured
+                reason = str(error).strip().splitlines()[0]
+                say(f"torch.compile fails and is left out: {reason}")
 
 
 def variants_of(args, sizes):
-    """All combinations of the arguments' lists; a ResNet has no patches to leave out."""
+    """Combines the arguments' lists in all ways; a ResNet has no patches to leave out."""
     kept_patches = [1.0] if sizes["patch_size"] is None else args.patches
     lists = args.cyclic, args.dtype, args.remat, args.micro_batches, kept_patches
     return [Variant(*values) for values in itertools.product(*lists)]
 
 
 def measured_rows(name, args):
-    """The rows of one model."""
+    """Measures one model and returns its rows."""
     ours = Ours(name, batch_size=args.batch_size, fsdp=args.fsdp, scan_blocks=args.scan_blocks)
     variants = variants_of(args, ours.sizes)
     ours.place()
@@ -485,9 +487,12 @@ def measured_rows(name, args):
 
 
 def count_cyclic_share(name, batch_size):
-    """A row: floating point operations of a step, and what the cyclic terms add to the others'.
+    """Counts the operations of a step, and how much the cyclic terms add to the others.
 
-    Of matrix products and convolutions, in the value and in the gradients; nothing is computed.
+    Matrix products and convolutions count, in the value and in the gradients. Nothing is computed.
+
+    Returns:
+      A row for COUNT_COLUMNS.
     """
     ours = Ours(name, batch_size=batch_size)
     step = ours.train_step(Variant())
@@ -508,13 +513,16 @@ def largest_batch(name, variant, *, micro_batch, fsdp):
     """Doubles the number of micro-batches until memory ends, and yields a row for each that ran.
 
     Args:
-      micro_batch: images in a micro-batch, of all devices together.
+      name: a preset.
+      variant: how the step is computed.
+      micro_batch: the number of images in a micro-batch, on all devices together.
+      fsdp: how many devices share one copy of the parameters.
 
     Raises:
-      UserError: on a CPU, where the end of memory is the end of the process.
+      UserError: the device is a CPU, on which the end of memory is the end of the process.
     """
     if jax.default_backend() == "cpu":
-        raise UserError("--largest-batch needs a GPU or a TPU: a CPU's memory has no clear end")
+        raise UserError("--largest-batch needs a GPU or a TPU, as a CPU's memory has no clear end")
     for doublings in itertools.count():
         micro_batches = 2**doublings
         try:
@@ -533,61 +541,83 @@ def largest_batch(name, variant, *, micro_batch, fsdp):
 
 
 def shown_columns(rows):
-    """COLUMNS, with model FLOP/s only where their share of a peak is unknown."""
+    """Returns COLUMNS with model FLOP/s, or with their share of the peak if that is known."""
     has_share = any(row.get("model_flops_utilisation") is not None for row in rows)
     left_out = "model TFLOP/s" if has_share else "MFU"
     return {heading: column for heading, column in COLUMNS.items() if heading != left_out}
 
 
 def say(text):
-    """Prints at once."""
+    """Prints without delay."""
     print(text, flush=True)
 
 
 def choices(allowed):
-    """A type for argparse: values of `allowed`, joined by commas."""
+    """Makes a type for argparse: values of `allowed`, joined by commas."""
 
     def parse(text):
         values = text.split(",")
         for value in values:
             if value not in allowed:
-                raise argparse.ArgumentTypeError(f"{value!r} is none of {', '.join(allowed)}")
+                raise argparse.ArgumentTypeError(
+                    f"{value!r} is unknown; choose from {', '.join(allowed)}"
+                )
         return values
 
     return parse
 
 
 def shares(text):
-    """ "1.0,0.5" -> [1.0, 0.5], as a type for argparse."""
+    """Turns "1.0,0.5" into [1.0, 0.5]; it is a type for argparse."""
     return [float(number) for number in text.split(",")]
 
 
 def parse_arguments(arguments=None):
-    """The command line's arguments."""
+    """Parses the command line's arguments."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = functools.partial(parser.add_argument, metavar="…")
-    add("--model", type=choices(PRESETS), default=["ViT-B/32"], help=f"of {', '.join(PRESETS)}")
-    add("--cyclic", type=choices(("on", "off")), default=["on"], help="on,off")
-    add("--dtype", type=choices(("float32", "bfloat16")), default=["float32"], help="of the towers")
-    add("--remat", type=choices(("none", "dots", "full")), default=["none"], help="of both towers")
+    add(
+        "--model",
+        type=choices(PRESETS),
+        default=["ViT-B/32"],
+        help=f"presets: {', '.join(PRESETS)}",
+    )
+    add(
+        "--cyclic",
+        type=choices(("on", "off")),
+        default=["on"],
+        help="whether the loss has the cyclic terms",
+    )
+    add(
+        "--dtype",
+        type=choices(("float32", "bfloat16")),
+        default=["float32"],
+        help="dtype of the towers",
+    )
+    add(
+        "--remat",
+        type=choices(("none", "dots", "full")),
+        default=["none"],
+        help="what both towers rematerialise",
+    )
     add("--micro-batches", type=numbers, default=[1], help="parts of the batch, e.g. 1,4")
-    add("--patches", type=shares, default=[1.0], help="share of a ViT's patches that is seen")
-    add("--batch-size", type=int, default=32, help="over all devices")
+    add("--patches", type=shares, default=[1.0], help="share of patches that a ViT sees")
+    add("--batch-size", type=int, default=32, help="pairs, over all devices")
     add("--fsdp", type=int, default=1, help="devices that share one copy of the parameters")
-    add("--steps", type=int, default=5, help="of each row in a round")
-    add("--rounds", type=int, default=5)
-    add("--json", help="file for all rows, with the seconds of each round")
+    add("--steps", type=int, default=5, help="steps of each row in a round")
+    add("--rounds", type=int, default=5, help="how often each row takes its turn")
+    add("--json", help="file to write all rows to, with the seconds of each round")
     flag = functools.partial(parser.add_argument, action="store_true")
-    flag("--scan-blocks", help="transformers as one loop")
-    flag("--towers", help="adds the two towers alone, forward and back")
-    flag("--torch-compile", help="adds PyTorch's step with torch.compile")
+    flag("--scan-blocks", help="compiles a transformer's blocks as one loop")
+    flag("--towers", help="also measures the two towers alone, forward and back")
+    flag("--torch-compile", help="also measures PyTorch's step with torch.compile")
     flag("--count", help="counts the FLOPs that the cyclic terms add, and times nothing")
     flag("--largest-batch", help="adds micro-batches of --batch-size until memory ends")
     parser.add_argument(
         "--side-by-side",
         action=argparse.BooleanOptionalAction,
         default=has_pytorch(),
-        help="measures PyTorch, too; default where it is installed",
+        help="measures PyTorch as well (default: if it is installed)",
     )
     return parser.parse_args(arguments)
 
@@ -596,7 +626,7 @@ def main():
     """Measures what the command line asks for and prints it."""
     args = parse_arguments()
     if args.side_by_side and not has_pytorch():
-        raise UserError("--side-by-side needs PyTorch; pip install open_clip_torch")
+        raise UserError("--side-by-side needs PyTorch; run pip install open_clip_torch")
     device = jax.devices()[0].device_kind
     say(f"jax {jax.__version__}, {jax.device_count()} × {device}\n")
     rows, columns = [], COLUMNS

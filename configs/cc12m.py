@@ -8,7 +8,7 @@ def get_config():
     config = cc3m.get_config()
     config.batch_size = 1024
     config.num_epochs = 32
-    # As published the cyclic terms grow with the batch; this keeps the weight they have at 128.
+    # The published cyclic terms grow with the batch; this keeps the weight that they have at 128.
     config.loss.cyclic_normalization = "batch_size_free"
     config.optimizer.learning_rate = 1e-3
     config.data.augmentation = "random_resized_crop"

@@ -1,4 +1,4 @@
-"""The baseline of cc3m.py: CLIP, the same run without the cyclic terms."""
+"""The baseline of cc3m.py is CLIP: the same run without the cyclic terms."""
 
 from configs import cc3m
 

@@ -1,3 +1,3 @@
-"""The defaults of every experiment: see cyclip_jax/defaults.py."""
+"""Re-exports the defaults of cyclip_jax/defaults.py, so that old config files go on working."""
 
 from cyclip_jax.defaults import *  # noqa: F403

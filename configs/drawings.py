@@ -1,4 +1,4 @@
-"""CyCLIP on emoji drawings and their names: what published tables and configs/sweeps stand on."""
+"""CyCLIP on emoji drawings and their names; our tables and configs/sweeps are based on it."""
 
 from cyclip_jax import defaults
 
@@ -34,7 +34,7 @@ def get_config(data="{workdir}/data"):
     config.evals.geometry = defaults.geometry(
         f"{data}/new_drawings.csv", reference=f"{data}/train.csv", superclasses=superclasses
     )
-    # Which drawing is it of all that were trained on, and which kind: a flag, a face, a clock?
+    # Which of all drawings that were trained on is it, and of which kind: a flag, a face, a clock?
     config.evals.concepts = defaults.consistency(
         f"{data}/train.csv",
         f"{data}/new_drawings.csv",

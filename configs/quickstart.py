@@ -1,4 +1,4 @@
-"""A first run: CyCLIP on emoji drawings and their names, minutes on two cores."""
+"""A first run: CyCLIP on emoji drawings and their names takes minutes on two cores."""
 
 from configs import drawings
 

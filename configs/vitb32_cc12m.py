@@ -11,7 +11,7 @@ def get_config():
     config.checkpoint_every_steps = 1_000
     config.model.name = "ViT-B/32"
     config.model.dtype = "bfloat16"
-    # CLIP's for its vision transformers (Radford et al. 2021, table 19).
+    # These are CLIP's values for its vision transformers (Radford et al. 2021, table 19).
     config.optimizer.warmup_steps = 2_000
     config.optimizer.beta2 = 0.98
     config.optimizer.eps = 1e-6

@@ -1,4 +1,7 @@
-"""`python -m cyclip_jax.export --checkpoint=WORKDIR --format=open_clip --output=DIR`."""
+"""`python -m cyclip_jax.export` writes a trained model in the format of another program.
+
+python -m cyclip_jax.export --checkpoint=WORKDIR --format=open_clip --output=DIR
+"""
 
 import argparse
 import json
@@ -24,22 +27,22 @@ _VOCABULARIES = {"sentencepiece": "tokenizer.model", "clip_bpe": "bpe_simple_voc
 def export_checkpoint(
     checkpoint, *, export_format, output, step=None, dtype="float32", license_name="unknown"
 ):
-    """Writes a trained model for others to read.
+    """Writes a trained model in the format of another program.
 
     Args:
-      checkpoint: whatever `cyclip_jax.load` takes.
+      checkpoint: anything that `cyclip_jax.load` takes.
       export_format: "open_clip", "cyclip", "transformers" or "onnx".
-      output: directory to write; it may be an earlier export, which is replaced.
-      step: which checkpoint of a workdir; None is the newest.
-      dtype: of the weights: "float32", "float16" or "bfloat16".
-      license_name: for the model card.
+      output: the directory to write. If it is an earlier export, it is replaced.
+      step: the step of the checkpoint in a workdir; None takes the newest.
+      dtype: the dtype of the weights, "float32", "float16" or "bfloat16".
+      license_name: the license that the model card names.
 
     Returns:
-      The names of the files written.
+      The names of the files that were written.
 
     Raises:
-      UserError: no such checkpoint, a format that cannot hold the model, a directory with something
-        else in it. Nothing is then written.
+      UserError: there is no such checkpoint, the format cannot hold the model, or the directory has
+        something else in it. Nothing is written then.
     """
     from cyclip_jax.interop.pretrained import completed, open_checkpoint, tokenizer_of, verified
 
@@ -67,7 +70,7 @@ def export_checkpoint(
         )
         _put_in_place(folder, output)
     except OSError as error:
-        raise UserError(f"{output} cannot be written: {error}") from error
+        raise UserError(f"{output} cannot be written ({error}); choose another --output") from error
     finally:
         if folder.exists():
             folder.rmtree()
@@ -75,7 +78,7 @@ def export_checkpoint(
 
 
 def _write_model(folder, opened, tokenizer, export_format, dtype):
-    """Writes the weights in their format; returns the files from which they can be read back."""
+    """Writes the weights and returns the names of the files from which they can be read back."""
     if export_format != "onnx":
         return WRITERS[export_format](folder, opened, tokenizer, dtype)
     from cyclip_jax.interop.onnx import write_onnx
@@ -86,7 +89,7 @@ def _write_model(folder, opened, tokenizer, export_format, dtype):
 
 
 def _write_description(folder, opened, tokenizer, weight_files, **values):
-    """Writes the vocabulary, and what no format has a place for."""
+    """Writes the vocabulary, and a file with everything for which the format has no place."""
     vocabulary = _VOCABULARIES[opened.tokenizer["tokenizer"]]
     absolute(tokenizer.vocabulary).copy(folder / vocabulary)
     description = {
@@ -102,15 +105,15 @@ def _write_description(folder, opened, tokenizer, weight_files, **values):
 
 
 def _real(path):
-    """The absolute path, without links where it is local."""
+    """Returns the absolute path; in a local one, links are resolved."""
     path = absolute(path)
     return path if "://" in str(path) else epath.Path(os.path.realpath(path))
 
 
 def _check_replaceable(output, checkpoint):
-    """Raises UserError where the output would take the place of anything but an export's files."""
+    """Raises UserError if the output would replace anything but the files of an export."""
     if output == checkpoint or output in checkpoint.parents:
-        raise UserError(f"{output} holds what is to be exported; choose another --output")
+        raise UserError(f"{output} holds the model to be exported; choose another --output")
     if not output.exists():
         return
     try:
@@ -122,13 +125,13 @@ def _check_replaceable(output, checkpoint):
     )
     if other or not output.is_dir():
         raise UserError(
-            f"{output} is left alone, as it is no export or holds something else "
+            f"{output} is left alone, because it is not an export or holds something else "
             f"({', '.join(other[:5]) or 'a file'}); choose another --output"
         )
 
 
 def _put_in_place(folder, output):
-    """Gives a folder its name; what had it, an earlier export, goes only then."""
+    """Gives a folder its final name, and only then removes the earlier export of that name."""
     if not output.exists():
         folder.rename(output)
         return
@@ -139,27 +142,37 @@ def _put_in_place(folder, output):
 
 
 def parse_arguments(arguments):
-    """The command line's arguments; None takes those of the process."""
+    """Parses the command line's arguments; None takes those of the process."""
     parser = argparse.ArgumentParser(
-        prog="python -m cyclip_jax.export", description="Write a trained model for others to read."
+        prog="python -m cyclip_jax.export",
+        description="Write a trained model in the format of another program.",
     )
     parser.add_argument(
         "--checkpoint",
         required=True,
-        help="workdir of a run, export, folder of open_clip or transformers, or file of weights",
+        help="the workdir of a run, an export, a folder of open_clip or transformers, or a file of "
+        "weights",
     )
-    parser.add_argument("--step", type=int, help="which checkpoint of a workdir; default: newest")
-    parser.add_argument("--format", required=True, choices=FORMATS, help="who will read it")
-    parser.add_argument("--output", required=True, help="directory to write")
-    parser.add_argument("--dtype", default="float32", choices=list(DTYPES), help="of the weights")
     parser.add_argument(
-        "--license", default="unknown", help="for the model card, as hubs write it: apache-2.0, …"
+        "--step", type=int, help="step of the checkpoint in a workdir (default: the newest)"
+    )
+    parser.add_argument(
+        "--format", required=True, choices=FORMATS, help="the program that will read the export"
+    )
+    parser.add_argument("--output", required=True, help="the directory to write")
+    parser.add_argument(
+        "--dtype", default="float32", choices=list(DTYPES), help="dtype of the weights"
+    )
+    parser.add_argument(
+        "--license",
+        default="unknown",
+        help="the license that the model card names, as model hubs write it, e.g. apache-2.0",
     )
     return parser.parse_args(arguments)
 
 
 def main(arguments=None):
-    """The command line: exports, and says what was written."""
+    """Exports as the command line says, and prints what was written."""
     args = parse_arguments(arguments)
     logging.set_verbosity(logging.WARNING)
     try:
@@ -175,7 +188,7 @@ def main(arguments=None):
         sys.exit(f"error: {error}")
     print(f"{args.output}: {', '.join(files)}")
     if args.format == "open_clip" and "openai.pt" not in files:
-        print("(openai.pt is left out: it needs pip install 'cyclip_jax[torch]')")
+        print("openai.pt is left out; to write it, run pip install 'cyclip_jax[torch]'")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Whether a train step fits a TPU slice or a number of GPUs, without having either.
+"""Checks whether a train step fits a TPU slice or a number of GPUs; you need neither of them.
 
     python launch/aot_check.py --config=configs/cc12m.py --topology=v5e:16x16 \\
         [--batch=32768] [--mesh=data:64,fsdp:4] [--config.model.dtype=bfloat16 …]
 
-compiles the step of `python -m cyclip_jax.main` for these chips and prints what it takes of each:
-memory, collectives, FLOPs, and bounds of its time. Data are not read. For TPUs (v4, v5e, v5p, v6e)
-it needs `pip install libtpu`, of the version that jax[tpu] names. GPUs (a100-40gb, a100-80gb, h100,
-h200, b200, l4, l40s; h100:4x8 is four machines of eight) want `pip install jax-cuda13-plugin`, but
-no CUDA; without it a CPU's compiler stands in, whose temporaries say little. A full-size model
+This compiles the step of `python -m cyclip_jax.main` for these chips and prints what the step needs
+of each: memory, collectives, FLOPs, and bounds of its time. It reads no data. A full-size model
 takes minutes.
 
-Where the step does not fit, or with --suggest, a few more compilations find the largest batch that
-does, and settings with which the wanted one does. The exit code is 0 if the step fits, 1 if not,
-2 for what cannot be tried.
+TPUs (v4, v5e, v5p, v6e) need `pip install libtpu`, in the version that jax[tpu] names. For GPUs
+(a100-40gb, a100-80gb, h100, h200, b200, l4, l40s; h100:4x8 is four machines of eight), run `pip
+install jax-cuda13-plugin`; CUDA is not needed. Without the plugin a CPU's compiler takes its place,
+and its figures for temporaries say little.
+
+If the step does not fit, or with --suggest, a few more compilations look for the largest batch that
+fits, and for settings with which the wanted batch fits. The exit code is 0 if the step fits, 1 if
+it does not, and 2 if the check cannot be made.
 """
 
 import argparse
@@ -38,22 +40,24 @@ BOUNDS = {
 
 
 def parse_arguments(argv):
-    """(arguments, locked config) of the command line; exits with 2 if it cannot be understood."""
+    """Returns (arguments, locked config); exits with 2 if the command line is not understood."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s --config=FILE --topology=CHIP:SHAPE [options] [--config.FIELD=VALUE …]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--topology", required=True, help="e.g. v5e:16x16, v4:2x2x4, h100:4x8")
-    parser.add_argument("--batch", type=int, help="config.batch_size")
-    parser.add_argument("--mesh", help="e.g. data:64,fsdp:4: sets config.mesh.fsdp")
+    parser.add_argument(
+        "--topology", required=True, help="the chips, e.g. v5e:16x16, v4:2x2x4, h100:4x8"
+    )
+    parser.add_argument("--batch", type=int, help="value for config.batch_size")
+    parser.add_argument("--mesh", help="the mesh, e.g. data:64,fsdp:4; it sets config.mesh.fsdp")
     parser.add_argument(
         "--suggest",
         action=argparse.BooleanOptionalAction,
-        help="look for the largest batch that fits; by default where the step does not",
+        help="look for the largest batch that fits (default: only if the step does not fit)",
     )
-    parser.add_argument("--json", metavar="FILE", help="where to write all figures")
+    parser.add_argument("--json", metavar="FILE", help="file to write all figures to")
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be compiled, and compile nothing"
     )
@@ -77,7 +81,7 @@ def parse_arguments(argv):
 
 
 def with_settings(config, settings):
-    """A locked copy of a config with {field: value}, the fields as in --config.FIELD."""
+    """Returns a locked copy of a config with {field: value}; fields are as in --config.FIELD."""
     copy = config.copy_and_resolve_references()
     with copy.unlocked():
         copy.update_from_flattened_dict(settings)
@@ -85,10 +89,10 @@ def with_settings(config, settings):
 
 
 def fsdp_of(mesh, chips):
-    """The fsdp of "data:64,fsdp:4", which has to make as many chips as there are.
+    """Returns the fsdp of a mesh such as "data:64,fsdp:4".
 
     Raises:
-      UserError: it does not, or it is no mesh.
+      UserError: the text is not a mesh, or the mesh has another number of chips.
     """
     from cyclip_jax.errors import UserError
 
@@ -102,13 +106,13 @@ def fsdp_of(mesh, chips):
     if axes["data"] * fsdp != chips:
         raise UserError(
             f"--mesh={mesh} is {axes['data']} × {fsdp} = {axes['data'] * fsdp} chips, and the "
-            f"topology has {chips}"
+            f"topology has {chips}; change one of the two"
         )
     return fsdp
 
 
 def find_devices(chip, sides, topology):
-    """(devices to compile for, whose compiler it is: "TPU", "GPU" or "CPU")."""
+    """Returns (devices to compile for, the kind of the compiler: "TPU", "GPU" or "CPU")."""
     from cyclip_jax.costs import aot
 
     if chip.is_tpu:
@@ -118,23 +122,23 @@ def find_devices(chip, sides, topology):
 
 
 class Check:
-    """A config's train step on the chips of a topology.
+    """Examines a config's train step on the chips of a topology.
 
     Args:
-      config: the run's.
+      config: the config of the run.
       chip: a chips.Chip.
-      devices: to compile for.
-      say: function that shows progress.
+      devices: the devices to compile for.
+      say: a function that shows a line of progress.
     """
 
     def __init__(self, config, chip, devices, say):
         self.config, self.chip, self.devices, self.say = config, chip, devices, say
 
     def mesh(self, config):
-        """The mesh of a config, its batch and its loss checked.
+        """Makes the mesh of a config, and checks the batch and the loss against it.
 
         Raises:
-          UserError: they do not go together.
+          UserError: they do not fit each other.
         """
         from cyclip_jax import parallel
         from cyclip_jax.training.objective import configured_objective
@@ -145,7 +149,7 @@ class Check:
         return mesh
 
     def needs(self, settings):
-        """Bytes that a chip needs, the most of all phases of the run, with other settings."""
+        """Returns the bytes that a chip needs with other settings, in the run's largest phase."""
         config = with_settings(self.config, settings)
         self.say(f"compiling with {shown(settings)} …")
         needed = max(phase["needed"] for phase in self.examine(config, only_memory=True))
@@ -153,11 +157,14 @@ class Check:
         return needed
 
     def fits(self, needed):
-        """Whether so many bytes are there."""
+        """Says whether a chip has so many bytes."""
         return needed <= self.chip.memory
 
     def examine(self, config, *, only_memory=False):
-        """A dict of figures for each phase of the run; all of one chip but for FLOPs."""
+        """Returns a dict of figures for each phase of the run.
+
+        The FLOPs are those of all chips, and everything else is that of one chip.
+        """
         from cyclip_jax.costs import aot
 
         mesh = self.mesh(config)
@@ -194,11 +201,14 @@ class Check:
 
 
 def suggestions(check, needed):
-    """What fits instead, as [{"settings", "needed"}]: the largest batch, and the wanted one.
+    """Looks for settings that fit: the largest batch, and changes that make the wanted batch fit.
 
     Args:
       check: a Check.
-      needed: bytes that the step as configured needs of a chip, at least.
+      needed: the bytes that the configured step needs of a chip, or a lower bound of them.
+
+    Returns:
+      [{"settings": {field: value}, "needed": bytes}].
     """
     from cyclip_jax.costs import aot
 
@@ -223,12 +233,12 @@ def suggestions(check, needed):
 
 
 def remedies(config, chips, excess):
-    """Settings that take less memory for the same batch: lists, in each the least change first.
+    """Yields lists of settings that need less memory for the same batch; small changes come first.
 
     Args:
-      config: the run's.
-      chips: how many there are.
-      excess: how many times too much is needed.
+      config: the config of the run.
+      chips: the number of chips.
+      excess: the memory that is needed, divided by the memory that is there.
     """
     remat = {"model.vision_remat": "full", "model.text_remat": "full"}
     if any(config.model[field.removeprefix("model.")] != "full" for field in remat):
@@ -249,7 +259,7 @@ def shown(settings):
 
 
 def headline(config, topology, mesh, compiler):
-    """One line: which step, on what."""
+    """Writes which step is compiled for which chips, and what the figures leave out."""
     shape = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
     line = (
         f"{config.model.name} in {config.model.dtype}, {config.batch_size:,} pairs a step on "
@@ -257,26 +267,26 @@ def headline(config, topology, mesh, compiler):
     )
     if compiler == "CPU":
         line += (
-            "\nA CPU's compiler stands in for the GPU's (pip install jax-cuda13-plugin): what the "
-            "state and the batch\ntake and the FLOPs hold for GPUs; temporaries, collectives and "
-            "memory traffic are the CPU program's."
+            "\nA CPU's compiler stands in for the GPU's; to get that, run pip install "
+            "jax-cuda13-plugin. The figures for the\nstate, the batch and the FLOPs hold for GPUs; "
+            "temporaries, collectives and memory traffic are those of a CPU."
         )
     elif compiler == "GPU":
         line += (
-            "\nNot counted: scratch memory of cuDNN's convolutions and of NCCL. Attention is "
-            "XLA's; in bfloat16 a GPU has\ncuDNN's, which takes less. Links are NVLink's, of one "
-            "machine; between machines the network is slower."
+            "\nThe scratch memory of cuDNN's convolutions and of NCCL is not counted. Attention is "
+            "compiled by XLA; in bfloat16\na GPU runs cuDNN's, which needs less memory. The links "
+            "are NVLink's; between machines the network is slower."
         )
     return line
 
 
 def lines_of(figures, check):
-    """The figures of one phase as lines of text."""
+    """Yields the figures of one phase as lines of text."""
     chip, chips = check.chip, len(check.devices)
     verdict = "fits" if figures["fits"] else "does not fit"
     total = f"{figures['needed'] / GIB:.2f} of {chip.memory / GIB:.2f} GiB: {verdict}"
     if figures["memory"] is None:
-        yield f"memory of a chip: at least {total} (the compiler refuses it)"
+        yield f"memory of a chip: at least {total} (the compiler refuses the step)"
         return
     yield "memory of a chip, GiB"
     for what, size in figures["memory"].items():
@@ -306,13 +316,10 @@ def lines_of(figures, check):
 
 
 def run(args, config):
-    """Does what the command line asks for.
-
-    Returns:
-      Whether the step fits.
+    """Does what the command line asks for, and returns whether the step fits.
 
     Raises:
-      UserError: something that the user can mend.
+      UserError: the config, the mesh and the chips do not fit each other, or a package is missing.
     """
     from cyclip_jax.costs import aot
     from cyclip_jax.runtime.loop import set_matmul_precision
@@ -327,7 +334,7 @@ def run(args, config):
     check = Check(config, chip, devices, functools.partial(print, file=sys.stderr, flush=True))
     print(headline(config, args.topology, check.mesh(config), compiler), flush=True)
     if args.dry_run:
-        print(f"\n{config}\nwould be compiled: {len(aot.phases(config))} train step(s)")
+        print(f"\n{config}\nTrain steps that would be compiled: {len(aot.phases(config))}")
         return True
     found = check.examine(config)
     for figures in found:
@@ -338,7 +345,7 @@ def run(args, config):
     instead = []
     if args.suggest or (args.suggest is None and not fits):
         instead = suggestions(check, max(figures["needed"] for figures in found))
-        print("\nwhat fits, compiled to be sure" if instead else "\nnothing found that fits")
+        print("\nThese settings were compiled and fit:" if instead else "\nNo settings fit.")
         for each in instead:
             print(f"  {each['needed'] / GIB:6.2f} GiB with {shown(each['settings'])}")
     if args.json:
@@ -347,7 +354,7 @@ def run(args, config):
 
 
 def write_json(args, config, found, instead, compiler):
-    """Writes all figures; bytes, seconds and FLOPs."""
+    """Writes all figures as JSON, in bytes, seconds and FLOPs."""
     figures = {
         "topology": args.topology,
         "compiler": compiler,
@@ -361,8 +368,8 @@ def write_json(args, config, found, instead, compiler):
 
 
 def main(argv=None):
-    """The exit code for a command line."""
-    # Compiled for, not on: whatever this machine has is left alone.
+    """Makes the check that a command line asks for, and returns the exit code."""
+    # The step is compiled for other chips, so that this machine's are left alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
     args, config = parse_arguments(argv)
     from cyclip_jax.errors import UserError

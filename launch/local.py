@@ -1,11 +1,11 @@
-"""Several processes of one run on this machine: what a cluster does, tried without one.
+"""Runs several processes of one run on this machine, so that you can try what a cluster does.
 
     python launch/local.py --processes=2 -- --config=configs/quickstart.py --workdir=/tmp/two
 
-starts `python -m cyclip_jax.main --distributed …` twice, each process with --devices CPU devices,
-or, with --gpus, with one GPU. Their output is shown line by line behind the number of its process.
-When one fails they are started again together and continue, at most --restarts times; SIGTERM and
-Ctrl-C make them save and end. Needs nothing but Python and what the run needs.
+This starts `python -m cyclip_jax.main --distributed …` twice. Each process has --devices CPU
+devices, or one GPU with --gpus. Each line of output begins with the number of its process. When one
+process fails, all are started again and continue, at most --restarts times. SIGTERM and Ctrl-C make
+them save and end. This file needs only Python and what the run needs.
 """
 
 import os
@@ -17,7 +17,7 @@ import supervise
 
 
 def commands(args):
-    """[(name, argv, environment)] of the processes; a free port is looked for in each call."""
+    """Returns [(name, argv, environment)] of the processes; each call looks for a free port."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -41,7 +41,7 @@ def commands(args):
 
 
 def settings(args, index):
-    """What process `index` finds in its environment besides this one's."""
+    """Returns what is added to the environment of process `index`."""
     if args.gpus:
         return {"CUDA_VISIBLE_DEVICES": str(index)}
     return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(args.devices)}
@@ -50,10 +50,14 @@ def settings(args, index):
 def main():
     """Starts the processes and waits for them."""
     parser = supervise.parser(__doc__)
-    parser.add_argument("--processes", type=int, default=2, help="default 2")
-    parser.add_argument("--devices", type=int, default=1, help="CPU devices of each; default 1")
-    parser.add_argument("--gpus", action="store_true", help="one GPU for each instead")
-    parser.add_argument("--module", default="main", help="of cyclip_jax: main or evaluate")
+    parser.add_argument("--processes", type=int, default=2, help="how many processes (default 2)")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="CPU devices of each process (default 1)"
+    )
+    parser.add_argument("--gpus", action="store_true", help="give each process one GPU instead")
+    parser.add_argument(
+        "--module", default="main", help="module of cyclip_jax to run: main (default) or evaluate"
+    )
     args = parser.parse_args()
     if args.processes < 1 or args.devices < 1:
         parser.error("--processes and --devices must be at least 1")

@@ -1,15 +1,17 @@
-"""Runs a command until it has finished its work, starting it again after a crash.
+"""Runs a command until it has finished its work, and starts it again after a crash.
 
     python launch/supervise.py [--restarts=N] [--log=FILE] -- python -m cyclip_jax.main …
 
-The command is one that continues where it was, as a run with a workdir does. It is started again
-when it fails, is killed, or was stopped before its end by a signal that came from elsewhere, as
-before a machine's maintenance (exit status 75, see --stopped_exit_code of cyclip_jax.main). It is
-not when it has finished (0), when it failed quickly three times in a row (what is wrong then will
-not mend itself), when the restarts are used up, or when the supervisor itself is told to end:
-SIGTERM and Ctrl-C are handed on, the command saves, and its exit status is the supervisor's.
+The command must continue where it was, as a run with a workdir does. It is started again when it
+fails, when it is killed, and when something else stopped it before its end, for example a machine's
+maintenance (exit status 75; see --stopped_exit_code of cyclip_jax.main).
 
-Needs nothing but Python.
+It is not started again when it has finished (exit status 0), when it failed quickly three times in
+a row (what is wrong will not mend itself), and when no restart is left. When the supervisor itself
+gets SIGTERM or Ctrl-C, it hands the signal on, the command saves, and the supervisor ends with the
+command's exit status.
+
+This file needs only Python.
 """
 
 import argparse
@@ -22,19 +24,19 @@ import sys
 import threading
 import time
 
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same command continues
+STOPPED = 75  # sysexits.h calls it EX_TEMPFAIL: the same command can continue
 QUICK_SECONDS, QUICK_FAILURES = 60, 3
 
 
 class Supervisor:
-    """Processes that work together, started again together.
+    """Runs processes that work together, and starts all of them again when one has failed.
 
     Args:
-      commands: a list of (name, argv, environment) for each start, as a function of the attempt,
-        counted from 0; names stand before each line of output where there are several.
-      restarts: how often at most they are started again.
-      grace: seconds in which the others of a failed process are to end by themselves.
-      log: a file that their output is appended to, or None.
+      commands: a function from the attempt, counted from 0, to a list of (name, argv, environment).
+        If there are several processes, the name stands before each line of their output.
+      restarts: how often the processes are started again at most.
+      grace: how many seconds the other processes have to end by themselves after one has failed.
+      log: a file to which the output is appended, or None.
     """
 
     def __init__(self, commands, *, restarts, grace, log=None):
@@ -56,17 +58,17 @@ class Supervisor:
             was_quick = status != STOPPED and time.monotonic() - start < QUICK_SECONDS
             quick_failures = quick_failures + 1 if was_quick else 0
             if attempt == self._restarts:
-                self._say(f"{_ending(status)}; no restart is left of {self._restarts}")
+                self._say(f"the command {_ending(status)}; no restart is left of {self._restarts}")
                 return status
             if quick_failures == QUICK_FAILURES:
                 self._say(
-                    f"{_ending(status)}, {QUICK_FAILURES} times in a row within {QUICK_SECONDS} s; "
-                    "what is wrong does not mend itself"
+                    f"the command {_ending(status)}, {QUICK_FAILURES} times in a row within "
+                    f"{QUICK_SECONDS} s; correct what its output tells, and start it again"
                 )
                 return status
             attempt += 1
             seconds = 2**quick_failures
-            self._say(f"{_ending(status)}; restart {attempt} in {seconds} s")
+            self._say(f"the command {_ending(status)}; restart {attempt} follows in {seconds} s")
             self._sleep(seconds)
             if self._asked_to_stop:
                 return status
@@ -80,17 +82,17 @@ class Supervisor:
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                # A group of its own: Ctrl-C reaches it through the supervisor alone, once.
+                # In a group of its own it gets Ctrl-C only once, from the supervisor.
                 start_new_session=True,
             )
             self._children.append(child)
             prefix = f"[{name}] ".encode() if len(commands) > 1 else b""
             readers.append(threading.Thread(target=self._copy, args=(child.stdout, prefix)))
             readers[-1].start()
-        if self._asked_to_stop:  # while they were being started
+        if self._asked_to_stop:  # the signal came while the processes were being started
             self._signal(signal.SIGTERM)
         statuses = self._wait([name for name, *_ in commands])
-        for child in self._children:  # what they started and left: it would hold files and ports
+        for child in self._children:  # what it started and left would hold files and ports
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
         for reader in readers:
@@ -99,7 +101,7 @@ class Supervisor:
         return statuses
 
     def _wait(self, names):
-        """The exit status of the first process that did not end with 0, else 0."""
+        """Returns the exit status of the first process that did not end with 0, else 0."""
         first, failed_at = 0, None
         signals = iter((signal.SIGTERM, signal.SIGKILL))
         running = dict(zip(names, self._children, strict=True))
@@ -115,7 +117,7 @@ class Supervisor:
                         self._say(f"process {name} {_ending(first)}; waiting for the others")
             if failed_at is not None and time.monotonic() - failed_at > self._grace:
                 number, failed_at = next(signals, signal.SIGKILL), time.monotonic()
-                self._say(f"process {', '.join(running)} still runs: {number.name}")
+                self._say(f"process {', '.join(running)} still runs and gets {number.name}")
                 self._signal(number)
         return 128 - first if first < 0 else first
 
@@ -160,20 +162,26 @@ def _ending(status):
 
 
 def parser(description):
-    """The arguments that every launcher of supervised processes has."""
+    """Makes a parser with the arguments that every launcher of supervised processes has."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--restarts", type=int, default=1000, help="at most so many; default 1000")
-    made.add_argument("--log", help="file that all output is appended to")
+    made.add_argument(
+        "--restarts",
+        type=int,
+        default=1000,
+        help="how often the command is started again at most (default 1000)",
+    )
+    made.add_argument("--log", help="file to which all output is appended")
     made.add_argument(
         "--grace",
         type=float,
         default=150,
-        help="seconds in which the others end by themselves when one has failed; default 150",
+        help="seconds that the other processes have to end by themselves after one has failed "
+        "(default 150)",
     )
-    made.add_argument("--dry-run", action="store_true", help="print the commands; run nothing")
-    made.add_argument("command", nargs="+", help="after --, what to run")
+    made.add_argument("--dry-run", action="store_true", help="print the commands, and run nothing")
+    made.add_argument("command", nargs="+", help="the command to run; it follows --")
     return made
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice through gcloud: creates it, sets it up, runs, watches, stops, deletes.
+# Trains on a TPU slice through gcloud: it creates, sets up, runs, watches, stops and deletes.
 set -euo pipefail
 
 usage() {
@@ -11,29 +11,32 @@ Trains on a slice of Cloud TPUs, on demand or spot, through gcloud.
   create --type=v5litepod-16 [--spot] [--runtime=VERSION]
       asks for a queued resource NAME with one node NAME, and waits until it is there
   setup --ref=REF | --sync
-      brings the code to every worker, and installs what launch/requirements-tpu.lock names there:
-      a commit (--ref, of a tree without changes), or the tree as it is, less what git ignores
-      (--sync). Either travels as one tar through `tpu-vm scp`, as rsync would need each worker's
-      address; the tar has the history, so that config.json tells the commit.
+      brings the code to every worker, and installs what launch/requirements-tpu.lock names. The
+      code is a commit (--ref; the tree must have no changes), or the tree as it is without what git
+      ignores (--sync). It travels as one tar through `tpu-vm scp`, because rsync would need each
+      worker's address. The tar has the history, so that config.json tells the commit.
   run --workdir=gs://BUCKET/RUN [--restarts=1000] [--keep …] -- --config=configs/cc12m.py …
-      starts the training on every worker under launch/supervise.py, and returns; what follows --
-      is for cyclip_jax.main. Logs go to WORKDIR/logs/worker-N.log every minute and at the end.
+      starts the training on every worker under launch/supervise.py, and returns. The flags after --
+      are for cyclip_jax.main. Logs go to WORKDIR/logs/worker-N.log every minute and at the end.
   run --keep --type=TYPE [--spot] [--runtime=VERSION] --ref=REF | --sync
-      stays in the foreground until the run has finished: creates the slice where it is missing,
-      sets it up, runs; when it is taken (spot), is stopped or is lost, deletes it, creates it
-      again, and the run goes on from its newest checkpoint. Looks every --poll=60 seconds.
-      Interrupted and given again, it watches the run that is going on.
+      stays in the foreground until the run has finished. It creates the slice if it is missing,
+      sets it up, and starts the run. If the slice is taken (spot), is stopped or is lost, it
+      deletes the slice and creates it again, and the run goes on from its newest checkpoint. It
+      looks every --poll=60 seconds. You may interrupt it: the same command then watches the run
+      that is going on.
   logs [--worker=0] [--workdir=gs://…]
-      the log of a worker as it grows; with --workdir its copy there, slice or no slice
+      shows the log of a worker as it grows; with --workdir it shows the copy there, for which no
+      slice is needed
   status [--workdir=gs://…]
-      the states of queued resource and node; the last line of the run's metrics
+      shows the states of queued resource and node, and the last line of the run's metrics
   stop [--wait=300]
-      SIGTERM to the supervisors: the run saves and ends; waits so many seconds for that
+      sends SIGTERM to the supervisors, so that the run saves and ends, and waits for that at most
+      this many seconds
   delete [--yes]
-      deletes node and queued resource, after asking
+      asks, and then deletes node and queued resource
 
---dry-run prints each command that would be run, one a line, and runs none; the states that would be
-looked up are not known then. Before the first ssh to several workers, run
+--dry-run prints each command that would be run, one on each line, and runs none. It cannot know the
+states that would be looked up. Before the first ssh to several workers, run
 `ssh-add ~/.ssh/google_compute_engine`.
 EOF
 }
@@ -94,7 +97,7 @@ runtime_of() {
   esac
 }
 
-# What a gcloud describe prints: a state, NOT_FOUND, or UNKNOWN where gcloud itself failed.
+# Prints what a gcloud describe prints: a state, NOT_FOUND, or UNKNOWN if gcloud itself failed.
 describe() {
   local error
   if error=$("$@" 2>&1 >&3); then
@@ -110,7 +113,7 @@ describe() {
 resource_state=(--format='value(state.state)')
 node_state=(--format='value(state)')
 
-# ACTIVE where the slice can be used, TAKEN where it cannot be any more, else what gcloud says.
+# Prints ACTIVE if the slice can be used, TAKEN if it cannot be any more, else what gcloud says.
 slice_state() {
   local state node
   state=$(describe gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
@@ -133,7 +136,7 @@ await_slice() {
     return
   fi
   while state=$(slice_state) && [[ $state != ACTIVE ]]; do
-    [[ $state != TAKEN ]] || fail "$name failed or was taken; see launch/tpu_pod.sh status"
+    [[ $state != TAKEN ]] || fail "$name failed or was taken; run launch/tpu_pod.sh status"
     [[ $state == "$last" ]] || say "$name is $state"
     last=$state
     sleep "$poll"
@@ -157,7 +160,7 @@ check_code() {
     fail "$root has changes that $ref does not hold; commit them, or use --sync"
 }
 
-# The code as one tar on every worker, unpacked, with its environment.
+# Brings the code to every worker as one tar, unpacks it, and installs its environment.
 setup() {
   local files="git ls-files -z --cached --others --exclude-standard | xargs -0 ls -d 2>/dev/null"
   local copy="tar -cf - -T - | tar -xf - -C"
@@ -189,7 +192,7 @@ stop() {
   on_workers "bash $worker stop $wait"
 }
 
-# How the run is, as worker 0 told last: running, lost, stopped, "exit STATUS" or unknown.
+# Prints the state that worker 0 told last: running, lost, stopped, "exit STATUS" or unknown.
 run_state() {
   local state time
   state=$(gcloud storage cat "$workdir/logs/worker-0.state" 2>/dev/null) || state=unknown
@@ -218,7 +221,7 @@ keep() {
         ;;
       TAKEN)
         failures=$((failures + 1))
-        say "$name was taken, or failed: deleting it"
+        say "$name was taken, or failed; it is deleted"
         delete || :
         ;;
       ACTIVE)
@@ -232,13 +235,13 @@ keep() {
           case $state in
             'exit 0') say "the run has finished; $name still costs money until it is deleted" ;;
             stopped) say "the run was stopped; the same command continues it" ;;
-            # 143: told to end before it could save.
+            # 143 means that the run had to end before it could save.
             'exit 75' | 'exit 143' | lost)
-              say "the run was interrupted: starting it again"
+              say "the run was interrupted; it is started again"
               stop || :
               start_again || failures=$((failures + 1))
               ;;
-            exit\ *) fail "the run has failed ($state): launch/tpu_pod.sh logs tells why" ;;
+            exit\ *) fail "the run has failed ($state); launch/tpu_pod.sh logs tells why" ;;
             running) failures=0 ;;
           esac
           [[ $state != 'exit 0' && $state != stopped ]] || return 0
@@ -248,7 +251,7 @@ keep() {
     esac
     sleep "$poll"
   done
-  fail "gave up after five failures in a row"
+  fail "the run was given up after five failures in a row; look at launch/tpu_pod.sh logs"
 }
 
 start_again() {
@@ -257,16 +260,16 @@ start_again() {
 }
 
 show_keep() {
-  say "creates it where it is missing:"
+  say "creates the slice if it is missing:"
   create
   show_states
   say "starts the run:"
   setup
   start
-  say "looks every $poll seconds:"
+  say "looks at the states every $poll seconds:"
   show_states
   execute gcloud storage cat "$workdir/logs/worker-0.state"
-  say "deletes it when it was taken, and begins anew:"
+  say "deletes the slice when it was taken, and begins anew:"
   delete
 }
 
@@ -302,7 +305,7 @@ status() {
 
 check_workdir() {
   [[ ! $workdir || $workdir == gs://?* ]] ||
-    fail "--workdir=$workdir is not on Cloud Storage; all workers need it: gs://BUCKET/RUN"
+    fail "--workdir=$workdir is not on Cloud Storage; all workers need it, as gs://BUCKET/RUN"
 }
 
 check_run() {
@@ -310,9 +313,11 @@ check_run() {
   [[ $workdir ]] || fail "run needs --workdir=gs://BUCKET/RUN"
   for flag in ${flags[@]+"${flags[@]}"}; do
     [[ $flag != --config=* ]] || config=yes
-    [[ $flag != --workdir* ]] || fail "--workdir stands before --, the training's flags after it"
+    [[ $flag != --workdir* ]] ||
+      fail "--workdir stands before --, and the training's flags stand after it"
   done
-  [[ $config ]] || fail "run needs the training's flags: … -- --config=configs/cc12m.py"
+  [[ $config ]] ||
+    fail "run needs the training's flags after --, such as -- --config=configs/cc12m.py"
 }
 
 check_type() {
@@ -361,7 +366,7 @@ done
   fail "$command needs --name=NAME of lower-case letters, digits and dashes${name:+, not $name}"
 [[ $zone ]] || fail "$command needs --zone=ZONE, such as europe-west4-b"
 for option in restarts poll wait of_worker; do
-  [[ ${!option} =~ ^[0-9]+$ ]] || fail "--$option=${!option} is no number"
+  [[ ${!option} =~ ^[0-9]+$ ]] || fail "--$option=${!option} is not a whole number"
 done
 workdir=${workdir%/}
 check_workdir

@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# One worker's part of a run on a TPU pod; launch/tpu_pod.sh calls it on all of them.
+# Does one worker's part of a run on a TPU pod; launch/tpu_pod.sh calls it on all workers.
 set -euo pipefail
 shopt -s inherit_errexit
 
 usage() {
   cat <<'EOF'
-One worker's part of a run on a TPU pod; launch/tpu_pod.sh calls it on all of them.
+Does one worker's part of a run on a TPU pod; launch/tpu_pod.sh calls it on all workers.
 
-  launch/tpu_worker.sh idle                 fails where a run is going on
-  launch/tpu_worker.sh install              Python 3.11 and what the lock names, in ~/cyclip_venv
+  launch/tpu_worker.sh idle                 fails if a run is going on
+  launch/tpu_worker.sh install              installs Python 3.11 and the packages of the lock in
+                                            ~/cyclip_venv
   launch/tpu_worker.sh start WORKDIR RESTARTS FLAG…
                                             starts the training under supervise.py, and returns
-  launch/tpu_worker.sh stop SECONDS         lets it save and end, and waits for that
+  launch/tpu_worker.sh stop SECONDS         lets the run save and end, and waits for that
 
---dry-run before them prints the commands instead. The process numbers and the log are in
-~/cyclip_run. Every minute, and at the end, the log is copied to WORKDIR/logs/worker-N.log, and to
-worker-N.state one line: "running TIME", "stopped" (by stop) or "exit STATUS".
+--dry-run before the action prints the commands and runs none. The process numbers and the log are
+in ~/cyclip_run. Every minute, and at the end, the log is copied to WORKDIR/logs/worker-N.log, and
+one line is written to worker-N.state: "running TIME", "stopped" (by stop) or "exit STATUS".
 EOF
 }
 
@@ -38,7 +39,7 @@ execute() {
   fi
 }
 
-# The process that looks after the supervisor, where one does; the number may be another's now.
+# Says whether a process looks after the supervisor. Another process may have its number by now.
 is_running() {
   [[ -e $RUN/pid ]] && read -r wrapper supervisor <"$RUN/pid" &&
     tr '\0' ' ' 2>/dev/null <"/proc/$wrapper/cmdline" | grep -q tpu_worker.sh
@@ -51,7 +52,7 @@ check_idle() {
 }
 
 install() {
-  # The variable lets Ubuntu 24.04's pip install for this user; older ones do not know it.
+  # With the variable, Ubuntu 24.04's pip installs for this user; older versions ignore it.
   execute env PIP_BREAK_SYSTEM_PACKAGES=1 \
     python3 -m pip install --quiet --user "uv==$UV_VERSION"
   local uv=$HOME/.local/bin/uv python=$ENVIRONMENT/bin/python
@@ -81,8 +82,8 @@ start() {
   mkdir -p "$RUN"
   rm -f "$RUN/pid" "$RUN/stopping"
   number=$(curl --silent --fail --header 'Metadata-Flavor: Google' \
-    "$METADATA/agent-worker-number") || fail "the metadata server does not tell its number"
-  # On a new machine the log goes on where the old one's copy ends.
+    "$METADATA/agent-worker-number") || fail "the metadata server does not tell the worker's number"
+  # On a new machine, the log continues the copy of the old machine's log.
   if [[ ! -e $RUN/log ]]; then
     gcloud storage cp --quiet "$1/logs/worker-$number.log" "$RUN/log" &>/dev/null || :
   fi
@@ -92,7 +93,7 @@ start() {
   printf 'worker %s: started; its log is %s/logs/worker-%s.log\n' "$number" "$1" "$number"
 }
 
-# Copies the log and one line on how the run is to the bucket.
+# Copies the log, and one line about the state of the run, to the bucket.
 publish() {
   local workdir=$1 number=$2 state=$3
   touch "$RUN/log"
@@ -102,14 +103,15 @@ publish() {
   } &>>"$RUN/copies.log"
 }
 
-# Runs in the background: starts the supervisor, and tells of it until it has ended.
+# Runs in the background: starts the supervisor, and publishes its state until it has ended.
 attend() {
   local number=$1 status=0 second
   shift
   compose_command "$@"
   "${command[@]}" >/dev/null 2>>"$RUN/log" &
   echo "$$ $!" >"$RUN/pid"
-  # A machine that is shut down tells every process; this one has to tell how the run ended.
+  # A machine that is shut down sends SIGTERM to every process; this one still has to publish how
+  # the run ended.
   trap '' TERM
   while kill -0 "$!" 2>/dev/null; do
     for ((second = 0; second < COPY_SECONDS; second++)); do
@@ -140,7 +142,7 @@ stop() {
   touch "$RUN/stopping"
   kill -TERM "$supervisor" 2>/dev/null || :
   while is_running; do
-    ((seconds-- > 0)) || fail "the run has not ended yet; its log tells more"
+    ((seconds-- > 0)) || fail "the run has not ended yet; look at launch/tpu_pod.sh logs"
     sleep 1
   done
   echo "worker $(hostname): the run has ended: $(tail -n 1 "$RUN/log")"

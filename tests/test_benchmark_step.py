@@ -83,7 +83,7 @@ def test_lists_of_values_make_every_combination():
 def test_unknown_value_of_a_list_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--dtype=float32,float8"])
-    assert "'float8' is none of float32, bfloat16" in capsys.readouterr().err
+    assert "'float8' is unknown; choose from float32, bfloat16" in capsys.readouterr().err
 
 
 def test_texts_end_once_and_in_zeros():

@@ -1,8 +1,9 @@
-"""What the paper measures of a trained model, with `python -m cyclip_jax.evaluate`.
+"""Evaluations of the paper, for `python -m cyclip_jax.evaluate`.
 
-`--config=configs/evals/paper.py` takes everything, `--config=configs/evals/paper.py:cifar10,dtd`
-some data sets, `…/paper.py:gtsrb=/data/gtsrb` one in a folder: those want it that TensorFlow
-Datasets has not (fgvc_aircraft, gtsrb, rendered_sst2, objectnet).
+`--config=configs/evals/paper.py` takes all of them, `--config=configs/evals/paper.py:cifar10,dtd`
+takes those of two data sets, and `…/paper.py:gtsrb=/data/gtsrb` reads a data set from a folder. The
+data sets that TensorFlow Datasets lacks need a folder (fgvc_aircraft, gtsrb, rendered_sst2,
+objectnet).
 """
 
 from cyclip_jax import defaults
@@ -12,15 +13,20 @@ PROBED = (
     *("gtsrb", "imagenet", "oxford_pets", "rendered_sst2", "stanford_cars", "stl10", "svhn"),
 )
 SHIFTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
-CONSISTENT = {"cifar10": None, "cifar100": "cifar100", "imagenet": None}  # their superclasses
+CONSISTENT = {
+    "cifar10": None,
+    "cifar100": "cifar100",
+    "imagenet": None,
+}  # {data set: its superclasses}
 
 
 def get_config(datasets=None):
-    """Zero-shot and the published linear probe of each data set; consistency@k and shifts.
+    """Evaluates zero-shot classification, the published linear probe, consistency@k and shifts.
 
     Args:
-      datasets: names of presets, each with "=FOLDER" where its data lie in one (those that are
-        probed in FOLDER/train and FOLDER/test), between commas; default all that the paper probes.
+      datasets: names of presets, joined by commas; the default is all that the paper probes. A name
+        is followed by "=FOLDER" if its data lie in a folder. For the probe they lie in FOLDER/train
+        and FOLDER/test.
     """
     config = defaults.get_config()
     config.evals = {}

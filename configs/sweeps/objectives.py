@@ -1,4 +1,4 @@
-"""CyCLIP beside CLIP, with both cyclic terms, one, and none, on emoji drawings."""
+"""Compares CyCLIP with CLIP on emoji drawings: with both cyclic terms, with one, and with none."""
 
 from configs import drawings
 
@@ -13,7 +13,7 @@ SEEDS = (0, 1, 2)
 
 
 def get_runs():
-    """{name: config}, each seed's four objectives before the next seed's."""
+    """Returns {name: config}; the four objectives of a seed come before those of the next seed."""
     return {
         f"{name}_seed{seed}": _run(seed, *weights)
         for seed in SEEDS

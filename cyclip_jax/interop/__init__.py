@@ -1,6 +1,7 @@
-"""PyTorch checkpoints in and out: open_clip, the official CyCLIP code, transformers, ONNX."""
+"""Reads and writes the models of open_clip, the official CyCLIP code, transformers and ONNX."""
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -23,14 +24,14 @@ __all__ = ["load_torch", "to_torch"]
 
 
 def to_torch(model: CLIP) -> dict[str, np.ndarray]:
-    """The parameters and statistics of a model under OpenAI's names.
+    """Returns the parameters and statistics of a model under OpenAI's names.
 
     Args:
       model: a CLIP module (see models/clip.py).
 
     Returns:
-      {name: numpy array} in PyTorch's layouts: open_clip's model takes it as its state dict, once
-      the arrays are tensors.
+      {name: numpy array} in PyTorch's layouts. Once the arrays are tensors, it is a state dict that
+      open_clip's model loads.
     """
     _, params, batch_stats = split_model(model)
     return weights_of({"params": params, "batch_stats": batch_stats})
@@ -40,16 +41,18 @@ def load_torch(
     model: CLIP,
     source: "str | os.PathLike[str] | Mapping[str, np.ndarray | torch.Tensor]",
 ) -> None:
-    """Replaces the parameters and statistics of a model by PyTorch weights, all or none.
+    """Replaces all parameters and statistics of a model by PyTorch weights.
+
+    Where anything does not fit, nothing is replaced.
 
     Args:
       model: a CLIP module; it keeps its dtypes.
       source: a state dict under the names of OpenAI, open_clip or transformers (tensors or arrays),
         or the path of a PyTorch or safetensors file, of a folder of open_clip or transformers, or
-        of an export. (The workdir of a run is opened by `cyclip_jax.load`.)
+        of an export. (`cyclip_jax.load` opens the workdir of a run.)
 
     Raises:
-      UserError: what does not fit, everything in one list; the model is then unchanged.
+      UserError: the weights do not fit the model; the error lists everything that does not.
     """
     if isinstance(source, str | os.PathLike):
         checkpoint = read_checkpoint(source)
@@ -70,7 +73,7 @@ def load_torch(
 
 
 def _settings(model):
-    """What a model computes that no shape tells."""
+    """Returns the settings of a model that the shapes of its weights do not show."""
     return {
         "quick_gelu": model.text.transformer.resblocks[0].quick_gelu,
         "vision_heads": model.visual.heads,
@@ -79,7 +82,12 @@ def _settings(model):
 
 
 def _as_array(value, name):
-    array = from_tensor(value, name) if hasattr(value, "detach") else np.asarray(value)
+    torch = sys.modules.get("torch")  # where PyTorch is not imported, nothing is its tensor
+    is_tensor = torch is not None and isinstance(value, torch.Tensor)
+    array = from_tensor(value, name) if is_tensor else np.asarray(value)
     if not isinstance(name, str) or array.dtype.kind in "OSUc":
-        raise UserError(f"a state dict has names and numbers, not {name!r}: {type(value).__name__}")
+        raise UserError(
+            f"the state dict has {name!r}: {type(value).__name__}; give it names with arrays or "
+            "tensors of real numbers"
+        )
     return array

@@ -1,4 +1,4 @@
-"""The README.md of an export: what the model is, how it was trained, how it is loaded."""
+"""Writes the README.md of an export: what the model is, how it was trained, how it is loaded."""
 
 import json
 import math
@@ -15,8 +15,8 @@ tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
 model.eval()
 ```
 
-In CLIP_benchmark: `--model local-dir:{folder}`, with `--no_amp` to compare numbers.
-`openai.pt`, where present, has the same weights as a bare state dict under OpenAI's names."""
+CLIP_benchmark takes `--model local-dir:{folder}`; add `--no_amp` to compare numbers.
+If there is a file `openai.pt`, it holds the same weights as a state dict under OpenAI's names."""
 
 _CYCLIP = """The official CyCLIP code reads `cyclip.pt`: `--checkpoint {folder}/cyclip.pt`."""
 
@@ -28,10 +28,10 @@ processor = CLIPProcessor.from_pretrained("{folder}")
 inputs = processor(text=texts, images=images, padding=True, truncation=True, return_tensors="pt")
 ```"""
 
-_ONNX = """`image.onnx` takes `images`, uint8 [batch, {image_size}, {image_size}, 3]: RGB pixels,
-the shorter side resized to {image_size} (bicubic, antialiased) and the centre cut out; it
-normalises them itself. `text.onnx` takes `tokens`, int64 [batch, {context_length}]. Both give
-embeddings of unit norm, and their metadata say all this again.
+_ONNX = """`image.onnx` takes `images`, uint8 [batch, {image_size}, {image_size}, 3]. They are RGB
+pixels: resize the shorter side to {image_size} (bicubic, antialiased), and cut out the centre. The
+file normalises the pixels itself. `text.onnx` takes `tokens`, int64 [batch, {context_length}].
+Both give embeddings of unit norm, and their metadata repeat all this.
 
 ```python
 import onnxruntime
@@ -49,9 +49,9 @@ _HOW_TO_LOAD = {
     "transformers": _TRANSFORMERS,
     "onnx": _ONNX,
 }
-_LIBRARIES = {"open_clip": "open_clip", "transformers": "transformers", "onnx": "onnx"}
+_LIBRARIES = ("open_clip", "transformers", "onnx")  # the formats that hubs know as libraries
 
-_OURS = """With cyclip_jax:
+_OURS = """cyclip_jax loads it as well:
 
 ```python
 import cyclip_jax
@@ -65,33 +65,34 @@ image_embeds, text_embeds, scale = model(preprocess("cat.jpg"), tokenize("a cat"
 def model_card(
     checkpoint: Checkpoint, *, name: str, export_format: str, dtype: str, license_name: str
 ) -> str:
-    """The text of a model card, with the metadata that model hubs read in front.
+    """Returns the text of a model card, which begins with the metadata that model hubs read.
 
     Args:
       checkpoint: a completed Checkpoint.
-      name: of the folder.
+      name: the name of the folder.
       export_format: a format of export.py.
-      dtype: of the weights.
-      license_name: as hubs write it, e.g. "apache-2.0" or "unknown".
+      dtype: the dtype of the weights.
+      license_name: the license as hubs write it, e.g. "apache-2.0" or "unknown".
     """
     values = {
         "folder": name,
         "scale": math.exp(checkpoint.weights["logit_scale"]),
         **checkpoint.model,
     }
-    library = _LIBRARIES.get(export_format)
+    step = checkpoint.step
+    origin = "a file of weights" if step is None else f"step {step} of a run"
     parts = [
         "---",
         f"license: {license_name}",
-        *([f"library_name: {library}"] if library else []),
+        *([f"library_name: {export_format}"] if export_format in _LIBRARIES else []),
         "pipeline_tag: zero-shot-image-classification",
         "tags: [clip, cyclip, contrastive, image-text]",
         "---",
         "",
         f"# {name}",
         "",
-        f"{_objective(checkpoint.config)}, exported by cyclip_jax {__version__} from "
-        f"{_origin(checkpoint)}, with weights in {dtype}.",
+        f"This is {_objective(checkpoint.config)}. cyclip_jax {__version__} exported it from "
+        f"{origin}, with weights in {dtype}.",
         "",
         "## How to load it",
         "",
@@ -108,21 +109,15 @@ def model_card(
 
 def _objective(config):
     if config is None:
-        return "An image-text model"
+        return "an image-text model"
     weights = config.loss.inmodal_weight, config.loss.crossmodal_weight
     if not any(weights):
-        return "An image-text model trained with the contrastive objective of CLIP"
+        return "an image-text model that was trained with the contrastive objective of CLIP"
     return (
-        "An image-text model trained with the objective of CyCLIP "
+        "an image-text model that was trained with the objective of CyCLIP "
         "([Goel et al. 2022](https://arxiv.org/abs/2205.14459); in-modal weight "
         f"{weights[0]:g}, cross-modal weight {weights[1]:g})"
     )
-
-
-def _origin(checkpoint):
-    if checkpoint.step is None:
-        return "a file of weights"
-    return f"step {checkpoint.step} of a run"
 
 
 def _table(rows):
@@ -141,7 +136,14 @@ def _training(checkpoint):
     }
     parts = [_table(rows)]
     if checkpoint.metrics:
-        parts += ["At that step:", "", "```", final_table(checkpoint.metrics), "```", ""]
+        parts += [
+            "The run measured at that step:",
+            "",
+            "```",
+            final_table(checkpoint.metrics),
+            "```",
+            "",
+        ]
     settings = json.dumps(config.to_dict(), indent=2)
     parts += ["<details><summary>The whole configuration</summary>", "", "```json", settings]
     parts += ["```", "", "</details>", ""]

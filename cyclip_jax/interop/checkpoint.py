@@ -1,4 +1,4 @@
-"""Weights with what is known of how to use them, and what does not fit."""
+"""A checkpoint: weights, what is known of how to use them, and whether a model agrees with that."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from absl import logging
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD
 
-# What a model computes that no shape of its weights shows.
+# Settings of a model that no shape of its weights shows.
 UNSEEN = ("quick_gelu", "vision_heads", "text_heads")
 
 
@@ -19,15 +19,18 @@ class Checkpoint:
     """Weights, and what is known of how to use them.
 
     Attributes:
-      source: where they come from, for messages.
+      source: where the weights come from, for messages.
       weights: {OpenAI name: numpy array}.
-      model: keyword arguments of `create_model`: the sizes; numbers of heads and quick_gelu are
-        absent where nothing tells them.
-      tokenizer: {"tokenizer": name, "vocabulary": path or None} as in config.data; None: not ours.
-      preprocess: what is known of OUR_PREPROCESS's keys, in open_clip's terms.
-      step: of the run; None where unknown.
-      config: of the run, a ConfigDict with {workdir} as written; None but for a workdir.
-      metrics: what the run wrote at that step, {name: number}; empty but for a workdir.
+      model: keyword arguments of `create_model`. The sizes are always there; the numbers of heads
+        and quick_gelu are there if the source tells them.
+      tokenizer: {"tokenizer": name, "vocabulary": path or None} as in config.data, or None if the
+        tokenizer is not ours.
+      preprocess: those keys of OUR_PREPROCESS that the source tells, with open_clip's values.
+      step: the step of the run, or None if it is not known.
+      config: the config of the run, a ConfigDict in which {workdir} is not yet replaced. Only a
+        workdir has one; it is None otherwise.
+      metrics: what the run wrote at that step, {name: number}. Only a workdir has them; the dict is
+        empty otherwise.
     """
 
     source: str
@@ -46,46 +49,44 @@ OUR_PREPROCESS: dict[str, Any] = {
     "resize_mode": "shortest",
     "interpolation": "bicubic",
 }
-
-
-IMAGE_SETTINGS = ("image_mean", "image_std")  # those of them that are in config.data
+IMAGE_SETTINGS = ("image_mean", "image_std")  # the keys of OUR_PREPROCESS that config.data has
 
 
 def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
-    """Compares what a model computes with the checkpoint, and warns of what that does not tell.
+    """Compares a model with a checkpoint, and warns of settings that the checkpoint does not tell.
 
     Args:
       checkpoint: a Checkpoint.
       settings: {"quick_gelu": …, "vision_heads": …, "text_heads": …} of the model.
 
     Raises:
-      UserError: the model would compute something else, though the weights may fit.
+      UserError: the model would compute something else, even though the weights may fit.
     """
     unknown = {name: value for name, value in settings.items() if name not in checkpoint.model}
     warn_of_guesses(checkpoint, unknown)
     differing = [
-        f"{name} is {checkpoint.model[name]!r} there and {value!r} here"
+        f"{name} is {checkpoint.model[name]!r} in the checkpoint and {value!r} in the model"
         for name, value in settings.items()
         if checkpoint.model.get(name, value) != value
     ]
     if differing:
         raise UserError(
-            f"the model of {checkpoint.source} is another one: {', '.join(differing)}; set "
-            f"config.model.{differing[0].split()[0]} to its value"
+            f"{checkpoint.source} holds another model: {', '.join(differing)}; set "
+            f"config.model.{differing[0].split()[0]} to the checkpoint's value"
         )
 
 
 def other_resizing(checkpoint: Checkpoint) -> list[str]:
-    """Which settings of how images are resized are not ours."""
+    """Returns the names of the settings by which the checkpoint resizes images as we do not."""
     resizing = OUR_PREPROCESS.keys() - IMAGE_SETTINGS
     told = checkpoint.preprocess
     return sorted(name for name in resizing & told.keys() if told[name] != OUR_PREPROCESS[name])
 
 
 def warn_of_guesses(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
-    """Warns of settings that are taken to be something, as no shape shows them."""
+    """Warns that these settings were guessed, because the checkpoint does not tell them."""
     if settings:
         told = ", ".join(f"{name}={value}" for name, value in settings.items())
         logging.warning(
-            "%s does not say all of its settings; taken to be: %s.", checkpoint.source, told
+            "%s does not tell all of its settings; these are assumed: %s.", checkpoint.source, told
         )

@@ -1,4 +1,4 @@
-"""Weight files: safetensors, and PyTorch's own, which alone need PyTorch."""
+"""Reads and writes weight files: safetensors, and PyTorch's own. Only the latter need PyTorch."""
 
 import importlib
 import io
@@ -36,25 +36,25 @@ _SAFETENSORS_DTYPES = {
 
 _TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32")
 
-# What wraps a model (DistributedDataParallel, torch.compile) prefixes the name of every weight.
+# DistributedDataParallel and torch.compile put these prefixes before the name of every weight.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The weights of a safetensors or PyTorch file, told apart by content.
+    """Reads the weights of a safetensors or PyTorch file; the content tells which of them it is.
 
     A PyTorch file holds a state dict, or a dict with one under "state_dict". Nothing in it is
-    executed: PyTorch's restricted unpickler knows tensors and plain containers alone.
+    executed: PyTorch's restricted unpickler knows only tensors and plain containers.
 
     Args:
-      path: local or remote.
+      path: a local or remote path.
 
     Returns:
-      {name: numpy array} without the prefix of a wrapper; what is float16 or bfloat16 in the file
-      is float32.
+      {name: numpy array} without the prefix of a wrapper. Weights that are float16 or bfloat16 in
+      the file are float32 here.
 
     Raises:
-      UserError: not such a file, a damaged one, one with code in it, or PyTorch is missing.
+      UserError: the file is of another kind, is damaged or has code in it, or PyTorch is missing.
     """
     try:
         content = epath.Path(path).read_bytes()
@@ -65,32 +65,54 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         weights = _read_safetensors(content, path)
     else:
         weights = _read_pytorch(content, path)
-    return unwrapped({name: _widened(array) for name, array in weights.items()}, path)
+    # float32 holds every number of the two half types exactly.
+    halves = (np.float16, ml_dtypes.bfloat16)
+    widened = {
+        name: array.astype(np.float32) if array.dtype in halves else array
+        for name, array in weights.items()
+    }
+    return unwrapped(widened, path)
 
 
 def unwrapped(
     weights: Mapping[str, np.ndarray], source: str | os.PathLike[str]
 ) -> dict[str, np.ndarray]:
-    """The weights without the prefix of a wrapper, e.g. "module."; UserError if two become one."""
+    """Removes the prefix of a wrapper, e.g. "module.", from the names of weights.
+
+    Raises:
+      UserError: two of the names would become one.
+    """
     result = {_WRAPPERS.sub("", name): array for name, array in weights.items()}
     if len(result) < len(weights):
-        raise UserError(f"{source} has the same weight with and without the prefix of a wrapper")
+        raise UserError(
+            f"{source} has the same weight with and without the prefix of a wrapper, such as "
+            "'module.'; keep one of the two"
+        )
     return result
 
 
 def write_safetensors(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
-    """Writes {name: numpy array}, whole or not at all."""
-    from safetensors.numpy import save  # here, as training has no use for it
+    """Writes {name: numpy array} as a safetensors file, whole or not at all."""
+    from safetensors.numpy import save  # not above, because training does not need it
 
     contiguous = {name: np.array(array, order="C") for name, array in weights.items()}
-    # Readers of PyTorch ask for this mark.
+    # Programs that read the file into PyTorch ask for this mark.
     write_atomically(path, save(contiguous, metadata={"format": "pt"}))
 
 
 def write_pytorch(
     path: str | os.PathLike[str], weights: Mapping[str, np.ndarray], **entries: Any
 ) -> None:
-    """Writes a state dict with torch.save; with `entries`, {"state_dict": …, **entries}."""
+    """Writes a state dict with torch.save.
+
+    Args:
+      path: the file.
+      weights: {name: numpy array}.
+      entries: if there are any, the file holds {"state_dict": weights, **entries}.
+
+    Raises:
+      UserError: PyTorch is not installed.
+    """
     torch = require_torch(path)
     state_dict = {name: to_tensor(torch, array) for name, array in weights.items()}
     buffer = io.BytesIO()
@@ -99,17 +121,17 @@ def write_pytorch(
 
 
 def to_tensor(torch: ModuleType, array: np.ndarray) -> "torch.Tensor":
-    """A tensor that owns its memory, of the array's dtype, bfloat16 too."""
+    """Returns a tensor that owns its memory; it has the array's dtype, even if that is bfloat16."""
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(np.array(array, order="C"))
 
 
 def cast(weights: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """The weights in "float32", "float16" or "bfloat16"; whole numbers stay as they are.
+    """Casts weights to "float32", "float16" or "bfloat16"; whole numbers stay as they are.
 
     Raises:
-      UserError: an unknown dtype, or a number too large for it.
+      UserError: the dtype is unknown, or a number is too large for it.
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -120,20 +142,20 @@ def cast(weights: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]
         with np.errstate(over="ignore"):
             result = array.astype(DTYPES[dtype])
         if not np.isfinite(result.astype(np.float32)).all():
-            raise UserError(f"{name} has numbers too large for {dtype}; export another dtype")
+            raise UserError(f"{name} has numbers too large for {dtype}; choose another dtype")
         return result
 
     return {name: cast_one(name, array) for name, array in weights.items()}
 
 
 def require_torch(path: str | os.PathLike[str]) -> ModuleType:
-    """The module torch, or a UserError that says how to install it."""
+    """Returns the module torch, or raises a UserError that says how to install it."""
     try:
         return importlib.import_module("torch")
     except ImportError as error:
         raise UserError(
-            f"{path} is a PyTorch file and PyTorch is not installed: pip install "
-            "'cyclip_jax[torch]', or use safetensors, which do without"
+            f"{path} is a PyTorch file and PyTorch is not installed; run pip install "
+            "'cyclip_jax[torch]', or use a safetensors file, which does not need it"
         ) from error
 
 
@@ -143,10 +165,15 @@ def _read_safetensors(content, path):
     try:
         tensors = safetensors.deserialize(content)
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is a damaged safetensors file: {error}") from error
+        raise UserError(
+            f"{path} is a damaged safetensors file ({error}); copy or download it again"
+        ) from error
     unknown = sorted({tensor["dtype"] for _, tensor in tensors} - _SAFETENSORS_DTYPES.keys())
     if unknown:
-        raise UserError(f"{path} has weights of the types {', '.join(unknown)}: ours are floats")
+        raise UserError(
+            f"{path} has weights of the types {', '.join(unknown)}; save them as one of "
+            f"{', '.join(_SAFETENSORS_DTYPES)}"
+        )
     return {
         name: np.frombuffer(tensor["data"], _SAFETENSORS_DTYPES[tensor["dtype"]]).reshape(
             tensor["shape"]
@@ -159,12 +186,15 @@ def _read_pytorch(content, path):
     torch = require_torch(path)
     try:
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # of a dozen types, for a file that is damaged or something else
+    except Exception as error:  # torch.load raises a dozen types for a file that it cannot read
         raise UserError(_why_not_opened(path, str(error))) from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict):
-        raise UserError(f"{path} holds a {type(loaded).__name__}, not a dict of weights")
+        raise UserError(
+            f"{path} holds a {type(loaded).__name__}, not a dict of weights; save "
+            "model.state_dict()"
+        )
     other = [
         str(name)
         for name, value in loaded.items()
@@ -172,21 +202,24 @@ def _read_pytorch(content, path):
     ]
     if other:
         raise UserError(
-            f"{path} holds no weights by name: {', '.join(other[:5])} are not tensors; save "
-            "model.state_dict() alone, or under 'state_dict'"
+            f"{path} does not hold weights by name, because {', '.join(other[:5])} are not "
+            "tensors; save model.state_dict() alone, or under 'state_dict'"
         )
     return {name: from_tensor(tensor, name) for name, tensor in loaded.items()}
 
 
 def from_tensor(tensor: "torch.Tensor", name: str) -> np.ndarray:
-    """The numpy array of a PyTorch tensor, float32 where numpy lacks the dtype.
+    """Returns a PyTorch tensor as a numpy array; bfloat16, which numpy lacks, becomes float32.
 
     Raises:
-      UserError: it is sparse, quantised, or of a type that is neither a float nor an integer.
+      UserError: the tensor is sparse or quantised, or its numbers are neither floats nor integers.
     """
     kind = str(tensor.dtype).removeprefix("torch.")
     if kind not in _TORCH_DTYPES or "strided" not in str(tensor.layout) or tensor.is_meta:
-        raise UserError(f"the weight {name} is no dense tensor of floats: it is {kind}")
+        raise UserError(
+            f"the weight {name} is not a dense tensor of floats but {kind} in the layout "
+            f"{tensor.layout}; save it as a dense float32 tensor"
+        )
     tensor = tensor.detach().cpu()
     return (tensor.float() if kind == "bfloat16" else tensor).numpy()
 
@@ -195,19 +228,16 @@ def _why_not_opened(path, message):
     first_line = message.split("\n")[0]
     if "TorchScript" in message:
         return (
-            f"{path} is a TorchScript program, as OpenAI published CLIP; save its weights alone: "
+            f"{path} is a TorchScript program, as OpenAI's CLIP files are; save only its weights: "
             "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
         )
     if "Weights only load failed" in message or "Unsupported" in message:
         return (
-            f"{path} was not opened, and nothing in it was executed: besides tensors it holds "
-            "Python objects, which could run code. If you trust it, save its weights alone: "
-            f"torch.save(model.state_dict(), 'weights.pt'). (PyTorch says: {first_line})"
+            f"{path} was not opened, and nothing in it was executed, because besides tensors it "
+            "holds Python objects, which could run code; if you trust it, save only its weights: "
+            f"torch.save(model.state_dict(), 'weights.pt') (PyTorch says: {first_line})"
         )
-    return f"{path} is neither a safetensors nor a whole PyTorch file: {first_line}"
-
-
-def _widened(array):
-    """float16 and bfloat16 as float32, which holds them exactly."""
-    is_half = array.dtype in (np.float16, ml_dtypes.bfloat16)
-    return array.astype(np.float32) if is_half else array
+    return (
+        f"{path} is neither a safetensors file nor a complete PyTorch file ({first_line}); give "
+        "one of the two"
+    )

@@ -1,4 +1,4 @@
-"""Reading what others wrote, and our own exports: files and folders with weights and settings."""
+"""Reads files and folders with weights and settings that other programs or our exports wrote."""
 
 import json
 import os
@@ -15,18 +15,18 @@ from cyclip_jax.interop.names import from_transformers
 from cyclip_jax.interop.weights import sizes_of
 from cyclip_jax.models.towers import attention_width, tower_of_layers
 
-# What an export says of itself, beside what its format has a place for.
+# The file in which an export describes itself: its format has no place for all of this.
 DESCRIPTION = "cyclip_jax.json"
-
-
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-
-
 TRANSFORMERS_CONFIG = "config.json"
-
-
 CLIP_VOCAB_SIZE = 49_408
-
+# The keys of open_clip's preprocess_cfg, and what a Checkpoint calls them.
+OPEN_CLIP_PREPROCESS = {
+    "mean": "image_mean",
+    "std": "image_std",
+    "interpolation": "interpolation",
+    "resize_mode": "resize_mode",
+}
 
 _WEIGHT_FILES = (
     "open_clip_model.safetensors",
@@ -34,33 +34,24 @@ _WEIGHT_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
 )
-
-
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-
 
 # PIL's numbers of resampling filters.
 _RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
-
-# Settings of open_clip's towers that change nothing here, and those that our towers have fixed.
+# Settings of open_clip's towers. The first three name a tokenizer; the next change nothing here.
 _TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
-
-
 _NO_MATTER = (
     *("output_tokens", "patch_dropout", "pad_id", "eos_id", "hf_model_pretrained"),
     *("hf_proj_type", "hf_pooler_type", "attn_pooler_queries", "attn_pooler_heads"),
     *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"),
     *("timm_drop", "timm_drop_path"),
 )
-
-
 _SIZES = (
     *("image_size", "layers", "width", "head_width", "patch_size", "heads"),
     *("context_length", "vocab_size"),
 )
-
-
+# Our towers have these values and no others.
 _FIXED = {
     "mlp_ratio": (4, 4.0),
     "pool_type": ("tok", "argmax"),
@@ -70,16 +61,14 @@ _FIXED = {
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads weights from any format but our workdirs.
+    """Reads a checkpoint in any format except that of our workdirs.
 
     Args:
       path: a safetensors or PyTorch file, a folder of open_clip or transformers, or an export.
 
-    Returns:
-      A Checkpoint.
-
     Raises:
-      UserError: what is not there, not such a file, or of an architecture that ours cannot express.
+      UserError: the path does not exist, is of another kind, or holds an architecture that our
+        models cannot express.
     """
     path = absolute(path)
     settings = settings_of(path)
@@ -89,23 +78,24 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         return _assemble(path, _weight_file(path), settings)
     if not settings["weights"]:
         raise UserError(
-            f"{path} holds an {settings['format']} export, from which no weights are read"
+            f"{path} holds an {settings['format']} export, from which no weights are read; give "
+            "the checkpoint that was exported"
         )
     return _assemble(path, path / settings["weights"][0], settings)
 
 
 def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What is said of weights beside them, and so without reading them.
+    """Reads the settings that lie beside weights, without reading the weights.
 
     Args:
-      path: as `read_checkpoint`.
+      path: as for `read_checkpoint`. Of a file, only settings about that very file count.
 
     Returns:
-      A dict with "model", "preprocess" and "tokenizer" as in a Checkpoint, each where it is told;
-      of an export all that it says of itself; of a file only what is about that very file.
+      A dict with "model", "preprocess" and "tokenizer" as in a Checkpoint; a key is missing if
+      nothing tells its value. The dict of an export has everything that it says of itself.
 
     Raises:
-      UserError: as `read_checkpoint`.
+      UserError: as for `read_checkpoint`.
     """
     path = absolute(path)
     if not path.exists():
@@ -116,23 +106,21 @@ def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:
         return description
     if not path.is_dir() and path.name not in _WEIGHT_FILES:
         return {}
-    if (folder / OPEN_CLIP_CONFIG).exists():
-        return _understood(_of_open_clip, folder)
-    if (folder / TRANSFORMERS_CONFIG).exists():
-        return _understood(_of_transformers, folder)
+    try:
+        if (folder / OPEN_CLIP_CONFIG).exists():
+            return _of_open_clip(folder)
+        if (folder / TRANSFORMERS_CONFIG).exists():
+            return _of_transformers(folder)
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(
+            f"the settings in {folder} cannot be understood ({error!r}); give them as their "
+            "program writes them"
+        ) from error
     return {}
 
 
-def _understood(read, folder):
-    """What a config says, or a UserError where it is not as its program writes it."""
-    try:
-        return read(folder)
-    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"the settings in {folder} cannot be understood: {error!r}") from error
-
-
 def _assemble(source, path, description):
-    """The Checkpoint of a weight file, or of the index of several, and what is known of it."""
+    """Makes a Checkpoint of a weight file, or the index of several, and what is known of it."""
     weights = openai_names(_read_all(path), path)
     sizes = sizes_of(weights, source=path)
     model = sizes | description.get("model", {})
@@ -142,7 +130,10 @@ def _assemble(source, path, description):
         if name in sizes and name not in ("name", "image_size") and sizes[name] != value
     ]
     if differing:
-        raise UserError(f"{source} contradicts itself: {', '.join(differing)}")
+        raise UserError(
+            f"{source} contradicts itself: {', '.join(differing)}; give it the settings of these "
+            "weights"
+        )
     is_clips_own = model["vocab_size"] == CLIP_VOCAB_SIZE
     by_size = {"tokenizer": "clip_bpe", "vocabulary": None} if is_clips_own else None
     return Checkpoint(
@@ -165,12 +156,15 @@ def _read_all(path):
 def openai_names(
     weights: dict[str, np.ndarray], source: str | os.PathLike[str]
 ) -> dict[str, np.ndarray]:
-    """The weights under OpenAI's names, from those or from open_clip's or transformers'."""
+    """Renames weights to OpenAI's names, if they have those of open_clip or transformers."""
     if any(name.startswith(("vision_model.", "text_model.")) for name in weights):
         try:
             return from_transformers(weights)
         except ValueError as error:
-            raise UserError(f"{source} has weights that do not go together: {error}") from error
+            raise UserError(
+                f"{source} has weights whose shapes do not fit each other ({error}); save the "
+                "model again"
+            ) from error
     if "text.positional_embedding" in weights:  # open_clip's models with a text tower of its own
         return {name.removeprefix("text."): array for name, array in weights.items()}
     return weights
@@ -184,28 +178,32 @@ def _weight_file(folder):
     files = sorted(path for path in folder.iterdir() if path.name.endswith(_ENDINGS))
     if len(files) == 1:
         return files[0]
-    found = f"several: {', '.join(path.name for path in files)}; name one" if files else "none"
+    found = f"several ({', '.join(path.name for path in files)})" if files else "none"
     raise UserError(
-        f"{folder} is no workdir of a run and should hold one file of weights, and holds {found}"
+        f"{folder} is not the workdir of a run, and it should hold one file of weights but holds "
+        f"{found}; name the file itself"
     )
 
 
 def _json(path, *keys):
-    """The object in a file; UserError where it is none, or lacks one of the keys."""
+    """Reads an object from a JSON file; raises UserError if it is none or lacks one of the keys."""
     try:
         content = json.loads(epath.Path(path).read_text())
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read as JSON ({error}); copy it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not an object with settings")
+        raise UserError(
+            f"{path} holds a {type(content).__name__}, not an object with settings; give the file "
+            "that its program wrote"
+        )
     for key in keys:
         if key not in content:
-            raise UserError(f"{path} lacks {key!r}: it was not written by its program")
+            raise UserError(f"{path} lacks {key!r}; give the file that its program wrote")
     return content
 
 
 def _description(folder):
-    """What an export says of itself, the path of its vocabulary made whole; {} if it is none."""
+    """Reads what an export says of itself, with its vocabulary's full path; {} if it is none."""
     path = folder / DESCRIPTION
     if not path.exists():
         return {}
@@ -230,10 +228,16 @@ def _of_open_clip(folder):
         and value not in _FIXED.get(name, (None, False, {}))
     ]
     if problems:
-        raise UserError(f"open_clip's model has what ours has not: {', '.join(problems)}")
+        raise UserError(
+            f"{folder} holds an open_clip model with settings that ours cannot have: "
+            f"{', '.join(problems)}; choose another model"
+        )
     size = vision.get("image_size", 224)
     if isinstance(size, list) and len(set(size)) > 1:
-        raise UserError(f"open_clip's model has images of {size} pixels; ours are square")
+        raise UserError(
+            f"{folder} holds an open_clip model for images of {size} pixels, and ours take square "
+            "images; choose another model"
+        )
     tower = tower_of_layers(vision.get("layers", 12))
     vision_features = attention_width(tower, vision.get("width", 768))
     preprocess = config.get("preprocess_cfg", {})
@@ -245,12 +249,7 @@ def _of_open_clip(folder):
         },
         "preprocess": {
             ours: value
-            for theirs, ours in (
-                ("mean", "image_mean"),
-                ("std", "image_std"),
-                ("resize_mode", "resize_mode"),
-                ("interpolation", "interpolation"),
-            )
+            for theirs, ours in OPEN_CLIP_PREPROCESS.items()
             if (value := preprocess.get(theirs)) is not None
         },
     }
@@ -263,8 +262,8 @@ def _of_transformers(folder):
     config = _json(folder / TRANSFORMERS_CONFIG)
     if config.get("model_type") != "clip":
         raise UserError(
-            f"{folder} is neither the workdir of a run nor a CLIP model of transformers: its "
-            f"{TRANSFORMERS_CONFIG} says model_type {config.get('model_type')!r}"
+            f"{folder} is neither the workdir of a run nor a CLIP model of transformers, because "
+            f"its {TRANSFORMERS_CONFIG} says model_type {config.get('model_type')!r}; use another"
         )
     vision, text = (
         {**(config.get(f"{tower}_config") or {}), **(config.get(f"{tower}_config_dict") or {})}
@@ -274,14 +273,16 @@ def _of_transformers(folder):
     epsilons = {tower.get("layer_norm_eps", 1e-5) for tower in (vision, text)}
     if len(activations) > 1 or not activations <= {"quick_gelu", "gelu"} or epsilons != {1e-5}:
         raise UserError(
-            f"{folder} has activations {sorted(activations)} and LayerNorm epsilons "
-            f"{sorted(epsilons)}; ours are quick_gelu or gelu in both towers, and 1e-5"
+            f"{folder} has the activations {sorted(activations)} and the LayerNorm epsilons "
+            f"{sorted(epsilons)}, and our towers share quick_gelu or gelu and have 1e-5; choose "
+            "another model"
         )
-    # 2 is what old configs say, and transformers then looks for the largest id, as we do.
+    # Old configs say 2, and transformers then looks for the largest id, as we do.
     last = text.get("vocab_size", CLIP_VOCAB_SIZE) - 1
     if text.get("eos_token_id", last) not in (2, last):
         raise UserError(
-            f"{folder} reads texts at token {text['eos_token_id']}; ours at the largest, {last}"
+            f"{folder} reads texts at token {text['eos_token_id']}, and our model reads them at "
+            f"the largest, {last}; choose another model"
         )
     return {
         "model": {
@@ -294,7 +295,7 @@ def _of_transformers(folder):
 
 
 def _transformers_preprocess(folder):
-    """What is told of the preprocessing, by files of transformers before and from version 5."""
+    """Reads the preprocessing; transformers names the file otherwise from version 5 on."""
     if (folder / "preprocessor_config.json").exists():
         processor = _json(folder / "preprocessor_config.json")
     elif (folder / "processor_config.json").exists():
@@ -305,7 +306,8 @@ def _transformers_preprocess(folder):
     left_out = [step for step in steps if not processor.get(step, True)]
     if left_out or abs(255 * processor.get("rescale_factor", 1 / 255) - 1) > 1e-6:
         raise UserError(
-            f"{folder} prepares images without {', '.join(left_out) or 'scaling them to [0, 1]'}"
+            f"{folder} prepares images without {', '.join(left_out) or 'scaling them to [0, 1]'}, "
+            "which our preprocessing always does; choose another model"
         )
     size = processor.get("size", {})
     is_shortest = isinstance(size, int) or "shortest_edge" in size or not size

@@ -1,8 +1,8 @@
-"""Writing what others read: the folders of open_clip, the official CyCLIP code and transformers.
+"""Writes the folders that open_clip, the official CyCLIP code and transformers read.
 
 Each writer takes (folder, checkpoint, tokenizer, dtype): an epath.Path, a Checkpoint whose `model`
 is complete, a tokenizer of data/tokenizers.py, and the weights' dtype. It returns the names of the
-files with all weights, the one to be read back first.
+files that hold all weights; the first of them is the one that is read back.
 """
 
 import importlib.util
@@ -18,7 +18,12 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically, write_json
 from cyclip_jax.interop.checkpoint import Checkpoint, other_resizing
 from cyclip_jax.interop.files import cast, write_pytorch, write_safetensors
-from cyclip_jax.interop.folders import CLIP_VOCAB_SIZE, OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG
+from cyclip_jax.interop.folders import (
+    CLIP_VOCAB_SIZE,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_PREPROCESS,
+    TRANSFORMERS_CONFIG,
+)
 from cyclip_jax.interop.hf_tokenizer import tokenizer_files
 from cyclip_jax.interop.names import COUNT, to_transformers
 from cyclip_jax.models.presets import head_count
@@ -28,24 +33,28 @@ _BICUBIC = 3  # PIL's number of the filter
 
 
 def check_format(checkpoint: Checkpoint, export_format: str) -> None:
-    """Raises UserError where a format cannot hold a model, and warns where its readers err.
+    """Checks that a format can hold a model, and warns if its readers would compute another one.
 
     Args:
       checkpoint: a completed Checkpoint.
       export_format: "open_clip", "cyclip", "transformers" or "onnx".
+
+    Raises:
+      UserError: the format cannot hold the model.
     """
     tower, width = checkpoint.model["vision_tower"], checkpoint.model["vision_width"]
     if export_format == "transformers" and tower != "vit":
         raise UserError(
-            "transformers has no CLIP with a ResNet; the formats open_clip, cyclip and onnx have"
+            f"{checkpoint.source} has a ResNet, and transformers has no CLIP with a ResNet; choose "
+            "the format open_clip, cyclip or onnx"
         )
     differing = other_resizing(checkpoint)
     if export_format in ("transformers", "onnx") and differing:
         raise UserError(
             f"{checkpoint.source} prepares its images with another {' and '.join(differing)}, "
-            f"which the format {export_format} cannot say"
+            f"which the format {export_format} cannot express; choose the format open_clip"
         )
-    # A bare state dict has no place for these: its readers take them from the widths.
+    # A bare state dict has no place for these settings: its readers derive them from the widths.
     assumed = {
         "quick_gelu": True,
         "vision_heads": head_count(attention_width(tower, width)),
@@ -54,7 +63,7 @@ def check_format(checkpoint: Checkpoint, export_format: str) -> None:
     other = {name: checkpoint.model[name] for name, value in assumed.items()}
     if export_format in ("open_clip", "cyclip") and other != assumed:
         logging.warning(
-            "Readers of %s that know OpenAI's models alone compute %s where this model has %s.",
+            "Readers of %s that know only OpenAI's models assume %s, and this model has %s.",
             "cyclip.pt" if export_format == "cyclip" else "openai.pt",
             assumed,
             other,
@@ -64,19 +73,20 @@ def check_format(checkpoint: Checkpoint, export_format: str) -> None:
 def write_open_clip(
     folder: epath.Path, checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: str
 ) -> list[str]:
-    """open_clip's `local-dir:FOLDER`, its tokenizer included, and openai.pt where torch is there.
+    """Writes a folder with its tokenizer, which open_clip loads as `local-dir:FOLDER`.
 
-    openai.pt is a bare state dict in OpenAI's names, which their own `clip.load` takes too.
+    If PyTorch is installed, the folder also gets openai.pt, a bare state dict under OpenAI's names,
+    which OpenAI's own `clip.load` takes as well.
     """
     weights = cast(checkpoint.weights, dtype)
     write_safetensors(folder / "open_clip_model.safetensors", weights)
-    uses_clips_tokenizer = _is_clips(checkpoint)
-    if not uses_clips_tokenizer:
+    hf_tokenizer = not _is_clips(checkpoint)
+    if hf_tokenizer:
         _write_files(folder, tokenizer_files(tokenizer))
-    config = open_clip_config(checkpoint, hf_tokenizer=not uses_clips_tokenizer)
+    config = open_clip_config(checkpoint, hf_tokenizer=hf_tokenizer)
     write_json(folder / OPEN_CLIP_CONFIG, config)
     written = ["open_clip_model.safetensors"]
-    if _has_torch():
+    if importlib.util.find_spec("torch") is not None:
         write_pytorch(folder / "openai.pt", _with_step(checkpoint, weights))
         written.append("openai.pt")
     return written
@@ -85,10 +95,10 @@ def write_open_clip(
 def write_cyclip(
     folder: epath.Path, checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: str
 ) -> list[str]:
-    """cyclip.pt, which the official CyCLIP code reads as --checkpoint, to evaluate with it."""
-    del tokenizer  # the code has CLIP's own
+    """Writes cyclip.pt, which the official CyCLIP code evaluates as its --checkpoint."""
+    del tokenizer  # the official code has CLIP's own tokenizer
     weights = _with_step(checkpoint, cast(checkpoint.weights, dtype))
-    # "epoch" counts those that are done: going on, the code starts with the next.
+    # "epoch" counts finished epochs: where the official code trains on, it starts with the next.
     epoch = checkpoint.metrics.get("epoch", 0)
     write_pytorch(folder / "cyclip.pt", weights, epoch=int(epoch), name="cyclip_jax")
     return ["cyclip.pt"]
@@ -97,7 +107,7 @@ def write_cyclip(
 def write_transformers(
     folder: epath.Path, checkpoint: Checkpoint, tokenizer: Tokenizer, dtype: str
 ) -> list[str]:
-    """What `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read."""
+    """Writes what `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` read."""
     weights = to_transformers(cast(checkpoint.weights, dtype))
     write_safetensors(folder / "model.safetensors", weights)
     write_json(folder / TRANSFORMERS_CONFIG, transformers_config(checkpoint, dtype))
@@ -107,13 +117,14 @@ def write_transformers(
 
 
 def open_clip_config(checkpoint: Checkpoint, *, hf_tokenizer: bool) -> dict[str, Any]:
-    """The content of open_clip_config.json.
+    """Returns the content of open_clip_config.json.
 
     Args:
-      hf_tokenizer: whether the folder holds a Hugging Face tokenizer, in place of CLIP's own.
+      checkpoint: a completed Checkpoint.
+      hf_tokenizer: whether the folder holds a Hugging Face tokenizer; open_clip's own, which is
+        CLIP's, is used otherwise.
     """
-    model, preprocess = checkpoint.model, checkpoint.preprocess
-    width = model["vision_width"]
+    model, width = checkpoint.model, checkpoint.model["vision_width"]
     channels = attention_width(model["vision_tower"], width)
     text = {
         "context_length": model["context_length"],
@@ -123,7 +134,7 @@ def open_clip_config(checkpoint: Checkpoint, *, hf_tokenizer: bool) -> dict[str,
         "layers": model["text_layers"],
     }
     if hf_tokenizer:
-        # From a local folder open_clip takes the files there; the name says which kind they are.
+        # open_clip takes the tokenizer from the folder; the name says only which kind it is.
         text |= {"hf_tokenizer_name": "cyclip_jax", "tokenizer_kwargs": {"clean": "whitespace"}}
     return {
         "model_cfg": {
@@ -139,16 +150,13 @@ def open_clip_config(checkpoint: Checkpoint, *, hf_tokenizer: bool) -> dict[str,
             "text_cfg": text,
         },
         "preprocess_cfg": {
-            "mean": preprocess["image_mean"],
-            "std": preprocess["image_std"],
-            "interpolation": preprocess["interpolation"],
-            "resize_mode": preprocess["resize_mode"],
+            theirs: checkpoint.preprocess[ours] for theirs, ours in OPEN_CLIP_PREPROCESS.items()
         },
     }
 
 
 def transformers_config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
-    """The content of config.json, of a CLIPModel."""
+    """Returns the content of config.json for transformers' CLIPModel."""
     model = checkpoint.model
     shared = {
         "hidden_act": "quick_gelu" if model["quick_gelu"] else "gelu",
@@ -189,7 +197,7 @@ def transformers_config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
 
 
 def preprocessor_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The content of preprocessor_config.json, of a CLIPImageProcessor."""
+    """Returns the content of preprocessor_config.json for transformers' CLIPImageProcessor."""
     size = checkpoint.model["image_size"]
     return {
         "image_processor_type": "CLIPImageProcessor",
@@ -209,13 +217,13 @@ def preprocessor_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _is_clips(checkpoint):
-    """Whether the tokenizer is CLIP's own, which open_clip and the official code have built in."""
+    """Says whether the tokenizer is CLIP's own, which open_clip and the official code contain."""
     is_bpe = (checkpoint.tokenizer or {}).get("tokenizer") == "clip_bpe"
     return is_bpe and checkpoint.model["vocab_size"] == CLIP_VOCAB_SIZE
 
 
 def _with_step(checkpoint, weights):
-    """BatchNorm's counts as PyTorch would have them: a batch for every step."""
+    """Sets BatchNorm's counts of batches as PyTorch would have them: one batch for each step."""
     return {
         name: np.asarray(checkpoint.step or 0) if name.endswith(COUNT) else array
         for name, array in weights.items()
@@ -225,10 +233,6 @@ def _with_step(checkpoint, weights):
 def _write_files(folder, files):
     for name, content in files.items():
         write_atomically(folder / name, content)
-
-
-def _has_torch():
-    return importlib.util.find_spec("torch") is not None
 
 
 WRITERS: dict[str, Callable[[epath.Path, Checkpoint, Tokenizer, str], list[str]]] = {

@@ -1,35 +1,36 @@
-"""Our tokenizers as the files of a Hugging Face tokenizer.
+"""Writes our tokenizers as the files of a Hugging Face tokenizer.
 
-`AutoTokenizer`, `CLIPProcessor` and open_clip's `HFTokenizer` load a folder with these files. Of a
-text too long for the context they drop, as we do, the ids that do not fit before end-of-text; for a
-tokenizer with keep_end_of_text=False too, as these files cannot say otherwise.
+`AutoTokenizer`, `CLIPProcessor` and open_clip's `HFTokenizer` load a folder with these files. If a
+text is too long for the context, they drop, as we do, the ids that do not fit before end-of-text.
+They do so even for a tokenizer with keep_end_of_text=False, because these files cannot express it.
 
-**SentencePiece** becomes a unigram model with padding 0, which gives the ids of our tokenizer on
-every text, the names of its special tokens included, but for:
+**SentencePiece** becomes a unigram model with padding 0. It gives the ids of our tokenizer on every
+text, even on one that has the names of special tokens in it. There are five exceptions:
 
-- lone surrogates: Hugging Face's tokenizers raise an error, ours reads "?";
-- U+FFF0 and U+FFF1, which no text has: they are used as marks, and dropped;
-- two segmentations with the same score up to rounding, as of "aaa" into "a aa" and "aa a":
-  SentencePiece adds in single precision, Hugging Face in double, and each takes what it finds
-  larger;
-- `split_special_tokens=False`, or another program than transformers: the special tokens' names are
-  then read as special tokens. They have spaces inside, so that nobody types them;
-- open_clip's HFTokenizer, which before anything else mends Unicode (ftfy), replaces HTML entities
-  and joins words by single spaces. The ids are ours of the text so cleaned.
+- Hugging Face's tokenizers raise an error on lone surrogates; ours reads them as "?".
+- U+FFF0 and U+FFF1 are used as marks and are dropped. No text has them.
+- Two segmentations may have the same score up to rounding, such as "a aa" and "aa a" of "aaa".
+  SentencePiece adds scores in single precision and Hugging Face in double, and each takes the one
+  that it finds larger.
+- With `split_special_tokens=False`, or in another program than transformers, the names of special
+  tokens in a text are read as special tokens. They have spaces inside, so that nobody types them.
+- open_clip's HFTokenizer first mends Unicode (ftfy), replaces HTML entities and joins words by
+  single spaces. Its ids are those that ours gives for the cleaned text.
 
-**clip_bpe** becomes the `CLIPTokenizer` of OpenAI's own Hugging Face repositories: padding is
-end-of-text and the special tokens are called <|startoftext|> and <|endoftext|>. CLIPModel pools at
-the first end-of-text, so the model gives the same embeddings. That class differs from CLIP's own
-tokenizer, open_clip's and ours in what it does before the byte pairs, and no file can mend it:
+**clip_bpe** becomes the `CLIPTokenizer` of OpenAI's own Hugging Face repositories. Its padding is
+end-of-text, and its special tokens are called <|startoftext|> and <|endoftext|>. CLIPModel pools at
+the first end-of-text, so that the model gives the same embeddings. CLIP's own tokenizer,
+open_clip's and ours agree; that class does other things before the byte pairs, and no file can
+change them:
 
-- it composes characters (NFC) where ours also mends Unicode (ftfy: mojibake, curly quotes,
-  ligatures, full-width letters, control characters) and replaces HTML entities;
-- a final Σ becomes σ, not ς; ſ does not end a contraction ("'ſ");
-- the names of the special tokens are <|startoftext|> and <|endoftext|>, not <start_of_text> and
-  <end_of_text>, where they stand in a text;
-- letters and numbers are those of another version of Unicode.
+- It composes characters (NFC). Ours also mends Unicode (ftfy: mojibake, curly quotes, ligatures,
+  full-width letters, control characters) and replaces HTML entities.
+- A final Σ becomes σ, not ς, and ſ does not end a contraction ("'ſ").
+- The names by which it knows special tokens in a text are <|startoftext|> and <|endoftext|>, not
+  <start_of_text> and <end_of_text>.
+- Its letters and numbers are those of another version of Unicode.
 
-open_clip needs no files for CLIP's vocabulary: its default tokenizer is exactly ours.
+open_clip needs no files for CLIP's vocabulary, because its default tokenizer is exactly ours.
 """
 
 import base64
@@ -52,7 +53,7 @@ from cyclip_jax.data.tokenizers import (
 )
 from cyclip_jax.errors import UserError
 
-# Of no use in Unicode: they end a grapheme, compose with nothing, and no text has them.
+# These two can serve as marks: they end a grapheme, compose with nothing, and no text has them.
 APART, SEPARATE = "\ufff0", "\ufff1"
 SPACE = "▁"  # SentencePiece's visible space
 
@@ -63,23 +64,23 @@ CLIP_SPLIT = (
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """The files of a Hugging Face tokenizer with the ids of ours (see the top of this file).
+    """Returns the files of a Hugging Face tokenizer that gives our ids (see the top of this file).
 
     Args:
       tokenizer: a ClipBpeTokenizer or a SentencePieceTokenizer.
 
     Returns:
-      {file name: bytes}: tokenizer.json and tokenizer_config.json; for clip_bpe also vocab.json and
-      merges.txt, which transformers below 5 reads.
+      {file name: bytes} with tokenizer.json and tokenizer_config.json. For clip_bpe there are also
+      vocab.json and merges.txt, which transformers reads in versions below 5.
 
     Raises:
-      UserError: a SentencePiece model of a kind that these files cannot express.
+      UserError: the SentencePiece model is of a kind that these files cannot express.
     """
     if isinstance(tokenizer, ClipBpeTokenizer):
         return _clip_files(tokenizer)
     if isinstance(tokenizer, SentencePieceTokenizer):
         return _sentencepiece_files(tokenizer)
-    raise TypeError(f"no tokenizer of cyclip_jax: {tokenizer!r}")
+    raise TypeError(f"{tokenizer!r} is not a tokenizer of cyclip_jax")
 
 
 def _as_json(content):
@@ -87,7 +88,7 @@ def _as_json(content):
 
 
 def _tokenizer_json(**parts):
-    """The parts of a tokenizer.json; whoever calls the tokenizer says how to cut and to pad."""
+    """Joins the parts of a tokenizer.json; who calls the tokenizer decides how to cut and pad."""
     return _as_json({"version": "1.0", "truncation": None, "padding": None} | parts)
 
 
@@ -145,7 +146,7 @@ def _clip_files(tokenizer):
 
 
 def _clip_pipeline(vocabulary):
-    """What CLIPTokenizer does around the byte pairs; version 5 of transformers does it in code."""
+    """Describes what CLIPTokenizer does around the byte pairs, which transformers 5 has in code."""
     bytes_alone = {"type": "ByteLevel", "add_prefix_space": False}
     bytes_alone |= {"trim_offsets": True, "use_regex": True}
     split = {"type": "Split", "pattern": {"Regex": CLIP_SPLIT}}
@@ -169,7 +170,7 @@ def _clip_pipeline(vocabulary):
 
 
 def _sentencepiece_files(tokenizer):
-    # Protobuf makes the module's classes when it is imported.
+    # pyright does not see the class, because protobuf makes it when the module is imported.
     model_proto = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
     proto = model_proto.FromString(
         read_sentencepiece(tokenizer.vocabulary).serialized_model_proto()
@@ -187,7 +188,7 @@ def _sentencepiece_files(tokenizer):
         "eos_token": names[end],
         "pad_token": names[0],
         "unk_token": names[unknown],
-        "split_special_tokens": True,  # their names in a text are text
+        "split_special_tokens": True,  # names of special tokens in a text are text
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
@@ -195,21 +196,22 @@ def _sentencepiece_files(tokenizer):
         "tokenizer.json": _tokenizer_json(
             added_tokens=[_added_token(i, names[i]) for i in sorted({0, unknown, start, end})],
             normalizer={"type": "Sequence", "normalizers": _normalizers(proto.normalizer_spec)},
-            pre_tokenizer=None,  # pieces are sought in the whole text, as SentencePiece does
+            pre_tokenizer=None,  # SentencePiece, too, looks for pieces in the whole text
             post_processor=_between(start, end, names),
-            decoder=_metaspace(),
+            decoder={
+                "type": "Metaspace",
+                "replacement": SPACE,
+                "prepend_scheme": "always",
+                "split": False,
+            },
             model={"type": "Unigram", "unk_id": unknown, "vocab": vocabulary},
         ),
         "tokenizer_config.json": _as_json(config),
     }
 
 
-def _metaspace():
-    return {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": False}
-
-
 def _between(start, end, names):
-    """Start-of-text, the text, end-of-text; and a pair of texts one after the other."""
+    """Puts start-of-text before a text and end-of-text behind it; a pair is two such texts."""
 
     def special(token_id, type_id=0):
         return {"SpecialToken": {"id": names[token_id], "type_id": type_id}}
@@ -229,34 +231,37 @@ def _between(start, end, names):
 
 
 def _check_model(proto, path):
-    """Refuses what has no counterpart; nothing of it is in a model of `train_sentencepiece`."""
+    """Raises UserError if a model has what a Hugging Face tokenizer cannot have.
+
+    Models of `train_sentencepiece` never do.
+    """
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     kinds = {piece.type for piece in proto.pieces}
     known_rules = {"nmt_nfkc_cf", "nmt_nfkc", "nfkc_cf", "nfkc", "identity"}
     obstacles = {
-        "is no unigram model": trainer.model_type != trainer.UNIGRAM,
+        "is not a unigram model": trainer.model_type != trainer.UNIGRAM,
         "has pieces for bytes": proto.SentencePiece.BYTE in kinds,
         "has user-defined pieces": proto.SentencePiece.USER_DEFINED in kinds,
         "puts spaces behind words": trainer.treat_whitespace_as_suffix,
         "keeps repeated spaces": not normalizer.remove_extra_whitespaces,
         "has no visible spaces": not normalizer.escape_whitespaces,
-        "normalizes by rules of its own": normalizer.name not in known_rules,
+        "has its own rules of normalization": normalizer.name not in known_rules,
     }
     found = [obstacle for obstacle, is_there in obstacles.items() if is_there]
     if found:
         raise UserError(
             f"{path} cannot be exported to a Hugging Face tokenizer because it "
-            f"{' and '.join(found)}; export the model without its tokenizer, or train with a "
+            f"{' and '.join(found)}; export the model without its tokenizer, or train it with a "
             "vocabulary of `python -m cyclip_jax.data.tokenizers`"
         )
 
 
 def _unigram_vocabulary(proto, vocab_size):
-    """[name, score] of every id.
+    """Returns [name, score] of every id.
 
-    A text may be matched by a normal piece alone. The others get a name with a space, which after
-    normalization no text has, and a score above that of all the pieces: the lowest score decides
-    that of an unknown character.
+    Only normal pieces may match a text. All others get a name with a space, which no text has after
+    normalization. Their score is above those of all pieces, because the lowest score decides that
+    of an unknown character.
     """
     normal = proto.SentencePiece.NORMAL
     vocabulary = [
@@ -274,16 +279,16 @@ def _unreachable(name):
 
 # SentencePiece's normalization
 #
-# It goes through the text from left to right, and replaces the longest sequence of characters that
-# its table, the charsmap, has. Hugging Face's `Precompiled` reads the same table but looks up
-# grapheme clusters: of "E" with a combining accent it finds "E", and the accent is lost. It is
-# right on single characters. So these steps do what the table does:
+# SentencePiece goes through the text from left to right and replaces the longest sequence of
+# characters that its table, the charsmap, has. Hugging Face's `Precompiled` reads the same table
+# but looks up grapheme clusters: for "E" with a combining accent it finds "E", and the accent is
+# lost. It is right on single characters. So these steps do what the table does:
 #
-# 1. sequences that composition (NFC) would not make into what the table says are replaced;
-# 2. APART is put before every combining character that belongs to no sequence of the table;
-# 3. SEPARATE is put between characters, `Precompiled` replaces each, SEPARATE is taken out;
-# 4. NFC composes the sequences, and nothing else, as APART is between; APART is taken out;
-# 5. spaces at both ends and repeated ones go, the others become visible.
+# 1. Sequences for which composition (NFC) gives something else than the table are replaced.
+# 2. APART is put before every combining character that belongs to no sequence of the table.
+# 3. SEPARATE is put between characters, `Precompiled` replaces each, and SEPARATE is taken out.
+# 4. NFC composes the sequences and, because APART is in between, nothing else. APART is taken out.
+# 5. Spaces at both ends and repeated spaces are removed, and the others become visible.
 
 
 def _normalizers(spec):
@@ -294,7 +299,7 @@ def _normalizers(spec):
         steps += [
             *_irregular_sequences(charsmap),
             _replace(_outside_sequences(charsmap), APART),
-            # Not at the start of a text: tokenizers 0.23 panics at what is put there.
+            # Nothing may be put at the start of a text, because tokenizers 0.23 then panics.
             _replace(r"(?!\A)(?=\n|[^\x00-\x7f])", SEPARATE),
             {"type": "Precompiled", "precompiled_charsmap": encoded},
             _replace(SEPARATE, ""),
@@ -308,17 +313,20 @@ def _normalizers(spec):
 
 
 def read_charsmap(blob: bytes) -> dict[str, str]:
-    """SentencePiece's table of normalization, {sequence of characters: replacement}, both str.
+    """Reads SentencePiece's table of normalization.
 
     Args:
-      blob: the normalizer's `precompiled_charsmap`: the size of a trie in bytes, the trie as a
-        double array of 32-bit units, and the replacements in UTF-8, each ended by a zero. (See
-        darts-clone's darts.h for the bits of a unit.)
+      blob: the normalizer's `precompiled_charsmap`. It holds the size of a trie in bytes, the trie
+        as a double array of 32-bit units, and the replacements in UTF-8, each ended by a zero.
+        (darts-clone's darts.h explains the bits of a unit.)
+
+    Returns:
+      {sequence of characters: replacement}.
     """
     (size,) = struct.unpack_from("<I", blob)
     units = struct.unpack_from(f"<{size // 4}I", blob, 4)
     replacements = blob[4 + size :]
-    children = collections.defaultdict(list)  # by where the children of a node start
+    children = collections.defaultdict(list)  # {where the children of a node start: children}
     for position, unit in enumerate(units):
         label = unit & 0x8000_00FF  # a unit with the highest bit holds a value
         if 0 < label < 256:
@@ -343,9 +351,9 @@ def _first_child(units, position):
 
 
 def _is_composed(result, sequence, charsmap):
-    """Whether steps 3 and 4 make the result of a sequence.
+    """Says whether steps 3 and 4 turn a sequence into the result.
 
-    Only characters of Unicode 3.2 are relied on, which every implementation of NFC knows.
+    It relies only on characters of Unicode 3.2, which every implementation of NFC knows.
     """
     characters = "".join(charsmap.get(c, c) for c in sequence)
     is_known = all(unicode_3_2.category(c) != "Cn" for c in characters + result)
@@ -353,7 +361,7 @@ def _is_composed(result, sequence, charsmap):
 
 
 def _irregular_sequences(charsmap):
-    """Step 1: one replacement for each result, such as İ of I and a combining dot."""
+    """Makes step 1: one replacement for each result, such as İ from I and a combining dot."""
     sequences = collections.defaultdict(list)
     for sequence, result in charsmap.items():
         if len(sequence) > 1 and not _is_composed(result, sequence, charsmap):
@@ -365,20 +373,20 @@ def _irregular_sequences(charsmap):
 
 
 def _outside_sequences(charsmap):
-    """Step 2: the pattern of the places before combining characters, but not inside a sequence."""
+    """Makes the pattern of step 2: places before combining characters but not inside a sequence."""
     sequences = [key for key in charsmap if len(key) > 1]
     if not sequences:
         return r"(?!)"
     combining = set(itertools.chain.from_iterable(key[1:] for key in sequences))
-    combining |= {  # and what is replaced by one, or by a text that begins with one
+    combining |= {  # characters whose replacement begins with a combining character
         char
         for char, result in charsmap.items()
         if len(char) == 1 and (result[:1] in combining or unicode_3_2.combining(result[:1] or "a"))
     }
     following = rf"[\p{{M}}{_ranges(combining)}]"
     unit = rf"(?>{_longest_of(sequences)}|(?m:.))"
-    # From a character that begins a sequence for sure, or from the last place found (\G), by whole
-    # sequences (atomic groups) to the next place; \K makes the place empty, where APART goes.
+    # The search starts at a character that surely begins a sequence, or at the last place (\G). It
+    # goes by whole sequences (atomic groups) to the next place. \K makes the match there empty.
     return (
         rf"(?:\G|(?!{following}))(?=(?m:.){following}){unit}"
         rf"(?:(?={following}){unit})*?\K(?={following})"
@@ -386,7 +394,7 @@ def _outside_sequences(charsmap):
 
 
 def _longest_of(sequences):
-    """A regular expression for the longest of the sequences that begin at a place."""
+    """Makes a regular expression for the longest of the sequences that begin at a place."""
     tails = collections.defaultdict(set)
     for sequence in sequences:
         if sequence:
@@ -402,15 +410,11 @@ def _longest_of(sequences):
 
 
 def _ranges(chars):
-    """The inside of a regular expression's character class."""
-    points = sorted(map(ord, chars))
-    runs = []
-    for point in points:
-        if runs and point == runs[-1][1] + 1:
-            runs[-1][1] = point
-        else:
-            runs.append([point, point])
-    return "".join(
-        re.escape(chr(first)) + (f"-{re.escape(chr(last))}" if last > first else "")
-        for first, last in runs
-    )
+    """Writes characters as the inside of a regular expression's character class."""
+    ranks = enumerate(sorted(map(ord, chars)))
+    result = ""
+    # In a run of consecutive characters, the difference between point and rank stays the same.
+    for _, run in itertools.groupby(ranks, lambda ranked: ranked[1] - ranked[0]):
+        first, *rest = (re.escape(chr(point)) for _, point in run)
+        result += f"{first}-{rest[-1]}" if rest else first
+    return result

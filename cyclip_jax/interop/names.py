@@ -1,7 +1,7 @@
-"""Our parameters under the names that PyTorch users know.
+"""Gives our parameters the names that PyTorch users know.
 
-"OpenAI names" are those of OpenAI's CLIP: open_clip and the official CyCLIP code use them too. The
-model class of transformers has names and layouts of its own. Weights are dicts {name: numpy array}.
+"OpenAI names" are the names in OpenAI's CLIP; open_clip and the official CyCLIP code use them too.
+transformers has names and layouts of its own. Weights are dicts {name: numpy array}.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-# What our path becomes, rule by rule, "." between its keys.
+# These rules, applied in order, turn one of our paths, joined by ".", into the OpenAI name.
 _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -25,15 +25,15 @@ _RULES = tuple(
         (r"\.(mean|var)$", r".running_\1"),
     )
 )
-# BatchNorm's count of batches: PyTorch keeps one beside each running mean, we have none.
+# PyTorch's BatchNorm counts its batches beside each running mean; ours does not.
 COUNT = "num_batches_tracked"
 
 
 def torch_name(path: Iterable[str | int]) -> str:
-    """The OpenAI name of a parameter or statistic.
+    """Returns the OpenAI name of a parameter or statistic.
 
     Args:
-      path: its keys in the model's tree, e.g. ("visual", "stages", 0, 1, "bn1", "scale").
+      path: the keys of it in the model's tree, e.g. ("visual", "stages", 0, 1, "bn1", "scale").
     """
     name = ".".join(str(key) for key in path)
     for pattern, replacement in _RULES:
@@ -42,32 +42,31 @@ def torch_name(path: Iterable[str | int]) -> str:
 
 
 def to_torch_layout(path: Sequence[str | int], array: np.ndarray) -> np.ndarray:
-    """PyTorch's order of axes: [h, w, i, o] -> [o, i, h, w] or, linear, [i, o] -> [o, i]."""
+    """Orders the axes as PyTorch does.
+
+    A convolution's kernel goes from [h, w, i, o] to [o, i, h, w], and a linear layer's from [i, o]
+    to [o, i]. Everything else stays as it is.
+    """
     if path[-1] != "kernel":
         return array
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
 def from_torch_layout(path: Sequence[str | int], array: np.ndarray) -> np.ndarray:
-    """The inverse of `to_torch_layout`."""
+    """Undoes `to_torch_layout`."""
     if path[-1] != "kernel":
         return array
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def torch_shape(path: Sequence[str | int], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in PyTorch of one of our arrays."""
-    return to_torch_layout(path, np.broadcast_to(0.0, shape)).shape
-
-
 def layer_count(weights: Iterable[str], prefix: str) -> int:
-    """How many blocks `<prefix><number>.…` the weights name: one more than the highest number."""
+    """Returns one more than the highest number in the names `<prefix><number>.…` of weights."""
     pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
     matches = (pattern.match(name) for name in weights)
     return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
 
-# Of transformers' CLIPModel. "pre_layrnorm" is how it is spelt there.
+# The names in transformers' CLIPModel, which spells "pre_layrnorm" like this.
 _OUTSIDE_BLOCKS = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -95,12 +94,12 @@ _BLOCKS = {
     "visual.transformer.resblocks.": "vision_model.encoder.layers.",
     "transformer.resblocks.": "text_model.encoder.layers.",
 }
-_TRANSPOSED = ("visual.proj", "text_projection")  # x @ W in OpenAI's code, a Linear there
+_TRANSPOSED = ("visual.proj", "text_projection")  # OpenAI computes x @ W, transformers has a Linear
 _QKV = "qkv"
 
 
 def to_transformers(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """OpenAI names -> those of transformers' CLIPModel, of a vision transformer."""
+    """Renames weights with OpenAI's names as transformers' CLIPModel does; for ViTs only."""
     renamed, fused = _transformers_names(weights)
     result = {
         theirs: weights[ours].T if ours in _TRANSPOSED else weights[ours]
@@ -114,8 +113,8 @@ def to_transformers(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def from_transformers(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The inverse of `to_transformers`; names that it does not know stay as they are."""
-    # Old files hold the numbers 0, 1, 2, … too.
+    """Undoes `to_transformers`; names that it does not know stay as they are."""
+    # Old files also hold the position numbers 0, 1, 2, …
     left = {name: array for name, array in weights.items() if not name.endswith("position_ids")}
     renamed, fused = _transformers_names(weights)
     result = {}
@@ -130,7 +129,7 @@ def from_transformers(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
 
 
 def _transformers_names(weights):
-    """({OpenAI name: their name}, {OpenAI name: their names for query, key and value})."""
+    """Returns ({OpenAI name: their name}, {OpenAI name: their three, for query, key and value})."""
     renamed, fused = dict(_OUTSIDE_BLOCKS), {}
     for our_prefix, their_prefix in _BLOCKS.items():
         layers = max(layer_count(weights, our_prefix), layer_count(weights, their_prefix))

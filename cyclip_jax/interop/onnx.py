@@ -1,7 +1,7 @@
-"""ONNX: each tower as one file that onnxruntime serves, without JAX or PyTorch.
+"""Writes each tower as an ONNX file, which onnxruntime serves without JAX or PyTorch.
 
-The way is by open_clip's model with the same weights, which PyTorch's own converter traces. Both
-files are run against the JAX model before they are let out.
+open_clip's model gets the same weights, and PyTorch's own converter traces it. Before the export is
+finished, both files are run and compared with the JAX model.
 """
 
 import importlib
@@ -23,12 +23,12 @@ from cyclip_jax.interop.files import to_tensor
 from cyclip_jax.interop.formats import open_clip_config
 from cyclip_jax.models.clip import CLIP, normalise_images, unit_norm
 
-# Largest absolute difference to the JAX model that an entry of a unit-norm embedding may have:
-# float32 differs by a few 1e-6, weights rounded to float16 by some 1e-3.
+# The largest absolute difference to the JAX model that an entry of a unit-norm embedding may have.
+# In float32 it is a few 1e-6; with weights rounded to float16 it is some 1e-3.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
 
-# Smaller arrays (biases, scales, constants) stay in float32: they are no part of a file's size.
-_SMALLEST_ROUNDED = 1024
+# Arrays with fewer numbers (biases, scales, constants) stay in float32: they hardly add to a file.
+SMALLEST_ROUNDED = 1024
 
 
 def write_onnx(
@@ -36,30 +36,33 @@ def write_onnx(
 ) -> dict[str, float]:
     """Writes image.onnx and text.onnx, and compares them with the model.
 
-    image.onnx: `images` uint8 [batch, image_size, image_size, 3], RGB pixels, resized and cropped
-    -> `image_embeds` float32 [batch, embed_dim] of unit norm. It normalises the pixels itself.
-    text.onnx: `tokens` int64 [batch, context_length] -> `text_embeds` float32 [batch, embed_dim] of
-    unit norm. int64 is what NumPy makes of a list of ids, and other tokenizers give.
+    image.onnx takes `images`, uint8 [batch, image_size, image_size, 3], which are RGB pixels,
+    resized and cropped; it normalises them itself. It gives `image_embeds`, float32
+    [batch, embed_dim] of unit norm.
+    text.onnx takes `tokens`, int64 [batch, context_length], and gives `text_embeds`, float32
+    [batch, embed_dim] of unit norm. NumPy makes int64 of a list of ids, and other tokenizers give
+    it.
 
-    The metadata of each say, in JSON, logit_scale (the factor, exponentiated), the sizes, and how
-    pictures are prepared.
+    The metadata of each file tell in JSON the logit_scale (the factor, exponentiated), the sizes,
+    and how pictures are prepared.
 
     Args:
       folder: a local epath.Path.
       checkpoint: a completed Checkpoint.
       model: its CLIP module in evaluation mode.
-      dtype: of the stored weights; "float16" halves the files. What is computed stays float32.
+      dtype: the dtype of the stored weights. "float16" halves the files; computations stay in
+        float32.
 
     Returns:
-      {"image.onnx": difference, "text.onnx": difference}: the largest absolute difference of an
-      entry of an embedding to the JAX model's.
+      {"image.onnx": difference, "text.onnx": difference}, the largest absolute difference between
+      an entry of an embedding and that of the JAX model.
 
     Raises:
-      UserError: another dtype, or a package is missing.
-      RuntimeError: a file does not give what the model gives (see TOLERANCES).
+      UserError: the dtype is another one, or a package is missing.
+      RuntimeError: the embeddings of a file are not those of the model (see TOLERANCES).
     """
     if dtype not in TOLERANCES:
-        raise UserError(f"an ONNX file has the dtype {' or '.join(TOLERANCES)}, not {dtype!r}")
+        raise UserError(f"an ONNX file can have the dtype {' or '.join(TOLERANCES)}, not {dtype!r}")
     torch, open_clip, onnx, _ = require_packages()
     towers = _towers(torch, _open_clip_model(torch, open_clip, checkpoint), checkpoint.preprocess)
     metadata = {
@@ -82,26 +85,26 @@ def write_onnx(
 def check_onnx(
     path: pathlib.PurePath, inputs: np.ndarray, expected: np.ndarray, tolerance: float
 ) -> float:
-    """Runs a file in onnxruntime.
+    """Runs an ONNX file in onnxruntime and compares its output with what is expected.
 
     Args:
-      path: of an ONNX file with one input and one output.
-      inputs: its input.
-      expected: what it should give.
-      tolerance: largest absolute difference.
+      path: an ONNX file with one input and one output.
+      inputs: the array for its input.
+      expected: the output that it should have.
+      tolerance: the largest absolute difference that is allowed.
 
     Returns:
       The largest absolute difference.
 
     Raises:
-      RuntimeError: it is above the tolerance.
+      RuntimeError: the difference is above the tolerance.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: inputs})
     difference = float(np.max(np.abs(found - expected)))
-    if not difference <= tolerance:  # not "above": NaN fails too
+    if not difference <= tolerance:  # `difference > tolerance` would let NaN pass
         raise RuntimeError(
             f"{path.name} gives embeddings that differ from the model's by {difference:.2g}, more "
             f"than {tolerance:g}"
@@ -110,17 +113,24 @@ def check_onnx(
 
 
 def require_packages() -> list[ModuleType]:
-    """The modules torch, open_clip, onnx and onnxruntime, or a UserError that names the extra."""
+    """Imports the packages that an export needs.
+
+    Returns:
+      The modules torch, open_clip, onnx and onnxruntime.
+
+    Raises:
+      UserError: a package is missing, or torchvision is of another build than PyTorch.
+    """
     try:
-        importlib.import_module("onnxscript")  # the converter's own
+        importlib.import_module("onnxscript")  # PyTorch's converter needs it
         return [
             importlib.import_module(name) for name in ("torch", "open_clip", "onnx", "onnxruntime")
         ]
     except ImportError as error:
-        raise UserError(f"{error}: for ONNX pip install 'cyclip_jax[onnx]'") from error
+        raise UserError(f"{error}; for ONNX run pip install 'cyclip_jax[onnx]'") from error
     except RuntimeError as error:
         raise UserError(
-            f"open_clip cannot be imported ({error}); PyTorch and torchvision must be of one build"
+            f"open_clip cannot be imported ({error}); install PyTorch and torchvision of one build"
         ) from error
 
 
@@ -132,7 +142,7 @@ def _open_clip_model(torch, open_clip, checkpoint):
 
 
 def _towers(torch, model, preprocess):
-    """{"image": module of uint8 pixels, "text": module of token ids}, with unit-norm embeddings."""
+    """Returns {"image": module, "text": module}, which embed uint8 pixels and token ids."""
     mean = torch.tensor(preprocess["image_mean"])[:, None, None]
     std = torch.tensor(preprocess["image_std"])[:, None, None]
 
@@ -157,9 +167,9 @@ def _towers(torch, model, preprocess):
 
 
 def _convert(torch, onnx, tower, inputs, path, dtype, metadata):
-    """Traces a tower and writes its file, with weights of `dtype`."""
+    """Traces a tower and writes its file with weights of `dtype`."""
     name = path.name.removesuffix(".onnx")
-    # The converter warns of its own dependencies and of what it does not optimise.
+    # The converter warns of its own dependencies and of everything that it does not optimise.
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -178,17 +188,17 @@ def _convert(torch, onnx, tower, inputs, path, dtype, metadata):
     for key, value in metadata.items():
         graph.metadata_props.add(key=key, value=json.dumps(value))
     size = graph.ByteSize()
-    # A protobuf message ends at 2 GiB: more weights go into a file of their own.
+    # A protobuf message holds at most 2 GiB: more weights go into a file of their own.
     is_large = size > 2**31 - 2**20
     onnx.save(graph, str(path), save_as_external_data=is_large, location=f"{path.name}.data")
     onnx.checker.check_model(str(path))
 
 
 def _store_in_float16(onnx, graph):
-    """Rounds the large weights and casts them back where they are used: half the file."""
+    """Halves the file: rounds the large weights, and casts them back where they are used."""
     for initializer in list(graph.graph.initializer):
         is_float = initializer.data_type == onnx.TensorProto.FLOAT
-        if not is_float or np.prod(initializer.dims) < _SMALLEST_ROUNDED:
+        if not is_float or np.prod(initializer.dims) < SMALLEST_ROUNDED:
             continue
         name = initializer.name
         rounded = onnx.numpy_helper.to_array(initializer).astype(np.float16)
@@ -198,7 +208,7 @@ def _store_in_float16(onnx, graph):
 
 
 def _examples(sizes):
-    """{"image": uint8 pictures, "text": token ids}, three of each."""
+    """Draws three pictures (uint8) and three texts (token ids): {"image": …, "text": …}."""
     rng = np.random.default_rng(0)
     size, length, vocab_size = (sizes[k] for k in ("image_size", "context_length", "vocab_size"))
     tokens = rng.integers(1, vocab_size - 2, (3, length))

@@ -1,4 +1,4 @@
-"""Any trained model, whoever wrote it: opened, and made into a module."""
+"""Opens a trained model, whichever program wrote it, and makes a module of it."""
 
 import dataclasses
 
@@ -34,39 +34,48 @@ def open_checkpoint(path, *, step=None):
     Args:
       path: the workdir of a run, an export, a folder of open_clip or transformers, or a PyTorch or
         safetensors file.
-      step: which checkpoint of a workdir; None is the newest.
+      step: the step of the checkpoint in a workdir; None takes the newest.
 
     Returns:
       A Checkpoint (see interop/checkpoint.py).
 
     Raises:
-      UserError: what is not there, cannot be read, or is of another architecture.
+      UserError: the model does not exist, cannot be read, or is of another architecture.
     """
     path = absolute(path)
     if is_workdir(path):
         return _of_workdir(path, step)
     if step is not None:
-        raise UserError(f"{path} is not the workdir of a run: it has no step {step} to choose")
+        raise UserError(
+            f"{path} is not the workdir of a run, so that it has no step {step} to choose; leave "
+            "out the step"
+        )
     return read_checkpoint(path)
 
 
 def load(path, *, step=None, **model):
-    """See cyclip_jax.load."""
+    """Does what `cyclip_jax.load` documents."""
     checkpoint = completed(open_checkpoint(path, step=step), **model)
-    settings = checkpoint.model
-    if checkpoint.tokenizer is None:
-        tokenize = _no_tokenizer(checkpoint)
-    else:
-        tokenize = tokenizer_of(checkpoint)
+
+    def refuse(texts):
+        """Raises the UserError of `tokenizer_of`: who embeds only images needs no tokenizer."""
+        return tokenizer_of(checkpoint)(texts)
+
+    tokenize = refuse if checkpoint.tokenizer is None else tokenizer_of(checkpoint)
     wanted = _own_preprocess(checkpoint)
     preprocess = preprocessor(
-        settings["image_size"], mean=wanted["image_mean"], std=wanted["image_std"]
+        checkpoint.model["image_size"], mean=wanted["image_mean"], std=wanted["image_std"]
     )
     return module_of(checkpoint), preprocess, tokenize
 
 
 def completed(checkpoint, **model):
-    """A checkpoint that lacks no setting: as given, as it says, or as in OpenAI's models."""
+    """Returns a checkpoint that has every setting.
+
+    Args:
+      checkpoint: a Checkpoint. A setting that nothing tells is taken to be that of OpenAI's models.
+      model: settings that replace those of the checkpoint.
+    """
     known = checkpoint.model | model
     settings = {"quick_gelu": True, **known, **sizes_in(known)}
     warn_of_guesses(checkpoint, {name: settings[name] for name in UNSEEN if name not in known})
@@ -76,10 +85,10 @@ def completed(checkpoint, **model):
 
 
 def module_of(checkpoint):
-    """The CLIP module of a completed checkpoint, in evaluation mode.
+    """Makes the CLIP module of a completed checkpoint, in evaluation mode.
 
     Raises:
-      UserError: its weights are not those of its model.
+      UserError: the weights do not fit the model.
     """
     _, graphdef, tree = abstract_model(checkpoint.model)
     tree = jax.tree.map(jnp.asarray, fit(checkpoint.weights, tree, source=checkpoint.source))
@@ -87,10 +96,10 @@ def module_of(checkpoint):
 
 
 def verified(checkpoint):
-    """A completed checkpoint with all weights that its model has, and no others.
+    """Returns a completed checkpoint with all the weights that its model has, and no others.
 
     Raises:
-      UserError: as `fit`.
+      UserError: the weights do not fit the model.
     """
     *_, tree = abstract_model(checkpoint.model)
     weights = weights_of(fit(checkpoint.weights, tree, source=checkpoint.source))
@@ -98,13 +107,16 @@ def verified(checkpoint):
 
 
 def tokenizer_of(checkpoint):
-    """The tokenizer of a completed checkpoint.
+    """Makes the tokenizer of a completed checkpoint.
 
     Raises:
-      UserError: it is none of ours, or its vocabulary is missing.
+      UserError: the tokenizer is not ours, or its vocabulary is missing.
     """
     if checkpoint.tokenizer is None:
-        raise UserError(f"{checkpoint.source} has a tokenizer that is not ours")
+        raise UserError(
+            f"{checkpoint.source} has a tokenizer that is not ours; load the model in Python and "
+            "give it token ids"
+        )
     arguments = dict(checkpoint.tokenizer)
     return create_tokenizer(
         arguments.pop("tokenizer"),
@@ -115,10 +127,10 @@ def tokenizer_of(checkpoint):
 
 
 def described_by(checkpoint, config):
-    """A copy of a config with all that a checkpoint knows of its own model and data.
+    """Returns a copy of a config with all that a checkpoint tells of its model and data.
 
     Raises:
-      UserError: a preprocessing or a tokenizer that we do not have.
+      UserError: the checkpoint needs a preprocessing that we do not have.
     """
     config = config.copy_and_resolve_references()
     preprocess = _own_preprocess(checkpoint)
@@ -135,7 +147,7 @@ def described_by(checkpoint, config):
 def _of_workdir(workdir, step):
     written = read_config(workdir)
     config = resolve_paths(written, workdir)
-    # One device holds it, unless several processes have to restore together.
+    # One device holds the model, unless several processes have to restore it together.
     devices = jax.devices()[: None if jax.process_count() > 1 else 1]
     whole = parallel.replicated(parallel.create_mesh(devices))
     *_, tree = abstract_model(config.model, sharding=whole)
@@ -158,7 +170,7 @@ def _of_workdir(workdir, step):
 
 
 def tokenizer_settings(config, workdir):
-    """A run's tokenizer as a Checkpoint names it."""
+    """Returns the settings of a run's tokenizer as a Checkpoint has them."""
     return {
         "tokenizer": config.data.tokenizer,
         "vocabulary": vocabulary_of(config.data, workdir),
@@ -167,21 +179,14 @@ def tokenizer_settings(config, workdir):
 
 
 def _own_preprocess(checkpoint):
-    """The checkpoint's preprocessing; UserError where it resizes in a way that we do not have."""
+    """Returns the preprocessing; raises UserError if it resizes in a way that we do not have."""
     differing = [
         f"{name} {checkpoint.preprocess[name]!r} (ours is {OUR_PREPROCESS[name]!r})"
         for name in other_resizing(checkpoint)
     ]
     if differing:
-        raise UserError(f"{checkpoint.source} wants its images with {' and '.join(differing)}")
-    return checkpoint.preprocess
-
-
-def _no_tokenizer(checkpoint):
-    def tokenize(texts):
-        """Raises UserError: embedding images wants no tokenizer, so only its use is an error."""
         raise UserError(
-            f"{checkpoint.source} has a tokenizer that is not ours: give the model token ids"
+            f"{checkpoint.source} wants its images with {' and '.join(differing)}; choose another "
+            "model"
         )
-
-    return tokenize
+    return checkpoint.preprocess

@@ -1,4 +1,4 @@
-"""Weights under OpenAI names (see names.py): taken from a model, measured, fitted into one."""
+"""Takes weights under OpenAI names (see names.py) from a model, and fits them into one."""
 
 import math
 import os
@@ -18,41 +18,40 @@ from cyclip_jax.interop.names import (
     layer_count,
     to_torch_layout,
     torch_name,
-    torch_shape,
 )
 from cyclip_jax.parallel import Tree
 
-_LISTED = 20  # names per kind of mismatch in an error
-# The position embeddings that follow from the image size, [1 + grid², width].
+_LISTED = 20  # how many names an error lists for each kind of mismatch
+# The position embeddings whose shape, [1 + grid², width], depends on the image size.
 _VIT_POSITIONS = "visual.positional_embedding"
 _RESNET_POSITIONS = "visual.attnpool.positional_embedding"
-# What OpenAI's and older files hold besides weights.
+# OpenAI's and older files hold these entries besides weights.
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 
 def weights_of(tree: Mapping[str, Tree]) -> dict[str, np.ndarray]:
-    """The weights of a model.
+    """Returns the weights of a model under OpenAI's names.
 
     Args:
       tree: {"params": …, "batch_stats": …}, nested dicts of arrays.
 
     Returns:
-      {OpenAI name: numpy array}, with a count of zero beside BatchNorm's statistics.
+      {OpenAI name: numpy array}, in which BatchNorm's statistics have a count of zero batches.
     """
     weights = {}
     for name, path, leaf in _named_leaves(tree):
-        array = np.asarray(leaf)
-        weights[name] = np.array(to_torch_layout(path, array), order="C")
+        weights[name] = np.array(to_torch_layout(path, np.asarray(leaf)), order="C")
         if name.endswith(".running_var"):
             weights[name.replace("running_var", COUNT)] = np.zeros((), np.int64)
     return weights
 
 
-def shapes_of(
-    abstract: Mapping[str, Tree],
-) -> dict[str, tuple[int, ...]]:
-    """{OpenAI name: shape in PyTorch} of a model's trees, without BatchNorm's counts."""
-    return {name: torch_shape(path, leaf.shape) for name, path, leaf in _named_leaves(abstract)}
+def shapes_of(abstract: Mapping[str, Tree]) -> dict[str, tuple[int, ...]]:
+    """Returns {OpenAI name: shape in PyTorch} of a model's trees, without BatchNorm's counts."""
+    return {
+        name: to_torch_layout(path, np.broadcast_to(0.0, leaf.shape)).shape
+        for name, path, leaf in _named_leaves(abstract)
+    }
 
 
 def fit(
@@ -63,18 +62,20 @@ def fit(
 ) -> dict[str, Tree]:
     """Arranges weights as a model's trees.
 
-    A position embedding of another image size is interpolated, and said to be.
+    A position embedding of another image size is interpolated, and a warning says so.
 
     Args:
-      weights: {OpenAI name: numpy array}; logit_scale may be [1], BatchNorm's counts may be absent.
+      weights: {OpenAI name: numpy array}. logit_scale may have the shape [1], and BatchNorm's
+        counts may be absent.
       abstract: {"params": …, "batch_stats": …}, nested dicts of arrays or jax.ShapeDtypeStruct.
       source: what to call the weights in messages.
 
     Returns:
-      The same trees with numpy arrays, of the abstract's dtypes.
+      The same trees with numpy arrays, which have the dtypes of `abstract`.
 
     Raises:
-      UserError: lists everything that is missing, unexpected, of another shape or not finite.
+      UserError: weights are missing, unexpected or of another shape, or their numbers are not
+        finite; the error lists all of them.
     """
     weights = {
         name: array.reshape(()) if name == "logit_scale" and array.size == 1 else array
@@ -97,19 +98,19 @@ def fit(
 def sizes_of(
     weights: Mapping[str, np.ndarray], *, source: str | os.PathLike[str]
 ) -> dict[str, Any]:
-    """The keyword arguments of `create_model` that the shapes of weights tell.
+    """Returns the keyword arguments of `create_model` that the shapes of weights tell.
 
-    All but the numbers of heads, which are in no shape.
+    These are all sizes except the numbers of heads, which no shape shows.
 
     Raises:
-      UserError: the weights are not those of a CLIP model as OpenAI builds them.
+      UserError: the weights are not those of a CLIP model as OpenAI builds it.
     """
     try:
         return _vision_sizes(weights) | _text_sizes(weights)
     except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
-            f"{source} holds no CLIP model with the names of OpenAI, open_clip or transformers: "
-            f"{error} (its first names: {', '.join(list(weights)[:5])})"
+            f"{source} holds no CLIP model with the names of OpenAI, open_clip or transformers "
+            f"({error}; its first names: {', '.join(list(weights)[:5])}); choose another file"
         ) from error
 
 
@@ -118,7 +119,7 @@ def _vision_sizes(weights):
     positions = len(weights[_RESNET_POSITIONS if is_resnet else _VIT_POSITIONS])
     grid = _grid(positions)
     if grid is None:
-        raise ValueError(f"{positions} image positions are not a square and one")
+        raise ValueError(f"its {positions} image positions are not one more than a square")
     if is_resnet:
         return {
             "name": "RN50",
@@ -152,7 +153,7 @@ def _text_sizes(weights):
 
 
 def _named_leaves(tree):
-    """(OpenAI name, path without its first key, leaf) of each leaf, in JAX's order."""
+    """Yields (OpenAI name, path without its first key, leaf) of each leaf, in JAX's order."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         path = tuple(entry.key for entry in path[1:])
         yield torch_name(path), path, leaf
@@ -160,21 +161,21 @@ def _named_leaves(tree):
 
 def _check(weights, expected, source):
     shared = [name for name in expected if name in weights]
-    not_finite = [name for name in shared if not np.isfinite(weights[name]).all()]
-    wrong_shapes = [
-        f"{name} ({list(weights[name].shape)} there, {list(expected[name])} in the model)"
-        for name in shared
-        if weights[name].shape != expected[name]
-    ]
     problems = {
         "missing": [name for name in expected if name not in weights],
         "unexpected": [name for name in weights if name not in expected],
-        "of another shape": wrong_shapes,
-        "not finite": not_finite,
+        "of another shape": [
+            f"{name} ({list(weights[name].shape)} here, {list(expected[name])} in the model)"
+            for name in shared
+            if weights[name].shape != expected[name]
+        ],
+        "not finite": [name for name in shared if not np.isfinite(weights[name]).all()],
     }
     if any(problems.values()):
         listed = "".join(_listed(kind, names) for kind, names in problems.items() if names)
-        raise UserError(f"the weights of {source} do not fit the model; nothing is changed{listed}")
+        raise UserError(
+            f"the weights of {source} do not fit the model, and nothing was changed:{listed}"
+        )
 
 
 def _listed(kind, names):
@@ -184,7 +185,7 @@ def _listed(kind, names):
 
 
 def _grid(positions):
-    """Side of the grid of 1 + side² positions, or None."""
+    """Returns the side of the grid of 1 + side² positions, or None if there is no such side."""
     side = math.isqrt(max(positions - 1, 0))
     return side if side and 1 + side**2 == positions else None
 
@@ -198,7 +199,7 @@ def _interpolated(weights, expected, source):
             continue
         old_side, side = _grid(len(old)), _grid(positions)
         if old_side is None or side is None:
-            continue  # the shapes are reported
+            continue  # `_check` reports the shapes
         logging.warning(
             "%s has position embeddings for %d×%d places of an image; they are interpolated "
             "to %d×%d.",
@@ -215,14 +216,14 @@ def _interpolated(weights, expected, source):
 def interpolate_positions(
     embedding: Float[np.ndarray, "1+old_side**2 width"], side: int
 ) -> Float[np.ndarray, "1+side**2 width"]:
-    """Position embeddings for another grid: bicubic and antialiased, as open_clip does.
+    """Interpolates position embeddings to another grid: bicubic and antialiased, as open_clip does.
 
     Args:
-      embedding: [1 + old_side², width], the first row for the class token or the mean.
-      side: of the new grid.
+      embedding: [1 + old_side², width]; the first row belongs to the class token or the mean.
+      side: the side of the new grid.
 
     Returns:
-      [1 + side², width] of the same dtype.
+      [1 + side², width] with the same dtype.
     """
     old_side = _grid(len(embedding))
     width = embedding.shape[1]

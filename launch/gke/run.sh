@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on Kubernetes (GKE) as a JobSet: fills in gpu.yaml or tpu.yaml, and applies it.
+# Trains on Kubernetes (GKE) as a JobSet: it fills in gpu.yaml or tpu.yaml, and applies it.
 set -euo pipefail
 
 usage() {
@@ -11,19 +11,27 @@ Trains on GKE as a JobSet, with GPUs or on a TPU slice.
   launch/gke/run.sh tpu --name=NAME --image=IMAGE --topology=4x4 --workdir=gs://BUCKET/RUN \
     [--accelerator=tpu-v5-lite-podslice] [--chips=4] -- --config=configs/cc12m.py …
 
-What follows -- is for cyclip_jax.main. --gpus and --chips are a node's; a TPU slice has as many
-nodes as its topology needs. Also: [--spot] [--namespace=default] [--service_account=default]
-[--restarts=10] after crashes (a run that was stopped or whose node was taken comes back without
-being counted), [--grace=300] seconds to save in when a pod is told to end (spot nodes get some 25).
+The flags after -- are for cyclip_jax.main. --gpus and --chips count those of one node; a TPU slice
+has as many nodes as its topology needs. Other options are:
 
---dry-run prints the command with its YAML, and runs nothing.
+  --spot                      uses spot nodes
+  --namespace=default
+  --service_account=default   the service account, which has to be able to write to the workdir
+  --restarts=10               how often the run is started again after a crash; a run that was
+                              stopped, or whose node was taken, comes back without being counted
+  --grace=300                 seconds that a pod has to save in when it is told to end; spot nodes
+                              get some 25
+  --dry-run                   prints the command with its YAML, and runs nothing
 
-  docker build --file=launch/gke/Dockerfile --build-arg=ACCELERATOR=cuda --tag=IMAGE . (or tpu)
+The cluster needs JobSet (jobset.x-k8s.io/v1alpha2) and, for GPUs, NVIDIA's driver. These commands
+build the image (with cuda or tpu), show the logs, and end the run: it saves, and its name is free
+again.
+
+  docker build --file=launch/gke/Dockerfile --build-arg=ACCELERATOR=cuda --tag=IMAGE .
   kubectl logs --follow --prefix --selector=jobset.sigs.k8s.io/jobset-name=NAME
-  kubectl delete jobset NAME            the run saves and ends; its name is free again
+  kubectl delete jobset NAME
 
-The cluster needs JobSet (jobset.x-k8s.io/v1alpha2) and, for GPUs, NVIDIA's driver. The service
-account has to write to the workdir. On a cluster that xpk made, instead of this file for TPUs:
+On a cluster that xpk made for TPUs, use this command in place of this file:
 
   xpk workload create --cluster=CLUSTER --workload=NAME --tpu-type=v5litepod-16 \
     --docker-image=IMAGE --max-restarts=10 --command='python -m cyclip_jax.main --distributed \
@@ -36,20 +44,20 @@ fail() {
   exit 2
 }
 
-# A word as a line of a YAML list.
+# Writes a word as a line of a YAML list.
 listed() {
   local word=$1
-  [[ $word != *$'\n'* ]] || fail "a flag has a line break: $word"
+  [[ $word != *$'\n'* ]] || fail "a flag has a line break; remove it from $word"
   word=${word//\\/\\\\}
   word=${word//\"/\\\"}
   printf '                    - "%s"\n' "$word"
 }
 
 check_count() {
-  [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "--$1=$2 is no whole number above 0"
+  [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "--$1=$2 is not a whole number above 0"
 }
 
-# The hosts of a slice: its chips over those of a host.
+# Prints how many hosts a slice has: its chips divided by those of a host.
 hosts() {
   local chips=1 side
   [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] ||
@@ -57,7 +65,8 @@ hosts() {
   for side in ${topology//x/ }; do
     chips=$((chips * side))
   done
-  ((chips % gpus == 0)) || fail "$chips chips of --topology=$topology are not nodes of $gpus chips"
+  ((chips % gpus == 0)) || fail "the $chips chips of --topology=$topology do not" \
+    "divide into nodes of $gpus chips; change --chips"
   echo $((chips / gpus))
 }
 
@@ -68,7 +77,7 @@ check() {
   local option flag config=
   for option in image namespace service_account accelerator; do
     [[ ${!option} =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] ||
-      fail "$kind needs --$option${!option:+; ${!option} cannot be one}"
+      fail "$kind needs --$option${!option:+, and it cannot be ${!option}}"
   done
   [[ $workdir == gs://?* ]] || fail "$kind needs --workdir=gs://BUCKET/RUN, which all pods see"
   for option in gpus restarts grace nodes; do
@@ -76,13 +85,15 @@ check() {
   done
   for flag in ${flags[@]+"${flags[@]}"}; do
     [[ $flag != --config=* ]] || config=yes
-    [[ $flag != --workdir* ]] || fail "--workdir stands before --, the training's flags after it"
+    [[ $flag != --workdir* ]] ||
+      fail "--workdir stands before --, and the training's flags stand after it"
   done
-  [[ $config ]] || fail "$kind needs the training's flags: … -- --config=configs/cc12m.py"
+  [[ $config ]] ||
+    fail "$kind needs the training's flags after --, such as -- --config=configs/cc12m.py"
 }
 
 fill_in() {
-  local text pair spot_selector="# not on spot nodes alone"
+  local text pair spot_selector="# any nodes"
   text=$(<"$(dirname "$0")/$kind.yaml")
   [[ ! $spot ]] || spot_selector='cloud.google.com/gke-spot: "true"'
   for pair in "NAME=$name" "NAMESPACE=$namespace" "IMAGE=$image" "NODES=$nodes" "GPUS=$gpus" \
@@ -142,7 +153,8 @@ while (($#)); do
   shift
 done
 if [[ $kind == tpu ]]; then
-  [[ ! $nodes ]] || fail "tpu takes no --nodes: --topology and --chips tell how many there are"
+  [[ ! $nodes ]] ||
+    fail "tpu takes no --nodes, because --topology and --chips tell how many there are"
   check_count chips "$gpus"
   nodes=$(hosts)
 elif [[ ! $nodes ]]; then

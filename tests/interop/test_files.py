@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.interop import files
 from cyclip_jax.interop.files import cast, read_weights, write_pytorch, write_safetensors
 from tests.interop.models import RESNET, drawn_weights
 from tests.pytorch import torch
@@ -148,7 +147,7 @@ def test_safetensors_do_without_torch(tmp_path, monkeypatch):
 
 
 def test_importing_the_package_imports_no_torch():
-    modules = ["interop", "interop.formats", "export", "evaluate", "train", "pretrained"]
+    modules = ["interop", "interop.formats", "interop.pretrained", "export", "evaluate", "train"]
     code = (
         f"import sys, {', '.join(f'cyclip_jax.{module}' for module in modules)}\n"
         "names = ('torch', 'transformers', 'safetensors', 'open_clip', 'onnx', 'onnxruntime')\n"
@@ -163,4 +162,4 @@ def test_a_type_that_is_no_float_is_named(tmp_path):
 
     save_file({"a": torch.zeros(2, dtype=torch.uint8)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match="weights of the types U8"):
-        files.read_weights(tmp_path / "a.safetensors")
+        read_weights(tmp_path / "a.safetensors")

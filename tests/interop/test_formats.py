@@ -147,7 +147,7 @@ def open_clip_settings(settings):
 
 
 def test_what_a_format_cannot_hold_is_refused(tokenizer):
-    message = "no CLIP with a ResNet; the formats open_clip, cyclip and onnx have"
+    message = "no CLIP with a ResNet; choose the format open_clip, cyclip or onnx"
     with pytest.raises(UserError, match=message):
         check_format(checkpoint(RESNET, tokenizer), "transformers")
     made = checkpoint(VIT, tokenizer)
@@ -223,16 +223,24 @@ def open_clip_folder(folder, changes):
 )
 def test_what_our_towers_cannot_do_is_named(tmp_path, change, value, message):
     open_clip_folder(tmp_path, {f"model_cfg.{change}": value})
-    with pytest.raises(UserError, match=f"what ours has not: {message}"):
+    with pytest.raises(UserError, match=f"with settings that ours cannot have: {message}"):
         read_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
     "change, value, message",
     [
-        ("model_cfg.quick_gelu", False, "quick_gelu is False there and True here"),
-        ("model_cfg.text_cfg.heads", 4, "text_heads is 4 there and 2 here"),
-        ("model_cfg.vision_cfg.head_width", 4, "vision_heads is 6 there and 3 here"),
+        (
+            "model_cfg.quick_gelu",
+            False,
+            "quick_gelu is False in the checkpoint and True in the model",
+        ),
+        ("model_cfg.text_cfg.heads", 4, "text_heads is 4 in the checkpoint and 2 in the model"),
+        (
+            "model_cfg.vision_cfg.head_width",
+            4,
+            "vision_heads is 6 in the checkpoint and 3 in the model",
+        ),
     ],
 )
 def test_weights_that_fit_but_mean_another_model_are_refused(tmp_path, change, value, message):
@@ -266,8 +274,8 @@ def test_a_tokenizer_that_is_not_ours_is_an_error_only_where_it_is_used(tmp_path
 @pytest.mark.parametrize(
     "files, message",
     [
-        ({}, "should hold one file of weights, and holds none"),
-        ({"a.pt": "", "b.pt": ""}, "several: a.pt, b.pt; name one"),
+        ({}, "should hold one file of weights but holds none; name"),
+        ({"a.pt": "", "b.pt": ""}, r"holds several \(a.pt, b.pt\); name the file itself"),
         ({"config.json": '{"model_type": "bert"}', "model.safetensors": ""}, "model_type 'bert'"),
         ({"config.json": "{", "model.safetensors": ""}, "config.json cannot be read"),
         ({"config.json": "[]", "model.safetensors": ""}, "config.json holds a list"),

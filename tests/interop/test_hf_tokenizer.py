@@ -14,7 +14,12 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cyclip_jax.data.tokenizers import clean, create_tokenizer, train_sentencepiece
+from cyclip_jax.data.tokenizers import (
+    clean,
+    create_tokenizer,
+    read_sentencepiece,
+    train_sentencepiece,
+)
 from cyclip_jax.errors import UserError
 from cyclip_jax.interop.hf_tokenizer import read_charsmap, tokenizer_files
 from tests.pytorch import open_clip
@@ -145,7 +150,7 @@ def test_module_imports_no_other_framework():
 
 
 def test_other_tokenizers_are_refused():
-    with pytest.raises(TypeError, match="no tokenizer of cyclip_jax"):
+    with pytest.raises(TypeError, match="is not a tokenizer of cyclip_jax"):
         tokenizer_files(str.split)
 
 
@@ -180,8 +185,9 @@ def test_sentencepiece_ids_are_ours_on_any_text(pieces, pieces_hf, texts):
 def test_normalization_is_that_of_sentencepiece(pieces, pieces_hf, texts):
     # Sharper than the ids, in which all unknown characters are alike.
     normalize = pieces_hf.backend_tokenizer.normalizer.normalize_str
+    sentencepiece_normalize = read_sentencepiece(pieces.vocabulary).normalize
     for text in texts:
-        assert normalize(text) == pieces._model.normalize(text).replace(" ", "▁")
+        assert normalize(text) == sentencepiece_normalize(text).replace(" ", "▁")
 
 
 def test_sequences_of_the_table_are_replaced_as_by_sentencepiece(pieces, pieces_hf):
@@ -190,10 +196,11 @@ def test_sequences_of_the_table_are_replaced_as_by_sentencepiece(pieces, pieces_
     charsmap = read_charsmap(base64.b64decode(encoded))
     assert charsmap["Ａ"] == "a" and charsmap["E\u0301"] == "é" and charsmap["\x01"] == ""
     normalize = pieces_hf.backend_tokenizer.normalizer.normalize_str
+    sentencepiece_normalize = read_sentencepiece(pieces.vocabulary).normalize
     sequences = sorted(charsmap, key=lambda key: (len(key), key))
     for sequence in sequences[::61]:
         text = f"a{sequence}\u0301a"
-        assert normalize(text) == pieces._model.normalize(text).replace(" ", "▁")
+        assert normalize(text) == sentencepiece_normalize(text).replace(" ", "▁")
 
 
 @pytest.mark.parametrize("rule", ["nfkc", "identity"])
@@ -215,7 +222,7 @@ def test_model_of_other_special_pieces_pads_with_zero(tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"model_type": "bpe"}, "is no unigram model"),
+        ({"model_type": "bpe"}, "is not a unigram model"),
         ({"byte_fallback": True, "vocab_size": 400}, "has pieces for bytes"),
         ({"user_defined_symbols": ["dog"]}, "has user-defined pieces"),
         ({"treat_whitespace_as_suffix": True}, "puts spaces behind words"),
@@ -229,7 +236,7 @@ def test_model_that_the_files_cannot_express_is_refused(tmp_path, options, reaso
 
 
 def test_every_id_has_a_token_and_free_ones_are_never_used(pieces, pieces_hf):
-    used = pieces._model.get_piece_size()
+    used = read_sentencepiece(pieces.vocabulary).get_piece_size()
     assert len(pieces_hf) == VOCAB_SIZE
     assert used < VOCAB_SIZE - 2
     tokens = pieces_hf.convert_ids_to_tokens(range(VOCAB_SIZE))

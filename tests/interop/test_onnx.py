@@ -154,7 +154,7 @@ def test_onnxruntime_needs_neither_jax_nor_torch_nor_this_package(exported):
 def test_float16_weights_halve_the_file_and_hardly_move_the_embeddings(
     exported, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(onnx_export, "_SMALLEST_ROUNDED", 2)  # this model is small
+    monkeypatch.setattr(onnx_export, "SMALLEST_ROUNDED", 2)  # this model is small
     exported.write(tmp_path, "float16")
     for name, found in from_onnx(tmp_path, exported.inputs).items():
         cosines = np.sum(found * exported.expected[name], axis=1)

@@ -98,7 +98,7 @@ def test_a_bare_file_is_taken_to_be_openais_and_said_to_be(exports, tmp_path, ca
         cyclip_jax.load(bare)  # 16 channels; OpenAI's heads have 64
     with caplog.at_level("WARNING"):
         model, _, tokenize = cyclip_jax.load(bare, vision_heads=4, text_heads=2)
-    assert "does not say all of its settings; taken to be: quick_gelu=True." in caplog.text
+    assert "does not tell all of its settings; these are assumed: quick_gelu=True." in caplog.text
     assert model.text.transformer.resblocks[0].quick_gelu
     with pytest.raises(UserError, match="has a tokenizer that is not ours"):
         tokenize("a red ring")
@@ -174,9 +174,12 @@ def test_a_run_without_torch_starts_from_safetensors(exports, start, environment
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        ({"model.quick_gelu": False}, "quick_gelu is True there and False here"),
-        ({"model.text_heads": 4}, "text_heads is 2 there and 4 here"),
-        ({"model.embed_dim": 32}, r"text_projection \(\[16, 16\] there, \[16, 32\] in the model\)"),
+        (
+            {"model.quick_gelu": False},
+            "quick_gelu is True in the checkpoint and False in the model",
+        ),
+        ({"model.text_heads": 4}, "text_heads is 2 in the checkpoint and 4 in the model"),
+        ({"model.embed_dim": 32}, r"text_projection \(\[16, 16\] here, \[16, 32\] in the model\)"),
         ({"model.text_layers": 2}, r"missing \(12\)"),
         ({"model.name": "ViT-tiny", "model.vision_width": 64}, r"unexpected \("),
     ],

@@ -103,7 +103,7 @@ def test_everything_that_does_not_fit_is_in_one_error_and_nothing_is_changed():
         "unexpected (1)",
         "visual.fc.weight",
         "of another shape (1)",
-        "text_projection ([16, 99] there, [16, 12] in the model)",
+        "text_projection ([16, 99] here, [16, 12] in the model)",
         "not finite (1)",
         "ln_final.bias",
     ):

@@ -110,10 +110,14 @@ def test_pyxis_gets_each_mount_with_its_target(fakes):
         (FLAGS, {"SLURM_JOB_ID": ""}, "submit it with sbatch"),
         (FLAGS, {"SLURM_NTASKS_PER_NODE": "1"}, "--ntasks-per-node is 1 and there are 8 GPUs"),
         (FLAGS, {"SLURM_GPUS_ON_NODE": ""}, "there are no GPUs on a node"),
-        (FLAGS, {"CONTAINER": "docker"}, "CONTAINER=docker is none of"),
+        (
+            FLAGS,
+            {"CONTAINER": "docker"},
+            "CONTAINER=docker is unknown; choose none, pyxis or apptainer",
+        ),
         (FLAGS, {"CONTAINER": "pyxis"}, "CONTAINER=pyxis needs IMAGE"),
         (FLAGS, {"IMAGE": "a.sif"}, "also needs CONTAINER"),
-        (FLAGS, {"RESTARTS": "-1"}, "RESTARTS=-1 is no number"),
+        (FLAGS, {"RESTARTS": "-1"}, "RESTARTS=-1 is not a whole number"),
     ],
 )
 def test_bad_input_is_told_before_any_step(fakes, flags, variables, message):

@@ -38,9 +38,9 @@ def test_what_crashed_or_was_stopped_is_started_again(tmp_path):
     output = finish(supervise(ending_with(tmp_path, 75, 1, 0), f"--log={tmp_path / 'log'}"))
     assert output.splitlines() == [
         "start 0",
-        "supervisor: was stopped before its end; restart 1 in 1 s",
+        "supervisor: the command was stopped before its end; restart 1 follows in 1 s",
         "start 1",
-        "supervisor: failed with exit status 1; restart 2 in 2 s",
+        "supervisor: the command failed with exit status 1; restart 2 follows in 2 s",
         "start 2",
     ]
     assert (tmp_path / "log").read_text() == output
@@ -49,19 +49,19 @@ def test_what_crashed_or_was_stopped_is_started_again(tmp_path):
 def test_what_fails_quickly_three_times_is_given_up(tmp_path):
     output = finish(supervise(ending_with(tmp_path, 9, 9, 9, 0)), code=9)
     assert output.endswith(
-        "supervisor: failed with exit status 9, 3 times in a row within 60 s; "
-        "what is wrong does not mend itself\n"
+        "supervisor: the command failed with exit status 9, 3 times in a row within 60 s; "
+        "correct what its output tells, and start it again\n"
     )
 
 
 def test_restarts_are_counted(tmp_path):
     output = finish(supervise(ending_with(tmp_path, 75, 75), "--restarts=1"), code=75)
-    assert output.endswith("was stopped before its end; no restart is left of 1\n")
+    assert output.endswith("the command was stopped before its end; no restart is left of 1\n")
 
 
 def test_a_killed_command_is_named_by_its_signal(tmp_path):
     output = finish(supervise("kill -9 $$", "--restarts=0"), code=137)
-    assert "supervisor: was killed by SIGKILL" in output
+    assert "supervisor: the command was killed by SIGKILL" in output
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -98,9 +98,9 @@ def test_the_others_of_a_failed_process_get_their_time_and_are_then_ended(tmp_pa
     said = [line.removeprefix("supervisor: ") for line in lines if line.startswith("supervisor")]
     assert said == [
         "process 1 failed with exit status 3; waiting for the others",
-        "process 0 still runs: SIGTERM",
-        "process 0 still runs: SIGKILL",
-        "failed with exit status 3; no restart is left of 0",
+        "process 0 still runs and gets SIGTERM",
+        "process 0 still runs and gets SIGKILL",
+        "the command failed with exit status 3; no restart is left of 0",
     ]
     assert time.monotonic() - began < 30
 

@@ -180,7 +180,7 @@ def git(root, *command):
         (("run", *PLACE, WORKDIR, "--", "--config=a", WORKDIR), "--workdir stands before --"),
         (("run", "--keep", *PLACE, WORKDIR, "--sync", *TRAINING), "run --keep needs --type"),
         (("run", "--keep", *PLACE, WORKDIR, "--type=v4-8", *TRAINING), "needs --ref=REF"),
-        (("stop", *PLACE, "--wait=long"), "--wait=long is no number"),
+        (("stop", *PLACE, "--wait=long"), "--wait=long is not a whole number"),
     ],
 )
 def test_bad_input_is_told_before_any_call(fakes, repository, options, message):
