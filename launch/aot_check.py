@@ -322,7 +322,7 @@ def run(args, config):
     if args.mesh is not None:
         settings["mesh.fsdp"] = fsdp_of(args.mesh, math.prod(sides))
     config = with_settings(config, settings)
-    set_matmul_precision(config)
+    set_matmul_precision(config.matmul_precision)
     devices, compiler = find_devices(chip, sides, args.topology)
     check = Check(config, chip, devices, functools.partial(print, file=sys.stderr, flush=True))
     print(headline(config, args.topology, check.mesh(config), compiler), flush=True)

@@ -73,9 +73,9 @@ from PIL import Image
 
 from cyclip_jax.data.images import MAX_PIXELS
 from cyclip_jax.data.order import order
+from cyclip_jax.data.record import Record, Unreadable
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.data.sources.ranges import is_remote
-from cyclip_jax.data.sources.record import Record, Unreadable
 from cyclip_jax.data.sources.shard_index import make_index, scan_tfrecord
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, write_atomically

@@ -44,6 +44,7 @@ __all__ = [
     "EvaluationFailed",
     "Interrupted",
     "Output",
+    "check_settings",
     "create_evaluators",
     "evaluate",
 ]
@@ -87,7 +88,25 @@ def create_evaluators(evals):
     Raises:
       UserError: there is no such evaluator or setting, or something is wrong with the data.
     """
-    evaluators = {}
+    return {
+        name: Evaluation(kind, EVALUATORS[kind](name, **settings))
+        for name, (kind, settings) in check_settings(evals).items()
+    }
+
+
+def check_settings(evals):
+    """What `create_evaluators` would open, without a look at any data.
+
+    Args:
+      evals: as there.
+
+    Returns:
+      {name: (evaluator's name, its settings)}.
+
+    Raises:
+      UserError: there is no such evaluator or setting.
+    """
+    chosen = {}
     for name, settings in evals.items():
         if settings is None:
             continue
@@ -102,10 +121,9 @@ def create_evaluators(evals):
             signature.bind(name, **settings)
         except TypeError as error:
             raise UserError(f"config.evals.{name}: {error}") from error
-        if any(settings[key] is None for key in _required(signature) & settings.keys()):
-            continue
-        evaluators[name] = Evaluation(kind, EVALUATORS[kind](name, **settings))
-    return evaluators
+        if not any(settings[key] is None for key in _required(signature) & settings.keys()):
+            chosen[name] = kind, settings
+    return chosen
 
 
 def _required(signature):

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cyclip_jax.data.pipeline import eval_batches
 from cyclip_jax.errors import UserError
 
 
@@ -99,6 +98,8 @@ class Encoders:
         return self._kept[key]
 
     def _features(self, images):
+        from cyclip_jax.data.pipeline import eval_batches  # TensorFlow: slow to import
+
         features, masks = [], []
         for batch in eval_batches(
             images.source,

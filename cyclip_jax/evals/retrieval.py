@@ -5,11 +5,9 @@ import io
 
 import numpy as np
 import scipy.sparse
-import tensorflow as tf
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
-from cyclip_jax.data.images import decode
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.pairs import distinct, open_pairs
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
@@ -260,7 +258,10 @@ def _occurrence(ids):
 
 def _read(dataset, index):
     """One picture of the source, uint8 [h, w, 3]."""
-    return decode(tf.constant(dataset.read(index).image)).numpy()
+    from cyclip_jax.data.decoding import decode  # TensorFlow: slow to import
+    from cyclip_jax.runtime.started import import_tensorflow
+
+    return decode(import_tensorflow().constant(dataset.read(index).image)).numpy()
 
 
 def gallery(*, captions, ranks, ranked, partners, read_image, columns=6):

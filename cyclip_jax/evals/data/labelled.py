@@ -5,7 +5,6 @@ import inspect
 import logging
 
 import numpy as np
-import tensorflow as tf
 from etils import epath
 
 from cyclip_jax.data.sources import CaptionRule, create_source
@@ -21,6 +20,7 @@ from cyclip_jax.evals.data.class_names import (
 )
 from cyclip_jax.evals.data.keys import sorted_keys
 from cyclip_jax.evals.data.known import has_mappings, objectnet_folders, preset_of
+from cyclip_jax.runtime.started import import_tensorflow
 
 PRESET = "preset:"
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -387,11 +387,12 @@ def _subfolders(folder):
 
 def _pictures(folder):
     """Paths of the pictures in a folder and those within it, relative to it, sorted."""
+    gfile = import_tensorflow().io.gfile
     pictures, others = [], 0
-    for name in sorted(entry.rstrip("/") for entry in tf.io.gfile.listdir(folder)):
+    for name in sorted(entry.rstrip("/") for entry in gfile.listdir(folder)):
         if name.lower().endswith(_PICTURES) and name[0] != ".":
             pictures.append(name)
-        elif tf.io.gfile.isdir(f"{folder}/{name}"):
+        elif gfile.isdir(f"{folder}/{name}"):
             pictures += [f"{name}/{inner}" for inner in _pictures(f"{folder}/{name}")]
         else:
             others += 1
