@@ -130,6 +130,8 @@ def _one_sentence(values: flags.FlagValues, argv: Sequence[str]) -> Iterator[Non
         misspelt = config_file.misspelt_field(values, argv)
         if misspelt is not None:
             raise UserError(misspelt) from error
+        if isinstance(error.__context__, UserError):  # said while the config was loaded
+            raise error.__context__ from error.__context__.__cause__
         missing = re.match(r"flag --(\w+)=None: Flag --\w+ must have a value", str(error))
         if missing:
             raise UserError(f"--{missing[1]} is missing; --help shows all flags") from error

@@ -221,22 +221,24 @@ def misspelt_field(values: flags.FlagValues, argv: Sequence[str]) -> str | None:
         section, known = parser.config, ""
         for name in named[1].split("."):
             if not isinstance(section, ml_collections.ConfigDict) or name not in section:
-                return _misspelt(named[1], known, name, section, parser.config)
+                return _misspelt(named[1], f"config.{known}".rstrip("."), name, parser.config)
             section, known = section[name], f"{known}{name}."
     return None
 
 
-def _misspelt(wanted, known, name, section, config):
-    keys = list(section) if isinstance(section, ml_collections.ConfigDict) else []
-    near = difflib.get_close_matches(name, keys, n=1)
+def _misspelt(wanted, where, name, config):
+    """The sentence on the field `name` of `where`, which `wanted` names."""
+    fields = _names(config)
+    head = f"{where}.".partition(".")[2]
+    beside = [field.removeprefix(head) for field in fields if field.startswith(head)]
+    near = difflib.get_close_matches(name, [key for key in beside if "." not in key], n=1)
     if not near:  # it may be spelt right, and belong to another section
-        fields = _names(config)
+        by_last = {field.split(".")[-1]: field for field in reversed(fields)}
         last = wanted.split(".")[-1]
-        near = [field for field in fields if field.split(".")[-1] == last][:1]
-        near = near or difflib.get_close_matches(wanted, fields, n=1)
-    hint = f' Did you mean "{near[0]}"?' if near else " --help shows all of them."
-    where = f"config.{known}".rstrip(".")
-    return f'{where} has no field "{name}", which --config.{wanted} names.{hint}'
+        near = [by_last[key] for key in difflib.get_close_matches(last, by_last, 1, cutoff=0.8)]
+    if not near:
+        return f'{where} has no field "{name}"; --help shows all fields that there are'
+    return f'{where} has no field "{name}". Did you mean "{near[0]}"?'
 
 
 def _names(config, prefix=""):

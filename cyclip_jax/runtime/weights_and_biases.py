@@ -72,7 +72,7 @@ class WandbMirror:
         enabled: bool,
     ) -> None:
         self._say, self._run = say, None
-        settings = WeightsAndBiases(**config.wandb)
+        settings = config.wandb
         if not enabled or settings.project is None:
             return
         with self._forgiving():

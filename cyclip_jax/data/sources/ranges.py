@@ -87,12 +87,14 @@ def retrying(read: Callable[[*_Arguments], _Value], *arguments: *_Arguments) -> 
         except file_errors() as error:
             pause = next(pauses, None) if _may_pass(error) else None
             if pause is None:
-                is_missing = isinstance(error, FileNotFoundError) or _is_named(
-                    error, {"NotFoundError"}
-                )
-                reason = "the file is missing" if is_missing else "the file cannot be read"
+                reason = "the file is missing" if is_missing(error) else "the file cannot be read"
                 raise Unreadable(reason, _message(error)) from error
         time.sleep(pause)
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether an error of `files.file_errors` says that there is no such file."""
+    return isinstance(error, FileNotFoundError) or _is_named(error, {"NotFoundError"})
 
 
 def read_whole(path: str) -> bytes:
