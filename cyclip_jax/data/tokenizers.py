@@ -492,8 +492,8 @@ def train_on_file(values: Any) -> str | None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; None are the arguments of the process."""
-    doc = "Train a SentencePiece vocabulary on the captions of a CSV file."
-    command.run(train_on_file, define_flags, doc=doc, arguments=arguments)
+    how = str(__doc__).partition("Train a")
+    command.run(train_on_file, define_flags, doc=how[1] + how[2], arguments=arguments)
 
 
 if __name__ == "__main__":
