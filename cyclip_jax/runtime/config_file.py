@@ -117,11 +117,10 @@ def configs_at_hand() -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
-        for name in finder.provided:
-            module = sys.modules.pop(name, None)
-            parent = sys.modules.get(name.rpartition(".")[0])
-            if parent is not None and getattr(parent, name.rpartition(".")[2], None) is module:
-                delattr(parent, name.rpartition(".")[2])
+        for name in [name for name in sys.modules if finder.has_provided(name)]:
+            module, (parent, _, last) = sys.modules.pop(name), name.rpartition(".")
+            if getattr(sys.modules.get(parent), last, None) is module:
+                delattr(sys.modules[parent], last)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -130,12 +129,15 @@ class _Finder(importlib.abc.MetaPathFinder):
     In a checkout that is every config of the project; elsewhere it is `configs.common`, which holds
     what cyclip_jax/defaults.py does.
 
-    Attributes:
-      provided: names of the modules that were found here.
     """
 
     def __init__(self) -> None:
-        self.provided: list[str] = []
+        self._found: set[str] = set()
+
+    def has_provided(self, name: str) -> bool:
+        """Whether a module is from here: with the package itself everything in it is."""
+        is_inside = name.startswith("configs.")
+        return name in self._found or (is_inside and "configs" in self._found)
 
     def find_spec(
         self,
@@ -153,7 +155,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         elif spec is None and fullname == "configs.common":
             spec = importlib.machinery.ModuleSpec(fullname, _Defaults())
         if spec is not None:
-            self.provided.append(fullname)
+            self._found.add(fullname)
         return spec
 
 
