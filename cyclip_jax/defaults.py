@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -383,7 +384,7 @@ def constructed(
     return constructor(**section)
 
 
-def resolve_paths(config, workdir):
+def resolve_paths(config: Any, workdir: str | os.PathLike[str]) -> Any:
     """A locked copy of the config in which {workdir} in any string is the run's directory."""
 
     def resolve(value):
@@ -396,7 +397,8 @@ def resolve_paths(config, workdir):
             return re.sub(r"/[^/]+/\.\.(?=/|$)", "", value.replace("{workdir}", str(workdir)))
         return value
 
-    return ml_collections.ConfigDict(resolve(config.to_dict())).lock()
+    resolved: Any = resolve(config.to_dict())
+    return ml_collections.ConfigDict(resolved).lock()
 
 
 def _completed(config, defaults):

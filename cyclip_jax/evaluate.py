@@ -98,7 +98,11 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
     failed = None
     try:
         results = evals.evaluate(
-            evaluators, encoders, directory=output, model=run_config.model.name, checkpoint=path
+            evaluators,
+            encoders,
+            directory=output,
+            model=run_config.model.name,
+            checkpoint=str(path),
         )
     except evals.EvaluationFailed as error:
         failed, results = error, error.results

@@ -10,7 +10,7 @@ from absl import flags
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import command
-from cyclip_jax.runtime.config_file import define_config
+from cyclip_jax.runtime.config_file import config_name, define_config
 from cyclip_jax.runtime.distributed_flags import define_distributed_flags, join_as_told
 from cyclip_jax.runtime.memory import limit_arenas
 from cyclip_jax.runtime.started import process_began
@@ -53,7 +53,7 @@ def main(values: Any) -> None:
 
 def default_workdir(values: flags.FlagValues) -> str:
     """runs/<name of the config file>."""
-    return str(pathlib.Path("runs") / pathlib.Path(values["config"].config_filename).stem)
+    return str(pathlib.Path("runs") / config_name(values))
 
 
 if __name__ == "__main__":

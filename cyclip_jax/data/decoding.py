@@ -28,7 +28,7 @@ CHROMA_MARGIN = 2
 _pillow_limit = threading.Lock()
 
 
-def decode(encoded: tf.Tensor, max_pixels: int = MAX_PIXELS) -> UInt8[tf.Tensor, "h w 3"]:
+def decode(encoded: tf.Tensor | bytes, max_pixels: int = MAX_PIXELS) -> UInt8[tf.Tensor, "h w 3"]:
     """Decodes a JPEG, PNG, WebP, GIF or BMP file, of an animation the first frame.
 
     The format is found in the content. Grey becomes RGB and an alpha channel is dropped without
@@ -42,7 +42,7 @@ def decode(encoded: tf.Tensor, max_pixels: int = MAX_PIXELS) -> UInt8[tf.Tensor,
     before anything is decoded.
 
     Args:
-      encoded: the file's bytes, a scalar string tensor.
+      encoded: the file's bytes, or a scalar string tensor of them.
       max_pixels: larger pictures are refused, a Python int.
 
     Returns:

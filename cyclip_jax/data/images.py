@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
 from jaxtyping import UInt8
 
@@ -97,7 +98,7 @@ def transform(
 
 
 def resize_and_centre_crop(
-    image: UInt8[tf.Tensor, "h w 3"], size: int
+    image: UInt8[tf.Tensor, "h w 3"] | np.ndarray, size: int
 ) -> UInt8[tf.Tensor, "size size 3"]:
     """The reference preprocessing: bicubic resize of the shorter side, then the centre square.
 

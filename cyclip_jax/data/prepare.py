@@ -364,10 +364,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def prepare_as_told(values: Any) -> int | str:
     """Prepares and says what came of it; returns the exit status, or what is wrong."""
-    given = {field.name: getattr(values, field.name) for field in dataclasses.fields(Preparation)}
-    settings = Preparation(
-        **{name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-    )
+    given: dict[str, Any] = {
+        field.name: tuple(value) if isinstance(value, list) else value
+        for field in dataclasses.fields(Preparation)
+        for value in (getattr(values, field.name),)
+    }
+    settings = Preparation(**given)
     output = values.output
     try:
         manifest = prepare(settings, output, workers=values.workers, verify=values.verify)

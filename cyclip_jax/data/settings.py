@@ -10,7 +10,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import ml_collections
 import numpy as np
 from etils import epath
 
@@ -75,8 +74,8 @@ class Data:
 
     def __post_init__(self) -> None:
         tokenizers.check_name(self.tokenizer)
-        for part in (Reading, Transform):
-            self._part(part)
+        self._part(Reading)
+        self._part(Transform)
 
     @property
     def kept_examples(self) -> int:
@@ -166,13 +165,11 @@ def open_batches(
     )
 
 
-def check_continued(
-    config: ml_collections.ConfigDict, source: Source | Mixture, meta: Mapping[str, Any]
-) -> None:
+def check_continued(config: Any, source: Source | Mixture, meta: Mapping[str, Any]) -> None:
     """Raises UserError where a run cannot go on in its data from where a checkpoint left it.
 
     Args:
-      config: of the run.
+      config: of the run, a ConfigDict.
       source: the training data as it is now.
       meta: the checkpoint's; those from before a field was saved pass.
     """
@@ -211,9 +208,9 @@ def open_tokenizer(
     """
     vocabulary = tokenizers.vocabulary_of(data, workdir)
     is_own = vocabulary is not None and data.vocabulary is None
-    if is_own and source is not None and not epath.Path(vocabulary).exists():
+    if is_own and source is not None and not epath.Path(str(vocabulary)).exists():
         tokenizers.train_sentencepiece(
-            source.captions(), vocab_size=sizes["vocab_size"], output=vocabulary
+            source.captions(), vocab_size=sizes["vocab_size"], output=str(vocabulary)
         )
     return tokenizers.create_tokenizer(
         data.tokenizer,

@@ -6,7 +6,8 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -30,8 +31,8 @@ def write_in_processes(
       UserError: what a worker raised, or that one died.
     """
     context = multiprocessing.get_context("spawn")  # TensorFlow's threads do not survive a fork
-    waiting = iter(shards.items())
-    processes = {}
+    waiting: Iterator[Any] = iter(shards.items())
+    processes: dict[Any, Any] = {}
     try:
         with _interrupts_ignored():  # by the workers, for good: they inherit it
             for _ in range(min(workers, len(shards))):

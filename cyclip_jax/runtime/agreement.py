@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -9,18 +11,21 @@ from jax.experimental import multihost_utils
 
 from cyclip_jax.errors import UserError
 
+_Made = TypeVar("_Made")
 
-def process_zero_first(make):
+
+def process_zero_first(make: Callable[[], _Made]) -> _Made:
     """Calls `make` on process 0, then on all others: what it writes is written once.
 
     Raises:
       UserError: on the others, where process 0 failed: none is left waiting.
     """
-    made = failure = None
+    failure: Exception | None = None
+    made: list[_Made] = []
     is_first = jax.process_index() == 0
     if is_first:
         try:
-            made = make()
+            made.append(make())
         except Exception as error:
             failure = error
     if jax.process_count() > 1:
@@ -29,7 +34,7 @@ def process_zero_first(make):
             raise UserError("process 0 cannot go on, and says why")
     if failure is not None:
         raise failure
-    return made if is_first else make()
+    return made[0] if is_first else make()
 
 
 def wait_for_all_processes():
@@ -52,7 +57,7 @@ def check_same_everywhere(settings):
         return
     text = np.frombuffer(json.dumps(settings, sort_keys=True).encode(), np.uint8)
     digests = multihost_utils.process_allgather(
-        np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
+        np.frombuffer(hashlib.sha256(text.tobytes()).digest(), np.uint8)
     )
     others = [index for index, digest in enumerate(digests) if (digest != digests[0]).any()]
     if not others:

@@ -28,7 +28,7 @@ def run(
     main: Callable[..., int | str | None],
     define_flags: Callable[[flags.FlagValues], None],
     *,
-    doc: str,
+    doc: str | None,
     arguments: Sequence[str] | None = None,
     positional: str | None = None,
 ) -> None:
@@ -76,7 +76,7 @@ def parse(
       UserError: an argument that the command does not understand.
     """
     for flag in _flags_of(flags.FLAGS):
-        if flag.name not in values and flag.short_name not in values:
+        if flag.name not in values and str(flag.short_name) not in values:
             values[flag.name] = flag
     with _one_sentence(values, argv):
         rest = values(_without_dashed_no(values, argv))[1:]
@@ -148,7 +148,7 @@ def _refuse_unknown(values, name) -> NoReturn:
 
 
 def _show_help(values, doc, positional, *, with_absl):
-    print(doc.strip() + "\n")
+    print((doc or "").strip() + "\n")
     if positional is not None:
         print(f"{positional}\n")
     print("Flags:\n")

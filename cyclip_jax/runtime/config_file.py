@@ -54,6 +54,11 @@ def is_config(flag: flags.Flag[Any]) -> bool:
     return isinstance(flag.parser, _Parser)
 
 
+def config_name(values: flags.FlagValues) -> str:
+    """The name of the file that --config names, without its folder and ending."""
+    return pathlib.Path(config_flags.get_config_filename(values["config"])).stem
+
+
 def load_module(path: str | pathlib.Path, name: str) -> types.ModuleType:
     """Runs a Python file of a user's.
 
@@ -91,13 +96,14 @@ def errors_in(path: str | pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a user's own code raises
-        is_syntax = isinstance(error, SyntaxError) and error.filename == str(path)
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
             if pathlib.Path(frame.filename) == pathlib.Path(path)
         ]
-        line = error.lineno if is_syntax else (lines[-1] if lines else None)
+        line = lines[-1] if lines else None
+        if isinstance(error, SyntaxError) and error.filename == str(path):
+            line = error.lineno
         where = path if line is None else f"{path}, line {line}"
         words = " ".join(str(error).split())[:_LONGEST_MESSAGE]
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "

@@ -5,6 +5,7 @@ The source is read, never run. Every key needs a comment, behind it or on the li
 
 import ast
 import io
+import os
 import pathlib
 import tokenize
 
@@ -43,7 +44,7 @@ class Section:
         self.name, self.meaning, self.keys = name, meaning, []
 
 
-def read_sections(text, path="the defaults"):
+def read_sections(text: str, path: str | os.PathLike[str] = "the defaults") -> list["Section"]:
     """Reads every key of get_config() with its default and its comment.
 
     The function may set all keys itself, or take a section from another function of the file that
@@ -157,8 +158,10 @@ class _Reader:
         if not isinstance(value, ast.Call) or not isinstance(value.func, ast.Name):
             return None
         function = self.functions.get(value.func.id)
-        arguments = function.args if function is not None else None
-        if function is None or len(arguments.args) > 1 or arguments.kwarg or arguments.vararg:
+        if function is None:
+            return None
+        arguments = function.args
+        if len(arguments.args) > 1 or arguments.kwarg or arguments.vararg:
             return None
         makes = any(
             is_config_dict(node.value)
@@ -269,8 +272,9 @@ def _constant(module, name):
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.exists():
             for node in ast.parse(candidate.read_text(encoding="utf-8")).body:
-                targets = node.targets if isinstance(node, ast.Assign) else []
-                if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                if isinstance(node, ast.Assign) and any(
+                    isinstance(target, ast.Name) and target.id == name for target in node.targets
+                ):
                     return ast.unparse(node.value)
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import jax
 import ml_collections
@@ -39,6 +39,13 @@ from cyclip_jax.training.step import configured_step
 from cyclip_jax.workdir.config_json import check_same_model, write_config
 from cyclip_jax.workdir.console import Console
 from cyclip_jax.workdir.metrics import MetricWriter
+
+
+class _Closable(Protocol):
+    def close(self) -> object: ...
+
+
+_Opened = TypeVar("_Opened", bound=_Closable)
 
 if TYPE_CHECKING:
     from cyclip_jax.workdir.checkpoints import Checkpointer
@@ -127,7 +134,7 @@ def open_run(config, workdir, *, began):
 
     with contextlib.ExitStack() as stack:
 
-        def closed_at_the_end(opened):
+        def closed_at_the_end(opened: _Opened) -> _Opened:
             return stack.enter_context(contextlib.closing(opened))
 
         is_first_process = jax.process_index() == 0

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ml_collections
-
 from cyclip_jax import evals, parallel
 from cyclip_jax.data.order import steps_per_epoch
 from cyclip_jax.data.settings import Data
@@ -79,13 +77,13 @@ class Settings:
 
     def run_length(self, examples: int) -> int:
         """Total steps of the run over so many examples, from total_steps or num_epochs."""
-        if self.num_epochs is None:
+        if self.total_steps is not None:
             return self.total_steps
-        return self.num_epochs * steps_per_epoch(examples, self.batch_size)
+        return (self.num_epochs or 0) * steps_per_epoch(examples, self.batch_size)
 
 
-def checked(config: ml_collections.ConfigDict) -> Settings:
-    """The Settings of a config as defaults.py makes it.
+def checked(config: Any) -> Settings:
+    """The Settings of a config, a ConfigDict as defaults.py makes it.
 
     Raises:
       UserError: a field that the config has not, or what the config alone shows to be wrong.

@@ -70,7 +70,7 @@ class TokenReduction:
             seen = dict(batch)
             if text_length is not None:
                 seen["tokens"] = shorten(batch["tokens"], text_length)
-            if is_dropping:
+            if is_dropping and grid is not None:
                 seen["kept_patches"] = choose_patches(
                     key, batch["images"].shape[0], grid, self.kept_patches, self.patch_dropping
                 )
