@@ -138,7 +138,9 @@ def seconds_of(batches, count):
 def open_pipeline(path, position=None, **transform):
     """Opens the training pipeline of a run, without a model."""
     from cyclip_jax.data import sources
-    from cyclip_jax.data.pipeline import BadExamples, train_batches
+    from cyclip_jax.data.bad_examples import BadExamples
+    from cyclip_jax.data.pipeline import train_batches
+    from cyclip_jax.data.transform import Transform
 
     source = sources.create_source("auto", path, config_key="--path")
     return train_batches(
@@ -149,7 +151,7 @@ def open_pipeline(path, position=None, **transform):
         seed=0,
         position=position,
         bad_examples=BadExamples(os.devnull + ".jsonl", 0, len(source)),
-        **transform,
+        transform=Transform(**transform),
     )
 
 
@@ -183,12 +185,13 @@ def contenders(folder, files):
     import tensorflow as tf
 
     from cyclip_jax.data import images
+    from cyclip_jax.data.transform import Transform
 
     files = files * -(-2 * BATCH // len(files))  # an epoch has more than a batch
     tar = write_tar(folder / "00000.tar", files)
     tfrecord = write_tfrecord(folder / "00000.tfrecord", files)
     exact = functools.partial(images.transform, size=IMAGE_SIZE)
-    fast = functools.partial(exact, decoder="fast")
+    fast = functools.partial(exact, settings=Transform(decoder="fast"))
     crops = {"augmentation": "random_resized_crop", "crop_scale": (0.5, 1.0)}
     bare_decode = functools.partial(tf.io.decode_jpeg, channels=3, dct_method="INTEGER_ACCURATE")
     chosen = {

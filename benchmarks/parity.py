@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from cyclip_jax import defaults
 from cyclip_jax.interop.checkpoint import OUR_PREPROCESS, Checkpoint
 from cyclip_jax.interop.formats import open_clip_config, transformers_config
 from cyclip_jax.interop.names import COUNT, to_transformers
@@ -83,14 +84,7 @@ TRAINED = {
 BATCH_SIZE = 16
 STEPS = 20
 CYCLIC_WEIGHTS = (0.25, 0.25)  # λ1, in-modal, and λ2, cross-modal
-RECIPE = {
-    "learning_rate": 5e-4,
-    "warmup_steps": 4,
-    "weight_decay": 0.1,
-    "beta1": 0.9,
-    "beta2": 0.999,
-    "eps": 1e-8,
-}
+RECIPE = {**defaults.get_config().optimizer, "warmup_steps": 4}
 MAX_LOGIT_SCALE = math.log(100)  # open_clip has this value; the official code rounds it to 4.6052
 
 
@@ -444,7 +438,7 @@ def our_trainer(case, dtype):
     """
     graphdef, abstract = abstract_model(case.name, case.sizes, is_training=True, dtype=dtype)
     adamw, schedule = create_optimizer(
-        **RECIPE, gradient_clip_norm=None, total_steps=STEPS, steps_per_epoch=len(case.batches)
+        **RECIPE, total_steps=STEPS, steps_per_epoch=len(case.batches)
     )
     optimizer = optax.chain(keep_gradient(), adamw)
     normalise = functools.partial(normalise_images, dtype=np.dtype(dtype))

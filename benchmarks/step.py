@@ -35,7 +35,7 @@ from flax import nnx
 
 from benchmarks.pytorch import cyclic_terms, has_pytorch
 from benchmarks.report import numbers, table, write_json
-from cyclip_jax import parallel
+from cyclip_jax import defaults, parallel
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses import cyclic_consistency
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD, MAX_LOGIT_SCALE, normalise_images
@@ -44,16 +44,9 @@ from cyclip_jax.training.flops import matmul_flops, model_flops, utilisation
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import create_optimizer
 from cyclip_jax.training.step import abstract_state, create_state, make_train_step
-from cyclip_jax.training.token_reduction import reduced_view, see_everything
+from cyclip_jax.training.token_reduction import TokenReduction, see_everything
 
-RECIPE = {
-    "learning_rate": 5e-4,
-    "warmup_steps": 10_000,
-    "weight_decay": 0.1,
-    "beta1": 0.9,
-    "beta2": 0.999,
-    "eps": 1e-8,
-}
+RECIPE = dict(defaults.get_config().optimizer)
 TOTAL_STEPS = 100_000
 CYCLIC_WEIGHT = 0.25  # λ1 = λ2
 CYCLIC_METRICS = (
@@ -136,7 +129,7 @@ class Ours:
         self.sizes = resolve_sizes(name)
         self.mesh = parallel.create_mesh(fsdp=fsdp)
         self.optimizer, self.schedule = create_optimizer(
-            **RECIPE, gradient_clip_norm=None, total_steps=TOTAL_STEPS, steps_per_epoch=1
+            **RECIPE, total_steps=TOTAL_STEPS, steps_per_epoch=1
         )
         self._initial = lambda: create_model(name, rngs=nnx.Rngs(0))
         self.abstract_state = abstract_state(
@@ -265,12 +258,13 @@ class Ours:
     def _view(self, variant):
         if variant.kept_patches == 1:
             return see_everything
-        return reduced_view(
-            self.sizes,
+        reduction = TokenReduction(
             patch_dropping="random",
             kept_patches=variant.kept_patches,
             text_length=None,
+            full_steps=0,
         )
+        return reduction.reduced_view(self.sizes)
 
 
 def _normalise(variant):

@@ -1,133 +1,246 @@
 """The defaults of every experiment: each field once, with what it means."""
 
+import difflib
+import inspect
+import os
 import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from cyclip_jax.errors import UserError
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD
 
+_Constructed = TypeVar("_Constructed")
 
-def get_config():
+
+def get_config() -> ml_collections.ConfigDict:
     """Returns the defaults; an experiment's file changes only what is special about it."""
     config = ml_collections.ConfigDict()
-    config.seed = 0  # initial parameters, order of the examples, augmentations
-    config.batch_size = 128  # pairs per step over all devices
-    # Parts in which the towers take the batch, for less memory and a second forward pass. The
-    # gradient is the whole batch's; BatchNorm's statistics are each part's, and follow their mean.
+    # The initial parameters, the order of the examples and the augmentations follow from it.
+    config.seed = 0
+    config.batch_size = 128  # Pairs in a step, over all devices together.
+    # The towers take the batch in so many parts. That saves memory and costs a second forward pass.
+    # The gradient is that of the whole batch. BatchNorm normalises each part by itself, and its
+    # running statistics follow the mean over the parts.
     config.micro_batches = 1
-    config.total_steps = placeholder(int)  # length of the run in steps; this or num_epochs
-    config.num_epochs = placeholder(int)  # length of the run in passes over the training data
-    config.log_every_steps = 50  # how often metrics are fetched from the device and written
-    config.eval_every_steps = 0  # how often `evals` run; 0 is only after the last step
-    config.checkpoint_every_steps = 1000  # how often, besides after the last step
-    config.keep_checkpoints = 3  # the newest so many stay
-    config.keep_every_steps = placeholder(int)  # checkpoints at multiples of this stay for good
-    config.init_from = placeholder(str)  # a workdir, export or file whose weights a new run takes
-    config.max_skipped_in_a_row = 10  # non-finite steps in a row that end the run
-    # Of the towers: by default TPUs multiply float32 in bfloat16 and GPUs in TF32; "float32" does
-    # not. The losses are always computed in full precision.
+    # Length of the run in steps. Exactly one of this and num_epochs is set.
+    config.total_steps = placeholder(int)
+    config.num_epochs = placeholder(int)  # Length of the run in passes over the training data.
+    # Every so many steps the metrics are fetched from the device and written.
+    config.log_every_steps = 50
+    # Every so many steps the evaluations in `evals` run. With 0 they run after the last step only.
+    config.eval_every_steps = 0
+    # Every so many steps a checkpoint is written; another one is written after the last step.
+    config.checkpoint_every_steps = 1000
+    config.keep_checkpoints = 3  # So many of the newest checkpoints are kept.
+    # Checkpoints at multiples of this step are kept for good. By default none is.
+    config.keep_every_steps = placeholder(int)
+    # A new run starts from the weights of this workdir, export or weight file. By default it starts
+    # from random ones.
+    config.init_from = placeholder(str)
+    # The run ends after so many steps in a row whose loss or gradient is not finite.
+    config.max_skipped_in_a_row = 10
+    # Precision of the towers' matrix products. By default TPUs multiply float32 in bfloat16 and
+    # GPUs in TF32; "float32" does not. The losses are always computed in full precision.
     config.matmul_precision = "default"
-    # Compiled code is kept here, e.g. in "{workdir}/compilation_cache", so that a restart compiles
-    # nothing. It is executed: only a directory in which nobody else can write.
+    # Compiled code is kept in this directory, e.g. "{workdir}/compilation_cache", so that a restart
+    # compiles nothing. The code is executed: name only a directory in which nobody else can write.
+    # By default nothing is kept.
     config.compilation_cache = placeholder(str)
-    config.profile_steps = placeholder(tuple)  # (first, last) to trace; SIGUSR1: the next ten
-    config.stall_factor = 10.0  # what takes so many times its median is reported; 0 is never
+    # The steps from the first to the last of (first, last) are profiled. By default none is; the
+    # signal SIGUSR1 asks for the next ten at any time.
+    config.profile_steps = placeholder(tuple)
+    # What takes so many times as long as is usual is reported. With 0 nothing is.
+    config.stall_factor = 10.0
 
-    config.wandb = wandb = ml_collections.ConfigDict()  # Weights & Biases
-    wandb.project = placeholder(str)  # where every metric goes too; by default nothing is sent
-    wandb.entity = placeholder(str)  # user or team; default the one logged in
-    wandb.name = placeholder(str)  # of the run; default the workdir's
-    wandb.mode = placeholder(str)  # "online", "offline", "disabled"; default $WANDB_MODE, or online
+    config.wandb = _wandb()  # Where the metrics go besides the workdir: Weights & Biases.
+    config.model = _model()  # The two towers. What is not set is as the preset has it.
+    config.tokens = _tokens()  # Cheaper steps, in which the towers see less of images and texts.
+    config.mesh = _mesh()  # How the state of the run is divided among the devices.
+    config.loss = _loss()  # What is minimised.
+    config.optimizer = _optimizer()  # AdamW and the schedule of its learning rate.
+    config.data = _data()  # What is trained on, and how it is read.
 
-    config.model = model = ml_collections.ConfigDict()
-    model.name = "RN50"  # a preset of cyclip_jax/models/presets.py; what follows overrides it
-    model.image_size = placeholder(int)  # pixels per side
-    model.embed_dim = placeholder(int)  # width of the shared embedding space
-    model.vision_tower = placeholder(str)  # "resnet" or "vit"; default by vision_layers or preset
-    model.pool = placeholder(str)  # ResNet: "attention"; ViT: "class_token"; default the tower's
-    model.vision_layers = placeholder(object)  # blocks; a tuple of four for a ResNet
-    model.vision_width = placeholder(int)  # channels of the ViT or after the ResNet's stem
-    model.vision_heads = placeholder(int)  # by default one per 64 channels
-    model.patch_size = placeholder(int)  # pixels per side, ViT only
-    model.text_width = placeholder(int)  # channels of the text transformer
-    model.text_layers = placeholder(int)  # blocks of the text transformer
-    model.text_heads = placeholder(int)  # by default one per 64 channels
-    model.context_length = placeholder(int)  # tokens per caption, both ends included
-    model.vocab_size = placeholder(int)  # ids of the tokenizer
-    model.quick_gelu = True  # x·σ(1.702 x) as OpenAI, or the exact GELU
-    model.dtype = "float32"  # of the towers' computation, or "bfloat16"; parameters are float32
-    model.batch_norm_group_size = placeholder(int)  # images per group; default the whole batch
-    model.initial_weights_dtype = "float32"  # or "float16": initial weights are rounded to it
-    model.attention = "auto"  # "cudnn" in bfloat16 on NVIDIA's GPUs, else "xla"; or one of them
-    model.vision_remat = "none"  # or "dots", "full": activations recomputed to save memory
-    model.text_remat = "none"  # the same of the text tower
-    model.scan_blocks = False  # transformer blocks as a loop: compiles faster; is to go with remat
-
-    # Cheaper steps: what the towers see of images and texts.
-    config.tokens = tokens = ml_collections.ConfigDict()
-    tokens.patch_dropping = "none"  # ViT: or "random", or "grid": one patch of each window
-    tokens.kept_patches = 0.5  # share of the patches that is seen where some are dropped
-    tokens.text_length = placeholder(int)  # tokens of a caption that are seen, default all
-    tokens.full_steps = 0  # so many steps at the end of the run see everything
-
-    config.mesh = mesh = ml_collections.ConfigDict()
-    mesh.fsdp = 1  # devices that share one copy of parameters and optimiser state
-    mesh.fsdp_min_size = 2**16  # parameters of fewer numbers stay whole
-
-    config.loss = loss = ml_collections.ConfigDict()
-    loss.inmodal_weight = 0.25  # λ1 of the paper
-    loss.crossmodal_weight = 0.25  # λ2 of the paper
-    loss.cyclic_normalization = "reference"  # 1/N as published, or "batch_size_free": ·128/N
-    loss.chunk_size = 256  # rows of each device in a tile of similarities; only memory and speed
-    loss.detached_gather_devices = 1  # W > 1 divides the towers' gradients by W, as published
-
-    config.optimizer = optimizer = ml_collections.ConfigDict()
-    optimizer.learning_rate = 5e-4  # at the end of the warm-up
-    optimizer.warmup_steps = 10_000  # linear, then half a cosine to zero
-    optimizer.schedule_offset_epochs = 0  # epochs of the schedule that are skipped at its start
-    optimizer.beta1 = 0.9
-    optimizer.beta2 = 0.999
-    optimizer.eps = 1e-8
-    optimizer.first_moment_dtype = "float32"  # or "bfloat16", for less memory
-    optimizer.weight_decay = 0.1  # per unit of the learning rate
-    # "matrices": kernels, projections and the token embedding; or "official_names": some norms'
-    # scales and the positional and class embeddings too.
-    optimizer.weight_decay_rule = "matrices"
-    optimizer.gradient_clip_norm = placeholder(float)  # global norm; default no clipping
-
-    config.data = data = ml_collections.ConfigDict()
-    # Kind of `train` and `validation`: "auto" goes by their ending; or "csv", "webdataset",
-    # "tfrecord", "tfds", "parquet", "mixture"; "emoji" builds its own.
-    data.source = "auto"
-    # A CSV, shards by glob or braces, or tfds:NAME; {workdir} stands for the run's directory.
-    data.train = placeholder(str)
-    data.validation = placeholder(str)  # pairs that `evals.val` scores; default none
-    data.mixture = ml_collections.ConfigDict()  # {name: part(…)}, for the source "mixture"
-    data.image_key = placeholder(str)  # column, feature or file ending; default the source's usual
-    data.caption_key = placeholder(object)  # the same of the caption; or a tuple of several
-    data.caption_weights = placeholder(object)  # how often each of several is drawn; default equal
-    data.templates = ()  # sentences with {} that stand around captions, one drawn at a time
-    data.delimiter = ","  # between a CSV's columns; "\t" for TSV
-    data.shuffle = True  # anew in each epoch, by seed
-    data.shuffle_window = placeholder(int)  # mix so many neighbours, for slow storage; default all
-    data.tokenizer = "clip_bpe"  # or "sentencepiece"
-    data.vocabulary = placeholder(str)  # its file; default an installed package's, or trained here
-    data.keep_end_of_text = True  # of captions too long for the context; see tokenizers.py
-    data.image_mean = IMAGE_MEAN  # of the RGB values in [0, 1], which is subtracted
-    data.image_std = IMAGE_STD  # by which they are then divided
-    data.decoder = "exact"  # Pillow's pixels but for rounding, or "fast": see images.py
-    data.max_pixels = 100_000_000  # of a picture; larger ones are not decoded
-    data.augmentation = "none"  # resize and centre crop, or "random_resized_crop"
-    data.crop_scale = (0.9, 1.0)  # area that a random crop keeps
-    data.horizontal_flip = False  # of every other image
-    data.policy = "none"  # or "randaugment", "autoaugment"
-    data.colour_jitter = 0.0  # strength of random brightness, contrast, saturation and hue
-    data.max_bad_share = 0.01  # unreadable share of the examples that stops the run
-
-    config.evals = ml_collections.ConfigDict()  # {name: evaluator and its arguments}
+    # The evaluations, {name: evaluator and its arguments}.
+    config.evals = ml_collections.ConfigDict()
+    # Retrieval on the pairs of data.validation, which is left out where that is not set.
     config.evals.val = retrieval(config, config.data.get_ref("validation"))
     return config
+
+
+def _wandb() -> ml_collections.ConfigDict:
+    """Returns config.wandb."""
+    wandb = ml_collections.ConfigDict()
+    # The project that every metric is sent to as well. By default nothing is sent.
+    wandb.project = placeholder(str)
+    # The user or team that owns the project. By default it is the one that is logged in.
+    wandb.entity = placeholder(str)
+    wandb.name = placeholder(str)  # The run's name. By default it is the name of the workdir.
+    # "online", "offline" or "disabled". By default it is what $WANDB_MODE says, or else online.
+    wandb.mode = placeholder(str)
+    return wandb
+
+
+def _model() -> ml_collections.ConfigDict:
+    """Returns config.model."""
+    model = ml_collections.ConfigDict()
+    # A preset of cyclip_jax/models/presets.py. Every size that is set below overrides it.
+    model.name = "RN50"
+    model.image_size = placeholder(int)  # Pixels per side of an image.
+    model.embed_dim = placeholder(int)  # Width of the embedding space that both towers share.
+    # The image tower, "resnet" or "vit". By default it follows from vision_layers or the preset.
+    model.vision_tower = placeholder(str)
+    # How the image tower makes one vector of a picture: "attention" (ResNet) or "class_token"
+    # (ViT). By default as the tower does.
+    model.pool = placeholder(str)
+    # Blocks of the image tower: a number for a ViT, a tuple of four for a ResNet.
+    model.vision_layers = placeholder(object)
+    # Channels of the ViT, or of the ResNet after its stem.
+    model.vision_width = placeholder(int)
+    # Attention heads of the image tower. By default there is one for every 64 channels.
+    model.vision_heads = placeholder(int)
+    model.patch_size = placeholder(int)  # Pixels per side of a patch; a ResNet has none.
+    model.text_width = placeholder(int)  # Channels of the text transformer.
+    model.text_layers = placeholder(int)  # Blocks of the text transformer.
+    # Attention heads of the text transformer. By default there is one for every 64 channels.
+    model.text_heads = placeholder(int)
+    # Tokens of a caption, with the one that starts and the one that ends it.
+    model.context_length = placeholder(int)
+    model.vocab_size = placeholder(int)  # Number of ids that the tokenizer gives.
+    # True is x·σ(1.702 x), as in OpenAI's models; False is the exact GELU.
+    model.quick_gelu = True
+    # Type in which the towers compute, "float32" or "bfloat16". The parameters are float32.
+    model.dtype = "float32"
+    # BatchNorm takes its statistics over groups of so many images. By default over the whole batch.
+    model.batch_norm_group_size = placeholder(int)
+    # "float32", or "float16", to which the initial weights are then rounded.
+    model.initial_weights_dtype = "float32"
+    # How attention is computed: "xla", "cudnn", or "auto", which is "cudnn" in bfloat16 on NVIDIA's
+    # GPUs and "xla" elsewhere.
+    model.attention = "auto"
+    # Which activations of the image tower are computed again in the backward pass to save memory:
+    # "none", "dots" (all but the outputs of matrix products) or "full" (all).
+    model.vision_remat = "none"
+    model.text_remat = "none"  # The same of the text tower.
+    # Whether the transformers' blocks are compiled as a loop. That compiles faster, and is meant to
+    # go with remat.
+    model.scan_blocks = False
+    return model
+
+
+def _tokens() -> ml_collections.ConfigDict:
+    """Returns config.tokens."""
+    tokens = ml_collections.ConfigDict()
+    # Which patches of a ViT are left out: "none", a "random" choice, or by a "grid", which keeps
+    # one patch of each window.
+    tokens.patch_dropping = "none"
+    tokens.kept_patches = 0.5  # Share of the patches that is seen where some are left out.
+    tokens.text_length = placeholder(int)  # Tokens of a caption that are seen. By default all are.
+    tokens.full_steps = 0  # So many steps at the end of the run see everything.
+    return tokens
+
+
+def _mesh() -> ml_collections.ConfigDict:
+    """Returns config.mesh."""
+    mesh = ml_collections.ConfigDict()
+    mesh.fsdp = 1  # So many devices share one copy of the parameters and the optimiser's state.
+    mesh.fsdp_min_size = 2**16  # Parameters of fewer numbers are not divided.
+    return mesh
+
+
+def _loss() -> ml_collections.ConfigDict:
+    """Returns config.loss."""
+    loss = ml_collections.ConfigDict()
+    loss.inmodal_weight = 0.25  # Weight λ1 of the paper, of the in-modal consistency.
+    loss.crossmodal_weight = 0.25  # Weight λ2 of the paper, of the cross-modal consistency.
+    # Factor of both consistencies: "reference" is 1/N as published, for N pairs in the batch;
+    # "batch_size_free" is 128/N², which weighs the same at any batch size.
+    loss.cyclic_normalization = "reference"
+    # Similarities are computed in tiles of so many rows of each device. The number changes memory
+    # and speed, not the result.
+    loss.chunk_size = 256
+    # With a number W greater than 1 the gradients of the towers are divided by W, as by the
+    # published code on W GPUs. 1 is the true gradient.
+    loss.detached_gather_devices = 1
+    return loss
+
+
+def _optimizer() -> ml_collections.ConfigDict:
+    """Returns config.optimizer."""
+    optimizer = ml_collections.ConfigDict()
+    optimizer.learning_rate = 5e-4  # The learning rate at the end of the warm-up.
+    # The learning rate rises linearly for so many steps, then falls along half a cosine to zero.
+    optimizer.warmup_steps = 10_000
+    # So many epochs of the schedule are left out at its start.
+    optimizer.schedule_offset_epochs = 0
+    optimizer.beta1 = 0.9  # Decay rate of Adam's running mean of the gradients.
+    optimizer.beta2 = 0.999  # Decay rate of Adam's running mean of the squared gradients.
+    optimizer.eps = 1e-8  # Added to the root of that mean before it divides.
+    # Type in which the mean of the gradients is kept: "float32", or "bfloat16" to save memory.
+    optimizer.first_moment_dtype = "float32"
+    # So much of a decayed parameter is subtracted from it in a step, times the learning rate.
+    optimizer.weight_decay = 0.1
+    # Which parameters are decayed. "matrices" are kernels, projections and the token embedding;
+    # "official_names" decays the scales of some norms and the positional and class embeddings too,
+    # as the published code does.
+    optimizer.weight_decay_rule = "matrices"
+    # The global norm to which larger gradients are cut. By default none is.
+    optimizer.gradient_clip_norm = placeholder(float)
+    return optimizer
+
+
+def _data() -> ml_collections.ConfigDict:
+    """Returns config.data."""
+    data = ml_collections.ConfigDict()
+    # Kind of `train` and `validation`: "csv", "webdataset", "tfrecord", "tfds", "parquet", or
+    # "auto", which goes by their ending; "mixture" reads several data sets, and "emoji" builds its
+    # own.
+    data.source = "auto"
+    # The training data: a CSV, shards named by a glob or braces, or tfds:NAME. {workdir} stands for
+    # the run's directory.
+    data.train = placeholder(str)
+    # The pairs that the evaluation `evals.val` scores. By default there are none.
+    data.validation = placeholder(str)
+    data.mixture = ml_collections.ConfigDict()  # {name: part(…)} for the source "mixture".
+    # Where the picture is: a column, feature or file ending. By default the source's usual one.
+    data.image_key = placeholder(str)
+    # The same of the caption, or a tuple of several, of which one is drawn in each epoch.
+    data.caption_key = placeholder(object)
+    # How often each of several captions is drawn. By default equally often.
+    data.caption_weights = placeholder(object)
+    data.templates = ()  # Sentences with {} that stand around captions; one is drawn at a time.
+    data.delimiter = ","  # What stands between the columns of a CSV; "\t" is a tab.
+    data.shuffle = True  # Whether the examples have another order in each epoch, by the seed.
+    # Only so many neighbours are mixed with each other, for slow storage. By default all are.
+    data.shuffle_window = placeholder(int)
+    data.tokenizer = "clip_bpe"  # "clip_bpe" or "sentencepiece".
+    # File of the tokenizer's vocabulary. By default "clip_bpe" takes that of an installed package,
+    # and "sentencepiece" is trained on the captions.
+    data.vocabulary = placeholder(str)
+    # Whether a caption that is too long for the context still ends with the token that it is read
+    # at. The published code cuts that off, and the model then sees nothing of the caption.
+    data.keep_end_of_text = True
+    # Subtracted from the RGB values, which lie in [0, 1].
+    data.image_mean = IMAGE_MEAN
+    data.image_std = IMAGE_STD  # What the RGB values are divided by after that.
+    # "exact" gives Pillow's pixels but for rounding; "fast" saves work on large photographs, whose
+    # edges become a little softer (see cyclip_jax/data/images.py).
+    data.decoder = "exact"
+    data.max_pixels = 100_000_000  # Pictures of more pixels are not decoded.
+    # "none" resizes and cuts out the centre; "random_resized_crop" cuts out a random part.
+    data.augmentation = "none"
+    # Least and greatest share of a picture's area that a random crop keeps.
+    data.crop_scale = (0.9, 1.0)
+    data.horizontal_flip = False  # Whether half of the images are mirrored.
+    data.policy = "none"  # Random operations: "none", "randaugment" or "autoaugment".
+    # Strength, from 0 to below 1, of random brightness, contrast, saturation and hue.
+    data.colour_jitter = 0.0
+    # The run stops when a greater share of the examples than this cannot be read.
+    data.max_bad_share = 0.01
+    return data
 
 
 def part(train, weight=1.0, **settings):
@@ -259,7 +372,44 @@ def geometry(pairs, **arguments):
     return ml_collections.ConfigDict({"type": "geometry", "pairs": pairs} | arguments)
 
 
-def resolve_paths(config, workdir):
+def constructed(
+    constructor: Callable[..., _Constructed], section: Mapping[str, Any], where: str
+) -> _Constructed:
+    """What the constructor of a section makes of it.
+
+    Args:
+      constructor: its keyword arguments are the section's fields.
+      section: {field: value}.
+      where: full name of the section, for messages ("config.data").
+
+    Raises:
+      UserError: the section has a field that the constructor does not take, or lacks one, or what
+        the constructor itself refuses.
+    """
+    parameters = {
+        name: parameter
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    for field in section:
+        if field not in parameters:
+            near = difflib.get_close_matches(field, parameters, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(parameters)}"
+            raise UserError(f"{where} has no field {field!r}; {hint}")
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and name not in section
+    ]
+    if missing:
+        raise UserError(
+            f"{where} lacks the field {missing[0]!r}; let the config begin with "
+            "cyclip_jax.defaults.get_config()"
+        )
+    return constructor(**section)
+
+
+def resolve_paths(config: Any, workdir: str | os.PathLike[str]) -> Any:
     """A locked copy of the config in which {workdir} in any string is the run's directory."""
 
     def resolve(value):
@@ -272,7 +422,8 @@ def resolve_paths(config, workdir):
             return re.sub(r"/[^/]+/\.\.(?=/|$)", "", value.replace("{workdir}", str(workdir)))
         return value
 
-    return ml_collections.ConfigDict(resolve(config.to_dict())).lock()
+    resolved: Any = resolve(config.to_dict())
+    return ml_collections.ConfigDict(resolved).lock()
 
 
 def _completed(config, defaults):

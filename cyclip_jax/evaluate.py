@@ -1,24 +1,42 @@
-"""`python -m cyclip_jax.evaluate --checkpoint=WORKDIR`: evaluates any trained model."""
+"""Evaluate any trained model.
+
+python -m cyclip_jax.evaluate --checkpoint=WORKDIR
+"""
 
 import math
+from typing import Any
 
-import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.runtime import distributed
-from cyclip_jax.runtime.started import prepare_command
+from cyclip_jax.runtime import command
+from cyclip_jax.runtime.config_file import define_config
+from cyclip_jax.runtime.distributed_flags import define_distributed_flags, join_as_told
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "workdir of a run, export, folder of open_clip or transformers, weight file"
-)
-_STEP = flags.DEFINE_integer("step", None, "which checkpoint of a workdir; default the newest")
-_OUTPUT = flags.DEFINE_string("output", None, "directory for results; default <checkpoint>/evals")
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "its evals and data; default a run's own", lock_config=True
-)
-_join = distributed.define_flags()
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "Workdir of a run, an export, a folder of open_clip or transformers, or a weight file.",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "step",
+        None,
+        "Which checkpoint of a workdir; by default the newest.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output",
+        None,
+        "Directory for the results; by default <checkpoint>/evals.",
+        flag_values=values,
+    )
+    define_config(values, "Its evals are run on its data; by default a run's own.")
+    define_distributed_flags(values)
 
 
 def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
@@ -39,9 +57,11 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
     Raises:
       UserError: no such checkpoint, or evaluations that cannot run.
     """
+    import jax
+
     from cyclip_jax import evals, parallel
-    from cyclip_jax.data.settings import open_tokenizer
-    from cyclip_jax.defaults import resolve_paths
+    from cyclip_jax.data.settings import Data, open_tokenizer
+    from cyclip_jax.defaults import constructed, resolve_paths
     from cyclip_jax.evals.flat import flattened
     from cyclip_jax.files import absolute, write_json
     from cyclip_jax.interop.pretrained import described_by, open_checkpoint
@@ -50,6 +70,8 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
     from cyclip_jax.training.configured_model import Model
 
     path = absolute(checkpoint)
+    if config is not None:
+        evals.check_settings(config.evals)
     opened = open_checkpoint(path, step=step)
     if opened.config is None and config is None:
         raise UserError(f"{path} is not the workdir of a run: its data are to be named by --config")
@@ -59,7 +81,8 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
         run_config = described_by(opened, evaluated)
     else:
         run_config = resolve_paths(opened.config, path)
-    set_matmul_precision(run_config)
+    data = constructed(Data, run_config.data, "config.data")
+    set_matmul_precision(run_config.matmul_precision)
     # The run may have had other devices: take as many as its batch divides among. Of several
     # processes none may be left without.
     devices = jax.devices()
@@ -69,12 +92,16 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
     model = Model(run_config, mesh)
     tree = fit(opened.weights, model.abstract, source=opened.source)
     tree = parallel.place(tree, model.abstract)
-    encoders = model.encoders(**tree, tokenize=open_tokenizer(run_config, path, model.sizes))
+    encoders = model.encoders(**tree, tokenize=open_tokenizer(data, path, model.sizes))
     output = _results_folder(path, output)
     failed = None
     try:
         results = evals.evaluate(
-            evaluators, encoders, directory=output, model=run_config.model.name, checkpoint=path
+            evaluators,
+            encoders,
+            directory=output,
+            model=run_config.model.name,
+            checkpoint=str(path),
         )
     except evals.EvaluationFailed as error:
         failed, results = error, error.results
@@ -99,35 +126,35 @@ def _results_folder(checkpoint, output):
     return path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
 
 
-def main(_):
+def main(values: Any) -> None:
     """Evaluates and prints the table."""
+    import jax
+
     from cyclip_jax.evals.output import read_abouts
     from cyclip_jax.files import absolute
+    from cyclip_jax.runtime import distributed
     from cyclip_jax.workdir.table import final_table
 
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     # Nothing is to be saved first: SIGTERM simply ends it, however many processes there are.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        _join()
+        join_as_told(values)
         results = evaluate_checkpoint(
-            _CHECKPOINT.value, step=_STEP.value, output=_OUTPUT.value, config=_CONFIG.value
+            values.checkpoint, step=values.step, output=values.output, config=values.config
         )
     except UserError as error:
         distributed.end(f"error: {error}")
+        return
     if jax.process_index() == 0:
         if "step" in results:
             print(f"step {results['step']}")
-        abouts = read_abouts(_results_folder(_CHECKPOINT.value, _OUTPUT.value))
+        abouts = read_abouts(_results_folder(values.checkpoint, values.output))
         print(final_table(results, abouts))
-        shown = absolute(_OUTPUT.value or _CHECKPOINT.value)
+        shown = absolute(values.output or values.checkpoint)
         if shown.is_dir():
             print(f"with figures: python -m cyclip_jax.report {shown}")
     distributed.end(0)
 
 
 if __name__ == "__main__":
-    prepare_command()
-    flags.mark_flag_as_required("checkpoint")
-    app.run(main)
+    command.run(main, define_flags, doc=__doc__)

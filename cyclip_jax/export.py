@@ -1,15 +1,15 @@
-"""`python -m cyclip_jax.export` writes a trained model in the format of another program.
+"""Write a trained model in the format of another program.
 
 python -m cyclip_jax.export --checkpoint=WORKDIR --format=open_clip --output=DIR
 """
 
-import argparse
 import json
 import os
-import sys
 import uuid
+from collections.abc import Sequence
+from typing import Any
 
-from absl import logging
+from absl import flags
 from etils import epath
 
 from cyclip_jax.errors import UserError
@@ -18,7 +18,7 @@ from cyclip_jax.interop.card import model_card
 from cyclip_jax.interop.files import DTYPES
 from cyclip_jax.interop.folders import DESCRIPTION
 from cyclip_jax.interop.formats import WRITERS, check_format
-from cyclip_jax.runtime.started import prepare_command
+from cyclip_jax.runtime import command
 
 FORMATS = (*WRITERS, "onnx")
 _VOCABULARIES = {"sentencepiece": "tokenizer.model", "clip_bpe": "bpe_simple_vocab_16e6.txt.gz"}
@@ -141,56 +141,60 @@ def _put_in_place(folder, output):
     earlier.rmtree()
 
 
-def parse_arguments(arguments):
-    """Parses the command line's arguments; None takes those of the process."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cyclip_jax.export",
-        description="Write a trained model in the format of another program.",
-    )
-    parser.add_argument(
-        "--checkpoint",
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "Workdir of a run, an export, a folder of open_clip or transformers, or a weight file.",
         required=True,
-        help="the workdir of a run, an export, a folder of open_clip or transformers, or a file of "
-        "weights",
+        flag_values=values,
     )
-    parser.add_argument(
-        "--step", type=int, help="step of the checkpoint in a workdir (default: the newest)"
+    flags.DEFINE_integer(
+        "step",
+        None,
+        "Which checkpoint of a workdir; by default the newest.",
+        flag_values=values,
     )
-    parser.add_argument(
-        "--format", required=True, choices=FORMATS, help="the program that will read the export"
+    flags.DEFINE_enum(
+        "format",
+        None,
+        FORMATS,
+        "The program that will read the export.",
+        required=True,
+        flag_values=values,
     )
-    parser.add_argument("--output", required=True, help="the directory to write")
-    parser.add_argument(
-        "--dtype", default="float32", choices=list(DTYPES), help="dtype of the weights"
+    flags.DEFINE_string("output", None, "Directory to write.", required=True, flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", "float32", list(DTYPES), "The type of the weights.", flag_values=values
     )
-    parser.add_argument(
-        "--license",
-        default="unknown",
-        help="the license that the model card names, as model hubs write it, e.g. apache-2.0",
+    flags.DEFINE_string(
+        "license",
+        "unknown",
+        "The license that the model card names, as model hubs write it, e.g. apache-2.0.",
+        flag_values=values,
     )
-    return parser.parse_args(arguments)
 
 
-def main(arguments=None):
-    """Exports as the command line says, and prints what was written."""
-    args = parse_arguments(arguments)
-    logging.set_verbosity(logging.WARNING)
-    try:
-        files = export_checkpoint(
-            args.checkpoint,
-            export_format=args.format,
-            output=args.output,
-            step=args.step,
-            dtype=args.dtype,
-            license_name=args.license,
-        )
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    print(f"{args.output}: {', '.join(files)}")
-    if args.format == "open_clip" and "openai.pt" not in files:
+def export(values: Any) -> None:
+    """Exports, and says what was written."""
+    files = export_checkpoint(
+        values.checkpoint,
+        export_format=values.format,
+        output=values.output,
+        step=values.step,
+        dtype=values.dtype,
+        license_name=values.license,
+    )
+    print(f"{values.output}: {', '.join(files)}")
+    if values.format == "open_clip" and "openai.pt" not in files:
         print("openai.pt is left out; to write it, run pip install 'cyclip_jax[torch]'")
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; None are the arguments of the process."""
+    command.run(export, define_flags, doc=__doc__, arguments=arguments)
+
+
 if __name__ == "__main__":
-    prepare_command()
     main()

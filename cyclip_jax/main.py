@@ -1,51 +1,60 @@
-"""`python -m cyclip_jax.main --config=configs/cc3m.py`: trains, or continues a run."""
+"""Train an experiment, or continue its run.
+
+python -m cyclip_jax.main --config=configs/cc3m.py --config.data.train=train.csv
+"""
 
 import pathlib
+from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.runtime import distributed
+from cyclip_jax.runtime import command
+from cyclip_jax.runtime.config_file import config_name, define_config
+from cyclip_jax.runtime.distributed_flags import define_distributed_flags, join_as_told
 from cyclip_jax.runtime.memory import limit_arenas
-from cyclip_jax.runtime.started import prepare_command, process_began
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the experiment's file, e.g. configs/cc3m.py", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "directory of the run, local or gs://…; default runs/<name of the config>"
-)
-_STOPPED_EXIT_CODE = flags.DEFINE_integer(
-    "stopped_exit_code", 0, "exit status of a run that a signal stopped before its end"
-)
-_join = distributed.define_flags()
+from cyclip_jax.runtime.started import process_began
 
 
-def main(_):
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    define_config(values, "The experiment's file, e.g. configs/cc3m.py.", required=True)
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Directory of the run, local or gs://…; by default runs/<name of the config>.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "stopped_exit_code",
+        0,
+        "Exit status of a run that a signal stopped before its end.",
+        flag_values=values,
+    )
+    define_distributed_flags(values)
+
+
+def main(values: Any) -> None:
     """Runs the configured experiment."""
+    from cyclip_jax.runtime import distributed
+
     limit_arenas()
-    # Orbax tells of every file that it writes; --verbosity=0 shows that.
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     try:
         from cyclip_jax.train import train
 
-        _join()  # after what takes some processes longer than others
-        metrics = train(_CONFIG.value, _WORKDIR.value or default_workdir(), began=process_began())
-        status = _STOPPED_EXIT_CODE.value if metrics is None else 0
+        join_as_told(values)  # after what takes some processes longer than others
+        workdir = values.workdir or default_workdir(values)
+        metrics = train(values.config, workdir, began=process_began())
+        status = values.stopped_exit_code if metrics is None else 0
     except UserError as error:
         status = f"error: {error}"
     distributed.end(status)
 
 
-def default_workdir():
+def default_workdir(values: flags.FlagValues) -> str:
     """runs/<name of the config file>."""
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
-    return str(pathlib.Path("runs") / pathlib.Path(path).stem)
+    return str(pathlib.Path("runs") / config_name(values))
 
 
 if __name__ == "__main__":
-    prepare_command()
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    command.run(main, define_flags, doc=__doc__)

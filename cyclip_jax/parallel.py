@@ -3,6 +3,7 @@
 No model code names an axis.
 """
 
+import dataclasses
 import functools
 import math
 import re
@@ -40,6 +41,30 @@ PARTITION_RULES = (
 Tree: TypeAlias = Any
 # To type checkers jax.Device is a variable: jaxlib, which has its class, has no stubs.
 Devices: TypeAlias = Sequence[jax.Device]  # pyright: ignore[reportInvalidTypeForm]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshSettings:
+    """config.mesh.
+
+    Attributes:
+      fsdp: devices that share one copy of parameters and optimiser state.
+      fsdp_min_size: parameters of fewer numbers stay whole.
+
+    Raises:
+      UserError: fsdp is less than 1.
+    """
+
+    fsdp: int
+    fsdp_min_size: int
+
+    def __post_init__(self) -> None:
+        if self.fsdp < 1:
+            raise UserError(f"config.mesh.fsdp {self.fsdp} must be at least 1")
+
+    def create(self, devices: Devices | None = None) -> Mesh:
+        """The mesh over devices, see `create_mesh`."""
+        return create_mesh(devices, fsdp=self.fsdp)
 
 
 def create_mesh(devices: Devices | None = None, *, fsdp: int = 1) -> Mesh:

@@ -1,18 +1,39 @@
-"""`python -m cyclip_jax.sweep --sweep=configs/sweeps/objectives.py`: runs to compare, in turn."""
+"""Train the runs of a sweep in turn, and compare them.
 
-import importlib.util
+python -m cyclip_jax.sweep --sweep=configs/sweeps/objectives.py
+"""
+
 import pathlib
-import sys
+from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.runtime.started import prepare_command
+from cyclip_jax.runtime import command
+from cyclip_jax.runtime.config_file import configs_at_hand, errors_in, load_module
 
-_SWEEP = flags.DEFINE_string("sweep", None, "file with get_runs(), which gives {name: config}")
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the runs' directories")
-_ONLY = flags.DEFINE_string("only", "*", "which runs, as a pattern of their names: *_seed0")
-_TOTAL_STEPS = flags.DEFINE_integer("total_steps", None, "length of each run, to try a sweep out")
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_string(
+        "sweep",
+        None,
+        "File with a function get_runs(), which gives {name: config}.",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Directory of the runs' directories; by default runs/<name of the sweep>.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "only", "*", "Which runs, as a pattern of their names: *_seed0.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "total_steps", None, "Length of each run, to try a sweep out.", flag_values=values
+    )
 
 
 def sweep(runs, workdir):
@@ -55,14 +76,14 @@ def read_runs(path, *, only="*", total_steps=None):
       UserError: no such file, no get_runs() in it, or no run of this name.
     """
     path = pathlib.Path(path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or not path.exists():
+    if not path.is_file():
         raise UserError(f"--sweep={path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_runs"):
-        raise UserError(f"{path} has no function get_runs(), which gives {{name: config}}")
-    runs = module.get_runs()
+    with configs_at_hand():
+        module = load_module(path, path.stem)
+        if not hasattr(module, "get_runs"):
+            raise UserError(f"{path} has no function get_runs(), which gives {{name: config}}")
+        with errors_in(path):
+            runs = module.get_runs()
     chosen = {name: run for name, run in runs.items() if pathlib.PurePath(name).match(only)}
     if not chosen:
         raise UserError(f"--only={only} matches none of {', '.join(runs)}")
@@ -72,20 +93,14 @@ def read_runs(path, *, only="*", total_steps=None):
     return chosen
 
 
-def main(_):
+def main(values: Any) -> None:
     """Runs the sweep."""
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    try:
-        runs = read_runs(_SWEEP.value, only=_ONLY.value, total_steps=_TOTAL_STEPS.value)
-        path = sweep(runs, _WORKDIR.value or pathlib.Path("runs") / pathlib.Path(_SWEEP.value).stem)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    runs = read_runs(values.sweep, only=values.only, total_steps=values.total_steps)
+    workdir = values.workdir or pathlib.Path("runs") / pathlib.Path(values.sweep).stem
+    path = sweep(runs, workdir)
     if path is not None:
         print(f"the comparison is in {path}")
 
 
 if __name__ == "__main__":
-    prepare_command()
-    flags.mark_flag_as_required("sweep")
-    app.run(main)
+    command.run(main, define_flags, doc=__doc__)

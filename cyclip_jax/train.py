@@ -3,13 +3,16 @@
 import contextlib
 import dataclasses
 import functools
+import os
 import time
 import traceback
+from typing import Any
 
 import jax
+import ml_collections
 
 from cyclip_jax import evals
-from cyclip_jax.data.order import drawn_from_parts
+from cyclip_jax.data.order import Position, drawn_from_parts
 from cyclip_jax.data.sources import Mixture
 from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
@@ -24,7 +27,7 @@ from cyclip_jax.runtime.agreement import (
 from cyclip_jax.runtime.memory import give_back_memory
 from cyclip_jax.training.flops import utilisation
 from cyclip_jax.training.open_run import open_run
-from cyclip_jax.training.phases import compile_phases
+from cyclip_jax.training.phases import Phase, compile_phases
 from cyclip_jax.training.starting_point import checkpoint_items
 from cyclip_jax.workdir.config_json import describe_run
 from cyclip_jax.workdir.layout import EVALS, LOG, METRICS
@@ -33,7 +36,12 @@ from cyclip_jax.workdir.metrics import metrics_at
 from cyclip_jax.workdir.table import final_table, headline_lines
 
 
-def train(config, workdir, *, began=None):
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str],
+    *,
+    began: float | None = None,
+) -> dict[str, float] | None:
     """Runs an experiment, or continues the one in `workdir`.
 
     Args:
@@ -71,10 +79,11 @@ def _loop(run, start):
     config, clock, feed, stop = run.config, run.clock, run.feed, run.stop
     state, position = start.state, start.position
     first_step = step = int(state.step)
-    upcoming, phases = None, []
+    upcoming: tuple[Any, Position] | None = None
+    phases: list[Phase] = []
     if step < run.total_steps:
-        upcoming = feed.next()
-        phases = compile_phases(run, state, upcoming[0])
+        upcoming = first_batch, _ = feed.next()
+        phases = compile_phases(run, state, first_batch)
         wait_for_all_processes()
     owes_evaluation = start.owes_evaluation and not any(
         "/" in name for name in metrics_at(run.workdir, step)
@@ -93,7 +102,7 @@ def _loop(run, start):
             with clock.phase("checkpoint", after=state):
                 _save(run, step, state, position, is_evaluated=is_evaluated)
                 give_back_memory()
-        if is_last or preempted:
+        if is_last or preempted or upcoming is None:
             break
         owes_evaluation = False
         batch, position = upcoming
@@ -109,8 +118,9 @@ def _loop(run, start):
             metrics = jax.device_get(metrics)
             steps, seconds, waited = clock.lap(step)
             metrics |= clock.metrics() | {"data_wait_share": waited / seconds}
-            mfu = utilisation(phase.flops, seconds / steps, run.mesh.devices.flat)
-            metrics |= {} if mfu is None else {"model_flops_utilisation": mfu}
+            if phase.flops is not None:
+                mfu = utilisation(phase.flops, seconds / steps, run.mesh.devices.flat)
+                metrics |= {} if mfu is None else {"model_flops_utilisation": mfu}
             _log(run, step, position, metrics, seconds / steps)
         clock.step_done(step)
     clock.end_training()

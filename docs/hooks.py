@@ -2,57 +2,34 @@
 
 The tables of docs/configuration.md are made from the source in which the defaults stand.
 
-The source is read, never run, so that the page can be built without JAX. Every key needs a
-comment, behind it or on the lines above it. A key without one ends the build with its name and
-line.
+The source is read, never run, so that the page can be built without JAX (see
+cyclip_jax/runtime/config_help.py). A key without a comment ends the build with its name and line.
 """
 
 import ast
-import io
 import pathlib
 import re
-import tokenize
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # mkdocs may have been started anywhere
+
+from cyclip_jax.runtime.config_help import (  # noqa: E402
+    ENTRY,
+    NOT_SET,
+    Undocumented,
+    is_config_dict,
+    read_sections,
+    sentence,
+)
+
 # The first of these that defines get_config(); older versions have the defaults in the second.
 SOURCES = ("cyclip_jax/defaults.py", "configs/common.py")
 DEFAULTS_MARKER = "<!-- the defaults -->"
 EVALUATIONS_MARKER = "<!-- the evaluations -->"
-ENTRY = "get_config"
-NOT_SET = "not set"
 # Their tables need the room of the table of contents.
 WIDE_PAGES = ("faults.md", "quickstart.md", "results.md")
 LONGEST_WORD = 30  # characters of code that fit into a line on a phone
-
-
-class Undocumented(ValueError):
-    """Keys without a comment, or a source that this reader does not understand."""
-
-
-class Key:
-    """One key of the configuration.
-
-    Attributes:
-      name: with its sections, such as "model.name".
-      default: as it is written, or what a placeholder stands for.
-      meaning: the comment.
-    """
-
-    def __init__(self, name, default, meaning):
-        self.name, self.default, self.meaning = name, default, meaning
-
-
-class Section:
-    """A group of keys.
-
-    Attributes:
-      name: "" for the top level, else such as "model".
-      meaning: the comment on the section itself; may be empty.
-      keys: list of Key.
-    """
-
-    def __init__(self, name, meaning=""):
-        self.name, self.meaning, self.keys = name, meaning, []
 
 
 def on_page_markdown(markdown, page, config, files):
@@ -111,7 +88,7 @@ def defaults_table(text, path="the defaults"):
             f"| `{key.name}` | {_code(key.default)} | {_escaped(key.meaning)} |"
             for key in section.keys
         ]
-        intro = [_escaped(_sentence(section.meaning))] if section.meaning else []
+        intro = [_escaped(sentence(section.meaning))] if section.meaning else []
         parts.append("\n\n".join([f"### {title} {{ #{anchor} }}", *intro, "\n".join(rows)]))
     return "\n\n".join(parts)
 
@@ -124,249 +101,13 @@ def evaluations_table(text):
     rows = ["| function | what it returns |", "|---|---|"]
     for function in ast.parse(text).body:
         if isinstance(function, ast.FunctionDef) and function.name != ENTRY:
-            makes = any(map(_is_config_dict, ast.walk(function)))
+            makes = any(map(is_config_dict, ast.walk(function)))
             if function.name.startswith("_") or not makes or function.args.kwarg is None:
                 continue
             summary = (ast.get_docstring(function) or "").split("\n\n")[0].replace("\n", " ")
             signature = f"{function.name}({ast.unparse(function.args)})"
             rows.append(f"| {_code(signature)} | {_escaped(summary)} |")
     return "\n".join(rows)
-
-
-def read_sections(text, path="the defaults"):
-    """Reads every key of get_config() with its default and its comment.
-
-    The function may set all keys itself, or take a section from another function of the file that
-    makes a ConfigDict, sets keys and returns it.
-
-    Args:
-      text: the source.
-      path: of it, for messages.
-
-    Returns:
-      list of Section, the top level first, without sections that have no key.
-
-    Raises:
-      Undocumented: a key has no comment, or the file has no get_config().
-    """
-    reader = _Reader(text)
-    if ENTRY not in reader.functions:
-        raise Undocumented(f"{path} has no function {ENTRY}()")
-    reader.read_function(reader.functions[ENTRY], Section(""))
-    sections = [section for section in reader.sections if section.keys]
-    missing = [
-        f"{key.name} (line {reader.lines[key.name]})"
-        for section in sections
-        for key in section.keys
-        if not key.meaning
-    ]
-    if missing:
-        raise Undocumented(f"{path}: a comment must say what these keys mean: {', '.join(missing)}")
-    if not sections:
-        raise Undocumented(f"{path}: {ENTRY}() sets no key")
-    return sections
-
-
-class _Reader:
-    """Walks through the functions of a source."""
-
-    def __init__(self, text):
-        tree = ast.parse(text)
-        self.text = text
-        self.functions = {
-            node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)
-        }
-        self.imports = {
-            alias.asname or alias.name: (node.module, alias.name)
-            for node in tree.body
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        }
-        self.above, self.beside = _comments(text)
-        self.sections, self.lines = [], {}
-
-    def read_function(self, function, section):
-        """Reads the statements of a function whose returned ConfigDict is `section`."""
-        self.sections.append(section)
-        returned = next(
-            (
-                node.value.id
-                for node in ast.walk(function)
-                if isinstance(node, ast.Return) and isinstance(node.value, ast.Name)
-            ),
-            None,
-        )
-        names = {returned: section} if returned else {}
-        for node in function.body:
-            if isinstance(node, ast.Return) and _is_config_dict(node.value):
-                self.read_arguments(node.value, section)
-            if isinstance(node, ast.AnnAssign) and node.value is not None:
-                node = ast.copy_location(ast.Assign([node.target], node.value), node)
-            if isinstance(node, ast.Assign):
-                self.read_assignment(node, names)
-
-    def read_assignment(self, node, names):
-        """One `a.b = c = value`: a key, or a section, which then has the other names too."""
-        locals_ = [target.id for target in node.targets if isinstance(target, ast.Name)]
-        keys = [key for key in map(_dotted, node.targets) if key and key[0] in names]
-        if not keys:
-            # The ConfigDict that is returned, or a local value of no interest.
-            if any(name in names for name in locals_) and _is_config_dict(node.value):
-                self.read_arguments(node.value, names[locals_[0]])
-            return
-        section = names[keys[0][0]]
-        name = _joined(section, *keys[0][1:])
-        function = self.section_function(node.value)
-        filled = _is_config_dict(node.value) and (node.value.args or node.value.keywords)
-        if function is None and not (_is_config_dict(node.value) and (locals_ or filled)):
-            owner = self.section_of(keys[0], section)
-            self.add(owner, name, node.value, self.comment(node))
-            return
-        inner = Section(name, self.comment(node))
-        names.update(dict.fromkeys(locals_, inner))
-        if function is not None:
-            inner.meaning = inner.meaning or (ast.get_docstring(function) or "").split("\n\n")[0]
-            self.read_function(function, inner)
-        else:
-            self.sections.append(inner)
-            self.read_arguments(node.value, inner)
-
-    def section_of(self, dotted, section):
-        """The section of `config.model.name`, where config is the top level."""
-        if len(dotted) == 2:
-            return section
-        name = _joined(section, *dotted[1:-1])
-        for known in self.sections:
-            if known.name == name:
-                return known
-        self.sections.append(Section(name))
-        return self.sections[-1]
-
-    def section_function(self, value):
-        """The function of this file that a call takes a whole section from, or None."""
-        if not isinstance(value, ast.Call) or not isinstance(value.func, ast.Name):
-            return None
-        function = self.functions.get(value.func.id)
-        arguments = function.args if function is not None else None
-        if function is None or len(arguments.args) > 1 or arguments.kwarg or arguments.vararg:
-            return None
-        makes = any(
-            _is_config_dict(node.value)
-            for node in function.body
-            if isinstance(node, ast.Assign | ast.AnnAssign | ast.Return) and node.value is not None
-        )
-        return function if makes else None
-
-    def read_arguments(self, call, section):
-        """The keys of ConfigDict({"a": 1}) and ConfigDict(dict(a=1))."""
-        for argument in call.args:
-            if isinstance(argument, ast.Call) and isinstance(argument.func, ast.Name):
-                self.read_arguments(argument, section)
-            elif isinstance(argument, ast.Dict):
-                for key, value in zip(argument.keys, argument.values, strict=True):
-                    if isinstance(key, ast.Constant):
-                        self.read_entry(key.value, value, key, section)
-        for keyword in call.keywords:
-            if keyword.arg:
-                self.read_entry(keyword.arg, keyword.value, keyword, section)
-
-    def read_entry(self, key, value, node, section):
-        """One entry of a ConfigDict that is written as a dict."""
-        name = _joined(section, key)
-        comment = self.comment(node)
-        function = self.section_function(value)
-        if function is not None:
-            self.read_function(function, Section(name, comment))
-        elif _is_config_dict(value) and (value.args or value.keywords):
-            self.sections.append(Section(name, comment))
-            self.read_arguments(value, self.sections[-1])
-        else:
-            self.add(section, name, value, comment)
-
-    def add(self, section, name, value, meaning):
-        """Enters a key."""
-        section.keys.append(Key(name, self.default(value), meaning))
-        self.lines[name] = value.lineno
-
-    def comment(self, node):
-        """What stands above a statement and beside its lines."""
-        above, line = [], node.lineno - 1
-        while line in self.above:
-            above.insert(0, self.above[line])
-            line -= 1
-        beside = [
-            comments[line]
-            for line in range(node.lineno, node.end_lineno + 1)
-            for comments in (self.beside, self.above)
-            if line in comments
-        ]
-        if not above or not beside:
-            return " ".join(above + beside)
-        return f"{_sentence(' '.join(above))} {' '.join(beside)}"
-
-    def default(self, value):
-        """A default as a reader sees it."""
-        if _called(value) == "placeholder":
-            kind = ast.unparse(value.args[0]) if value.args else "object"
-            return NOT_SET if kind == "object" else f"{NOT_SET} ({kind})"
-        if _is_config_dict(value):
-            return "{}"
-        if isinstance(value, ast.Name) and value.id in self.imports:
-            return _constant(*self.imports[value.id]) or value.id
-        return ast.get_source_segment(self.text, value)
-
-
-def _joined(section, *names):
-    """The full name of what a section holds."""
-    return ".".join([section.name, *names] if section.name else names)
-
-
-def _comments(text):
-    """({line: comment that has the line to itself}, {line: comment behind code})."""
-    above, beside = {}, {}
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            is_alone = not token.line[: token.start[1]].strip()
-            comment = token.string.lstrip("#").strip()
-            (above if is_alone else beside)[token.start[0]] = comment
-    return above, beside
-
-
-def _dotted(target):
-    """["config", "model", "name"] of config.model.name; [] where it is nothing of the kind."""
-    parts = []
-    while isinstance(target, ast.Attribute):
-        parts.insert(0, target.attr)
-        target = target.value
-    return [target.id, *parts] if parts and isinstance(target, ast.Name) else []
-
-
-def _called(value):
-    """The last name of what is called: "ConfigDict" of ml_collections.ConfigDict()."""
-    function = value.func if isinstance(value, ast.Call) else None
-    if isinstance(function, ast.Attribute):
-        return function.attr
-    return function.id if isinstance(function, ast.Name) else None
-
-
-def _is_config_dict(value):
-    return _called(value) == "ConfigDict"
-
-
-def _constant(module, name):
-    """How a constant is written in another module of the package; None where it cannot be told."""
-    path = ROOT / (module or "").replace(".", "/")
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if candidate.exists():
-            for node in ast.parse(candidate.read_text(encoding="utf-8")).body:
-                targets = node.targets if isinstance(node, ast.Assign) else []
-                if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-                    return ast.unparse(node.value)
-    return None
-
-
-def _sentence(text):
-    return text if not text or text[-1] in ".!?" else f"{text}."
 
 
 def _code(text):

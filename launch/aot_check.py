@@ -27,7 +27,9 @@ import sys
 import time
 
 from absl import flags
-from ml_collections import config_flags
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.runtime import command, config_file
 
 GIB, MIB = 2**30, 2**20
 MICRO_BATCHES = (2, 4, 8, 16, 32, 64)
@@ -63,21 +65,12 @@ def parse_arguments(argv):
     )
     args, rest = parser.parse_known_args(argv)
     values, rest = flags.FlagValues(), [parser.prog, *rest]
-    config = config_flags.DEFINE_config_file(
-        "config", flag_values=values, lock_config=True, sys_argv=rest
-    )
+    config_file.define_config(values, "the experiment's file", required=True, argv=rest)
     try:
-        unknown = values(rest)[1:]
-        if config.value is None:
-            parser.error("--config is missing, e.g. --config=configs/cc12m.py")
-        locked = config.value.lock()
-    except (KeyError, AttributeError) as error:
-        parser.error(f"the config has no field {' '.join(str(error.args[0]).split())}")
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]}")
-    return args, locked
+        command.parse(values, rest)
+    except UserError as error:
+        parser.error(str(error))
+    return args, values.config
 
 
 def with_settings(config, settings):
@@ -94,8 +87,6 @@ def fsdp_of(mesh, chips):
     Raises:
       UserError: the text is not a mesh, or the mesh has another number of chips.
     """
-    from cyclip_jax.errors import UserError
-
     try:
         axes = {name: int(size) for name, size in (part.split(":") for part in mesh.split(","))}
     except ValueError as error:
@@ -329,7 +320,7 @@ def run(args, config):
     if args.mesh is not None:
         settings["mesh.fsdp"] = fsdp_of(args.mesh, math.prod(sides))
     config = with_settings(config, settings)
-    set_matmul_precision(config)
+    set_matmul_precision(config.matmul_precision)
     devices, compiler = find_devices(chip, sides, args.topology)
     check = Check(config, chip, devices, functools.partial(print, file=sys.stderr, flush=True))
     print(headline(config, args.topology, check.mesh(config), compiler), flush=True)
@@ -372,8 +363,6 @@ def main(argv=None):
     # The step is compiled for other chips, so that this machine's are left alone.
     os.environ["JAX_PLATFORMS"] = "cpu"
     args, config = parse_arguments(argv)
-    from cyclip_jax.errors import UserError
-
     try:
         return 0 if run(args, config) else 1
     except UserError as error:

@@ -45,3 +45,15 @@ def free_address():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return f"localhost:{free.getsockname()[1]}"
+
+
+def status_of(main, arguments):
+    """The exit status of a command within this process; what is wrong is printed as Python does."""
+    try:
+        main(arguments)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+            return 1
+        return end.code or 0
+    return 0

@@ -68,13 +68,11 @@ def test_the_schedule_is_taken_an_epoch_late_and_past_its_end(x64, warmup):
             return base * (step + 1) / warmup
         return base * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
 
+    section = dict(cc3m_reference.get_config().optimizer)
     _, schedule = create_optimizer(
-        **ADAMW,
+        **section | {"learning_rate": base, "warmup_steps": warmup},
         total_steps=epochs * batches,
         steps_per_epoch=batches,
-        learning_rate=base,
-        warmup_steps=warmup,
-        schedule_offset_epochs=1,
     )
     expected = [official(epoch, i) for epoch in (1, 2, 3) for i in range(batches)]
     rates = [float(schedule(step)) for step in range(epochs * batches)]

@@ -6,7 +6,7 @@ import pytest
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.train import train
-from cyclip_jax.training.token_reduction import reduced_view, see_everything, views_of_run
+from cyclip_jax.training.token_reduction import TokenReduction, see_everything
 from cyclip_jax.workdir.metrics import metrics_at, read_metrics
 from tests import tiny
 
@@ -57,16 +57,24 @@ def test_a_run_goes_on_over_another_mesh_with_the_same_losses(pairs, tmp_path, c
 
 
 VIT = {"vision_layers": 2, "image_size": 32, "patch_size": 8, "context_length": 16}
-DROPPING = {"patch_dropping": "random", "kept_patches": 0.5, "text_length": 8}
-NOTHING = {"patch_dropping": "none", "kept_patches": 0.5, "text_length": None}
+DROPPING = {
+    "patch_dropping": "random",
+    "kept_patches": 0.5,
+    "text_length": 8,
+    "full_steps": 10,
+}
+NOTHING = DROPPING | {"patch_dropping": "none", "text_length": None}
 
 
 def test_the_last_steps_see_everything():
-    (start, first), (full, last) = views_of_run(VIT, 100, full_steps=10, **DROPPING)
+    def views_of_run(**settings):
+        return TokenReduction(**DROPPING | settings).views_of_run(VIT, 100)
+
+    (start, first), (full, last) = views_of_run()
     assert (start, full, last) == (0, 90, see_everything) and first is not see_everything
-    assert len(views_of_run(VIT, 100, full_steps=0, **DROPPING)) == 1
-    assert views_of_run(VIT, 100, full_steps=100, **DROPPING) == [(0, see_everything)]
-    assert views_of_run(VIT, 100, full_steps=10, **NOTHING) == [(0, see_everything)]
+    assert len(views_of_run(full_steps=0)) == 1
+    assert views_of_run(full_steps=100) == [(0, see_everything)]
+    assert views_of_run(**NOTHING) == [(0, see_everything)]
 
 
 @pytest.mark.parametrize(
@@ -81,14 +89,16 @@ def test_the_last_steps_see_everything():
 )
 def test_a_view_that_the_model_cannot_have_is_an_error(changed, message):
     with pytest.raises(UserError, match=message):
-        reduced_view(VIT, **{**DROPPING, **changed})
+        TokenReduction(**DROPPING | changed).reduced_view(VIT)
 
 
 def test_a_resnet_has_no_patches_to_drop():
     with pytest.raises(UserError, match=r"config\.tokens\.patch_dropping"):
-        reduced_view({**VIT, "vision_layers": (1, 1, 1, 1), "patch_size": None}, **DROPPING)
+        TokenReduction(**DROPPING).reduced_view(
+            {**VIT, "vision_layers": (1, 1, 1, 1), "patch_size": None}
+        )
 
 
 def test_a_negative_tuning_phase_is_an_error():
     with pytest.raises(UserError, match=r"config\.tokens\.full_steps -1"):
-        views_of_run(VIT, 100, full_steps=-1, **DROPPING)
+        TokenReduction(**DROPPING | {"full_steps": -1})

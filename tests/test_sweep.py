@@ -2,7 +2,7 @@ import pathlib
 
 import pytest
 
-from configs import quickstart
+from configs import drawings
 from cyclip_jax import sweep
 from cyclip_jax.errors import UserError
 from tests.runs import ROOT
@@ -22,7 +22,7 @@ def test_the_objectives_are_the_papers_four_with_three_seeds_and_nothing_else_di
         "i_cyclip": (0.25, 0),
     }
     assert weights == {f"{k}_seed{s}": v for s in range(3) for k, v in expected.items()}
-    base = quickstart.get_config(data="{workdir}/../data")
+    base = drawings.get_config(data="{workdir}/../data")
     for name, run in runs.items():
         assert run.seed == int(name[-1])
         run.seed, run.eval_every_steps = base.seed, base.eval_every_steps

@@ -12,10 +12,10 @@ import time
 import pytest
 
 from configs import cc3m
-from cyclip_jax.data.settings import run_length
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime.clock import PHASES
 from cyclip_jax.train import train
+from cyclip_jax.training.settings import checked
 from cyclip_jax.workdir.config_json import read_config
 from cyclip_jax.workdir.metrics import metrics_at, read_metrics
 from tests import tiny
@@ -245,7 +245,8 @@ def test_a_misspelt_setting_of_an_evaluation_is_named(pairs, tmp_path):
 
 def test_length_by_epochs_leaves_out_the_tail():
     config = cc3m.get_config()
-    assert run_length(config, 128 * 10 + 127) == 64 * 10
+    config.data.train = "train.csv"
+    assert checked(config).run_length(128 * 10 + 127) == 64 * 10
 
 
 def test_a_run_describes_itself(finished):

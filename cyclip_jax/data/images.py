@@ -10,37 +10,26 @@ distance between each function here and its Pillow counterpart.
 
 from __future__ import annotations
 
-import io
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 from jaxtyping import UInt8
-from PIL import Image
 
 from cyclip_jax.data import augment
-from cyclip_jax.errors import UserError
+from cyclip_jax.data.decoding import (
+    decode,
+    decode_jpeg,
+    decode_part_of_jpeg,
+    decode_reduced_jpeg,
+    has_its_end,
+    is_jpeg,
+    jpeg_and_sides,
+)
+from cyclip_jax.data.transform import PLAIN, POLICIES, Transform
 
 # The accelerators belong to JAX; TensorFlow would otherwise reserve their memory.
 tf.config.set_visible_devices([], "GPU")
-
-# A flag in a WebP file's VP8X header (developers.google.com/speed/webp/docs/riff_container).
-ANIMATION_FLAG = 0x02
-# As long as the header of a WebP file that tells its size, the longest read here.
-HEADER_BYTES = 30
-
-# Larger pictures are refused before they are decoded: a file of a few kilobytes can stand for
-# gigabytes of pixels. Photographs of the time of writing have up to 100 megapixels.
-MAX_PIXELS = 100_000_000
-
-DECODERS = ("exact", "fast")
-AUGMENTATIONS = ("none", "random_resized_crop")
-POLICIES: dict[str, Callable[..., UInt8[tf.Tensor, "h w 3"]] | None] = {
-    "none": None,
-    "randaugment": augment.rand_augment,
-    "autoaugment": augment.auto_augment,
-}
 
 # What is added to an example's seed for each stream of random numbers; the crop has the seed as
 # it is.
@@ -50,11 +39,6 @@ CROP_RATIO = (3 / 4, 4 / 3)
 # Decoding only a part of a JPEG has a price: of a whole picture it costs 1.2 times the usual, of a
 # half 0.9, of a quarter 0.7.
 PART_THAT_PAYS = 0.5
-# A pixel's colour is interpolated from its neighbours', of which a part's edge has none.
-CHROMA_MARGIN = 2
-
-# Guards Pillow's own limit of pixels, a variable of its module.
-_pillow_limit = threading.Lock()
 
 
 def transform(
@@ -62,13 +46,7 @@ def transform(
     seed: tf.Tensor | None = None,
     *,
     size: int,
-    max_pixels: int = MAX_PIXELS,
-    decoder: str = "exact",
-    augmentation: str = "none",
-    crop_scale: Sequence[float] = (0.9, 1.0),
-    horizontal_flip: bool = False,
-    colour_jitter: float = 0.0,
-    policy: str = "none",
+    settings: Transform = PLAIN,
 ) -> UInt8[tf.Tensor, "size size 3"]:
     """From a file's bytes to the square of pixels that a model sees.
 
@@ -93,147 +71,34 @@ def transform(
       encoded: the file's bytes, a scalar string tensor; for the formats see `decode`.
       seed: int64 [2], see `example_seed`; needed by whatever is random.
       size: side of the result in pixels, a Python int.
-      max_pixels: larger pictures are refused unread.
-      decoder: "exact" or "fast".
-      augmentation: "none" (resize and centre crop) or "random_resized_crop".
-      crop_scale: least and greatest share of the area that a random crop keeps.
-      horizontal_flip: whether left and right change places, half the time.
-      colour_jitter: strength in [0, 1), see `colour_jitter`; 0 is none.
-      policy: "none", "randaugment" or "autoaugment", see augment.py.
+      settings: what happens to the picture.
 
     Returns:
       uint8 [size, size, 3].
 
     Raises:
-      UserError: at once, see `check_transform`.
+      ValueError: at once, something is random and there is no seed.
       tf.errors.InvalidArgumentError: while running, the bytes are no whole picture of a known
         format, or one of too many pixels.
     """
-    check_transform(
-        max_pixels=max_pixels,
-        decoder=decoder,
-        augmentation=augmentation,
-        crop_scale=crop_scale,
-        horizontal_flip=horizontal_flip,
-        colour_jitter=colour_jitter,
-        policy=policy,
-    )
-    is_random = augmentation != "none" or horizontal_flip or colour_jitter or policy != "none"
-    if is_random and seed is None:
+    if settings.is_random and seed is None:
         raise ValueError("whatever is random wants a seed: pass example_seed(seed, epoch, index)")
-    square = _fast_square if decoder == "fast" else _exact_square
-    image = square(encoded, seed, size, max_pixels, augmentation, crop_scale)
+    square = _fast_square if settings.decoder == "fast" else _exact_square
+    image = square(encoded, seed, size, settings)
     if seed is None:
         return image  # nothing of what follows was asked for
-    if horizontal_flip:
+    if settings.horizontal_flip:
         image = _flip_half_the_time(image, seed + FLIP_STREAM)
-    apply_policy = POLICIES[policy]
-    if apply_policy:
-        image = apply_policy(image, seed + POLICY_STREAM)
-    if colour_jitter:
-        image = _colour_jitter(image, seed + JITTER_STREAM, colour_jitter)
+    policy = POLICIES[settings.policy]
+    if policy is not None:
+        image = getattr(augment, policy)(image, seed + POLICY_STREAM)
+    if settings.colour_jitter:
+        image = colour_jitter(image, seed + JITTER_STREAM, settings.colour_jitter)
     return image
 
 
-def check_transform(
-    *,
-    max_pixels: int = MAX_PIXELS,
-    decoder: str = "exact",
-    augmentation: str = "none",
-    crop_scale: Sequence[float] = (0.9, 1.0),
-    horizontal_flip: bool = False,
-    colour_jitter: float = 0.0,
-    policy: str = "none",
-) -> None:
-    """Checks arguments of `transform`, which are keys of config.data, without any picture.
-
-    Raises:
-      UserError: a name that is none of those allowed, or a number out of its range.
-    """
-    for key, name, names in (
-        ("decoder", decoder, DECODERS),
-        ("augmentation", augmentation, AUGMENTATIONS),
-        ("horizontal_flip", horizontal_flip, (False, True)),
-        ("policy", policy, POLICIES),
-    ):
-        if name not in names:
-            raise UserError(
-                f"there is no {key} {name!r}; set config.data.{key} to one of "
-                + ", ".join(repr(name) for name in names)
-            )
-    if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise UserError(
-            f"config.data.crop_scale is {tuple(crop_scale)}; set it to the least and the greatest "
-            "share of a picture that a crop keeps, 0 < least <= greatest <= 1"
-        )
-    if not 0 <= colour_jitter < 1:
-        raise UserError(
-            f"config.data.colour_jitter is {colour_jitter}; set it to a strength of at least 0, "
-            "which is none, and less than 1"
-        )
-    if max_pixels < 1:
-        raise UserError(
-            f"config.data.max_pixels is {max_pixels}, which refuses every picture; set it to the "
-            "greatest number of pixels to decode"
-        )
-
-
-def decode(encoded: tf.Tensor | bytes, max_pixels: int = MAX_PIXELS) -> UInt8[tf.Tensor, "h w 3"]:
-    """Decodes a JPEG, PNG, WebP, GIF or BMP file, of an animation the first frame.
-
-    The format is found in the content. Grey becomes RGB and an alpha channel is dropped without
-    blending, as Pillow's `convert("RGB")` does. JPEG (also CMYK and progressive), PNG and still
-    WebP are decoded in the graph and come out equal to Pillow's, up to its own build of libjpeg,
-    but for 16-bit PNG: it keeps the upper 8 bits, where Pillow clips grey ones to white. What is
-    rare (GIF, BMP, animated WebP, whose frames TensorFlow 2.21 writes past their memory) is left
-    to Pillow itself.
-
-    Orientation tags are ignored, as in the reference. The size is read from the file's header
-    before anything is decoded.
-
-    Args:
-      encoded: the file's bytes, a scalar string tensor.
-      max_pixels: larger pictures are refused, a Python int.
-
-    Returns:
-      uint8 [h, w, 3].
-
-    Raises:
-      tf.errors.InvalidArgumentError: the bytes are not a whole picture of a known format, or one of
-        more than max_pixels.
-    """
-    header = _header(encoded)
-    is_png = tf.strings.substr(header, 0, 4) == b"\x89PNG"
-    is_webp = (tf.strings.substr(header, 0, 4) == b"RIFF") & (
-        tf.strings.substr(header, 8, 4) == b"WEBP"
-    )
-
-    def decode_webp():
-        checked = _refuse_larger(encoded, *_webp_sides(header), max_pixels)
-        return tf.cond(
-            _is_animated(header),
-            lambda: _decode_by_pillow(checked, max_pixels),
-            lambda: tf.image.decode_webp(checked)[0, :, :, :3],
-        )
-
-    def decode_png():
-        checked = _refuse_larger(encoded, *_png_sides(header), max_pixels)
-        return tf.io.decode_png(checked, channels=3)
-
-    image = tf.case(
-        [
-            (_is_jpeg(encoded), lambda: _decode_jpeg(_jpeg_and_sides(encoded, max_pixels)[0])),
-            (is_png, decode_png),
-            (is_webp, decode_webp),
-        ],
-        default=lambda: _decode_by_pillow(encoded, max_pixels),
-        exclusive=True,
-    )
-    return tf.ensure_shape(image, [None, None, 3])
-
-
 def resize_and_centre_crop(
-    image: UInt8[tf.Tensor | np.ndarray, "h w 3"], size: int
+    image: UInt8[tf.Tensor, "h w 3"] | np.ndarray, size: int
 ) -> UInt8[tf.Tensor, "size size 3"]:
     """The reference preprocessing: bicubic resize of the shorter side, then the centre square.
 
@@ -327,53 +192,55 @@ def example_seed(
     return fold_in(pair, tf.cast(index, tf.int64), alg="philox")
 
 
-def _exact_square(encoded, seed, size, max_pixels, augmentation, crop_scale):
+def _exact_square(encoded, seed, size, settings):
     """`decode` and the crop, uint8 [size, size, 3]."""
-    if augmentation == "none":
-        return resize_and_centre_crop(decode(encoded, max_pixels), size)
+    if settings.augmentation == "none":
+        return resize_and_centre_crop(decode(encoded, settings.max_pixels), size)
 
     def from_whole():
-        return random_resized_crop(decode(encoded, max_pixels), size, seed, crop_scale)
+        return random_resized_crop(
+            decode(encoded, settings.max_pixels), size, seed, settings.crop_scale
+        )
 
     def from_jpeg():
-        checked, height, width = _jpeg_and_sides(encoded, max_pixels)
-        box = _random_box(height, width, seed, crop_scale, CROP_RATIO)
+        checked, height, width = jpeg_and_sides(encoded, settings.max_pixels)
+        box = _random_box(height, width, seed, settings.crop_scale, CROP_RATIO)
         is_small = box[2] * box[3] / (height * width) <= PART_THAT_PAYS
         image = tf.cond(
             # Of a file that breaks off a part may still be whole; it is to be refused all the same.
-            is_small & _has_its_end(checked),
-            lambda: _decode_part_of_jpeg(checked, height, width, box),
-            lambda: _cut(_decode_jpeg(checked), *box),
+            is_small & has_its_end(checked),
+            lambda: decode_part_of_jpeg(checked, height, width, box),
+            lambda: _cut(decode_jpeg(checked), *box),
         )
         return _bicubic_to_square(image, size)
 
-    if crop_scale[0] > PART_THAT_PAYS:
+    if settings.crop_scale[0] > PART_THAT_PAYS:
         return from_whole()
-    return tf.cond(_is_jpeg(encoded), from_jpeg, from_whole)
+    return tf.cond(is_jpeg(encoded), from_jpeg, from_whole)
 
 
-def _fast_square(encoded, seed, size, max_pixels, augmentation, crop_scale):
+def _fast_square(encoded, seed, size, settings):
     """`_exact_square`, but from a JPEG decoded at 1/2, 1/4 or 1/8 where that has enough pixels."""
 
     def place(height, width):
         """The box that is resized, its corner and sides, and the resize, as of `_bicubic`."""
-        if augmentation == "none":
+        if settings.augmentation == "none":
             whole = tf.zeros([2], tf.int64), tf.stack([height, width])
             return *whole, *_centre_placement(height, width, size)
-        box = tf.stack(_random_box(height, width, seed, crop_scale, CROP_RATIO))
+        box = tf.stack(_random_box(height, width, seed, settings.crop_scale, CROP_RATIO))
         return box[:2], box[2:], tf.cast(size / box[2:], tf.float32), tf.zeros([2])
 
     def possible_halvings():
-        _, height, width = _jpeg_and_sides(encoded, max_pixels)
+        _, height, width = jpeg_and_sides(encoded, settings.max_pixels)
         _, _, scale, _ = place(height, width)
         return tf.reduce_sum(tf.cast(tf.reduce_max(scale) <= [1 / 2, 1 / 4, 1 / 8], tf.int32))
 
-    halvings = tf.cond(_is_jpeg(encoded), possible_halvings, lambda: 0)
+    halvings = tf.cond(is_jpeg(encoded), possible_halvings, lambda: 0)
 
     def from_reduced_jpeg():
-        checked, height, width = _jpeg_and_sides(encoded, max_pixels)
+        checked, height, width = jpeg_and_sides(encoded, settings.max_pixels)
         corner, sides, scale, translation = place(height, width)
-        image, ratio = _decode_reduced_jpeg(checked, halvings)
+        image, ratio = decode_reduced_jpeg(checked, halvings)
         # Only whole pixels can be cut off: the box begins within the first of those left.
         begin, end = corner // ratio, -(-(corner + sides) // ratio)
         image = image[begin[0] : end[0], begin[1] : end[1]]
@@ -383,164 +250,13 @@ def _fast_square(encoded, seed, size, max_pixels, augmentation, crop_scale):
     return tf.cond(
         halvings > 0,
         from_reduced_jpeg,
-        lambda: _exact_square(encoded, seed, size, max_pixels, augmentation, crop_scale),
+        lambda: _exact_square(encoded, seed, size, settings),
     )
-
-
-# `transform` has an argument of the same name.
-_colour_jitter = colour_jitter
 
 
 def _flip_half_the_time(image, seed):
     is_flipped = tf.random.stateless_uniform([], seed, alg="philox") < 0.5
     return tf.cond(is_flipped, lambda: tf.reverse(image, [1]), lambda: image)
-
-
-def _header(encoded):
-    """The first bytes, as many as HEADER_BYTES; zeros where the file is shorter."""
-    first = tf.strings.substr(encoded, 0, HEADER_BYTES)
-    return tf.strings.substr(tf.strings.join([first, bytes(HEADER_BYTES)]), 0, HEADER_BYTES)
-
-
-def _is_jpeg(encoded):
-    return tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
-
-
-def _has_its_end(jpeg):
-    """Whether the last bytes are JPEG's mark of the end; some whole files have more after it."""
-    return tf.strings.substr(jpeg, -2, 2) == b"\xff\xd9"
-
-
-def _is_animated(webp_header):
-    is_extended = tf.strings.substr(webp_header, 12, 4) == b"VP8X"
-    flags = tf.io.decode_raw(tf.strings.substr(webp_header, 20, 1), tf.uint8)[0]
-    return is_extended & (tf.bitwise.bitwise_and(flags, ANIMATION_FLAG) > 0)
-
-
-def _jpeg_and_sides(encoded, max_pixels):
-    """(the bytes, height, width) of a JPEG that is not too large."""
-    shape = tf.io.extract_jpeg_shape(encoded, tf.int64)
-    return _refuse_larger(encoded, shape[0], shape[1], max_pixels), shape[0], shape[1]
-
-
-def _png_sides(header):
-    """(height, width) from the first chunk, IHDR: four bytes each, the greatest first."""
-    sides = tf.io.decode_raw(tf.strings.substr(header, 16, 8), tf.int32, little_endian=False)
-    sides = tf.cast(sides, tf.int64)
-    return sides[1], sides[0]
-
-
-def _webp_sides(header: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """(height, width) from the first chunk (developers.google.com/speed/webp/docs)."""
-    kind = tf.strings.substr(header, 12, 4)
-
-    def number(first, count):
-        content = tf.io.decode_raw(tf.strings.substr(header, first, count), tf.uint8)
-        return tf.reduce_sum(tf.cast(content, tf.int64) * [256**i for i in range(count)])
-
-    def extended():  # 24 bits each, less one
-        return number(27, 3) + 1, number(24, 3) + 1
-
-    def lower_14_bits(bits):
-        return tf.math.floormod(bits, 2**14)
-
-    def lossless():  # 14 bits each, less one
-        bits = number(21, 4)
-        return lower_14_bits(bits // 2**14) + 1, lower_14_bits(bits) + 1
-
-    def lossy():  # 14 bits each; the other two of 16 ask for an enlargement and count for nothing
-        return lower_14_bits(number(28, 2)), lower_14_bits(number(26, 2))
-
-    return tf.case([(kind == b"VP8X", extended), (kind == b"VP8L", lossless)], default=lossy)
-
-
-def _refuse_larger(encoded, height, width, max_pixels):
-    """The same bytes, which are so not decoded before their size is known to be allowed."""
-    message = tf.strings.join(
-        [
-            tf.strings.as_string(width),
-            " × ",
-            tf.strings.as_string(height),
-            f" pixels, more than data.max_pixels = {max_pixels}",
-        ]
-    )
-    # Division, because a product of two sides of a PNG may be more than 63 bits hold.
-    is_allowed = height <= max_pixels // tf.maximum(width, 1)
-    return _with_assertion(encoded, is_allowed, message)
-
-
-def _with_assertion(value, condition, message):
-    """`value`, or an InvalidArgumentError with the message, a scalar string tensor."""
-    # tf.debugging.Assert would write the message in bytes where no graph is built.
-    check = tf.raw_ops.Assert(condition=condition, data=[message])
-    with tf.control_dependencies([] if check is None else [check]):
-        return tf.identity(value)
-
-
-def _decode_jpeg(encoded, ratio=1):
-    # The default, fast DCT is 0.6 grey levels away from Pillow; the accurate one costs no more.
-    return tf.io.decode_jpeg(encoded, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
-
-
-def _decode_reduced_jpeg(encoded, halvings):
-    """A picture of halved sides, which costs libjpeg less than the whole.
-
-    Args:
-      encoded: the file's bytes.
-      halvings: how often the sides are halved, int32, 1 … 3.
-
-    Returns:
-      uint8 [⌈h / ratio⌉, ⌈w / ratio⌉, 3] and the ratio, int64.
-    """
-    ratios = (2, 4, 8)
-    decoders = [lambda ratio=ratio: _decode_jpeg(encoded, ratio) for ratio in ratios]
-    image = tf.switch_case(halvings - 1, decoders)
-    return image, tf.constant(ratios, tf.int64)[halvings - 1]
-
-
-def _decode_part_of_jpeg(encoded, height, width, box):
-    """The box (top, left, height, width) of what `_decode_jpeg` gives, to the last bit."""
-    top, left, box_height, box_width = box
-    above, before = tf.minimum(top, CHROMA_MARGIN), tf.minimum(left, CHROMA_MARGIN)
-    bottom = tf.minimum(top + box_height + CHROMA_MARGIN, height)
-    right = tf.minimum(left + box_width + CHROMA_MARGIN, width)
-    first_row, first_column = top - above, left - before
-    window = tf.stack([first_row, first_column, bottom - first_row, right - first_column])
-    image = tf.io.decode_and_crop_jpeg(
-        encoded, tf.cast(window, tf.int32), channels=3, dct_method="INTEGER_ACCURATE"
-    )
-    return _cut(image, above, before, box_height, box_width)
-
-
-def _decode_by_pillow(encoded, max_pixels):
-    def decode_first_frame(content):
-        content = np.asarray(content, object).item()  # bytes in a graph, an array outside
-        try:
-            with _open_by_pillow(content, max_pixels) as picture:
-                width, height = picture.size
-                if width * height <= max_pixels:
-                    return np.asarray(picture.convert("RGB")), b""
-                problem = f"{width} × {height} pixels, more"
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            problem = "more pixels"
-        except (OSError, ValueError, SyntaxError):
-            return np.zeros((0, 0, 3), np.uint8), b"this is no picture of a known format"
-        problem = f"{problem} than data.max_pixels = {max_pixels}"
-        return np.zeros((0, 0, 3), np.uint8), problem.encode()
-
-    image, problem = tf.numpy_function(decode_first_frame, [encoded], [tf.uint8, tf.string])
-    return _with_assertion(image, problem == b"", problem)
-
-
-def _open_by_pillow(content, max_pixels):
-    """An `Image` whose header has been read, with our limit of pixels in place of Pillow's."""
-    with _pillow_limit:
-        pillows_own = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = max_pixels
-        try:
-            return Image.open(io.BytesIO(content))
-        finally:
-            Image.MAX_IMAGE_PIXELS = pillows_own
 
 
 def _height_and_width(image):

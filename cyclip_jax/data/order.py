@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cyclip_jax.data.sources import Mixture, Source
+from cyclip_jax.errors import UserError
 
 LANES = 64  # at most so many places in the data are read at once in a windowed order
 RUNS_PER_WINDOW = 4  # pieces of the data that a lane mixes
@@ -33,6 +34,20 @@ class Position:
     epoch: int
     examples: int
     seed: int
+
+
+def steps_per_epoch(size: int, batch_size: int) -> int:
+    """Whole batches in one epoch of `size` examples; the rest, less than a batch, is left out.
+
+    Raises:
+      UserError: there is not a single whole batch.
+    """
+    if size < batch_size:
+        raise UserError(
+            f"config.batch_size is {batch_size}, but the training data has only {size} examples; "
+            "set config.batch_size to at most that, or config.data.train to a larger dataset"
+        )
+    return size // batch_size
 
 
 def examples_of_epoch(

@@ -7,24 +7,22 @@ resuming is arithmetic: no iterator is saved and no data is passed over.
 
 import dataclasses
 import functools
-import json
 import logging
-import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Generator
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from etils import epath
 from jaxtyping import Int
 
 from cyclip_jax.data import images
-from cyclip_jax.data.order import Position, examples_of_epoch
-from cyclip_jax.data.sources import Mixture, Source, Unreadable, draw_caption
+from cyclip_jax.data.bad_examples import BadExamples
+from cyclip_jax.data.captions import text_of
+from cyclip_jax.data.order import Position, examples_of_epoch, steps_per_epoch
+from cyclip_jax.data.record import Unreadable
+from cyclip_jax.data.sources import Mixture, Source
+from cyclip_jax.data.transform import PLAIN, Transform
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import Appender, write_atomically
 
 # The accelerators belong to JAX; TensorFlow would otherwise reserve their memory.
 tf.config.set_visible_devices([], "GPU")
@@ -39,20 +37,6 @@ NO_EXAMPLE = -1  # in place of an example's index
 CHUNK = 8
 
 
-def steps_per_epoch(size: int, batch_size: int) -> int:
-    """Whole batches in one epoch of `size` examples; the rest, less than a batch, is left out.
-
-    Raises:
-      UserError: there is not a single whole batch.
-    """
-    if size < batch_size:
-        raise UserError(
-            f"config.batch_size is {batch_size}, but the training data has only {size} examples; "
-            "set config.batch_size to at most that, or config.data.train to a larger dataset"
-        )
-    return size // batch_size
-
-
 def train_batches(
     source: Source | Mixture,
     tokenizer: Callable[[list[str]], Int[np.ndarray, "n l"]],
@@ -61,12 +45,12 @@ def train_batches(
     image_size: int,
     seed: int,
     position: Position | None,
-    bad_examples: "BadExamples",
+    bad_examples: BadExamples,
     shuffle: bool = True,
     shuffle_window: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
-    **transform: Any,
+    transform: Transform = PLAIN,
 ) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
     """This process's rows of the endless sequence of training batches.
 
@@ -88,7 +72,7 @@ def train_batches(
       shuffle_window: examples among which neighbours are mixed, see `order.in_windows`; None
         shuffles fully.
       process_index, process_count: which part of each batch is read here.
-      transform: how a picture becomes an image, see `images.transform`.
+      transform: how a picture becomes an image.
 
     Returns:
       An iterator of (batch, position after it). A batch is {"images": uint8 [b, h, w, 3],
@@ -103,11 +87,10 @@ def train_batches(
     steps_per_epoch(len(source), batch_size)
     position = position or Position(epoch=0, examples=0, seed=seed)
     _check_position(position, seed)
-    images.check_transform(**transform)
     if len(source) - position.examples < batch_size:
         position = Position(position.epoch + 1, 0, seed)  # no whole batch is left of this epoch
 
-    load = _train_load(image_size, seed, **transform)
+    load = _train_load(image_size, seed, transform)
 
     def with_replacements(row):
         # A stream of its own, apart from those of the example itself.
@@ -163,17 +146,16 @@ def eval_batches(
     *,
     batch_size: int,
     image_size: int,
-    bad_examples: "BadExamples | None" = None,
+    bad_examples: BadExamples | None = None,
     process_index: int = 0,
     process_count: int = 1,
-    **transform: Any,
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """This process's rows of one pass over the source, in its order, every example once.
 
     Of several captions the first is taken.
 
     Args:
-      source, tokenizer, batch_size, image_size, process_index, process_count, transform: as in
+      source, tokenizer, batch_size, image_size, process_index, process_count: as in
         `train_batches`.
       bad_examples: the `BadExamples` that counts those that cannot be read; without one they are
         only logged.
@@ -194,7 +176,7 @@ def eval_batches(
     rows = _rows_of_process(rows, batch_size, process_index, process_count)
     chunk = _chunk_size(rows_here)
 
-    load = _eval_load(image_size, **transform)
+    load = _eval_load(image_size)
 
     def itself(row):
         return tf.boolean_mask(row[tf.newaxis], row[tf.newaxis, 1] != NO_EXAMPLE)
@@ -217,125 +199,6 @@ def eval_batches(
     )
     loaded = _iterate(dataset, source, None, load, bad_examples)
     return _eval_batches(loaded, tokenizer)
-
-
-class BadExamples:
-    """Counts and names, once each, the examples that cannot be read.
-
-    Bad is an example whose image is missing or cannot be decoded, or that has no caption. Each
-    process counts those it meets itself, so each wants a file of its own. Lines that a full disk
-    does not take wait in memory.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        limit_share: float,
-        dataset_size: int,
-        position: Position | None = None,
-    ) -> None:
-        """Takes up the examples that the file names from before a position.
-
-        Args:
-          path: file of one JSON object a line: {"key", "index", "reason", "detail"}, with the
-            position after the training batch in which it was met: {…, "epoch", "examples"}. It is
-            made only when there is a bad example.
-          limit_share: share of the dataset that may be bad.
-          dataset_size: number of examples in the dataset.
-          position: the `Position` that training starts from, or None for the beginning. What was
-            met later leaves the file: it is met again, as if for the first time.
-
-        Raises:
-          UserError: the file already names more than the limit.
-        """
-        self._path = epath.Path(path)
-        self._limit_share = limit_share
-        self._dataset_size = dataset_size
-        self._known: dict[tuple[str, int], str] = {}
-        self._file: Appender | None = None
-        if self._path.exists():
-            self._take_up_file((0, 0) if position is None else (position.epoch, position.examples))
-            self._check_limit()
-
-    @property
-    def count(self) -> int:
-        """Number of distinct bad examples."""
-        return len(self._known)
-
-    @property
-    def by_reason(self) -> dict[str, int]:
-        """{reason: number of distinct bad examples}, the commonest first."""
-        return dict(Counter(self._known.values()).most_common())
-
-    def __str__(self) -> str:
-        reasons = ", ".join(f"{count} × {reason}" for reason, count in self.by_reason.items())
-        return f"{self.count} of {self._dataset_size} ({reasons}), named in {self._path}"
-
-    def __contains__(self, key_and_index: tuple[str, int]) -> bool:
-        return tuple(key_and_index) in self._known
-
-    def add(
-        self,
-        key: str,
-        index: int,
-        reason: str,
-        detail: str = "",
-        position: Position | None = None,
-    ) -> None:
-        """Counts and writes down an example, unless it is already known.
-
-        Args:
-          key, index, reason, detail: what the file says of it.
-          position: the `Position` after the training batch in which it was met, if it was in one.
-
-        Raises:
-          UserError: there are now more than the limit.
-        """
-        if (key, index) in self:
-            return
-        self._known[key, index] = reason
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = Appender(self._path)
-        line = {"key": key, "index": index, "reason": reason, "detail": detail}
-        if position is not None:
-            line |= {"epoch": position.epoch, "examples": position.examples}
-        self._file.write(json.dumps(line) + "\n")
-        self._check_limit()
-
-    def flush(self) -> Exception | None:
-        """Tries once more to write what could not be; returns what keeps it, or None."""
-        if self._file is None:
-            return None
-        self._file.flush()
-        return self._file.failure
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _take_up_file(self, start):
-        text, kept = self._path.read_text(), []
-        for line in text.splitlines(keepends=True):
-            if not line.endswith("\n"):
-                break  # a process that was killed while writing may have left half a line
-            example = json.loads(line)
-            if (example.get("epoch", 0), example.get("examples", 0)) <= start:
-                self._known[example["key"], example["index"]] = example["reason"]
-                kept.append(line)
-        kept = "".join(kept)
-        if kept != text:
-            write_atomically(self._path, kept)
-
-    def _check_limit(self):
-        if self.count > self._limit_share * self._dataset_size:
-            raise UserError(
-                f"{self.count / self._dataset_size:.2%} of the examples cannot be read, more than "
-                f"the allowed {self._limit_share:.2%}: {self}; mend those, or raise "
-                "config.data.max_bad_share"
-            )
 
 
 def _rows_per_process(batch_size, process_count):
@@ -401,27 +264,24 @@ def _read_row(source, seed, epoch, index):
     if index == NO_EXAMPLE:
         raise Unreadable("no example")
     record = source.read(index)
-    caption = record.captions[0] if seed is None else draw_caption(record, seed, epoch, index)
-    return record.image, caption.encode()
+    return record.image, text_of(record, seed, epoch, index).encode()
 
 
 @functools.cache
-def _train_load(image_size, seed, **transform):
+def _train_load(image_size, seed, transform):
     """What training loads pictures with."""
 
     def load(encoded, row):
         example_seed = images.example_seed(seed, row[0], row[1])
-        return images.transform(encoded, example_seed, size=image_size, **transform)
+        return images.transform(encoded, example_seed, size=image_size, settings=transform)
 
     return _traced_once(load)
 
 
 @functools.cache
-def _eval_load(image_size, **transform):
+def _eval_load(image_size):
     """What evaluations load pictures with, traced once for all of them."""
-    return _traced_once(
-        lambda encoded, row: images.transform(encoded, size=image_size, **transform)
-    )
+    return _traced_once(lambda encoded, row: images.transform(encoded, size=image_size))
 
 
 def _traced_once(load):

@@ -1,70 +1,175 @@
-"""What a config asks for: the training data, its batches, and the tokenizer."""
+"""config.data: what is read, how, and what the tokenizer is; and the data that it opens.
+
+Everything that the section itself shows to be wrong is said when it is constructed. TensorFlow is
+imported only where data are opened.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from etils import epath
 
 from cyclip_jax.data import tokenizers
-from cyclip_jax.data.pipeline import BadExamples, steps_per_epoch, train_batches
-from cyclip_jax.data.sources import Mixture, create_mixture, create_source
+from cyclip_jax.data.bad_examples import BadExamples
+from cyclip_jax.data.order import Position, steps_per_epoch
+from cyclip_jax.data.reading import Reading
+from cyclip_jax.data.sources import DataSet, Mixture, Source, parts_of_mixture
+from cyclip_jax.data.sources.mixture import Weight
+from cyclip_jax.data.transform import Transform
 from cyclip_jax.errors import UserError
 from cyclip_jax.workdir import layout
 
-# How the data is read, beside where it lies: config.data's fields by their own names.
-_SOURCE_SETTINGS = ("image_key", "caption_key", "caption_weights", "templates", "delimiter")
-_TRANSFORM_SETTINGS = (
-    "augmentation",
-    "colour_jitter",
-    "crop_scale",
-    "decoder",
-    "horizontal_flip",
-    "max_pixels",
-    "policy",
-)
+_Part = TypeVar("_Part", Reading, Transform)
 
 
-def open_source(config):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """config.data.
+
+    Attributes:
+      source: kind of the training data, a key of `SOURCES`, "auto" or "mixture".
+      train, validation: where data lie; None is nowhere.
+      mixture: {name: settings} of the source "mixture", see `parts_of_mixture`.
+      image_key, caption_key, caption_weights, templates, delimiter: see `Reading`.
+      shuffle: whether the order is another in each epoch.
+      shuffle_window: examples among which neighbours are mixed; None mixes all.
+      tokenizer, vocabulary, keep_end_of_text: see `create_tokenizer`.
+      image_mean, image_std: of the RGB values in [0, 1], three numbers each.
+      decoder, max_pixels, augmentation, crop_scale, horizontal_flip, policy, colour_jitter: see
+        `Transform`.
+      max_bad_share: unreadable share of the examples that stops the run.
+
+    Raises:
+      UserError: what the settings alone show to be wrong.
+    """
+
+    source: str
+    train: str | None
+    validation: str | None
+    mixture: Mapping[str, Mapping[str, Any]]
+    image_key: str | None
+    caption_key: str | Sequence[str] | None
+    caption_weights: Sequence[float] | None
+    templates: Sequence[str]
+    delimiter: str
+    shuffle: bool
+    shuffle_window: int | None
+    tokenizer: str
+    vocabulary: str | None
+    keep_end_of_text: bool
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
+    decoder: str
+    max_pixels: int
+    augmentation: str
+    crop_scale: Sequence[float]
+    horizontal_flip: bool
+    policy: str
+    colour_jitter: float
+    max_bad_share: float
+
+    def __post_init__(self) -> None:
+        tokenizers.check_name(self.tokenizer)
+        self._part(Reading)
+        self._part(Transform)
+
+    @property
+    def kept_examples(self) -> int:
+        """A window's neighbours are read together; the next window's are there before it ends."""
+        return 2 * (self.shuffle_window or 0)
+
+    @property
+    def reading(self) -> Reading:
+        """How the examples are read."""
+        return self._part(Reading)
+
+    @property
+    def transform(self) -> Transform:
+        """What happens to a picture in training."""
+        return self._part(Transform)
+
+    @property
+    def name(self) -> str:
+        """What the training data are called."""
+        return " and ".join(self.mixture) if self.source == "mixture" else str(self.train)
+
+    def training_sets(self) -> DataSet | dict[str, tuple[DataSet, Weight]]:
+        """The training data, or the parts of a mixture with their weights, not opened yet.
+
+        Raises:
+          UserError: there are none, or what their settings show to be wrong.
+        """
+        if self.source == "mixture":
+            return parts_of_mixture(self.mixture, self.reading)
+        return DataSet(self.source, self.train, self.reading, "config.data.train")
+
+    def _part(self, part: type[_Part]) -> _Part:
+        """Those of the settings that a smaller constructor takes, in that."""
+        return part(**{field.name: getattr(self, field.name) for field in dataclasses.fields(part)})
+
+
+def open_source(data: Data, batch_size: int) -> Source | Mixture:
     """Opens the training data, or says in one sentence what is wrong with it."""
-    data = config.data
-    settings = {name: data[name] for name in _SOURCE_SETTINGS}
-    # A window's neighbours are read together; the next window's are there before it ends.
-    settings["kept_examples"] = 2 * (data.shuffle_window or 0)
-    if data.source == "mixture":
-        source = create_mixture(data.mixture, settings)
+    sets = data.training_sets()
+    if isinstance(sets, DataSet):
+        source = sets.open()
     else:
-        source = create_source(data.source, data.train, config_key="config.data.train", **settings)
-    steps_per_epoch(len(source), config.batch_size)
+        source = Mixture({name: (part.open(), weight) for name, (part, weight) in sets.items()})
+    steps_per_epoch(len(source), batch_size)
     return source
 
 
-def open_bad_examples(config, workdir, source, *, position):
+def open_bad_examples(
+    data: Data,
+    workdir: str | os.PathLike[str],
+    source: Source | Mixture,
+    *,
+    position: Position,
+) -> BadExamples:
     """What counts this process's bad examples from `position` on, in a file of its own."""
     path = epath.Path(workdir) / layout.bad_examples(jax.process_index(), jax.process_count())
-    return BadExamples(path, config.data.max_bad_share, len(source), position)
+    return BadExamples(path, data.max_bad_share, len(source), position)
 
 
-def open_batches(config, source, tokenizer, bad_examples, *, image_size, position):
+def open_batches(
+    data: Data,
+    source: Source | Mixture,
+    tokenizer: Callable[[list[str]], np.ndarray],
+    bad_examples: BadExamples,
+    *,
+    batch_size: int,
+    seed: int,
+    image_size: int,
+    position: Position,
+) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
     """This process's rows of the batches from `position` on, see `train_batches`."""
-    data = config.data
+    from cyclip_jax.data.pipeline import train_batches  # TensorFlow: slow to import
+
     return train_batches(
         source,
         tokenizer,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         image_size=image_size,
-        seed=config.seed,
+        seed=seed,
         position=position,
         shuffle=data.shuffle,
         shuffle_window=data.shuffle_window,
         bad_examples=bad_examples,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        **{name: data[name] for name in _TRANSFORM_SETTINGS},
+        transform=data.transform,
     )
 
 
-def check_continued(config, source, meta):
+def check_continued(config: Any, source: Source | Mixture, meta: Mapping[str, Any]) -> None:
     """Raises UserError where a run cannot go on in its data from where a checkpoint left it.
 
     Args:
+      config: of the run, a ConfigDict.
       source: the training data as it is now.
       meta: the checkpoint's; those from before a field was saved pass.
     """
@@ -84,24 +189,16 @@ def check_continued(config, source, meta):
         )
 
 
-def run_length(config, examples):
-    """Total steps of a run, from total_steps or num_epochs.
-
-    Raises:
-      UserError: both are set, or neither.
-    """
-    if (config.total_steps is None) == (config.num_epochs is None):
-        raise UserError("set exactly one of config.total_steps and config.num_epochs")
-    if config.total_steps is not None:
-        return config.total_steps
-    return config.num_epochs * steps_per_epoch(examples, config.batch_size)
-
-
-def open_tokenizer(config, workdir, sizes, source=None):
+def open_tokenizer(
+    data: Data,
+    workdir: str | os.PathLike[str],
+    sizes: Mapping[str, Any],
+    source: Source | Mixture | None = None,
+) -> tokenizers.Tokenizer:
     """The run's tokenizer; a SentencePiece model that is not named is trained on the captions.
 
     Args:
-      config: the run's.
+      data: the run's.
       workdir: where a model trained here is kept, as tokenizer.model.
       sizes: the model's, with vocab_size and context_length.
       source: the training data, or None where only a trained model will do.
@@ -109,16 +206,16 @@ def open_tokenizer(config, workdir, sizes, source=None):
     Raises:
       UserError: no vocabulary, or one of another size than the model's.
     """
-    vocabulary = tokenizers.vocabulary_of(config.data, workdir)
-    is_own = vocabulary is not None and config.data.vocabulary is None
-    if is_own and source is not None and not epath.Path(vocabulary).exists():
+    vocabulary = tokenizers.vocabulary_of(data, workdir)
+    is_own = vocabulary is not None and data.vocabulary is None
+    if is_own and source is not None and not epath.Path(str(vocabulary)).exists():
         tokenizers.train_sentencepiece(
-            source.captions(), vocab_size=sizes["vocab_size"], output=vocabulary
+            source.captions(), vocab_size=sizes["vocab_size"], output=str(vocabulary)
         )
     return tokenizers.create_tokenizer(
-        config.data.tokenizer,
+        data.tokenizer,
         vocabulary=vocabulary,
         vocab_size=sizes["vocab_size"],
         context_length=sizes["context_length"],
-        keep_end_of_text=config.data.keep_end_of_text,
+        keep_end_of_text=data.keep_end_of_text,
     )

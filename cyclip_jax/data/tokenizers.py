@@ -16,7 +16,6 @@ Train a SentencePiece vocabulary on the captions of a csv file with
         --output=tokenizer.model
 """
 
-import argparse
 import csv
 import gzip
 import html
@@ -25,7 +24,6 @@ import io
 import itertools
 import math
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -34,20 +32,20 @@ import ftfy
 import numpy as np
 import regex
 import sentencepiece
+from absl import flags
 from etils import epath
 from jaxtyping import Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
+from cyclip_jax.runtime import command
 from cyclip_jax.workdir.layout import TOKENIZER
 
 SPECIAL_TOKENS = 2  # start-of-text and end-of-text
 
 CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
-CLIP_PACKAGES = (
-    "open_clip",
-    "clip",
-)  # modules of open_clip_torch; of openai-clip and clip-anytorch
+# Modules of open_clip_torch; of openai-clip and clip-anytorch.
+CLIP_PACKAGES = ("open_clip", "clip")
 CLIP_MERGES = 48_894  # of the file's 262,144; 256 bytes twice + these + 2 make CLIP's 49,408 ids
 CACHED_WORDS = 1 << 16  # some 10 MB, and hardly a word of a caption is missing
 
@@ -97,11 +95,7 @@ def create_tokenizer(
       UserError: the name is unknown, the context has no room for the special tokens, the
         vocabulary is missing or unreadable, or its size does not agree with `vocab_size`.
     """
-    if name not in TOKENIZERS:
-        raise UserError(
-            f"unknown tokenizer '{name}'; set config.data.tokenizer to one of: "
-            f"{', '.join(sorted(TOKENIZERS))}"
-        )
+    check_name(name)
     if context_length < SPECIAL_TOKENS:
         raise UserError(
             f"a context of {context_length} has no room for start-of-text and end-of-text; "
@@ -113,6 +107,15 @@ def create_tokenizer(
         context_length=context_length,
         keep_end_of_text=keep_end_of_text,
     )
+
+
+def check_name(name: str) -> None:
+    """Raises UserError where there is no tokenizer of this name."""
+    if name not in TOKENIZERS:
+        raise UserError(
+            f"unknown tokenizer '{name}'; set config.data.tokenizer to one of: "
+            f"{', '.join(sorted(TOKENIZERS))}"
+        )
 
 
 def vocabulary_of(data: Any, workdir: str | os.PathLike[str]) -> str | None:
@@ -462,37 +465,36 @@ def read_captions(
         raise UserError(f"cannot read the captions of {path}: {error}") from error
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m cyclip_jax.data.tokenizers",
-        description="Train a SentencePiece vocabulary on the captions of a csv file.",
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_string("train", None, "CSV with a header.", required=True, flag_values=values)
+    flags.DEFINE_string("caption_key", "caption", "Column of the captions.", flag_values=values)
+    flags.DEFINE_string("delimiter", ",", r"One character, or \t for a tab.", flag_values=values)
+    flags.DEFINE_integer(
+        "vocab_size", None, "Ids of the model to be.", required=True, flag_values=values
     )
-    parser.add_argument("--train", required=True, help="csv file with a header")
-    parser.add_argument("--caption_key", default="caption", help="column of the captions")
-    parser.add_argument("--delimiter", default=",", help=r"one character, or \t for a tab")
-    parser.add_argument("--vocab_size", required=True, type=int, help="ids of the model to be")
-    parser.add_argument("--output", required=True, help="path of the model to write")
-    return parser.parse_args(arguments)
+    flags.DEFINE_string("output", None, "The model to write.", required=True, flag_values=values)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns its exit status."""
-    args = parse_arguments(arguments)
+def train_on_file(values: Any) -> str | None:
+    """Trains on a file's captions and says what came of it; returns what is wrong, or None."""
+    delimiter = values.delimiter.replace(r"\t", "\t")
+    captions = read_captions(values.train, caption_key=values.caption_key, delimiter=delimiter)
     try:
-        captions = read_captions(
-            args.train,
-            caption_key=args.caption_key,
-            delimiter=args.delimiter.replace(r"\t", "\t"),
-        )
-        train_sentencepiece(captions, vocab_size=args.vocab_size, output=args.output)
-    except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        train_sentencepiece(captions, vocab_size=values.vocab_size, output=values.output)
+    except OSError as error:
+        return f"error: {error}"
     blank = sum(not caption.strip() for caption in captions)
-    pieces = read_sentencepiece(args.output).get_piece_size()
-    print(f"{args.output}: {pieces} pieces from {len(captions)} captions, {blank} of them blank")
-    return 0
+    pieces = read_sentencepiece(values.output).get_piece_size()
+    print(f"{values.output}: {pieces} pieces from {len(captions)} captions, {blank} of them blank")
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; None are the arguments of the process."""
+    how = str(__doc__).partition("Train a")
+    command.run(train_on_file, define_flags, doc=how[1] + how[2], arguments=arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -56,6 +56,7 @@ __all__ = [
     "Metric",
     "Output",
     "Results",
+    "check_settings",
     "create_evaluators",
     "evaluate",
 ]
@@ -103,7 +104,25 @@ def create_evaluators(evals: Mapping[str, Mapping[str, Any] | None]) -> dict[str
     Raises:
       UserError: there is no such evaluator or setting, or something is wrong with the data.
     """
-    evaluators = {}
+    return {
+        name: Evaluation(kind, EVALUATORS[kind](name, **settings))
+        for name, (kind, settings) in check_settings(evals).items()
+    }
+
+
+def check_settings(evals):
+    """What `create_evaluators` would open, without a look at any data.
+
+    Args:
+      evals: as there.
+
+    Returns:
+      {name: (evaluator's name, its settings)}.
+
+    Raises:
+      UserError: there is no such evaluator or setting.
+    """
+    chosen = {}
     for name, settings in evals.items():
         if settings is None:
             continue
@@ -118,10 +137,9 @@ def create_evaluators(evals: Mapping[str, Mapping[str, Any] | None]) -> dict[str
             signature.bind(name, **settings)
         except TypeError as error:
             raise UserError(f"config.evals.{name}: {error}") from error
-        if any(settings[key] is None for key in _required(signature) & settings.keys()):
-            continue
-        evaluators[name] = Evaluation(kind, EVALUATORS[kind](name, **settings))
-    return evaluators
+        if not any(settings[key] is None for key in _required(signature) & settings.keys()):
+            chosen[name] = kind, settings
+    return chosen
 
 
 def _required(signature):

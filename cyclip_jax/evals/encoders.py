@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
-from cyclip_jax.data.pipeline import eval_batches
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.statistics.unit_norm import unit_rows
@@ -122,6 +121,8 @@ class Encoders:
         return self._kept[key]
 
     def _features(self, images):
+        from cyclip_jax.data.pipeline import eval_batches  # TensorFlow: slow to import
+
         features, masks = [], []
         for batch in eval_batches(
             images.source,

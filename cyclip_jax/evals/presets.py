@@ -1,39 +1,48 @@
-"""`python -m cyclip_jax.evals.presets --preset=imagenet --output=names.json`: names of classes.
+"""Write the class names and templates of a known data set, as a file that `classes` takes.
 
-They are written as a file that `classes` of an evaluation takes.
+    python -m cyclip_jax.evals.presets --preset=imagenet --output=names.json
+
+They come out of an installed package, clip_benchmark; for ImageNet open_clip_torch as well.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
+from typing import Any
 
+from absl import flags
 from etils import epath
 
 from cyclip_jax.evals.data.known import INSTALL, PRESETS, classes_file
 from cyclip_jax.files import write_atomically
+from cyclip_jax.runtime import command
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line, by default with the process's arguments; returns its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cyclip_jax.evals.presets",
-        description="Writes class names and templates of a known data set, out of an installed "
-        "package (clip_benchmark; for ImageNet open_clip_torch as well), as a file for `classes`.",
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_enum(
+        "preset", None, sorted(PRESETS), "The data set.", required=True, flag_values=values
     )
-    parser.add_argument("--preset", required=True, choices=sorted(PRESETS))
-    parser.add_argument("--output", required=True, help="the JSON file to write")
-    args = parser.parse_args(arguments)
-    content = classes_file(args.preset)
+    flags.DEFINE_string(
+        "output", None, "The JSON file to write.", required=True, flag_values=values
+    )
+
+
+def write_preset(values: Any) -> str | None:
+    """Writes the file; returns what is wrong, or None."""
+    content = classes_file(values.preset)
     if not content:
-        print(f"nothing is known of {args.preset}; {INSTALL}", file=sys.stderr)
-        return 1
+        return f"error: nothing is known of {values.preset}; {INSTALL}"
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    write_atomically(epath.Path(args.output), text + "\n")
+    write_atomically(epath.Path(values.output), text + "\n")
     known = len(content["classes"]) if "classes" in content else "the data set's own"
-    print(f"{args.output}: {known} classes, {len(content.get('templates', ()))} templates")
-    return 0
+    print(f"{values.output}: {known} classes, {len(content.get('templates', ()))} templates")
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; None are the arguments of the process."""
+    command.run(write_preset, define_flags, doc=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-import tensorflow as tf
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
-from cyclip_jax.data.images import decode
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.pairs import Pairs, distinct, open_pairs
 from cyclip_jax.evals.encoders import Encoders
@@ -388,7 +386,10 @@ def _gallery(scored, count):
 
 def _read(source, index):
     """One picture of a source, uint8 [h, w, 3]."""
-    return decode(tf.constant(source.read(index).image)).numpy()
+    from cyclip_jax.data.decoding import decode  # TensorFlow: slow to import
+    from cyclip_jax.runtime.started import import_tensorflow
+
+    return decode(import_tensorflow().constant(source.read(index).image)).numpy()
 
 
 def gallery(

@@ -23,7 +23,6 @@ from cyclip_jax.interop.checkpoint import (
 from cyclip_jax.interop.folders import read_checkpoint
 from cyclip_jax.interop.weights import fit, weights_of
 from cyclip_jax.models.presets import abstract_model, sizes_in
-from cyclip_jax.workdir.checkpoints import restore_model
 from cyclip_jax.workdir.config_json import is_workdir, read_config
 from cyclip_jax.workdir.metrics import metrics_at
 
@@ -145,6 +144,8 @@ def described_by(checkpoint, config):
 
 
 def _of_workdir(workdir, step):
+    from cyclip_jax.workdir.checkpoints import restore_model  # Orbax: slow to import
+
     written = read_config(workdir)
     config = resolve_paths(written, workdir)
     # One device holds the model, unless several processes have to restore it together.

@@ -1,26 +1,37 @@
-"""`python -m cyclip_jax.report WORKDIR [WORKDIR …]`: tables and figures of runs as one page."""
+"""Show runs and evaluations as one page of tables and figures.
 
-import argparse
-import sys
+python -m cyclip_jax.report WORKDIR [WORKDIR …]
+"""
+
 from collections.abc import Sequence
+from typing import Any
 
-from cyclip_jax.errors import UserError
+from absl import flags
+
+from cyclip_jax.runtime import command
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_string(
+        "output",
+        None,
+        "The HTML file; by default <WORKDIR>/report.html, of several ./report.html.",
+        flag_values=values,
+    )
+
+
+def report(values: Any, *workdirs: str) -> None:
+    """Writes the report and prints where it is."""
+    from cyclip_jax.report.write import write_report  # matplotlib is slow to import
+
+    print(write_report(workdirs, output=values.output))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the report and prints where it is; by default with the process's arguments."""
-    from cyclip_jax.report.write import write_report
-
-    parser = argparse.ArgumentParser(prog="python -m cyclip_jax.report", description=__doc__)
-    parser.add_argument("workdirs", nargs="+", help="of runs, or --output of an evaluation")
-    parser.add_argument(
-        "--output", help="the HTML file; default <WORKDIR>/report.html, of several ./report.html"
-    )
-    chosen = parser.parse_args(arguments)
-    try:
-        print(write_report(chosen.workdirs, output=chosen.output))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    """The command line; None are the arguments of the process."""
+    positional = "WORKDIR …, of runs, or what was --output of an evaluation,"
+    command.run(report, define_flags, doc=__doc__, arguments=arguments, positional=positional)
 
 
 if __name__ == "__main__":

@@ -14,51 +14,21 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 
 import jax
-from absl import flags
 from jax.experimental import multihost_utils
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime.agreement import wait_for_all_processes
+from cyclip_jax.runtime.distributed_flags import HEARTBEAT_TIMEOUT, INITIALIZATION_TIMEOUT
 
-HEARTBEAT_TIMEOUT, INITIALIZATION_TIMEOUT = 100, 300  # seconds, JAX's own defaults
 _LEAVING_SECONDS = 30  # at most, between the first process that leaves and the last
 _OWN_WORDS_SECONDS = 3  # in which a process may say itself why all of them end
 _LOST = (
     "is lost: killed, out of reach, or ended by what its own output says. This process ends too; "
     "the same command, started for all again, continues from the last checkpoint"
 )
-
-
-def define_flags() -> Callable[[], None]:
-    """Defines a command's flags; returns a function that joins the others as they say."""
-    distributed = flags.DEFINE_bool(
-        "distributed", False, "join the other processes of a TPU pod, SLURM, Open MPI or GKE job"
-    )
-    # For processes that no cluster started: with --distributed, all three.
-    coordinator = flags.DEFINE_string("coordinator_address", None, "host:port of process 0")
-    count = flags.DEFINE_integer("num_processes", None, "how many processes there are")
-    index = flags.DEFINE_integer("process_id", None, "which of them this one is, from 0")
-    start = flags.DEFINE_integer(
-        "initialization_timeout", INITIALIZATION_TIMEOUT, "seconds to wait for the others' start"
-    )
-    silence = flags.DEFINE_integer(
-        "heartbeat_timeout", HEARTBEAT_TIMEOUT, "seconds of silence after which one is lost"
-    )
-
-    def join_as_told():
-        if distributed.value:
-            join(
-                coordinator.value,
-                count.value,
-                index.value,
-                initialization_timeout=start.value,
-                heartbeat_timeout=silence.value,
-            )
-
-    return join_as_told
 
 
 def join(

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Array
 
+from cyclip_jax.errors import UserError
 from cyclip_jax.runtime.clock import Clock
 
 
@@ -115,7 +116,21 @@ def _time_when_ready(arrays):
     return time.monotonic()
 
 
-def set_matmul_precision(config):
-    """Sets JAX's default precision of matrix products to the config's, for this process."""
-    precision = None if config.matmul_precision == "default" else config.matmul_precision
-    jax.config.update("jax_default_matmul_precision", precision)
+def set_matmul_precision(precision: str) -> None:
+    """Sets JAX's default precision of matrix products for this process.
+
+    Args:
+      precision: a name that JAX knows, or "default".
+
+    Raises:
+      UserError: JAX does not know the name.
+    """
+    try:
+        jax.config.update(
+            "jax_default_matmul_precision", None if precision == "default" else precision
+        )
+    except ValueError as error:
+        raise UserError(
+            f"config.matmul_precision {precision!r} is unknown to JAX; set it to 'default' or "
+            "'float32'"
+        ) from error

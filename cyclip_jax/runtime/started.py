@@ -1,8 +1,10 @@
 """What a command does before all else; importing this module, or any other, does none of it."""
 
+import functools
 import os
 import signal
 import time
+import types
 
 _IMPORTED = time.monotonic()
 
@@ -23,6 +25,20 @@ def quieten_tensorflow() -> None:
     """Keeps TensorFlow, which only reads data here, from announcing itself where it is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # not used, but announced
+
+
+@functools.cache
+def import_tensorflow() -> types.ModuleType:
+    """TensorFlow, imported where data are first opened: that takes seconds.
+
+    It only reads data here. The accelerators belong to JAX; TensorFlow would otherwise reserve
+    their memory.
+    """
+    quieten_tensorflow()
+    import tensorflow
+
+    tensorflow.config.set_visible_devices([], "GPU")
+    return tensorflow
 
 
 def process_began() -> float:

@@ -1,6 +1,7 @@
 """Weights & Biases: the metrics of a run once more, for those who keep their runs there."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import secrets
@@ -17,21 +18,37 @@ _MODES = (None, "online", "offline", "disabled")
 _FINISH_SECONDS = 60.0  # a network that is gone must not hold a run that is done
 
 
-def check_wandb(
-    *, project: str | None, entity: str | None, name: str | None, mode: str | None
-) -> None:
-    """Raises UserError where these settings of config.wandb cannot be followed."""
-    if project is None:
-        given = [key for key, value in [("entity", entity), ("name", name)] if value is not None]
-        if given:
-            raise UserError(f"config.wandb.{given[0]} is set, but not config.wandb.project")
-    elif importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            f"config.wandb.project is {project!r}, but wandb is not installed: "
-            "pip install 'cyclip_jax[wandb]'"
-        )
-    if mode not in _MODES:
-        raise UserError(f"config.wandb.mode {mode!r} is none of online, offline, disabled")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsAndBiases:
+    """config.wandb.
+
+    Attributes:
+      project: where every metric goes too; None sends nothing.
+      entity: user or team; None is the one logged in.
+      name: of the run; None is the name of its workdir.
+      mode: "online", "offline" or "disabled"; None is $WANDB_MODE, or online.
+
+    Raises:
+      UserError: these settings cannot be followed.
+    """
+
+    project: str | None
+    entity: str | None
+    name: str | None
+    mode: str | None
+
+    def __post_init__(self) -> None:
+        if self.project is None:
+            for key in ("entity", "name"):
+                if getattr(self, key) is not None:
+                    raise UserError(f"config.wandb.{key} is set, but not config.wandb.project")
+        elif importlib.util.find_spec("wandb") is None:
+            raise UserError(
+                f"config.wandb.project is {self.project!r}, but wandb is not installed: "
+                "pip install 'cyclip_jax[wandb]'"
+            )
+        if self.mode not in _MODES:
+            raise UserError(f"config.wandb.mode {self.mode!r} is none of online, offline, disabled")
 
 
 class WandbMirror:
@@ -73,12 +90,12 @@ class WandbMirror:
                 settings=wandb.Settings(console="off", finish_timeout=_FINISH_SECONDS),
             )
 
-    def write(self, step: int, numbers: dict[str, float]) -> None:
+    def write(self, step: int, metrics: dict[str, float]) -> None:
         """Sends named numbers of a step."""
         # What is there cannot be written again; what a restart does again is the same.
         if self._run is not None and step >= self._run.step:
             with self._forgiving():
-                self._run.log(numbers, step=step)
+                self._run.log(metrics, step=step)
 
     def close(self) -> None:
         """Sends what is left."""

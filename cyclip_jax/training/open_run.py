@@ -1,22 +1,27 @@
 """A run with all that it needs open, from its config to the moment before its first step."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import functools
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import jax
 import ml_collections
 from etils import epath
 
 from cyclip_jax import evals, parallel
-from cyclip_jax.data.pipeline import BadExamples, steps_per_epoch
+from cyclip_jax.data.bad_examples import BadExamples
+from cyclip_jax.data.order import steps_per_epoch
 from cyclip_jax.data.settings import (
     open_bad_examples,
     open_batches,
     open_source,
     open_tokenizer,
-    run_length,
 )
+from cyclip_jax.data.sources import Mixture, Source
+from cyclip_jax.data.tokenizers import Tokenizer
 from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import remove_unfinished
@@ -24,19 +29,26 @@ from cyclip_jax.runtime import distributed
 from cyclip_jax.runtime.agreement import process_zero_first
 from cyclip_jax.runtime.clock import Clock
 from cyclip_jax.runtime.loop import Feed, StopOnSignal, keep_compiled, set_matmul_precision
-from cyclip_jax.runtime.profiling import Profiler, check_profile_steps
+from cyclip_jax.runtime.profiling import Profiler
 from cyclip_jax.runtime.watch import Watch, read_heartbeat
-from cyclip_jax.runtime.weights_and_biases import WandbMirror, check_wandb
+from cyclip_jax.runtime.weights_and_biases import WandbMirror
 from cyclip_jax.training.configured_model import Model
-from cyclip_jax.training.objective import configured_objective
-from cyclip_jax.training.optimizer import create_optimizer
+from cyclip_jax.training.settings import checked
 from cyclip_jax.training.starting_point import inherit_vocabulary, starting_point
 from cyclip_jax.training.step import configured_step
-from cyclip_jax.training.token_reduction import views_of_run
-from cyclip_jax.workdir.checkpoints import Checkpointer
 from cyclip_jax.workdir.config_json import check_same_model, write_config
 from cyclip_jax.workdir.console import Console
 from cyclip_jax.workdir.metrics import MetricWriter
+
+
+class _Closable(Protocol):
+    def close(self) -> object: ...
+
+
+_Opened = TypeVar("_Opened", bound=_Closable)
+
+if TYPE_CHECKING:
+    from cyclip_jax.workdir.checkpoints import Checkpointer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,8 +76,8 @@ class Run:
     workdir: epath.Path
     mesh: jax.sharding.Mesh
     model: Model
-    tokenizer: object
-    source: object
+    tokenizer: Tokenizer
+    source: Source | Mixture
     bad_examples: BadExamples
     evaluators: dict
     total_steps: int
@@ -84,7 +96,8 @@ def open_run(config, workdir, *, began):
     """A context in which everything that a run needs is open.
 
     What can be known to be wrong is said in the order of what it costs to find out: by the config
-    alone, by the data, by the checkpoint.
+    alone, by the workdir, by the data, by the checkpoint. TensorFlow and Orbax, which take seconds
+    to import, are imported only after the first two.
 
     Args:
       config: a ConfigDict as defaults.py makes it.
@@ -98,27 +111,30 @@ def open_run(config, workdir, *, began):
       UserError: something in the config, the data or the workdir that the user can mend.
     """
     written_config, config = config, resolve_paths(config, workdir)
-    _check(config, workdir)
-    set_matmul_precision(config)
-    keep_compiled(config.compilation_cache)
-    mesh = parallel.create_mesh(fsdp=config.mesh.fsdp)
-    parallel.check_batch_size(config.batch_size, mesh, micro_batches=config.micro_batches)
+    settings = checked(config)
+    set_matmul_precision(settings.matmul_precision)
+    keep_compiled(settings.compilation_cache)
+    mesh = settings.mesh.create()
+    parallel.check_batch_size(settings.batch_size, mesh, micro_batches=settings.micro_batches)
     model = Model(config, mesh)
-    source = process_zero_first(lambda: open_source(config))
+    check_same_model(config, workdir)
+
+    data = settings.data
+    source = process_zero_first(lambda: open_source(data, settings.batch_size))
     evaluators = evals.create_evaluators(config.evals)
-    total_steps = run_length(config, len(source))
-    views = views_of_run(model.sizes, total_steps, **config.tokens)
-    optimizer, schedule = create_optimizer(
-        **config.optimizer,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch(len(source), config.batch_size),
+    total_steps = settings.run_length(len(source))
+    views = settings.tokens.views_of_run(model.sizes, total_steps)
+    optimizer = settings.optimizer.transformation()
+    schedule = settings.optimizer.schedule(
+        total_steps=total_steps, steps_per_epoch=steps_per_epoch(len(source), settings.batch_size)
     )
     process_zero_first(lambda: inherit_vocabulary(config, workdir))
-    tokenizer = process_zero_first(lambda: open_tokenizer(config, workdir, model.sizes, source))
+    tokenizer = process_zero_first(lambda: open_tokenizer(data, workdir, model.sizes, source))
+    from cyclip_jax.workdir.checkpoints import Checkpointer  # Orbax: slow to import
 
     with contextlib.ExitStack() as stack:
 
-        def closed_at_the_end(opened):
+        def closed_at_the_end(opened: _Opened) -> _Opened:
             return stack.enter_context(contextlib.closing(opened))
 
         is_first_process = jax.process_index() == 0
@@ -127,26 +143,28 @@ def open_run(config, workdir, *, began):
         console = closed_at_the_end(Console(workdir, enabled=is_first_process))
         clock = Clock(began, earlier=read_heartbeat(workdir) if is_first_process else None)
         told = console if is_first_process else None
-        closed_at_the_end(Watch(clock, workdir, stall_factor=config.stall_factor, console=told))
+        closed_at_the_end(Watch(clock, workdir, stall_factor=settings.stall_factor, console=told))
         profiler = stack.enter_context(
-            Profiler(workdir, config.profile_steps, clock=clock, say=console.say)
+            Profiler(workdir, settings.profile_steps, clock=clock, say=console.say)
         )
         checkpointer = closed_at_the_end(
             Checkpointer(
-                workdir, keep=config.keep_checkpoints, keep_every_steps=config.keep_every_steps
+                workdir, keep=settings.keep_checkpoints, keep_every_steps=settings.keep_every_steps
             )
         )
         start = starting_point(config, model, optimizer, checkpointer, mesh, source, console)
         state, position, step = start.state, start.position, int(start.state.step)
         bad_examples = closed_at_the_end(
-            open_bad_examples(config, workdir, source, position=position)
+            open_bad_examples(data, workdir, source, position=position)
         )
         batches = closed_at_the_end(
             open_batches(
-                config,
+                data,
                 source,
                 tokenizer,
                 bad_examples,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
                 image_size=model.sizes["image_size"],
                 position=position,
             )
@@ -165,7 +183,7 @@ def open_run(config, workdir, *, began):
             MetricWriter(workdir, first_step=step, enabled=is_first_process, mirror=mirror)
         )
         console.say(
-            f"{config.model.name} on {len(source)} pairs from {_data_name(config)}: steps "
+            f"{config.model.name} on {len(source)} pairs from {data.name}: steps "
             f"{step} to {total_steps} of {config.batch_size} pairs on {mesh.size} "
             f"{mesh.devices.flat[0].device_kind} device(s); workdir {workdir}"
         )
@@ -202,16 +220,3 @@ def open_run(config, workdir, *, began):
             profiler=profiler,
         )
         yield run, start
-
-
-def _check(config, workdir):
-    """Raises UserError for what the config alone, and the workdir's, show to be wrong."""
-    configured_objective(config)
-    check_profile_steps(config.profile_steps)
-    check_wandb(**config.wandb)
-    check_same_model(config, workdir)
-
-
-def _data_name(config):
-    is_mixture = config.data.source == "mixture"
-    return " and ".join(config.data.mixture) if is_mixture else config.data.train

@@ -1,6 +1,9 @@
 """AdamW, with the learning rate and the weight decay of the published recipe."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +30,9 @@ def learning_rate_schedule(learning_rate, *, warmup_steps, total_steps, offset_s
       A function of the step t = 0, 1, … (int scalar) that gives a float scalar.
 
     Raises:
-      UserError: a warm-up that is negative or as long as the run, or a negative offset.
+      UserError: a warm-up that is negative or as long as the run.
     """
-    if not 0 <= warmup_steps < total_steps:
-        raise UserError(
-            f"config.optimizer.warmup_steps {warmup_steps} must be at least 0 and less than the "
-            f"run's {total_steps} steps"
-        )
-    if offset_steps < 0:
-        raise UserError("config.optimizer.schedule_offset_epochs must be at least 0")
+    check_warmup(warmup_steps, total_steps)
 
     def schedule(step):
         step = jnp.asarray(step + offset_steps, jnp.result_type(float))
@@ -45,6 +42,17 @@ def learning_rate_schedule(learning_rate, *, warmup_steps, total_steps, offset_s
         return learning_rate * jnp.where(step < warmup_steps, warmup, cosine)
 
     return schedule
+
+
+def check_warmup(warmup_steps: int, total_steps: int | None) -> None:
+    """Raises UserError unless a warm-up ends before the run, whose length may not be known yet."""
+    if total_steps is None and warmup_steps < 0:
+        raise UserError(f"config.optimizer.warmup_steps {warmup_steps} must be at least 0")
+    if total_steps is not None and not 0 <= warmup_steps < total_steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps {warmup_steps} must be at least 0 and less than the "
+            f"run's {total_steps} steps"
+        )
 
 
 def weight_decay_mask(params, rule="matrices"):
@@ -59,15 +67,7 @@ def weight_decay_mask(params, rule="matrices"):
 
     Returns:
       The same tree with booleans.
-
-    Raises:
-      UserError: there is no such rule.
     """
-    if rule not in _WEIGHT_DECAY_RULES:
-        raise UserError(
-            f"unknown weight_decay_rule {rule!r}; set config.optimizer.weight_decay_rule to one of "
-            f"{', '.join(_WEIGHT_DECAY_RULES)}"
-        )
     decays = _WEIGHT_DECAY_RULES[rule]
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: decays(tuple(part.key for part in path), leaf), params
@@ -104,15 +104,7 @@ def adamw(
         thousandth, less than bfloat16's eight bits can show.
       gradient_clip_norm: largest global gradient norm, or None for no clipping.
       weight_decay_rule: as `weight_decay_mask`.
-
-    Raises:
-      UserError: another first_moment_dtype.
     """
-    if first_moment_dtype not in ("float32", "bfloat16"):
-        raise UserError(
-            f"config.optimizer.first_moment_dtype {first_moment_dtype!r} must be 'float32' or "
-            "'bfloat16'"
-        )
     # The parameters' own type, where it is not narrower: equality is tested in float64.
     mu_dtype = "bfloat16" if first_moment_dtype == "bfloat16" else None
     # Without clipping the state has the same structure: a run may be continued with it.
@@ -126,34 +118,85 @@ def adamw(
     )
 
 
-def create_optimizer(
-    *,
-    total_steps,
-    steps_per_epoch,
-    learning_rate,
-    warmup_steps,
-    schedule_offset_epochs=0,
-    **arguments,
-):
-    """Builds what config.optimizer describes.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """config.optimizer.
 
-    The train step multiplies by −schedule(step) itself: the learning rate then follows the run's
-    step, also over steps whose update was skipped and left the optimiser's state untouched.
-
-    Args:
-      total_steps: length of the run.
-      steps_per_epoch: steps of one pass over the training data.
+    Attributes:
       learning_rate, warmup_steps: as `learning_rate_schedule`.
-      schedule_offset_epochs: how many passes late the schedule starts.
-      **arguments: as `adamw`.
+      schedule_offset_epochs: how many passes over the data late the schedule starts.
+      beta1, beta2, eps, first_moment_dtype, weight_decay, weight_decay_rule, gradient_clip_norm: as
+        `adamw`.
 
-    Returns:
-      (optimizer, schedule).
+    Raises:
+      UserError: a setting that no run can follow.
     """
-    schedule = learning_rate_schedule(
-        learning_rate,
-        warmup_steps=warmup_steps,
-        total_steps=total_steps,
-        offset_steps=schedule_offset_epochs * steps_per_epoch,
-    )
-    return adamw(**arguments), schedule
+
+    learning_rate: float
+    warmup_steps: int
+    schedule_offset_epochs: int
+    beta1: float
+    beta2: float
+    eps: float
+    first_moment_dtype: str
+    weight_decay: float
+    weight_decay_rule: str
+    gradient_clip_norm: float | None
+
+    def __post_init__(self) -> None:
+        check_warmup(self.warmup_steps, None)
+        if self.schedule_offset_epochs < 0:
+            raise UserError("config.optimizer.schedule_offset_epochs must be at least 0")
+        if self.first_moment_dtype not in ("float32", "bfloat16"):
+            raise UserError(
+                f"config.optimizer.first_moment_dtype {self.first_moment_dtype!r} must be "
+                "'float32' or 'bfloat16'"
+            )
+        if self.weight_decay_rule not in _WEIGHT_DECAY_RULES:
+            raise UserError(
+                f"unknown weight_decay_rule {self.weight_decay_rule!r}; set "
+                "config.optimizer.weight_decay_rule to one of "
+                f"{', '.join(_WEIGHT_DECAY_RULES)}"
+            )
+
+    def transformation(self) -> optax.GradientTransformation:
+        """AdamW without its learning rate, see `adamw`."""
+        return adamw(
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            gradient_clip_norm=self.gradient_clip_norm,
+            weight_decay_rule=self.weight_decay_rule,
+            first_moment_dtype=self.first_moment_dtype,
+        )
+
+    def schedule(self, *, total_steps: int, steps_per_epoch: int) -> Callable[[Any], jax.Array]:
+        """The learning rate as a function of the step.
+
+        The train step multiplies by −schedule(step) itself: the learning rate then follows the
+        run's step, also over steps whose update was skipped and left the optimiser's state
+        untouched.
+
+        Args:
+          total_steps: length of the run.
+          steps_per_epoch: steps of one pass over the training data.
+
+        Raises:
+          UserError: the warm-up is as long as the run.
+        """
+        return learning_rate_schedule(
+            self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            total_steps=total_steps,
+            offset_steps=self.schedule_offset_epochs * steps_per_epoch,
+        )
+
+
+def create_optimizer(
+    *, total_steps: int, steps_per_epoch: int, **section: Any
+) -> tuple[optax.GradientTransformation, Callable[[Any], jax.Array]]:
+    """The (transformation, schedule) of an `Optimizer` with the arguments `section`."""
+    optimizer = Optimizer(**section)
+    schedule = optimizer.schedule(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    return optimizer.transformation(), schedule

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import logging
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -93,7 +94,7 @@ class Checkpointer:
         if step is None:
             return None
         try:
-            restored = self._manager.restore(
+            restored: Any = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     model=ocp.args.StandardRestore(model),

@@ -17,9 +17,10 @@ import tensorflow as tf
 from PIL import Image
 
 from cyclip_jax.data import pipeline
+from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.order import order
-from cyclip_jax.data.pipeline import BadExamples
 from cyclip_jax.data.sources import create_source, ranges
+from cyclip_jax.data.transform import Transform
 from cyclip_jax.errors import UserError
 from tests.data import shards
 
@@ -99,7 +100,8 @@ def open_tars(path):
 
 def train(source, bad_examples, steps, **changes):
     arguments = {"batch_size": BATCH, "image_size": IMAGE_SIZE, "seed": 5, "position": None}
-    arguments |= {"augmentation": "random_resized_crop", "crop_scale": (0.6, 1.0)} | changes
+    transform = Transform(augmentation="random_resized_crop", crop_scale=(0.6, 1.0))
+    arguments |= {"transform": transform} | changes
     iterator = pipeline.train_batches(
         source, shards.tokenizer, bad_examples=bad_examples, **arguments
     )

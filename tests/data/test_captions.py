@@ -5,7 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from cyclip_jax.data.sources import CaptionRule, Record, Unreadable, draw_caption
+from cyclip_jax.data.captions import CaptionRule, draw_caption
+from cyclip_jax.data.record import Record, Unreadable
 from cyclip_jax.errors import UserError
 
 

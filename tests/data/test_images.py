@@ -12,6 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from cyclip_jax.data import augment, images
+from cyclip_jax.data.transform import AUGMENTATIONS, DECODERS, MAX_PIXELS, Transform
 from cyclip_jax.errors import UserError
 
 PICTURES = {
@@ -37,7 +38,9 @@ def transform_graph(size=16, **options):
 @functools.cache
 def _transform_graph(size, options):
     return tf.function(
-        lambda encoded, seed=SEED: images.transform(encoded, seed, size=size, **dict(options)),
+        lambda encoded, seed=SEED: images.transform(
+            encoded, seed, size=size, settings=Transform(**dict(options))
+        ),
         input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([2], tf.int64)],
         autograph=False,  # which is not needed and half of the time
     )
@@ -212,7 +215,7 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header(encoded, sides):
             refuse(encoded)
         refusals.append(str(caught.value))
     expected = f"{width} × {height} pixels, more than data.max_pixels = 100000000"
-    if width * height > 2 * images.MAX_PIXELS and encoded[:2] == b"BM":
+    if width * height > 2 * MAX_PIXELS and encoded[:2] == b"BM":
         expected = "more pixels than data.max_pixels = 100000000"  # Pillow names no size
     assert all(expected in refusal for refusal in refusals), refusals
 
@@ -440,7 +443,7 @@ def test_a_crop_fused_with_decoding_has_the_pixels_of_one_after_the_other(subsam
         np.testing.assert_array_equal(transform(encoded, seed), expected)
 
 
-@pytest.mark.parametrize("decoder", images.DECODERS)
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP", "BMP", "GIF"])
 def test_of_other_formats_crop_and_centre_are_the_parts_one_after_the_other(file_format, decoder):
     encoded = encode(small_picture("RGB"), file_format)
@@ -464,7 +467,7 @@ def test_the_fast_decoder_is_the_exact_one_where_no_halving_leaves_enough_pixels
 
 
 @pytest.mark.parametrize("enlarged", [1, 2, 4])
-@pytest.mark.parametrize("augmentation", images.AUGMENTATIONS)
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 @pytest.mark.parametrize("name", ["astronaut", "coffee"])
 def test_the_fast_decoder_is_pillows_to_two_and_a_half_grey_levels(name, augmentation, enlarged):
     """At a half, a quarter and an eighth of the sides, which are odd, as is the crop's place."""
@@ -550,7 +553,7 @@ def test_colour_jitter_and_crop_are_those_of_runs_begun_before_there_was_one_tra
     encoded = encode(PICTURES["coffee"], "JPEG")
     options = {"augmentation": "random_resized_crop", "colour_jitter": 0.4}
     dataset = tf.data.Dataset.from_tensors(encoded).map(
-        lambda encoded: images.transform(encoded, SEED, size=32, **options)
+        lambda encoded: images.transform(encoded, SEED, size=32, settings=Transform(**options))
     )
     image = next(iter(dataset))
 
@@ -583,15 +586,12 @@ def test_colour_jitter_and_crop_are_those_of_runs_begun_before_there_was_one_tra
     ids=str,
 )
 def test_an_option_that_means_nothing_is_refused_at_once(option, words):
-    for refuse in (
-        images.check_transform,
-        lambda **options: images.transform(b"", size=8, **options),
-    ):
-        with pytest.raises(UserError) as caught:
-            refuse(**option)
-        assert all(word in str(caught.value) for word in words)
+    with pytest.raises(UserError) as caught:
+        Transform(**option)
+    assert all(word in str(caught.value) for word in words)
 
 
 def test_what_is_random_wants_a_seed():
     with pytest.raises(ValueError, match="example_seed"):
-        images.transform(encode(small_picture("RGB"), "PNG"), size=8, horizontal_flip=True)
+        settings = Transform(horizontal_flip=True)
+        images.transform(encode(small_picture("RGB"), "PNG"), size=8, settings=settings)

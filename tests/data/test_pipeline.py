@@ -12,8 +12,9 @@ import tensorflow as tf
 from PIL import Image
 
 from cyclip_jax.data import images, pipeline, sources
+from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.order import Position, order
-from cyclip_jax.data.pipeline import BadExamples
+from cyclip_jax.data.transform import Transform
 from cyclip_jax.errors import UserError
 
 SIZE = 14  # examples in the dataset: three batches of four, and two examples over
@@ -40,7 +41,7 @@ def write_dataset(folder, blank=(), missing=(), broken=()):
         rows.append(f"{name}," + (" \u00a0" if i in blank else f"{i} grüße"))
     path = folder / "pairs.csv"
     path.write_text("\n".join(rows), encoding="utf-8")
-    return sources.csv_source(str(path), image_key="image", caption_key="caption")
+    return sources.create_source("csv", path, config_key="config.data.train")
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +70,7 @@ def train_steps(source, steps, bad_examples, **changes):
         "seed": 5,
         "position": None,
         "shuffle": True,
-        "augmentation": "random_resized_crop",
-        "crop_scale": (0.3, 1.0),
+        "transform": Transform(augmentation="random_resized_crop", crop_scale=(0.3, 1.0)),
         "bad_examples": bad_examples,
     }
     iterator = pipeline.train_batches(source, tokenizer, **{**arguments, **changes})
@@ -155,7 +155,7 @@ def test_batches_hold_uint8_images_and_int32_tokens(whole):
 
 
 def test_an_image_stands_beside_its_own_caption(source, train):
-    for batch, _ in train(source, 3, augmentation="none"):
+    for batch, _ in train(source, 3, transform=Transform()):
         for image, (row, length) in zip(batch["images"], batch["tokens"], strict=True):
             record = source.read(int(row))
             expected = images.resize_and_centre_crop(
@@ -264,7 +264,6 @@ def test_too_few_examples_for_a_batch_are_refused_at_once(source, train):
     [
         ({"process_count": 3}, r"batch_size is 4, which cannot be split among 3 processes"),
         ({"batch_size": 0}, r"batch_size is 0"),
-        ({"augmentation": "crop"}, r"no augmentation 'crop'.*'none', 'random_resized_crop'"),
         ({"position": Position(0, 4, 6)}, r"belongs to seed 6, but config\.seed is 5"),
     ],
 )
@@ -465,8 +464,6 @@ def test_closing_ends_the_reading(tmp_path):
         seed=0,
         position=None,
         shuffle=False,
-        augmentation="none",
-        crop_scale=(0.9, 1.0),
         bad_examples=BadExamples(tmp_path / "bad.jsonl", 1.0, 1_000_000),
     )
     for _ in range(20):

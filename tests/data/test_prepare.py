@@ -20,7 +20,7 @@ from PIL import Image
 from cyclip_jax.data.prepare import main
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.data.sources.shard_index import index_path
-from tests.runs import start_process
+from tests.runs import start_process, status_of
 
 PICTURES = ("astronaut", "coffee", "chelsea", "rocket")
 
@@ -59,7 +59,7 @@ def write_tar(path, members):
 def run(data, output, *options, code=0):
     """The command line within this process, by one worker unless the options say another."""
     arguments = [f"--input={data}", f"--output={output}", "--workers=1", *options]
-    assert main(arguments) == code
+    assert status_of(main, arguments) == code
 
 
 def read_back(output):
@@ -375,8 +375,8 @@ def test_other_settings_or_another_input_are_refused(pairs, tmp_path, capsys):
     run(data, output, "--resize=32", "--quality=90", code=1)
     refusal = capsys.readouterr().err.splitlines()[-1]
     assert refusal == (
-        f"{output} was begun otherwise: --resize was 40 and is 32; --quality was 95 and is 90; "
-        "repeat that command, or set --output to another folder"
+        f"error: {output} was begun otherwise: --resize was 40 and is 32; --quality was 95 and is "
+        "90; repeat that command, or set --output to another folder"
     )
 
     copy = write_data(tmp_path / "copy", rows)
@@ -421,8 +421,8 @@ def test_data_without_any_good_example_are_an_error(tmp_path, capsys):
     run(write_data(tmp_path / "in", rows), tmp_path / "out", code=1)
 
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "none of the 2 examples can be used (1 × the file is missing, 1 × the image cannot be "
-        f"decoded); {tmp_path}/out/dropped.jsonl names each"
+        "error: none of the 2 examples can be used (1 × the file is missing, 1 × the image cannot "
+        f"be decoded); {tmp_path}/out/dropped.jsonl names each"
     )
     assert not (tmp_path / "out" / "manifest.json").exists()
 

@@ -21,8 +21,8 @@ import tensorflow as tf
 from cyclip_jax import defaults
 from cyclip_jax.data import images, pipeline
 from cyclip_jax.data import settings as configured
+from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.order import Position, examples_of_epoch
-from cyclip_jax.data.pipeline import BadExamples
 from cyclip_jax.data.sources import (
     Unreadable,
     create_mixture,
@@ -34,13 +34,14 @@ from cyclip_jax.data.sources import (
     tfrecord,
     webdataset,
 )
+from cyclip_jax.data.transform import Transform
 from cyclip_jax.errors import UserError
 from tests.data import shards
 
 SIZE = 43  # examples in each data set: five batches of eight, and three examples over
 BATCH, STEPS = 8, 5
 SEED, IMAGE_SIZE = 5, 8
-CROP = {"augmentation": "random_resized_crop", "crop_scale": (0.6, 1.0)}
+CROP = Transform(augmentation="random_resized_crop", crop_scale=(0.6, 1.0))
 
 PARTS_OF_MIXTURE = ("webdataset", "parquet")
 
@@ -72,7 +73,7 @@ def open_source(paths, name, **settings):
             part: {"train": paths[part], "source": part, "weight": weights[part]}
             for part in PARTS_OF_MIXTURE
         }
-        return create_mixture(parts, {})
+        return create_mixture(parts)
     return create_source("tfds" if name == "array_record" else name, paths[name], **settings)
 
 
@@ -125,7 +126,7 @@ def test_runs_of_neighbours_are_shards_and_row_groups(paths):
 def open_batches(source, path, **changes):
     arguments = {"batch_size": BATCH, "image_size": IMAGE_SIZE, "seed": SEED, "position": None}
     bad_examples = BadExamples(path / "bad_examples.jsonl", 0.0, len(source))
-    arguments |= CROP | {"bad_examples": bad_examples} | changes
+    arguments |= {"transform": CROP, "bad_examples": bad_examples} | changes
     return pipeline.train_batches(source, shards.tokenizer, **arguments)
 
 
@@ -163,7 +164,7 @@ def assert_same_steps(steps, expected):
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string), tf.TensorSpec([2], tf.int64)])
 def cropped(encoded, example_seed):
-    return images.transform(encoded, example_seed, size=IMAGE_SIZE, **CROP)
+    return images.transform(encoded, example_seed, size=IMAGE_SIZE, settings=CROP)
 
 
 @pytest.mark.parametrize(
@@ -429,7 +430,7 @@ def test_a_source_is_found_by_its_paths_ending(paths):
     with pytest.raises(UserError, match=r"tells no format \(\.csv, .*set config\.data\.source"):
         create_source("auto", paths["parquet"], config_key="c")
     with pytest.raises(UserError, match=r"config\.data\.mixture\.mine\.train is empty"):
-        create_mixture({"mine": {"weight": 1}}, {})
+        create_mixture({"mine": {"weight": 1}})
 
 
 # What is refused.

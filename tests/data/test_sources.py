@@ -10,7 +10,8 @@ from cyclip_jax.errors import UserError
 
 def open_csv(path, **changes):
     arguments = {"image_key": "image", "caption_key": "caption", "delimiter": ","}
-    return sources.csv_source(path, **{**arguments, **changes})
+    arguments |= {"config_key": "config.data.train"} | changes
+    return sources.create_source("csv", path, **arguments)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from cyclip_jax.data.tokenizers import (
     train_sentencepiece,
 )
 from cyclip_jax.errors import UserError
+from tests.runs import status_of
 
 # Ids of a visible ASCII character: ord(c) - 33, and 256 more as the last of its word.
 TINY_MERGES = [
@@ -567,20 +568,23 @@ def test_failed_command_has_exit_status_one_and_no_traceback(tmp_path):
     missing = tmp_path / "missing.csv"
     finished = run_command(f"--train={missing}", "--vocab_size=64", "--output=tokenizer.model")
     assert (finished.returncode, finished.stdout) == (1, "")
-    assert finished.stderr.startswith(f"cannot read the captions of {missing}: ")
+    assert finished.stderr.startswith(f"error: cannot read the captions of {missing}: ")
     assert finished.stderr.count("\n") == 1
 
 
 def test_command_reads_a_file_with_a_byte_order_mark(tmp_path):
     source = write_csv(tmp_path / "captions.csv", ["caption", *CAPTIONS], encoding="utf-8-sig")
-    assert main([f"--train={source}", "--vocab_size=64", f"--output={tmp_path / 'model'}"]) == 0
+    assert (
+        status_of(main, [f"--train={source}", "--vocab_size=64", f"--output={tmp_path / 'model'}"])
+        == 0
+    )
 
 
 def test_command_reads_other_columns_and_delimiters(tmp_path):
     source = write_csv(tmp_path / "c.tsv", ["url\ttext", *(f"u\t{text}" for text in CAPTIONS)])
     output = tmp_path / "tokenizer.model"
     arguments = [f"--train={source}", "--vocab_size=64", f"--output={output}"]
-    assert main([*arguments, "--caption_key=text", r"--delimiter=\t"]) == 0
+    assert status_of(main, [*arguments, "--caption_key=text", r"--delimiter=\t"]) == 0
     assert output.exists()
 
 
@@ -600,7 +604,9 @@ def test_command_says_in_one_sentence_what_is_wrong(tmp_path, capsys, rows, extr
     if rows is not None:
         write_csv(source, rows)
     output = tmp_path / "tokenizer.model"
-    assert main([f"--train={source}", "--vocab_size=64", f"--output={output}", *extra]) == 1
+    assert (
+        status_of(main, [f"--train={source}", "--vocab_size=64", f"--output={output}", *extra]) == 1
+    )
     printed = capsys.readouterr()
     assert printed.out == ""
     assert sentence in printed.err
@@ -610,5 +616,8 @@ def test_command_says_in_one_sentence_what_is_wrong(tmp_path, capsys, rows, extr
 
 def test_command_refuses_another_encoding(tmp_path, capsys):
     source = write_csv(tmp_path / "captions.csv", ["caption", "café"], encoding="latin-1")
-    assert main([f"--train={source}", "--vocab_size=64", f"--output={tmp_path / 'model'}"]) == 1
+    assert (
+        status_of(main, [f"--train={source}", "--vocab_size=64", f"--output={tmp_path / 'model'}"])
+        == 1
+    )
     assert "utf-8" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cyclip_jax.data.pipeline import BadExamples
+from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Encoders, Evaluation, EvaluationFailed, Metric, evaluate
 from cyclip_jax.files import Appender

@@ -15,7 +15,8 @@ import numpy as np
 import optax
 
 from cyclip_jax import evals, parallel
-from cyclip_jax.data.pipeline import BadExamples, train_batches
+from cyclip_jax.data.bad_examples import BadExamples
+from cyclip_jax.data.pipeline import train_batches
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.evals.flat import flattened
 from cyclip_jax.losses import cyclip_loss

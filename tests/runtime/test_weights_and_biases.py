@@ -9,7 +9,7 @@ import pytest
 from cyclip_jax import defaults
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import weights_and_biases
-from cyclip_jax.runtime.weights_and_biases import WandbMirror, check_wandb
+from cyclip_jax.runtime.weights_and_biases import WandbMirror, WeightsAndBiases
 from cyclip_jax.workdir.metrics import MetricWriter, read_metrics
 
 SETTINGS = {"project": None, "entity": None, "name": None, "mode": None}
@@ -152,8 +152,8 @@ def test_what_a_restart_does_again_is_not_sent_again(tmp_path, monkeypatch):
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
     monkeypatch.setattr(weights_and_biases.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'cyclip_jax\[wandb\]'"):
-        check_wandb(**SETTINGS | {"project": "cyclip"})
-    check_wandb(**SETTINGS)
+        WeightsAndBiases(**SETTINGS | {"project": "cyclip"})
+    WeightsAndBiases(**SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -166,4 +166,4 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
 )
 def test_settings_that_cannot_be_followed_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        check_wandb(**SETTINGS | settings)
+        WeightsAndBiases(**SETTINGS | settings)

@@ -11,21 +11,18 @@ A source is an object with the methods and attributes of `Source`:
     source.mean_bytes       mean size of an example
     source.faults           [(key, reason, detail)] of what is lost before it has a number
 
-To add one, write a function with `table_source`'s arguments and enter it in `SOURCES`.
+To add one, write a function with `csv_source`'s arguments and enter it in `SOURCES`.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cyclip_jax.data.sources.mixture import Mixture
+from cyclip_jax.data.captions import CaptionRule, draw_caption
+from cyclip_jax.data.reading import Reading
+from cyclip_jax.data.record import Record, Source, Unreadable
+from cyclip_jax.data.sources.mixture import Mixture, Weight, check_weights
 from cyclip_jax.data.sources.parquet import parquet_source
-from cyclip_jax.data.sources.record import (
-    CaptionRule,
-    Record,
-    Source,
-    Unreadable,
-    draw_caption,
-)
 from cyclip_jax.data.sources.table import csv_source, emoji_source
 from cyclip_jax.data.sources.tfds import PREFIX, tfds_source
 from cyclip_jax.data.sources.tfrecord import tfrecord_source
@@ -35,14 +32,16 @@ from cyclip_jax.errors import UserError
 __all__ = [
     "SOURCES",
     "CaptionRule",
+    "DataSet",
     "Mixture",
+    "Reading",
     "Record",
     "Source",
     "Unreadable",
     "create_mixture",
     "create_source",
-    "csv_source",
     "draw_caption",
+    "parts_of_mixture",
 ]
 
 SOURCES: dict[str, Callable[..., Source]] = {
@@ -53,15 +52,6 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "tfrecord": tfrecord_source,
     "webdataset": webdataset_source,
 }
-
-_SETTINGS = (
-    "image_key",
-    "caption_key",
-    "caption_weights",
-    "templates",
-    "delimiter",
-    "kept_examples",
-)
 
 _ENDINGS = {
     ".csv": "csv",
@@ -74,54 +64,107 @@ _ENDINGS = {
 }
 
 
-def create_source(name: str, path: str | None, *, config_key: str, **settings: Any) -> Source:
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """Where a data set lies and how it is read, checked without a look at it.
+
+    Attributes:
+      name: a key of `SOURCES`, or "auto": by how the path begins or ends.
+      path: where the data set lies.
+      reading: what of a record is the picture, and what its captions.
+      config_key: full name of the config key that holds `path`, for messages ("config.data.train").
+
+    Raises:
+      UserError: there is no source of this name, no path, or a path that tells no source.
+    """
+
+    name: str
+    path: str | None
+    reading: Reading
+    config_key: str
+
+    def __post_init__(self) -> None:
+        name = _by_path(self.path, self.config_key) if self.name == "auto" else self.name
+        if name not in SOURCES:
+            known = ", ".join(repr(known) for known in ("auto", *sorted(SOURCES), "mixture"))
+            raise UserError(
+                f"there is no data source {name!r}; set config.data.source to one of {known}"
+            )
+        object.__setattr__(self, "name", name)
+        _check_named(name, self.path, self.config_key)
+        if SOURCES[name] is csv_source:
+            self.reading.delimiter_of(str(self.path))
+
+    def open(self) -> Source:
+        """The source; UserError where it refuses the data."""
+        return SOURCES[self.name](str(self.path), self.reading, config_key=self.config_key)
+
+
+def create_source(name: str, path: str | None, *, config_key: str, **reading: Any) -> Source:
     """Opens the data set at `path` with the source called `name`.
 
     Args:
       name: a key of `SOURCES`, or "auto": by how the path begins or ends.
       path: where the data set lies.
       config_key: full name of the config key that holds `path`, for messages ("config.data.train").
-      settings: the sources' own, `_SETTINGS`; each takes those that it can use.
+      reading: arguments of `Reading`; a source uses those that mean something to it.
 
     Raises:
       UserError: no source of this name, no setting of this name, or what the source itself refuses.
     """
-    unknown = settings.keys() - _SETTINGS
-    if unknown:
-        raise UserError(
-            f"{config_key} has no setting {', '.join(sorted(unknown))} beside it; "
-            f"there are {', '.join(_SETTINGS)}"
-        )
     path = None if path is None else str(path)
-    if name == "auto":
-        name = _by_path(path, config_key)
-    if name not in SOURCES:
-        known = ", ".join(repr(known) for known in ("auto", *sorted(SOURCES), "mixture"))
-        raise UserError(
-            f"there is no data source {name!r}; set config.data.source to one of {known}"
-        )
-    return SOURCES[name](path, config_key=config_key, **settings)
+    return DataSet(name, path, _reading(reading, config_key), config_key).open()
 
 
-def create_mixture(
-    mixture: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]
-) -> Mixture:
-    """Opens several sources as a Mixture.
+def parts_of_mixture(
+    mixture: Mapping[str, Mapping[str, Any]], reading: Reading
+) -> dict[str, tuple[DataSet, Weight]]:
+    """The data sets of config.data.mixture with their weights, checked without a look at them.
 
     Args:
       mixture: {name: settings}, each with "train", its path, and "weight", see `Mixture`; "source"
-        and any of `create_source`'s settings may differ from the run's.
-      settings: the run's own, which stand where a part has none.
+        and anything of `reading` may differ from the run's.
+      reading: the run's own, which holds where a part says nothing else.
+
+    Raises:
+      UserError: there are no parts, or one of them has a setting that cannot be.
     """
-    parts = {}
-    for name, own in mixture.items():
-        own = dict(settings) | dict(own)
-        weight, path = own.pop("weight", 1.0), own.pop("train", None)
-        source = create_source(
-            own.pop("source", "auto"), path, config_key=f"config.data.mixture.{name}.train", **own
+    check_weights({name: own.get("weight", 1.0) for name, own in mixture.items()})
+    return {name: _part(name, reading, **own) for name, own in mixture.items()}
+
+
+def _part(
+    name: str,
+    usual: Reading,
+    *,
+    train: str | None = None,
+    weight: Weight = 1.0,
+    source: str = "auto",
+    **reading: Any,
+) -> tuple[DataSet, Weight]:
+    """One part of a mixture: its data set, and its weight."""
+    config_key = f"config.data.mixture.{name}.train"
+    return DataSet(source, train, _reading(reading, config_key, usual), config_key), weight
+
+
+def _reading(settings: Mapping[str, Any], config_key: str, usual: Reading | None = None) -> Reading:
+    """A Reading with these settings, and for the rest as usual."""
+    known = [field.name for field in dataclasses.fields(Reading)]
+    unknown = sorted(settings.keys() - known)
+    if unknown:
+        raise UserError(
+            f"{config_key} has no setting {', '.join(unknown)} beside it; "
+            f"there are {', '.join(known)}"
         )
-        parts[name] = source, weight
-    return Mixture(parts)
+    return dataclasses.replace(usual or Reading(), **settings)
+
+
+def create_mixture(
+    mixture: Mapping[str, Mapping[str, Any]], reading: Reading | None = None
+) -> Mixture:
+    """Opens several sources as a Mixture; arguments and errors as `parts_of_mixture`."""
+    parts = parts_of_mixture(mixture, reading or Reading())
+    return Mixture({name: (data_set.open(), weight) for name, (data_set, weight) in parts.items()})
 
 
 def _by_path(path, config_key):
@@ -138,3 +181,20 @@ def _by_path(path, config_key):
         f"({', '.join(_ENDINGS)}, or {PREFIX}… before a TensorFlow Datasets name); "
         "set config.data.source"
     )
+
+
+def _check_named(name, path, config_key):
+    """Raises UserError where there is no path, with an example of one for the source."""
+    if path:
+        return
+    endings = {source: ending for ending, source in reversed(_ENDINGS.items())}
+    if name == "tfds":
+        example = f"a data set of TensorFlow Datasets, e.g. --{config_key}={PREFIX}coco_captions"
+    elif endings.get(name, ".csv") == ".csv":
+        example = (
+            "a CSV of image paths and captions, "
+            f"e.g. --{config_key}=/data/cc3m/train.csv, or to shards"
+        )
+    else:
+        example = f"shards, e.g. --{config_key}='/data/cc3m/{{00000..00331}}{endings[name]}'"
+    raise UserError(f"{config_key} is empty; set it to {example}")

@@ -1,12 +1,16 @@
 """Several sources as one, each with a weight that may change over the run."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from cyclip_jax.data.sources.record import Record, Source
+from cyclip_jax.data.record import Record, Source
 from cyclip_jax.errors import UserError
+
+# How often a part is drawn: a number, or pairs (step, number).
+Weight: TypeAlias = float | Sequence[tuple[int, float]]
 
 
 class Mixture:
@@ -27,22 +31,16 @@ class Mixture:
       UserError: there are no parts, or a weight is none.
     """
 
-    def __init__(
-        self, parts: Mapping[str, tuple[Source, float | Sequence[tuple[int, float]]]]
-    ) -> None:
-        if not parts:
-            raise UserError("config.data.mixture is empty; name its sources, see defaults.part")
+    def __init__(self, parts: Mapping[str, tuple[Source, Weight]]) -> None:
         self.names: list[str] = list(parts)
         self.sources: list[Source] = [source for source, _ in parts.values()]
-        self._weights = [_points(name, weight) for name, (_, weight) in parts.items()]
+        self._weights = check_weights({name: weight for name, (_, weight) in parts.items()})
         self.starts: Int[np.ndarray, "parts+1"] = np.cumsum(
             [0, *map(len, self.sources)], dtype=np.int64
         )
         self.faults: list[tuple[str, str, str]] = [
             fault for source in self.sources for fault in source.faults
         ]
-        if not sum(values[0] for _, values in self._weights):
-            raise UserError("the weights of config.data.mixture are all 0 at the start")
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -80,6 +78,22 @@ class Mixture:
     def _find(self, index):
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
         return part, int(index - self.starts[part])
+
+
+def check_weights(
+    weights: Mapping[str, Weight],
+) -> list[tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]]]:
+    """The (steps, weights) of each part of a mixture, as np.interp wants them.
+
+    Raises:
+      UserError: there are no parts, a weight is none, or all of them are 0 at the start.
+    """
+    if not weights:
+        raise UserError("config.data.mixture is empty; name its sources, see defaults.part")
+    points = [_points(name, weight) for name, weight in weights.items()]
+    if not sum(values[0] for _, values in points):
+        raise UserError("the weights of config.data.mixture are all 0 at the start")
+    return points
 
 
 def _points(name, weight):

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Int
 
+from cyclip_jax.data.captions import CaptionRule
+from cyclip_jax.data.reading import Reading
+from cyclip_jax.data.record import Record, Unreadable
 from cyclip_jax.data.sources.ranges import Kept, expand, is_remote, retrying
-from cyclip_jax.data.sources.record import CaptionRule, Record, Unreadable
 from cyclip_jax.data.sources.webdataset import first_caption
 from cyclip_jax.errors import UserError
 
@@ -18,17 +20,7 @@ CAPTION_KEY = "caption"
 KEPT_ROW_GROUPS = 8
 
 
-def parquet_source(
-    path: str | None,
-    *,
-    image_key: str | None = None,
-    caption_key: str | Iterable[str] | None = None,
-    caption_weights: Iterable[float] | None = None,
-    templates: Iterable[str] = (),
-    kept_examples: int = 0,
-    config_key: str = "config.data.train",
-    **_: object,
-) -> "ParquetRows":
+def parquet_source(path: str, reading: Reading, *, config_key: str) -> "ParquetRows":
     """Opens Parquet files; only their footers are read.
 
     A row is read with the whole of its row group, so that rows in random order want small row
@@ -37,12 +29,10 @@ def parquet_source(
 
     Args:
       path: a pattern of files, see `ranges.expand`.
-      image_key: column with the picture's file, as bytes or Hugging Face's struct with the field
-        "bytes"; default IMAGE_KEY.
-      caption_key: column of strings or of lists of strings, or a tuple of several; default
-        CAPTION_KEY.
-      caption_weights, templates: see `CaptionRule`.
-      kept_examples: how many of those read lately are kept, as whole row groups.
+      reading: its image_key is a column with the picture's file, as bytes or Hugging Face's struct
+        with the field "bytes", by default IMAGE_KEY; its caption_key a column of strings or of
+        lists of strings, or a tuple of several, by default CAPTION_KEY. Examples are kept as whole
+        row groups.
       config_key: full name of the config key that holds `path`, for messages.
 
     Raises:
@@ -51,8 +41,8 @@ def parquet_source(
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"{config_key} {path} wants pyarrow: pip install '.[data]' or pyarrow")
     paths = expand(path, config_key=config_key, endings=(".parquet",))
-    rule = CaptionRule(caption_key or CAPTION_KEY, caption_weights, templates)
-    source = ParquetRows(paths, image_key or IMAGE_KEY, rule, kept_examples)
+    rule = reading.caption_rule(CAPTION_KEY)
+    source = ParquetRows(paths, reading.image_key or IMAGE_KEY, rule, reading.kept_examples)
     if not len(source):
         raise UserError(f"there is no row in {path}; set {config_key} to files with some")
     return source

@@ -10,24 +10,25 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar, TypeVarTuple
 
 import braceexpand
-import tensorflow as tf
 
-from cyclip_jax.data.sources.record import Unreadable
+from cyclip_jax.data.record import Unreadable
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import file_errors
+from cyclip_jax.runtime.started import import_tensorflow
 
 # Seconds before a failed read is tried again: half a minute in all, as storage services advise.
 RETRY_AFTER = (0.1, 0.5, 2.0, 8.0, 20.0)
 
-# What may pass: a service that is busy or slow, a network that is gone for a moment.
-_MAY_PASS = (
-    OSError,
-    tf.errors.AbortedError,
-    tf.errors.DeadlineExceededError,
-    tf.errors.InternalError,
-    tf.errors.ResourceExhaustedError,
-    tf.errors.UnavailableError,
-    tf.errors.UnknownError,
-)
+# What may pass, of TensorFlow's errors by their names: a service that is busy or slow, a network
+# that is gone for a moment.
+_MAY_PASS = {
+    "AbortedError",
+    "DeadlineExceededError",
+    "InternalError",
+    "ResourceExhaustedError",
+    "UnavailableError",
+    "UnknownError",
+}
 _WILL_NOT_PASS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 INDEX_ENDING = ".index.npz"  # of the files beside shards that no pattern means
@@ -45,7 +46,7 @@ def is_remote(path: str) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
-def expand(pattern: str | None, *, config_key: str, endings: Sequence[str]) -> list[str]:
+def expand(pattern: str, *, config_key: str, endings: Sequence[str]) -> list[str]:
     """The files that a pattern names.
 
     Args:
@@ -60,11 +61,6 @@ def expand(pattern: str | None, *, config_key: str, endings: Sequence[str]) -> l
     Raises:
       UserError: there is none, or one that the braces name is missing.
     """
-    if not pattern:
-        raise UserError(
-            f"{config_key} is empty; set it to shards, e.g. "
-            f"--{config_key}='/data/cc3m/{{00000..00331}}{endings[0]}'"
-        )
     named = _expand_braces(pattern, config_key)
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:  # remote answers take their time
         found = list(pool.map(lambda path: _files_at(path, endings), named))
@@ -88,15 +84,17 @@ def retrying(read: Callable[[*_Arguments], _Value], *arguments: *_Arguments) -> 
     while True:
         try:
             return read(*arguments)
-        except (FileNotFoundError, tf.errors.NotFoundError) as error:
-            raise Unreadable("the file is missing", _message(error)) from error
-        except _MAY_PASS as error:
-            pause = next(pauses, None)
-            if pause is None or isinstance(error, _WILL_NOT_PASS):
-                raise Unreadable("the file cannot be read", _message(error)) from error
-        except tf.errors.OpError as error:
-            raise Unreadable("the file cannot be read", _message(error)) from error
+        except file_errors() as error:
+            pause = next(pauses, None) if _may_pass(error) else None
+            if pause is None:
+                reason = "the file is missing" if is_missing(error) else "the file cannot be read"
+                raise Unreadable(reason, _message(error)) from error
         time.sleep(pause)
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether an error of `files.file_errors` says that there is no such file."""
+    return isinstance(error, FileNotFoundError) or _is_named(error, {"NotFoundError"})
 
 
 def read_whole(path: str) -> bytes:
@@ -142,7 +140,7 @@ class Files:
         path = self.paths[file]
         if is_remote(path):
             # No handle is kept: TensorFlow's are not for several threads.
-            with tf.io.gfile.GFile(path, "rb") as opened:
+            with _gfile().GFile(path, "rb") as opened:
                 opened.seek(start)
                 return opened.read(length)
         try:
@@ -215,21 +213,36 @@ def _files_at(path, endings):
     """The files that a path without braces names, list[str]; None where there should be one."""
     if glob.has_magic(path):
         return _glob(path)
-    if tf.io.gfile.isdir(path):
+    if _gfile().isdir(path):
         return [file for ending in endings for file in _glob(f"{path.rstrip('/')}/*{ending}")]
-    return [path] if tf.io.gfile.exists(path) else None
+    return [path] if _gfile().exists(path) else None
 
 
 def _glob(pattern):
-    return sorted(path for path in tf.io.gfile.glob(pattern) if not path.endswith(INDEX_ENDING))
+    return sorted(path for path in _gfile().glob(pattern) if not path.endswith(INDEX_ENDING))
 
 
 def _read_whole(path: str) -> bytes:
     if is_remote(path):
-        with tf.io.gfile.GFile(path, "rb") as file:
+        with _gfile().GFile(path, "rb") as file:
             return file.read()
     with open(path.removeprefix("file://"), "rb") as file:
         return file.read()
+
+
+def _gfile():
+    """TensorFlow's files, which may be remote."""
+    return import_tensorflow().io.gfile
+
+
+def _may_pass(error):
+    is_of_the_system = isinstance(error, OSError) and not isinstance(error, _WILL_NOT_PASS)
+    return is_of_the_system or _is_named(error, _MAY_PASS)
+
+
+def _is_named(error, names):
+    """Whether one of these is a class of the error: TensorFlow's may not be imported."""
+    return any(kind.__name__ in names for kind in type(error).__mro__)
 
 
 def _message(error):

@@ -20,14 +20,14 @@ from collections.abc import Callable
 from typing import IO, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from etils import epath
 from jaxtyping import Int
 
+from cyclip_jax.data.record import Unreadable
 from cyclip_jax.data.sources.ranges import INDEX_ENDING, is_remote, retrying
-from cyclip_jax.data.sources.record import Unreadable
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import file_errors, write_atomically
+from cyclip_jax.runtime.started import import_tensorflow
 
 VERSION = 1
 WORKERS = 16  # shards at a time: of remote ones most of the time is waiting
@@ -223,7 +223,7 @@ class _RemoteFile(io.RawIOBase):
     """A remote file as Python's buffered reader wants it."""
 
     def __init__(self, path):
-        self._file = tf.io.gfile.GFile(path, "rb")
+        self._file = import_tensorflow().io.gfile.GFile(path, "rb")
 
     def readable(self):
         return True
@@ -250,7 +250,7 @@ class _RemoteFile(io.RawIOBase):
 
 def _size_and_stamp(path):
     if is_remote(path):
-        stat = tf.io.gfile.stat(path)
+        stat = import_tensorflow().io.gfile.stat(path)
         return stat.length, stat.mtime_nsec
     stat = os.stat(path.removeprefix("file://"))  # TensorFlow's tells whole seconds
     return stat.st_size, stat.st_mtime_ns
@@ -270,7 +270,7 @@ def _write(path, members, size, stamp):
         try:
             write_atomically(place, buffer.getvalue())
             return
-        except (OSError, tf.errors.OpError) as error:
+        except file_errors() as error:
             logging.info("the index of %s cannot be kept in %s: %s", path, place, error)
 
 
@@ -291,7 +291,7 @@ def _read(place, size, stamp):
             keys if keys != [""] else [],
             str(arrays["fault"]),
         )
-    except (OSError, tf.errors.OpError):
+    except file_errors():
         return None
     except _DAMAGED as error:
         logging.info("the index %s is damaged and made anew: %s", place, error)

@@ -4,72 +4,46 @@ import csv
 import posixpath
 import re
 from array import array
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import tensorflow as tf
 from jaxtyping import Int
 
+from cyclip_jax.data.captions import CaptionRule
+from cyclip_jax.data.reading import Reading
+from cyclip_jax.data.record import Record
 from cyclip_jax.data.sources.ranges import read_whole
-from cyclip_jax.data.sources.record import CaptionRule, Record
 from cyclip_jax.errors import UserError
-
-# The accelerators belong to JAX; TensorFlow would otherwise reserve their memory.
-tf.config.set_visible_devices([], "GPU")
+from cyclip_jax.runtime.started import import_tensorflow
 
 IMAGE_KEY = "image"
 CAPTION_KEY = "caption"
 _STANDS_ALONE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def csv_source(
-    path: str | None,
-    *,
-    image_key: str | None = None,
-    caption_key: str | Iterable[str] | None = None,
-    caption_weights: Iterable[float] | None = None,
-    templates: Iterable[str] = (),
-    delimiter: str = ",",
-    config_key: str = "config.data.train",
-    **_: object,
-) -> "CsvSource":
+def csv_source(path: str, reading: Reading, *, config_key: str) -> "CsvSource":
     """Opens a CSV or TSV file of image paths and captions; no image is touched.
 
     Args:
       path: the file, local or remote (gs://…), UTF-8, its first row naming the columns.
-      image_key: name of the column of image paths, relative to the file's folder unless absolute
-        or with a scheme; default IMAGE_KEY.
-      caption_key: name of the column of captions, or a tuple of several; default CAPTION_KEY.
-      caption_weights, templates: see `CaptionRule`.
-      delimiter: one character; the two characters backslash and t mean a tab. Files that end in
-        .tsv have tabs.
+      reading: its image_key is the name of the column of image paths, relative to the file's
+        folder unless absolute or with a scheme, by default IMAGE_KEY; its caption_key the name of
+        the column of captions, or a tuple of several, by default CAPTION_KEY.
       config_key: full name of the config key that holds `path`, for messages.
 
     Returns:
       A CsvSource. A row that lacks a field has it empty, and so cannot be read as an example.
 
     Raises:
-      UserError: `path` is empty or no file, or the file is no such table or has no rows.
+      UserError: `path` is no file, or the file is no such table or has no rows.
     """
-    if not path:
-        raise UserError(
-            f"{config_key} is empty; set it to a CSV of image paths and captions, "
-            f"e.g. --{config_key}=/data/cc3m/train.csv, or to shards"
-        )
-    path = str(path)
-    if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
+    gfile = import_tensorflow().io.gfile
+    if not gfile.exists(path) or gfile.isdir(path):
         raise UserError(
             f"{path} is not a file; set {config_key} to a CSV of image paths and captions"
         )
-    is_tab = delimiter == "\\t" or (delimiter == "," and path.lower().endswith(".tsv"))
-    delimiter = "\t" if is_tab else delimiter
-    if len(delimiter) != 1:
-        raise UserError(
-            f"config.data.delimiter is {delimiter!r}; set it to one character, e.g. ',' or '\\t'"
-        )
-    rule = CaptionRule(caption_key or CAPTION_KEY, caption_weights, templates)
-    images, *captions = _read_columns(path, image_key or IMAGE_KEY, rule.fields, delimiter)
+    rule, image_key = reading.caption_rule(CAPTION_KEY), reading.image_key or IMAGE_KEY
+    images, *captions = _read_columns(path, image_key, rule.fields, reading.delimiter_of(path))
     if len(images) == 0:
         raise UserError(f"{path} has no rows below its header; set {config_key} to a CSV with some")
     return CsvSource(posixpath.dirname(path), images, captions, rule)
@@ -178,7 +152,7 @@ def _column(path, header, name, config_key):
 
 def _lines(path):
     """The lines of a UTF-8 file, a leading byte-order mark removed."""
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with import_tensorflow().io.gfile.GFile(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -190,7 +164,7 @@ def _lines(path):
                 ) from error
 
 
-def emoji_source(path: str, **arguments: Any) -> CsvSource:
+def emoji_source(path: str, reading: Reading, *, config_key: str) -> CsvSource:
     """The quickstart's drawings: builds them around `path`, then opens it as a CSV.
 
     Args and raises: as `csv_source`, and UserError where the packages with the drawings are
@@ -199,7 +173,4 @@ def emoji_source(path: str, **arguments: Any) -> CsvSource:
     from cyclip_jax.data import emoji
 
     emoji.build(posixpath.dirname(path))
-    return csv_source(path, **arguments)
-
-
-SOURCES: dict[str, Callable[..., CsvSource]] = {"csv": csv_source, "emoji": emoji_source}
+    return csv_source(path, reading, config_key=config_key)

@@ -1,12 +1,12 @@
 """Data sets of TensorFlow Datasets, read example by example from their own files."""
 
 import importlib.util
-from collections.abc import Iterable
 
 import numpy as np
 from etils import epath
 
-from cyclip_jax.data.sources.record import CaptionRule, Unreadable
+from cyclip_jax.data.reading import Reading
+from cyclip_jax.data.record import Unreadable
 from cyclip_jax.data.sources.shard_index import Members, open_indexes, scan_tfrecord
 from cyclip_jax.data.sources.tfrecord import TfRecords
 from cyclip_jax.errors import UserError
@@ -17,26 +17,14 @@ IMAGE_KEY = "image"
 CAPTION_KEYS = ("caption", "captions/text", "captions", "text", "label")
 
 
-def tfds_source(
-    path: str,
-    *,
-    image_key: str | None = None,
-    caption_key: str | Iterable[str] | None = None,
-    caption_weights: Iterable[float] | None = None,
-    templates: Iterable[str] = (),
-    kept_examples: int = 0,
-    config_key: str = "config.data.train",
-    **_: object,
-) -> TfRecords:
+def tfds_source(path: str, reading: Reading, *, config_key: str) -> TfRecords:
     """Opens a data set of TensorFlow Datasets; builds it first where it is not there yet.
 
     Args:
       path: "NAME[/CONFIG][:VERSION][@SPLIT]", or the folder of a data set in place of the name,
         with or without "tfds:" before it. The split may be a slice, train[:90%]; default train.
-      image_key, caption_key: features, those within others as outer/inner. The default caption is
-        the first of CAPTION_KEYS; a class becomes its name.
-      caption_weights, templates: see `CaptionRule`.
-      kept_examples: how many of those read lately are kept, with their neighbours.
+      reading: its image_key and caption_key are features, those within others as outer/inner. The
+        default caption is the first of CAPTION_KEYS; a class becomes its name.
       config_key: full name of the config key that holds `path`, for messages.
 
     Raises:
@@ -45,10 +33,8 @@ def tfds_source(
     """
     builder, split = _open_builder(path, config_key)
     features = _flat_features(builder.info.features)
-    image_key = image_key or IMAGE_KEY
-    if caption_key is None:
-        caption_key = next((key for key in CAPTION_KEYS if key in features), None)
-    rule = CaptionRule(caption_key or "caption", caption_weights, templates)
+    image_key = reading.image_key or IMAGE_KEY
+    rule = reading.caption_rule(next((key for key in CAPTION_KEYS if key in features), "caption"))
     for key, name in [(image_key, "image_key"), *((field, "caption_key") for field in rule.fields)]:
         if key not in features:
             raise UserError(
@@ -65,7 +51,7 @@ def tfds_source(
         raise UserError(f"{path} has no split {split!r} (splits: {known})") from error
     paths = [str(instruction.filename) for instruction in instructions]
     ranges = [(part.skip, part.skip + part.take) for part in instructions]
-    arguments = {"label_names": names, "kept_examples": kept_examples}
+    arguments = {"label_names": names, "kept_examples": reading.kept_examples}
     file_format = getattr(builder.info.file_format, "value", None)
     if file_format == "array_record":
         return _ArrayRecords(paths, ranges, image_key, rule, **arguments)

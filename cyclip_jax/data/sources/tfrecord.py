@@ -4,40 +4,30 @@ import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import tensorflow as tf
 from google.protobuf.message import DecodeError
 from jaxtyping import Int
 
+from cyclip_jax.data.captions import CaptionRule
+from cyclip_jax.data.reading import Reading
+from cyclip_jax.data.record import Record, Unreadable
 from cyclip_jax.data.sources.ranges import Files, expand
-from cyclip_jax.data.sources.record import CaptionRule, Record, Unreadable
 from cyclip_jax.data.sources.shard_index import Members, open_indexes, scan_tfrecord
 from cyclip_jax.data.sources.webdataset import first_caption
 from cyclip_jax.errors import UserError
+from cyclip_jax.runtime.started import import_tensorflow
 
 IMAGE_KEY = "jpg;png;webp;image;image/encoded"
 CAPTION_KEY = "txt"
 
 
-def tfrecord_source(
-    path: str | None,
-    *,
-    image_key: str | None = None,
-    caption_key: str | Iterable[str] | None = None,
-    caption_weights: Iterable[float] | None = None,
-    templates: Iterable[str] = (),
-    kept_examples: int = 0,
-    config_key: str = "config.data.train",
-    **_: object,
-) -> "TfRecords":
+def tfrecord_source(path: str, reading: Reading, *, config_key: str) -> "TfRecords":
     """Opens uncompressed TFRecord shards; of pictures nothing is read but the first.
 
     Args:
       path: a pattern of shards, see `ranges.expand`.
-      image_key: feature with the picture's file, or several with ; between, the first found;
-        default IMAGE_KEY.
-      caption_key: feature with the captions, or a tuple of several; default CAPTION_KEY.
-      caption_weights, templates: see `CaptionRule`.
-      kept_examples: how many of those read lately are kept, with their neighbours.
+      reading: its image_key is the feature with the picture's file, or several with ; between, of
+        which the first found counts, by default IMAGE_KEY; its caption_key the feature with the
+        captions, or a tuple of several, by default CAPTION_KEY.
       config_key: full name of the config key that holds `path`, for messages.
 
     Returns:
@@ -48,9 +38,15 @@ def tfrecord_source(
         features.
     """
     paths = expand(path, config_key=config_key, endings=(".tfrecord", ".tfrecords"))
-    rule = CaptionRule(caption_key or CAPTION_KEY, caption_weights, templates)
+    rule = reading.caption_rule(CAPTION_KEY)
     indexes = open_indexes(paths, scan_tfrecord)
-    source = TfRecords(paths, indexes, image_key or IMAGE_KEY, rule, kept_examples=kept_examples)
+    source = TfRecords(
+        paths,
+        indexes,
+        reading.image_key or IMAGE_KEY,
+        rule,
+        kept_examples=reading.kept_examples,
+    )
     if not len(source):
         faults = "".join(f" ({name}: {fault})" for name, _, fault in source.faults[:1])
         raise UserError(
@@ -159,7 +155,7 @@ class TfRecords:
         shard = self._parts[self._part_of(index)][0]
         content = self._content(shard, int(self._offsets[index]), int(self._sizes[index]))
         try:
-            return tf.train.Example.FromString(content).features.feature
+            return import_tensorflow().train.Example.FromString(content).features.feature
         except DecodeError as error:
             raise Unreadable("the record is damaged", str(error)) from error
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from jaxtyping import Int
 
+from cyclip_jax.data.captions import CaptionRule
+from cyclip_jax.data.reading import Reading
+from cyclip_jax.data.record import Record, Unreadable
 from cyclip_jax.data.sources.ranges import Files, Kept, expand
-from cyclip_jax.data.sources.record import CaptionRule, Record, Unreadable
 from cyclip_jax.data.sources.shard_index import Members, open_indexes, scan_tar
 from cyclip_jax.errors import UserError
 
@@ -18,27 +20,15 @@ KEPT_SHARDS = 16  # whose examples' names are kept
 ABSENT = -1  # in place of the offset of a member that an example lacks
 
 
-def webdataset_source(
-    path: str | None,
-    *,
-    image_key: str | None = None,
-    caption_key: str | Iterable[str] | None = None,
-    caption_weights: Iterable[float] | None = None,
-    templates: Iterable[str] = (),
-    kept_examples: int = 0,
-    config_key: str = "config.data.train",
-    **_: object,
-) -> "WebDataset":
+def webdataset_source(path: str, reading: Reading, *, config_key: str) -> "WebDataset":
     """Opens tar shards; of pictures nothing is read.
 
     Args:
       path: a pattern of shards, see `ranges.expand`.
-      image_key: ending of the picture's member, or several with ; between, the first found;
-        default IMAGE_KEY.
-      caption_key: ending of the caption's member, "txt"; "json:caption" for a field of a JSON
-        member, which may hold a list; or a tuple of such. Default CAPTION_KEY.
-      caption_weights, templates: see `CaptionRule`.
-      kept_examples: how many of those read lately are kept, with their neighbours.
+      reading: its image_key is the ending of the picture's member, or several with ; between, of
+        which the first found counts, by default IMAGE_KEY; its caption_key the ending of the
+        caption's member, "txt"; "json:caption" for a field of a JSON member, which may hold a list;
+        or a tuple of such, by default CAPTION_KEY.
       config_key: full name of the config key that holds `path`, for messages.
 
     Returns:
@@ -48,15 +38,14 @@ def webdataset_source(
       UserError: a shard is missing or unreadable, or no example has such a picture and caption.
     """
     paths = expand(path, config_key=config_key, endings=(".tar",))
-    rule = CaptionRule(caption_key or CAPTION_KEY, caption_weights, templates)
-    source = WebDataset(
-        paths, open_indexes(paths, scan_tar), image_key or IMAGE_KEY, rule, kept_examples
-    )
+    rule, image_key = reading.caption_rule(CAPTION_KEY), reading.image_key or IMAGE_KEY
+    indexes = open_indexes(paths, scan_tar)
+    source = WebDataset(paths, indexes, image_key, rule, reading.kept_examples)
     endings = ", ".join(sorted(source.endings)[:20]) or "nothing"
     if not len(source):
         faults = "".join(f" ({name}: {fault})" for name, _, fault in source.faults[:1])
         raise UserError(
-            f"no example of {path} has a picture ({image_key or IMAGE_KEY}); the shards hold "
+            f"no example of {path} has a picture ({image_key}); the shards hold "
             f"members that end in {endings}{faults}; set config.data.image_key"
         )
     if all((offsets == ABSENT).all() for offsets, _ in source.caption_places):

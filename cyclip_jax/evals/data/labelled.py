@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from etils import epath
 from jaxtyping import Float, Int
 
@@ -26,6 +25,7 @@ from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.keys import sorted_keys
 from cyclip_jax.evals.data.known import has_mappings, objectnet_folders, preset_of
 from cyclip_jax.evals.encoders import Encoders
+from cyclip_jax.runtime.started import import_tensorflow
 
 PRESET = "preset:"
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -439,11 +439,12 @@ def _subfolders(folder):
 
 def _pictures(folder):
     """Paths of the pictures in a folder and those within it, relative to it, sorted."""
+    gfile = import_tensorflow().io.gfile
     pictures, others = [], 0
-    for name in sorted(entry.rstrip("/") for entry in tf.io.gfile.listdir(folder)):
+    for name in sorted(entry.rstrip("/") for entry in gfile.listdir(folder)):
         if name.lower().endswith(_PICTURES) and name[0] != ".":
             pictures.append(name)
-        elif tf.io.gfile.isdir(f"{folder}/{name}"):
+        elif gfile.isdir(f"{folder}/{name}"):
             pictures += [f"{name}/{inner}" for inner in _pictures(f"{folder}/{name}")]
         else:
             others += 1

@@ -242,7 +242,7 @@ def test_without_a_package_words_are_names_and_numbers_are_refused():
 @pytest.mark.parametrize("name", ["imagenet_a", "caltech101", "gtsrb", "cifar10"])
 def test_the_command_writes_what_classes_reads(built, tmp_path, name, capsys):
     output = tmp_path / "names.json"
-    assert presets.main([f"--preset={name}", f"--output={output}"]) == 0
+    presets.main([f"--preset={name}", f"--output={output}"])
     assert str(output) in capsys.readouterr().out
     content = json.loads(output.read_text())
     assert content["templates"] == known.class_templates(name)

@@ -1,71 +1,17 @@
-"""One example as a source reads it, and the choice of one caption among several."""
+"""What may happen to a text before it is tokenised: which captions an example has, and the draw.
+
+Here stands whatever chooses or changes a text: the choice among the fields of a record, templates
+around captions, and the draw of one caption in each epoch.
+"""
 
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Int
 
+from cyclip_jax.data.record import Record, Unreadable
 from cyclip_jax.errors import UserError
-
-
-class Unreadable(Exception):
-    """An example that cannot be used.
-
-    Attributes:
-      reason: why, in words that many examples share: they are counted by it.
-      detail: what else is known of this one.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason: str = reason
-        self.detail: str = detail
-
-
-class Record(NamedTuple):
-    """An example: the picture's file as bytes, its captions, and how often each is to be drawn."""
-
-    image: bytes
-    captions: list[str]
-    weights: list[float]
-
-
-class Source(Protocol):
-    """Pairs of a picture and captions that can be read by their number, see sources/__init__.py."""
-
-    def __len__(self) -> int:
-        """The number of examples."""
-        ...
-
-    def read(self, index: int) -> Record:
-        """The Record of an example; raises Unreadable. Many threads may call it."""
-        ...
-
-    def keys(self, indices: Iterable[int]) -> list[str]:
-        """What names these examples in a report."""
-        ...
-
-    def captions(self) -> list[str]:
-        """The first caption of every example."""
-        ...
-
-    @property
-    def boundaries(self) -> Int[np.ndarray, "runs+1"]:
-        """Where runs of neighbours begin, and the end, int64 [runs + 1]."""
-        ...
-
-    @property
-    def mean_bytes(self) -> float:
-        """Mean size of an example."""
-        ...
-
-    @property
-    def faults(self) -> Sequence[tuple[str, str, str]]:
-        """(key, reason, detail) of what is lost before it has a number."""
-        ...
 
 
 class CaptionRule:
@@ -79,8 +25,8 @@ class CaptionRule:
         the captions as they are.
 
     Raises:
-      UserError: as many weights as fields are wanted, not negative and not all 0; a template
-        without {}.
+      UserError: there are not as many weights as fields, one is negative or all are 0, or a
+        template has no {}.
     """
 
     def __init__(
@@ -142,6 +88,17 @@ def draw_caption(record: Record, seed: int, epoch: int, index: int) -> str:
     cumulative = np.cumsum(record.weights)
     draw = int.from_bytes(digest, "little") / 2**64 * cumulative[-1]
     return record.captions[int(np.searchsorted(cumulative[:-1], draw, side="right"))]
+
+
+def text_of(record: Record, seed: int | None, epoch: int, index: int) -> str:
+    """The text of an example that is tokenised.
+
+    Args:
+      record: the example.
+      seed: of the run's draws; None takes the first caption, as evaluations do.
+      epoch, index: which example of which pass over the data this is.
+    """
+    return record.captions[0] if seed is None else draw_caption(record, seed, epoch, index)
 
 
 def _as_text(value):

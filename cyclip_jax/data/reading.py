@@ -1,0 +1,58 @@
+"""How the examples of a data set are read: the settings that all sources share."""
+
+import dataclasses
+from collections.abc import Iterable
+
+from cyclip_jax.data.captions import CaptionRule
+from cyclip_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What of a record is the picture, and what its captions.
+
+    Every source takes the same settings and uses those that mean something to it. Without any of
+    them a source reads what is usual in its format.
+
+    Attributes:
+      image_key: column, feature or ending of the picture; None is the source's usual one.
+      caption_key: the same of the caption, or a tuple of several; None is the source's usual one.
+      caption_weights: how often each of several captions is drawn; None is equally often.
+      templates: sentences with {} that stand around captions, one drawn at a time.
+      delimiter: between the columns of a CSV; the two characters backslash and t mean a tab.
+      kept_examples: how many of the examples read lately are kept in memory, with their neighbours.
+
+    Raises:
+      UserError: the weights do not fit the captions, or a template has no {}.
+    """
+
+    image_key: str | None = None
+    caption_key: str | Iterable[str] | None = None
+    caption_weights: Iterable[float] | None = None
+    templates: Iterable[str] = ()
+    delimiter: str = ","
+    kept_examples: int = 0
+
+    def __post_init__(self) -> None:
+        self.caption_rule("the source's usual one")
+
+    def caption_rule(self, usual_key: str) -> CaptionRule:
+        """The rule by which a record has its captions, in `usual_key` where no key is set."""
+        return CaptionRule(self.caption_key or usual_key, self.caption_weights, self.templates)
+
+    def delimiter_of(self, path: str) -> str:
+        """The one character between the columns of a CSV file; files that end in .tsv have tabs.
+
+        Raises:
+          UserError: the delimiter is not one character.
+        """
+        is_tab = self.delimiter == "\\t" or (
+            self.delimiter == "," and path.lower().endswith(".tsv")
+        )
+        delimiter = "\t" if is_tab else self.delimiter
+        if len(delimiter) != 1:
+            raise UserError(
+                f"config.data.delimiter is {delimiter!r}; set it to one character, e.g. ',' or "
+                "'\\t'"
+            )
+        return delimiter

@@ -1,0 +1,315 @@
+"""One shard of prepared data: which examples it holds, and how they are written.
+
+A shard is what img2dataset writes with output_format=tfrecord: tf.train.Example records with "key",
+the picture's file under "jpg", "png" or "webp", "txt" (here with every caption), "width" and
+"height".
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int
+from PIL import Image
+
+from cyclip_jax.data.record import Record, Unreadable
+from cyclip_jax.data.sources import create_source
+from cyclip_jax.data.sources.shard_index import make_index, scan_tfrecord
+from cyclip_jax.data.transform import MAX_PIXELS
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import write_atomically
+from cyclip_jax.runtime.started import import_tensorflow
+
+READERS = 8  # threads of a process: where pictures lie far away, most of the time is waiting
+READ_AHEAD = 64  # examples
+REPORT_EVERY = 32  # examples
+BLOCK = 16 << 20  # bytes of a file that are hashed at a time
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # differs from run to run
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """What decides about the result, by the names of the options.
+
+    Attributes:
+      input: paths or patterns of the data, tuple of str; see `create_source`.
+      source, image_key, caption_key, delimiter, template: see `create_source`; of the keys and
+        templates () and None are the source's defaults.
+      examples_per_shard: of the input, those included that will be dropped.
+      resize: pixels of the shorter side of larger pictures, or None.
+      quality: of the JPEG files that `resize` makes.
+      max_pixels: larger pictures are dropped, undecoded.
+      shuffle_seed: of the order; None keeps the input's.
+      check: whether pictures that are only copied are decoded first.
+    """
+
+    input: tuple[str, ...]
+    source: str = "auto"
+    image_key: str | None = None
+    caption_key: tuple[str, ...] = ()
+    delimiter: str = ","
+    template: tuple[str, ...] = ()
+    examples_per_shard: int = 10_000
+    resize: int | None = None
+    quality: int = 95
+    max_pixels: int = MAX_PIXELS
+    shuffle_seed: int | None = None
+    check: bool = True
+
+
+class Inputs:
+    """All data sets of the input, one after the other; a source as far as is needed here."""
+
+    def __init__(self, settings: Preparation) -> None:
+        in_order = settings.shuffle_seed is None
+        self._sources = [
+            create_source(
+                settings.source,
+                path,
+                config_key="input",
+                image_key=settings.image_key,
+                caption_key=settings.caption_key or None,
+                templates=settings.template,
+                delimiter=settings.delimiter,
+                kept_examples=2 * READ_AHEAD if in_order else 0,
+            )
+            for path in settings.input
+        ]
+        self._starts = np.cumsum([0, *map(len, self._sources)])
+        self.faults: list[tuple[str, str, str]] = [
+            fault for source in self._sources for fault in source.faults
+        ]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, index: int) -> Record:
+        source, inner = self._find(index)
+        return source.read(inner)
+
+    def key(self, index: int) -> str:
+        source, inner = self._find(index)
+        return source.keys([inner])[0]
+
+    def _find(self, index):
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._sources[part], int(index - self._starts[part])
+
+
+# One picture
+
+
+def stored_picture(
+    encoded: bytes, settings: Preparation
+) -> tuple[str, bytes, tuple[int, int] | None]:
+    """A picture's file as it is stored.
+
+    Orientation tags are ignored, as in training.
+
+    Args:
+      encoded: the file's bytes.
+      settings: what decides about the result.
+
+    Returns:
+      (feature, bytes, size): "jpg", "png" or "webp"; the file; (width, height), or None where it
+      was copied unread.
+
+    Raises:
+      Unreadable: it has too many pixels or cannot be decoded.
+    """
+    feature = _format(encoded)
+    try:
+        with Image.open(io.BytesIO(encoded)) as picture:
+            size = picture.size
+            if size[0] * size[1] <= settings.max_pixels:
+                return _converted(picture, feature, encoded, settings)
+    except Exception as error:  # Pillow's decoders raise whatever they stumble upon
+        if feature and not settings.check and not settings.resize:
+            return feature, encoded, None
+        is_unknown = isinstance(error, Image.UnidentifiedImageError)
+        detail = "no picture of a known format" if is_unknown else _ADDRESS.sub("", str(error))
+        raise Unreadable("the image cannot be decoded", detail) from error
+    detail = f"{size[0]} × {size[1]} pixels, more than --max_pixels={settings.max_pixels}"
+    raise Unreadable("the image is too large", detail)
+
+
+def _format(encoded):
+    """The feature for a file that may be stored as it is, by its content; None for others."""
+    if encoded[:3] == b"\xff\xd8\xff":
+        return "jpg"
+    if encoded[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+        return "webp"
+    return None
+
+
+def _converted(picture, feature, encoded, settings):
+    """`stored_picture`'s result for an open picture."""
+    if settings.resize and min(picture.size) > settings.resize:
+        shorter = min(picture.size)
+        # As training does it, and torchvision: the longer side is rounded down.
+        width, height = (settings.resize * side // shorter for side in picture.size)
+        pixels = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        return "jpg", _encoded(pixels, "JPEG", quality=settings.quality), pixels.size
+    if feature is None:
+        return "png", _encoded(picture.convert("RGB"), "PNG"), picture.size
+    if settings.check:
+        picture.load()
+    return feature, encoded, picture.size
+
+
+def _encoded(pixels, file_format, **options):
+    pixels.info.clear()  # comments and colour profiles, which Pillow would write again
+    file = io.BytesIO()
+    pixels.save(file, file_format, **options)
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def _pillow_at_work():
+    """Pillow without its own limit of pixels, instead of which ours holds, and without warnings."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+# One shard
+
+
+def write_shard(
+    source: Inputs,
+    settings: Preparation,
+    folder: epath.Path,
+    name: str,
+    indices: Int[np.ndarray, "n"],
+    progress: Callable[[int, int], object],
+) -> None:
+    """Writes a shard, its index, and when they are whole its report NAME.json.
+
+    Args:
+      source: an Inputs.
+      settings: what decides about the result.
+      folder: of the result, an epath.Path.
+      name: of the shard without ending.
+      indices: of its examples in the source, int64 [n].
+      progress: called now and then with (examples done, of these dropped) since the last call.
+    """
+    open_writer = import_tensorflow().io.TFRecordWriter
+    path = folder / f"{name}.tfrecord"
+    unfinished = folder / f"{path.name}.{os.getpid()}.tmp"
+    try:
+        with _pillow_at_work(), open_writer(os.fspath(unfinished)) as writer:
+            dropped = _write_records(writer, source, settings, indices, progress)
+        # What is hashed is what was stored, also where that is a service.
+        size, sha256 = unfinished.stat().length, sha256_of(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    make_index(os.fspath(path), scan_tfrecord)
+    report = {
+        "examples": len(indices) - len(dropped),
+        "bytes": size,
+        "sha256": sha256,
+        "dropped": by_reason(dropped),
+        "dropped_rows": dropped,
+    }
+    write_atomically(folder / f"{name}.json", as_json(report))
+
+
+def _write_records(writer, source, settings, indices, progress):
+    """Writes the examples that can be used; returns the others, as they stand in DROPPED."""
+    dropped, reported = [], (0, 0)
+    for done, (index, future) in enumerate(_read_ahead(source, indices), start=1):
+        key = source.key(index)
+        try:
+            writer.write(_example(key, future.result(), settings))
+        except Unreadable as error:
+            dropped.append(
+                {"key": key, "index": index, "reason": error.reason, "detail": error.detail}
+            )
+        if done % REPORT_EVERY == 0 or done == len(indices):
+            progress(done - reported[0], len(dropped) - reported[1])
+            reported = done, len(dropped)
+    return dropped
+
+
+def _example(key, record, settings):
+    """A serialised tf.train.Example; raises Unreadable."""
+    train = import_tensorflow().train
+    feature, encoded, size = stored_picture(record.image, settings)
+    values = {"key": [key], feature: [encoded], "txt": record.captions}
+    features = {
+        name: train.Feature(bytes_list=train.BytesList(value=map(_as_bytes, content)))
+        for name, content in values.items()
+    }
+    for name, side in zip(("width", "height"), size or (), strict=False):
+        features[name] = train.Feature(int64_list=train.Int64List(value=[side]))
+    example = train.Example(features=train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)  # a map has no order of its own
+
+
+def _as_bytes(value):
+    # JSON and tar files may hold lone surrogates, which UTF-8 has no bytes for.
+    return value.encode("utf-8", "replace") if isinstance(value, str) else value
+
+
+def _read_ahead(source, indices):
+    """Yields each example's (index, future of its Record) in order."""
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        waiting = collections.deque()
+        try:
+            for index in map(int, indices):
+                waiting.append((index, pool.submit(source.read, index)))
+                if len(waiting) == READ_AHEAD:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def sha256_of(path: epath.Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def by_reason(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """{reason: number of rows}, the commonest first."""
+    counts = collections.Counter(row["reason"] for row in rows)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def as_json(value: Any) -> str:
+    """JSON as it stands in the files beside the shards."""
+    return json.dumps(value, indent=1) + "\n"
+
+
+def sentence(error: Exception) -> str:
+    """What an expected error says, in terms of the options."""
+    if not isinstance(error, UserError):
+        text = getattr(error, "message", None) or str(error)
+        return f"{text}; once that is mended, the same command continues"
+    message = str(error).replace("config.data.templates", "--template")
+    return message.replace("config.data.", "--")

@@ -1,0 +1,86 @@
+"""How a picture becomes the image that a model sees: the settings, without any picture."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from cyclip_jax.errors import UserError
+
+# Larger pictures are refused before they are decoded: a file of a few kilobytes can stand for
+# gigabytes of pixels. Photographs of the time of writing have up to 100 megapixels.
+MAX_PIXELS = 100_000_000
+
+DECODERS = ("exact", "fast")
+AUGMENTATIONS = ("none", "random_resized_crop")
+# {name: the function of augment.py that it stands for}
+POLICIES = {"none": None, "randaugment": "rand_augment", "autoaugment": "auto_augment"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transform:
+    """What happens to a picture. Without any setting nothing about it is random.
+
+    Attributes:
+      max_pixels: larger pictures are refused undecoded.
+      decoder: "exact", or "fast", which decodes a large JPEG at a fraction of its sides (see
+        `images.transform`).
+      augmentation: "none" (resize and centre crop) or "random_resized_crop".
+      crop_scale: least and greatest share of the area that a random crop keeps.
+      horizontal_flip: whether left and right change places, half the time.
+      colour_jitter: strength in [0, 1) of random colours, see `images.colour_jitter`; 0 is none.
+      policy: "none", "randaugment" or "autoaugment", see augment.py.
+
+    Raises:
+      UserError: a name that is none of those allowed, or a number out of its range.
+    """
+
+    max_pixels: int = MAX_PIXELS
+    decoder: str = "exact"
+    augmentation: str = "none"
+    crop_scale: Sequence[float] = (0.9, 1.0)
+    horizontal_flip: bool = False
+    colour_jitter: float = 0.0
+    policy: str = "none"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "crop_scale", tuple(self.crop_scale))  # so that it can be hashed
+        for key, names in (
+            ("decoder", DECODERS),
+            ("augmentation", AUGMENTATIONS),
+            ("horizontal_flip", (False, True)),
+            ("policy", POLICIES),
+        ):
+            name = getattr(self, key)
+            if name not in names:
+                raise UserError(
+                    f"there is no {key} {name!r}; set config.data.{key} to one of "
+                    + ", ".join(repr(name) for name in names)
+                )
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise UserError(
+                f"config.data.crop_scale is {self.crop_scale}; set it to the least and the "
+                "greatest share of a picture that a crop keeps, 0 < least <= greatest <= 1"
+            )
+        if not 0 <= self.colour_jitter < 1:
+            raise UserError(
+                f"config.data.colour_jitter is {self.colour_jitter}; set it to a strength of at "
+                "least 0, which is none, and less than 1"
+            )
+        if self.max_pixels < 1:
+            raise UserError(
+                f"config.data.max_pixels is {self.max_pixels}, which refuses every picture; set it "
+                "to the greatest number of pixels to decode"
+            )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether anything about an image is drawn at random."""
+        return bool(
+            self.augmentation != "none"
+            or self.horizontal_flip
+            or self.colour_jitter
+            or self.policy != "none"
+        )
+
+
+# What evaluations do, and whoever asks for nothing else: resize, and cut out the centre.
+PLAIN = Transform()

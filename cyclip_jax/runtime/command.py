@@ -1,0 +1,179 @@
+"""What all commands have in common: their flags, their help, and how they say what is wrong.
+
+A command defines its flags in a function of absl's FlagValues, and `run` does the rest. The flags
+belong to one call, so that importing a command defines none, whatever else is imported.
+"""
+
+import contextlib
+import difflib
+import functools
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+import absl.logging
+from absl import app, flags
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.runtime import config_file
+from cyclip_jax.runtime.started import prepare_command
+
+_WIDTH = 100  # columns of the help
+_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
+
+
+def run(
+    main: Callable[..., int | str | None],
+    define_flags: Callable[[flags.FlagValues], None],
+    *,
+    doc: str | None,
+    arguments: Sequence[str] | None = None,
+    positional: str | None = None,
+) -> None:
+    """Runs a command; what a user can mend ends it with one sentence and exit status 1.
+
+    Args:
+      main: function (values of the flags, *positional arguments) -> exit status, a number or what
+        is wrong; None and 0 are good.
+      define_flags: defines the flags in what it is given.
+      doc: what the command is for, as `--help` shows it.
+      arguments: of the command line; None are those of the process, which is then readied first.
+      positional: what the arguments without a flag are, for a command that takes some.
+
+    Raises:
+      SystemExit: with the status, unless it is good and `arguments` were given.
+    """
+    is_process = arguments is None
+    if is_process:
+        prepare_command()
+    values = flags.FlagValues()
+    define_flags(values)
+    parse = functools.partial(_parse_or_end, values, doc=doc, positional=positional)
+    argv = [sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)]
+    if is_process:
+        app.run(functools.partial(_call, main, values), argv, flags_parser=parse)
+    status = _call(main, values, parse(argv))
+    if status:
+        sys.exit(status)
+
+
+def parse(
+    values: flags.FlagValues, argv: Sequence[str], *, positional: str | None = None
+) -> list[str]:
+    """Parses a command line.
+
+    Args:
+      values: the command's flags, to which those of absl's logging are added.
+      argv: the program's name and its arguments.
+      positional: as of `run`.
+
+    Returns:
+      The arguments without a flag.
+
+    Raises:
+      UserError: an argument that the command does not understand.
+    """
+    for flag in _flags_of(flags.FLAGS):
+        if flag.name not in values and str(flag.short_name) not in values:
+            values[flag.name] = flag
+    with _one_sentence(values, argv):
+        rest = values(_without_dashed_no(values, argv))[1:]
+    flags.FLAGS.mark_as_parsed()
+    if rest and positional is None:
+        raise UserError(f"unknown argument {rest[0]}; flags begin with --")
+    if positional is not None and not rest:
+        raise UserError(f"{positional} is missing")
+    return rest
+
+
+def _call(main, values, rest):
+    if not flags.FLAGS["verbosity"].present:
+        # Orbax tells of every file that it writes; --verbosity=0 shows that.
+        absl.logging.set_verbosity(absl.logging.WARNING)
+    try:
+        return main(values, *rest)
+    except UserError as error:
+        return f"error: {error}"
+
+
+def _parse_or_end(values, argv, *, doc, positional) -> list[str]:
+    wanted = _HELP.intersection(argv[1:])
+    if wanted:
+        _show_help(values, doc, positional, with_absl="--helpfull" in wanted)
+        sys.exit(0)
+    try:
+        return parse(values, argv, positional=positional)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _without_dashed_no(values, argv):
+    """The arguments with --no-check, as other programs write it, as absl's --nocheck."""
+    return [
+        f"--no{arg[5:]}"
+        if arg.startswith("--no-") and arg[5:] in values and values[arg[5:]].boolean
+        else arg
+        for arg in argv
+    ]
+
+
+@contextlib.contextmanager
+def _one_sentence(values: flags.FlagValues, argv: Sequence[str]) -> Iterator[None]:
+    """A context whose errors, of absl and of the config's fields, become one sentence each."""
+    try:
+        yield
+    except flags.UnrecognizedFlagError as error:
+        _refuse_unknown(values, error.flagname)
+    except (flags.Error, KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
+        misspelt = config_file.misspelt_field(values, argv)
+        if misspelt is not None:
+            raise UserError(misspelt) from error
+        if isinstance(error.__context__, UserError):  # said while the config was loaded
+            raise error.__context__ from error.__context__.__cause__
+        missing = re.match(r"flag --(\w+)=None: Flag --\w+ must have a value", str(error))
+        if missing:
+            raise UserError(f"--{missing[1]} is missing; --help shows all flags") from error
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _refuse_unknown(values, name) -> NoReturn:
+    head, _, field = name.partition(".")
+    if field and head in values:
+        raise UserError(f"--{name} wants --{head}=FILE before it, whose field it changes")
+    near = difflib.get_close_matches(name, list(values), n=1)
+    hint = f"did you mean --{near[0]}?" if near else "--help shows all flags"
+    raise UserError(f"there is no flag --{name}; {hint}")
+
+
+def _show_help(values, doc, positional, *, with_absl):
+    print((doc or "").strip() + "\n")
+    if positional is not None:
+        print(f"{positional}\n")
+    print("Flags:\n")
+    for flag in _flags_of(values):
+        print(_flag_help(flag))
+    if with_absl:
+        print("\nFlags of absl:\n")
+        for flag in _flags_of(flags.FLAGS):
+            print(_flag_help(flag))
+    if any(map(config_file.is_config, _flags_of(values))):
+        print("\n" + config_file.fields_help(_WIDTH))
+
+
+def _flags_of(values: flags.FlagValues) -> list[flags.Flag[Any]]:
+    """The flags by their names, each once: some have a short name too."""
+    return [values[name] for name in sorted(values) if values[name].name == name]
+
+
+def _flag_help(flag: flags.Flag[Any]) -> str:
+    """A flag as two lines or more: its name and default, and what it means."""
+    value = {"bool": "", "int": "=NUMBER", "float": "=NUMBER"}.get(flag.flag_type(), "=…")
+    text = flag.help or ""
+    if isinstance(flag.parser, flags.EnumParser):
+        text = f"{text} One of: {', '.join(flag.parser.enum_values)}."
+    if flag.default not in (None, "", [], False):
+        text = f"{text} Default: {flag.default}."
+    name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}{value}"
+    return f"  {name}\n" + textwrap.indent(textwrap.fill(text, _WIDTH - 6), " " * 6)

@@ -1,0 +1,54 @@
+"""The flags of a command that may be one of several processes."""
+
+from typing import Any
+
+from absl import flags
+
+HEARTBEAT_TIMEOUT, INITIALIZATION_TIMEOUT = 100, 300  # seconds, JAX's own defaults
+
+
+def define_distributed_flags(values: flags.FlagValues) -> None:
+    """Defines the flags by which a process joins the others."""
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Join the other processes of a TPU pod, or of a job of SLURM, Open MPI or GKE.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "host:port of process 0. This and the next two are for processes that no cluster started; "
+        "set all three, with --distributed.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes there are.", flag_values=values)
+    flags.DEFINE_integer(
+        "process_id", None, "Which of them this one is, from 0.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "initialization_timeout",
+        INITIALIZATION_TIMEOUT,
+        "Seconds to wait for the others to start.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "heartbeat_timeout",
+        HEARTBEAT_TIMEOUT,
+        "Seconds of silence after which a process counts as lost.",
+        flag_values=values,
+    )
+
+
+def join_as_told(values: Any) -> None:
+    """Joins the other processes where the flags say so; before JAX is used."""
+    from cyclip_jax.runtime.distributed import join  # JAX: slow to import
+
+    if values.distributed:
+        join(
+            values.coordinator_address,
+            values.num_processes,
+            values.process_id,
+            initialization_timeout=values.initialization_timeout,
+            heartbeat_timeout=values.heartbeat_timeout,
+        )

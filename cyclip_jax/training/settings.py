@@ -1,0 +1,94 @@
+"""A run's config, checked: each section as what its own constructor makes of it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cyclip_jax import evals, parallel
+from cyclip_jax.data.order import steps_per_epoch
+from cyclip_jax.data.settings import Data
+from cyclip_jax.defaults import constructed
+from cyclip_jax.errors import UserError
+from cyclip_jax.models.presets import sizes_in
+from cyclip_jax.runtime.profiling import check_profile_steps
+from cyclip_jax.runtime.weights_and_biases import WeightsAndBiases
+from cyclip_jax.training.objective import Objective
+from cyclip_jax.training.optimizer import Optimizer, check_warmup
+from cyclip_jax.training.token_reduction import TokenReduction
+
+# {section: its constructor}; a section that is missing here stays as it is written.
+SECTIONS: dict[str, Callable[..., Any]] = {
+    "wandb": WeightsAndBiases,
+    "mesh": parallel.MeshSettings,
+    "tokens": TokenReduction,
+    "loss": Objective,
+    "optimizer": Optimizer,
+    "data": Data,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The config of a run, whose fields are the config's.
+
+    Attributes:
+      wandb, mesh, tokens, loss, optimizer, data: as SECTIONS makes them.
+      model, evals: as they are written; `create_model` and the evaluators take them.
+      …: see defaults.py.
+
+    Raises:
+      UserError: what the settings alone show to be wrong.
+    """
+
+    seed: int
+    batch_size: int
+    micro_batches: int
+    total_steps: int | None
+    num_epochs: int | None
+    log_every_steps: int
+    eval_every_steps: int
+    checkpoint_every_steps: int
+    keep_checkpoints: int
+    keep_every_steps: int | None
+    init_from: str | None
+    max_skipped_in_a_row: int
+    matmul_precision: str
+    compilation_cache: str | None
+    profile_steps: tuple[int, int] | None
+    stall_factor: float
+    wandb: WeightsAndBiases
+    model: Mapping[str, Any]
+    tokens: TokenReduction
+    mesh: parallel.MeshSettings
+    loss: Objective
+    optimizer: Optimizer
+    data: Data
+    evals: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if (self.total_steps is None) == (self.num_epochs is None):
+            raise UserError("set exactly one of config.total_steps and config.num_epochs")
+        check_profile_steps(self.profile_steps)
+        self.tokens.reduced_view(sizes_in(self.model))
+        check_warmup(self.optimizer.warmup_steps, self.total_steps)
+        self.data.training_sets()
+        evals.check_settings(self.evals)
+
+    def run_length(self, examples: int) -> int:
+        """Total steps of the run over so many examples, from total_steps or num_epochs."""
+        if self.total_steps is not None:
+            return self.total_steps
+        return (self.num_epochs or 0) * steps_per_epoch(examples, self.batch_size)
+
+
+def checked(config: Any) -> Settings:
+    """The Settings of a config, a ConfigDict as defaults.py makes it.
+
+    Raises:
+      UserError: a field that the config has not, or what the config alone shows to be wrong.
+    """
+    sections = {
+        name: constructed(SECTIONS[name], value, f"config.{name}") if name in SECTIONS else value
+        for name, value in config.items()
+    }
+    return constructed(Settings, sections, "config")
