@@ -203,7 +203,7 @@ def make_train_step(
         BatchNorm's statistics stays too. None trains all.
     """
 
-    def embed(params, batch_stats, rows):
+    def embed(batch_stats, params, rows):
         if trainable is not None:
             params = where_trainable(trainable, params, jax.lax.stop_gradient(params))
         if param_sharding is not None:
@@ -217,11 +217,9 @@ def make_train_step(
 
     def train_step(state, batch):
         rows = view(jax.random.fold_in(state.rng, state.step), batch)
+        towers = functools.partial(embed, state.batch_stats)
         embeds, batch_stats, pull = embed_with_pullback(
-            lambda params, rows: embed(params, state.batch_stats, rows),
-            state.params,
-            rows,
-            micro_batches=micro_batches,
+            towers, state.params, rows, micro_batches=micro_batches
         )
         log_scales = {name: state.params[name] for name in objective.scales}
         (loss, metrics), (cotangents, scale_grads) = jax.value_and_grad(
@@ -244,11 +242,8 @@ def make_train_step(
             (state.params, state.batch_stats, state.opt_state),
         )
         counters = skipped(finite, state)
-        metrics |= {
-            "learning_rate": learning_rate,
-            "grad_norm": optax.global_norm(grads),
-            **counters,
-        }
+        metrics |= {"learning_rate": learning_rate, "grad_norm": optax.global_norm(grads)}
+        metrics |= counters
         changed = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
         return dataclasses.replace(state, step=state.step + 1, **changed, **counters), metrics
 
