@@ -11,7 +11,7 @@ from absl import flags
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import command
 from cyclip_jax.runtime.config_file import define_config
-from cyclip_jax.runtime.distributed_flags import define_distributed_flags, join_as_told
+from cyclip_jax.runtime.distributed_flags import define_distributed_flags
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -138,7 +138,7 @@ def main(values: Any) -> None:
     # Nothing is to be saved first: SIGTERM simply ends it, however many processes there are.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        join_as_told(values)
+        distributed.join_as_told(values)
         results = evaluate_checkpoint(
             values.checkpoint, step=values.step, output=values.output, config=values.config
         )

@@ -11,7 +11,7 @@ from absl import flags
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import command
 from cyclip_jax.runtime.config_file import config_name, define_config
-from cyclip_jax.runtime.distributed_flags import define_distributed_flags, join_as_told
+from cyclip_jax.runtime.distributed_flags import define_distributed_flags
 from cyclip_jax.runtime.memory import limit_arenas
 from cyclip_jax.runtime.started import process_began
 
@@ -42,7 +42,7 @@ def main(values: Any) -> None:
     try:
         from cyclip_jax.train import train
 
-        join_as_told(values)  # after what takes some processes longer than others
+        distributed.join_as_told(values)  # after what takes some processes longer than others
         workdir = values.workdir or default_workdir(values)
         metrics = train(values.config, workdir, began=process_began())
         status = values.stopped_exit_code if metrics is None else 0

@@ -124,10 +124,15 @@ def _loop(run, start):
             _log(run, step, position, metrics, seconds / steps)
         clock.step_done(step)
     clock.end_training()
+    return _end(run, step, is_done=is_last and is_evaluated)
+
+
+def _end(run, step, *, is_done):
+    """Says how the run ended; returns the last step's metrics, or None where it is not done."""
     _check_written(run, step)
     if run.bad_examples.count:
         run.console.say(f"replaced bad examples: {run.bad_examples}")
-    if not (is_last and is_evaluated):
+    if not is_done:
         run.console.say(f"asked to stop at step {step}; the same command continues from there")
         return None
     metrics = metrics_at(run.workdir, step)

@@ -92,15 +92,6 @@ def train_batches(
 
     load = _train_load(image_size, seed, transform)
 
-    def with_replacements(row):
-        # A stream of its own, apart from those of the example itself.
-        draw = images.example_seed(~seed, row[0], row[1])
-        others = tf.random.stateless_uniform(
-            [REPLACEMENTS], draw, 0, len(source), tf.int64, alg="philox"
-        )
-        others = tf.stack([tf.fill([REPLACEMENTS], row[0]), others], axis=1)
-        return tf.concat([row[tf.newaxis], others], axis=0)
-
     def rows_of_epoch(epoch):
         examples = examples_of_epoch(
             source, seed, epoch, batch_size=batch_size, shuffle=shuffle, window=shuffle_window
@@ -108,23 +99,19 @@ def train_batches(
         examples = examples[position.examples if epoch == position.epoch else 0 :]
         return _rows_of_process(examples, batch_size, process_index, process_count)
 
-    def chunks_of(rows):
-        rows = tf.ensure_shape(rows, [None, 2])
-        return tf.data.Dataset.from_tensor_slices(tf.reshape(rows, [-1, chunk, 2]))
-
     chunk = _chunk_size(rows_here)
     read = functools.partial(_read_rows, source, seed)
     dataset = (
         tf.data.Dataset.range(position.epoch, sys.maxsize)
         .map(lambda epoch: tf.numpy_function(rows_of_epoch, [epoch], tf.int64))
         .prefetch(1)  # the next epoch's order is ready before this epoch ends
-        .flat_map(chunks_of)
+        .flat_map(functools.partial(_chunks, chunk))
         .map(
             functools.partial(
                 _load_chunk,
                 read=read,
                 load=load,
-                candidates=with_replacements,
+                candidates=functools.partial(_with_replacements, len(source), seed),
                 image_size=image_size,
             ),
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -138,6 +125,21 @@ def train_batches(
     positions = _positions_after(position, len(source), batch_size)
     loaded = _iterate(dataset, source, seed, load, bad_examples, positions)
     return _train_batches(loaded, tokenizer)
+
+
+def _chunks(chunk, rows):
+    """A data set of rows [n, 2] in chunks of so many."""
+    rows = tf.ensure_shape(rows, [None, 2])
+    return tf.data.Dataset.from_tensor_slices(tf.reshape(rows, [-1, chunk, 2]))
+
+
+def _with_replacements(examples, seed, row):
+    """A row (epoch, index) and those that stand in for it, of so many examples, in turn."""
+    # A stream of its own, apart from those of the example itself.
+    draw = images.example_seed(~seed, row[0], row[1])
+    others = tf.random.stateless_uniform([REPLACEMENTS], draw, 0, examples, tf.int64, alg="philox")
+    others = tf.stack([tf.fill([REPLACEMENTS], row[0]), others], axis=1)
+    return tf.concat([row[tf.newaxis], others], axis=0)
 
 
 def eval_batches(

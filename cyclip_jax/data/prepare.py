@@ -330,6 +330,19 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "template", [], 'Around a caption: "a photo of {}"; repeatable.', flag_values=values
     )
+    _define_numbers(values, default)
+    flags.DEFINE_bool(
+        "check",
+        default.check,
+        "Decode pictures that are only copied, and drop those that cannot be decoded.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "verify", False, "Hash the shards that are there already.", flag_values=values
+    )
+
+
+def _define_numbers(values, default):
     for name, value, meaning in (
         ("examples_per_shard", default.examples_per_shard, "Examples of the input in a shard."),
         ("workers", _cores(), "Processes; by default one for each core."),
@@ -350,15 +363,6 @@ def define_flags(values: flags.FlagValues) -> None:
         None,
         "Shuffles the examples; by default they keep the order of the input.",
         flag_values=values,
-    )
-    flags.DEFINE_bool(
-        "check",
-        default.check,
-        "Decode pictures that are only copied, and drop those that cannot be decoded.",
-        flag_values=values,
-    )
-    flags.DEFINE_bool(
-        "verify", False, "Hash the shards that are there already.", flag_values=values
     )
 
 

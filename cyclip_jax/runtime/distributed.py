@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Generator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -87,6 +88,18 @@ def join(
         if jax.process_index() != 0:
             _explain_aborts()
         _watch.start(heartbeat_timeout)
+
+
+def join_as_told(values: Any) -> None:
+    """Joins the other processes where the flags say so; before JAX is used."""
+    if values.distributed:
+        join(
+            values.coordinator_address,
+            values.num_processes,
+            values.process_id,
+            initialization_timeout=values.initialization_timeout,
+            heartbeat_timeout=values.heartbeat_timeout,
+        )
 
 
 def leave() -> None:

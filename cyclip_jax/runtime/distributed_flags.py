@@ -1,7 +1,5 @@
 """The flags of a command that may be one of several processes."""
 
-from typing import Any
-
 from absl import flags
 
 HEARTBEAT_TIMEOUT, INITIALIZATION_TIMEOUT = 100, 300  # seconds, JAX's own defaults
@@ -38,17 +36,3 @@ def define_distributed_flags(values: flags.FlagValues) -> None:
         "Seconds of silence after which a process counts as lost.",
         flag_values=values,
     )
-
-
-def join_as_told(values: Any) -> None:
-    """Joins the other processes where the flags say so; before JAX is used."""
-    from cyclip_jax.runtime.distributed import join  # JAX: slow to import
-
-    if values.distributed:
-        join(
-            values.coordinator_address,
-            values.num_processes,
-            values.process_id,
-            initialization_timeout=values.initialization_timeout,
-            heartbeat_timeout=values.heartbeat_timeout,
-        )

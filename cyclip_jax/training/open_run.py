@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import jax
 import ml_collections
+import optax
 from etils import epath
 
 from cyclip_jax import evals, parallel
@@ -33,7 +34,7 @@ from cyclip_jax.runtime.profiling import Profiler
 from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror
 from cyclip_jax.training.configured_model import Model
-from cyclip_jax.training.settings import checked
+from cyclip_jax.training.settings import Settings, checked
 from cyclip_jax.training.starting_point import inherit_vocabulary, starting_point
 from cyclip_jax.training.step import configured_step
 from cyclip_jax.workdir.config_json import check_same_model, write_config
@@ -111,6 +112,74 @@ def open_run(config, workdir, *, began):
       UserError: something in the config, the data or the workdir that the user can mend.
     """
     written_config, config = config, resolve_paths(config, workdir)
+    plan = _plan(config, workdir)
+    settings, model, source = plan.settings, plan.model, plan.source
+    is_first_process = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        console, clock, profiler = _open_instruments(settings, workdir, began, stack)
+        checkpointer = _closed_with(stack, _open_checkpointer(settings, workdir))
+        start = starting_point(
+            config, model, plan.optimizer, checkpointer, plan.mesh, source, console
+        )
+        step = int(start.state.step)
+        batches, bad_examples = _open_data(plan, workdir, start.position, stack)
+        if step > plan.total_steps:
+            raise UserError(
+                f"{workdir} is at step {step}, past this config's {plan.total_steps} steps; "
+                "set config.total_steps or num_epochs higher, or choose another --workdir"
+            )
+        if is_first_process:
+            write_config(written_config, workdir)
+        mirror = WandbMirror(written_config, workdir, say=console.say, enabled=is_first_process)
+        _closed_with(stack, mirror)
+        writer = MetricWriter(workdir, first_step=step, enabled=is_first_process, mirror=mirror)
+        _closed_with(stack, writer)
+        console.say(
+            f"{config.model.name} on {len(source)} pairs from {settings.data.name}: steps "
+            f"{step} to {plan.total_steps} of {config.batch_size} pairs on {plan.mesh.size} "
+            f"{plan.mesh.devices.flat[0].device_kind} device(s); workdir {workdir}"
+        )
+        feed = Feed(batches, functools.partial(parallel.to_global, mesh=plan.mesh), clock)
+        _closed_with(stack, feed)
+        stack.enter_context(distributed.failing_together())
+        run = Run(
+            config=config,
+            workdir=workdir,
+            mesh=plan.mesh,
+            model=model,
+            tokenizer=plan.tokenizer,
+            source=source,
+            bad_examples=bad_examples,
+            evaluators=plan.evaluators,
+            total_steps=plan.total_steps,
+            steps=_steps(config, plan, start.state),
+            feed=feed,
+            stop=stack.enter_context(StopOnSignal()),
+            console=console,
+            writer=writer,
+            checkpointer=checkpointer,
+            clock=clock,
+            profiler=profiler,
+        )
+        yield run, start
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is known of a run before anything is written: its settings, its data, its length."""
+
+    settings: Settings
+    mesh: jax.sharding.Mesh
+    model: Model
+    source: Source | Mixture
+    evaluators: dict
+    total_steps: int
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    tokenizer: Tokenizer
+
+
+def _plan(config, workdir):
     settings = checked(config)
     set_matmul_precision(settings.matmul_precision)
     keep_compiled(settings.compilation_cache)
@@ -123,100 +192,77 @@ def open_run(config, workdir, *, began):
     source = process_zero_first(lambda: open_source(data, settings.batch_size))
     evaluators = evals.create_evaluators(config.evals)
     total_steps = settings.run_length(len(source))
-    views = settings.tokens.views_of_run(model.sizes, total_steps)
-    optimizer = settings.optimizer.transformation()
+    settings.tokens.views_of_run(model.sizes, total_steps)
     schedule = settings.optimizer.schedule(
         total_steps=total_steps, steps_per_epoch=steps_per_epoch(len(source), settings.batch_size)
     )
     process_zero_first(lambda: inherit_vocabulary(config, workdir))
-    tokenizer = process_zero_first(lambda: open_tokenizer(data, workdir, model.sizes, source))
+    return _Plan(
+        settings=settings,
+        mesh=mesh,
+        model=model,
+        source=source,
+        evaluators=evaluators,
+        total_steps=total_steps,
+        optimizer=settings.optimizer.transformation(),
+        schedule=schedule,
+        tokenizer=process_zero_first(lambda: open_tokenizer(data, workdir, model.sizes, source)),
+    )
+
+
+def _closed_with(stack: contextlib.ExitStack, opened: _Opened) -> _Opened:
+    return stack.enter_context(contextlib.closing(opened))
+
+
+def _open_instruments(settings, workdir, began, stack):
+    """The console, the clock and the profiler of a run."""
+    is_first_process = jax.process_index() == 0
+    if is_first_process:
+        remove_unfinished(workdir)
+    console = _closed_with(stack, Console(workdir, enabled=is_first_process))
+    clock = Clock(began, earlier=read_heartbeat(workdir) if is_first_process else None)
+    told = console if is_first_process else None
+    _closed_with(stack, Watch(clock, workdir, stall_factor=settings.stall_factor, console=told))
+    profiler = Profiler(workdir, settings.profile_steps, clock=clock, say=console.say)
+    return console, clock, stack.enter_context(profiler)
+
+
+def _open_checkpointer(settings, workdir):
     from cyclip_jax.workdir.checkpoints import Checkpointer  # Orbax: slow to import
 
-    with contextlib.ExitStack() as stack:
+    return Checkpointer(
+        workdir, keep=settings.keep_checkpoints, keep_every_steps=settings.keep_every_steps
+    )
 
-        def closed_at_the_end(opened: _Opened) -> _Opened:
-            return stack.enter_context(contextlib.closing(opened))
 
-        is_first_process = jax.process_index() == 0
-        if is_first_process:
-            remove_unfinished(workdir)
-        console = closed_at_the_end(Console(workdir, enabled=is_first_process))
-        clock = Clock(began, earlier=read_heartbeat(workdir) if is_first_process else None)
-        told = console if is_first_process else None
-        closed_at_the_end(Watch(clock, workdir, stall_factor=settings.stall_factor, console=told))
-        profiler = stack.enter_context(
-            Profiler(workdir, settings.profile_steps, clock=clock, say=console.say)
-        )
-        checkpointer = closed_at_the_end(
-            Checkpointer(
-                workdir, keep=settings.keep_checkpoints, keep_every_steps=settings.keep_every_steps
-            )
-        )
-        start = starting_point(config, model, optimizer, checkpointer, mesh, source, console)
-        state, position, step = start.state, start.position, int(start.state.step)
-        bad_examples = closed_at_the_end(
-            open_bad_examples(data, workdir, source, position=position)
-        )
-        batches = closed_at_the_end(
-            open_batches(
-                data,
-                source,
-                tokenizer,
-                bad_examples,
-                batch_size=settings.batch_size,
-                seed=settings.seed,
-                image_size=model.sizes["image_size"],
-                position=position,
-            )
-        )
-        if step > total_steps:
-            raise UserError(
-                f"{workdir} is at step {step}, past this config's {total_steps} steps; "
-                "set config.total_steps or num_epochs higher, or choose another --workdir"
-            )
-        if is_first_process:
-            write_config(written_config, workdir)
-        mirror = closed_at_the_end(
-            WandbMirror(written_config, workdir, say=console.say, enabled=is_first_process)
-        )
-        writer = closed_at_the_end(
-            MetricWriter(workdir, first_step=step, enabled=is_first_process, mirror=mirror)
-        )
-        console.say(
-            f"{config.model.name} on {len(source)} pairs from {data.name}: steps "
-            f"{step} to {total_steps} of {config.batch_size} pairs on {mesh.size} "
-            f"{mesh.devices.flat[0].device_kind} device(s); workdir {workdir}"
-        )
-        make_step = functools.partial(
-            configured_step,
-            config,
-            model.train_graphdef,
-            optimizer,
-            schedule,
-            mesh=mesh,
-            state_sharding=jax.tree.map(lambda array: array.sharding, state),
-        )
-        feed = closed_at_the_end(
-            Feed(batches, functools.partial(parallel.to_global, mesh=mesh), clock)
-        )
-        stack.enter_context(distributed.failing_together())
-        run = Run(
-            config=config,
-            workdir=workdir,
-            mesh=mesh,
-            model=model,
-            tokenizer=tokenizer,
-            source=source,
-            bad_examples=bad_examples,
-            evaluators=evaluators,
-            total_steps=total_steps,
-            steps=[(first_step, view, make_step(view=view)) for first_step, view in views],
-            feed=feed,
-            stop=stack.enter_context(StopOnSignal()),
-            console=console,
-            writer=writer,
-            checkpointer=checkpointer,
-            clock=clock,
-            profiler=profiler,
-        )
-        yield run, start
+def _open_data(plan, workdir, position, stack):
+    """The batches from a position on, and what counts those that could not be used."""
+    settings = plan.settings
+    bad_examples = open_bad_examples(settings.data, workdir, plan.source, position=position)
+    _closed_with(stack, bad_examples)
+    batches = open_batches(
+        settings.data,
+        plan.source,
+        plan.tokenizer,
+        bad_examples,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        image_size=plan.model.sizes["image_size"],
+        position=position,
+    )
+    return _closed_with(stack, batches), bad_examples
+
+
+def _steps(config, plan, state):
+    """[(first step, view, step function)] of the run's phases."""
+    make_step = functools.partial(
+        configured_step,
+        config,
+        plan.model.train_graphdef,
+        plan.optimizer,
+        plan.schedule,
+        mesh=plan.mesh,
+        state_sharding=jax.tree.map(lambda array: array.sharding, state),
+    )
+    views = plan.settings.tokens.views_of_run(plan.model.sizes, plan.total_steps)
+    return [(first_step, view, make_step(view=view)) for first_step, view in views]
