@@ -34,7 +34,7 @@ _SAFETENSORS_DTYPES = {
     "I32": np.int32,
 }
 
-_TORCH_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32")
+_TORCH_DTYPES = [np.dtype(dtype).name for dtype in _SAFETENSORS_DTYPES.values()]
 
 # DistributedDataParallel and torch.compile put these prefixes before the name of every weight.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")

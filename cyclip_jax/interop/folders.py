@@ -74,14 +74,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     settings = settings_of(path)
     if not path.is_dir():
         return _assemble(path, path, settings)
-    if "weights" not in settings:
-        return _assemble(path, _weight_file(path), settings)
-    if not settings["weights"]:
+    files = settings.get("weights")
+    if files == []:
         raise UserError(
             f"{path} holds an {settings['format']} export, from which no weights are read; give "
             "the checkpoint that was exported"
         )
-    return _assemble(path, path / settings["weights"][0], settings)
+    return _assemble(path, path / files[0] if files else _weight_file(path), settings)
 
 
 def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -213,17 +213,14 @@ def _sentencepiece_files(tokenizer):
 def _between(start, end, names):
     """Puts start-of-text before a text and end-of-text behind it; a pair is two such texts."""
 
-    def special(token_id, type_id=0):
-        return {"SpecialToken": {"id": names[token_id], "type_id": type_id}}
+    def text(which, type_id):
+        first, last = ({"SpecialToken": {"id": names[i], "type_id": type_id}} for i in (start, end))
+        return [first, {"Sequence": {"id": which, "type_id": type_id}}, last]
 
-    def text(which, type_id=0):
-        return {"Sequence": {"id": which, "type_id": type_id}}
-
-    single = [special(start), text("A"), special(end)]
     return {
         "type": "TemplateProcessing",
-        "single": single,
-        "pair": [*single, special(start, 1), text("B", 1), special(end, 1)],
+        "single": text("A", 0),
+        "pair": text("A", 0) + text("B", 1),
         "special_tokens": {
             names[i]: {"id": names[i], "ids": [i], "tokens": [names[i]]} for i in (start, end)
         },

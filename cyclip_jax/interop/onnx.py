@@ -217,18 +217,13 @@ def _examples(sizes):
     return {"image": rng.integers(0, 256, (3, size, size, 3), np.uint8), "text": tokens}
 
 
-@nnx.jit
-def _embed_images(model, images):
-    return unit_norm(model.encode_image(images))
-
-
-@nnx.jit
-def _embed_texts(model, tokens):
-    return unit_norm(model.encode_text(tokens))
-
-
 def _expected(model, inputs, preprocess):
-    if inputs.dtype != np.uint8:
-        return np.asarray(_embed_texts(model, jnp.asarray(inputs, jnp.int32)))
-    mean, std = preprocess["image_mean"], preprocess["image_std"]
-    return np.asarray(_embed_images(model, normalise_images(inputs, mean=mean, std=std)))
+    """Computes the embeddings of pictures (uint8) or texts (token ids) with the JAX model."""
+    if inputs.dtype == np.uint8:
+        mean, std = preprocess["image_mean"], preprocess["image_std"]
+        encode, inputs = CLIP.encode_image, normalise_images(inputs, mean=mean, std=std)
+    else:
+        encode, inputs = CLIP.encode_text, jnp.asarray(inputs, jnp.int32)
+    return np.asarray(
+        nnx.jit(lambda model, inputs: unit_norm(encode(model, inputs)))(model, inputs)
+    )
