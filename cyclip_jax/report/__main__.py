@@ -30,7 +30,7 @@ def report(values: Any, *workdirs: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; None are the arguments of the process."""
-    positional = "WORKDIR …, of runs, or what was --output of an evaluation,"
+    positional = "the argument WORKDIR, of a run or what was --output of an evaluation,"
     command.run(report, define_flags, doc=__doc__, arguments=arguments, positional=positional)
 
 
