@@ -1,10 +1,24 @@
 """CyCLIP in JAX: contrastive image-text pretraining whose two geometries agree."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # importing the package imports none of these
+    import numpy as np
+    from jaxtyping import Array, Float, Int
+
+    from cyclip_jax.models.clip import CLIP
+
 __version__ = "0.2.0"
 __all__ = ["load"]
 
 
-def load(path, *, step=None, **model):
+def load(
+    path: str | os.PathLike[str], *, step: int | None = None, **model: Any
+) -> tuple[CLIP, Callable[[Any], Float[Array, "n h w 3"]], Callable[[Any], Int[np.ndarray, "n l"]]]:
     """A trained model, ready to embed pictures and sentences.
 
         model, preprocess, tokenize = cyclip_jax.load("runs/cc3m")

@@ -25,8 +25,14 @@ _VOCABULARIES = {"sentencepiece": "tokenizer.model", "clip_bpe": "bpe_simple_voc
 
 
 def export_checkpoint(
-    checkpoint, *, export_format, output, step=None, dtype="float32", license_name="unknown"
-):
+    checkpoint: str | os.PathLike[str],
+    *,
+    export_format: str,
+    output: str | os.PathLike[str],
+    step: int | None = None,
+    dtype: str = "float32",
+    license_name: str = "unknown",
+) -> list[str]:
     """Writes a trained model in the format of another program.
 
     Args:

@@ -36,7 +36,7 @@ class Checkpoint:
     source: str
     weights: dict[str, np.ndarray]
     model: dict[str, Any]
-    tokenizer: dict[str, str | None] | None
+    tokenizer: dict[str, Any] | None
     preprocess: dict[str, Any]
     step: int | None = None
     config: Any = None

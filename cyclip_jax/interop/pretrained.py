@@ -1,14 +1,19 @@
 """Opens a trained model, whichever program wrote it, and makes a module of it."""
 
 import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from cyclip_jax import parallel
 from cyclip_jax.data.preprocess import preprocessor
-from cyclip_jax.data.tokenizers import create_tokenizer, vocabulary_of
+from cyclip_jax.data.tokenizers import Tokenizer, create_tokenizer, vocabulary_of
 from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute
@@ -22,12 +27,13 @@ from cyclip_jax.interop.checkpoint import (
 )
 from cyclip_jax.interop.folders import read_checkpoint
 from cyclip_jax.interop.weights import fit, weights_of
+from cyclip_jax.models.clip import CLIP
 from cyclip_jax.models.presets import abstract_model, sizes_in
 from cyclip_jax.workdir.config_json import is_workdir, read_config
 from cyclip_jax.workdir.metrics import metrics_at
 
 
-def open_checkpoint(path, *, step=None):
+def open_checkpoint(path: str | os.PathLike[str], *, step: int | None = None) -> Checkpoint:
     """Reads a trained model.
 
     Args:
@@ -52,7 +58,9 @@ def open_checkpoint(path, *, step=None):
     return read_checkpoint(path)
 
 
-def load(path, *, step=None, **model):
+def load(
+    path: str | os.PathLike[str], *, step: int | None = None, **model: Any
+) -> tuple[CLIP, Callable[[Any], Float[Array, "n h w 3"]], Callable[[Any], Int[np.ndarray, "n l"]]]:
     """Does what `cyclip_jax.load` documents."""
     checkpoint = completed(open_checkpoint(path, step=step), **model)
 
@@ -68,7 +76,7 @@ def load(path, *, step=None, **model):
     return module_of(checkpoint), preprocess, tokenize
 
 
-def completed(checkpoint, **model):
+def completed(checkpoint: Checkpoint, **model: Any) -> Checkpoint:
     """Returns a checkpoint that has every setting.
 
     Args:
@@ -83,7 +91,7 @@ def completed(checkpoint, **model):
     )
 
 
-def module_of(checkpoint):
+def module_of(checkpoint: Checkpoint) -> CLIP:
     """Makes the CLIP module of a completed checkpoint, in evaluation mode.
 
     Raises:
@@ -94,7 +102,7 @@ def module_of(checkpoint):
     return nnx.merge(graphdef, tree["params"], tree["batch_stats"])
 
 
-def verified(checkpoint):
+def verified(checkpoint: Checkpoint) -> Checkpoint:
     """Returns a completed checkpoint with all the weights that its model has, and no others.
 
     Raises:
@@ -105,7 +113,7 @@ def verified(checkpoint):
     return dataclasses.replace(checkpoint, weights=weights)
 
 
-def tokenizer_of(checkpoint):
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     """Makes the tokenizer of a completed checkpoint.
 
     Raises:
@@ -125,7 +133,7 @@ def tokenizer_of(checkpoint):
     )
 
 
-def described_by(checkpoint, config):
+def described_by(checkpoint: Checkpoint, config: Any) -> Any:
     """Returns a copy of a config with all that a checkpoint tells of its model and data.
 
     Raises:
@@ -170,7 +178,7 @@ def _of_workdir(workdir, step):
     )
 
 
-def tokenizer_settings(config, workdir):
+def tokenizer_settings(config: Any, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns the settings of a run's tokenizer as a Checkpoint has them."""
     return {
         "tokenizer": config.data.tokenizer,
