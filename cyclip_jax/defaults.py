@@ -4,14 +4,17 @@ import difflib
 import inspect
 import os
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD
+
+# Where data lie, or a field of the config that says so.
+Place: TypeAlias = str | ml_collections.FieldReference | None
 
 _Constructed = TypeVar("_Constructed")
 
@@ -243,7 +246,11 @@ def _data() -> ml_collections.ConfigDict:
     return data
 
 
-def part(train, weight=1.0, **settings):
+def part(
+    train: Place,
+    weight: float | Sequence[tuple[int, float]] = 1.0,
+    **settings: Any,
+) -> ml_collections.ConfigDict:
     """Returns the settings of one source of config.data.mixture.
 
     Args:
@@ -255,7 +262,7 @@ def part(train, weight=1.0, **settings):
     return ml_collections.ConfigDict({"train": train, "weight": weight, **settings})
 
 
-def retrieval(config, pairs, **arguments):
+def retrieval(config: Any, pairs: Place, **arguments: Any) -> ml_collections.ConfigDict:
     """Returns the settings of a retrieval evaluation.
 
     Args:
@@ -275,7 +282,7 @@ def retrieval(config, pairs, **arguments):
     return settings
 
 
-def compositional(examples, **arguments):
+def compositional(examples: Place, **arguments: Any) -> ml_collections.ConfigDict:
     """Returns the settings of a choice between captions or pictures that differ by little.
 
     Args:
@@ -289,7 +296,9 @@ def compositional(examples, **arguments):
     return settings
 
 
-def zeroshot(folder=None, preset=None, **arguments):
+def zeroshot(
+    folder: Place = None, preset: Place = None, **arguments: Any
+) -> ml_collections.ConfigDict:
     """Returns the settings of a zero-shot evaluation.
 
     Args:
@@ -307,7 +316,9 @@ def zeroshot(folder=None, preset=None, **arguments):
     return settings
 
 
-def robustness(reference, shifts, **arguments):
+def robustness(
+    reference: Mapping[str, Any] | None, shifts: Mapping[str, Any], **arguments: Any
+) -> ml_collections.ConfigDict:
     """Returns the settings of zero-shot evaluations of {name: settings} beside a reference set's.
 
     Args:
@@ -322,7 +333,7 @@ def robustness(reference, shifts, **arguments):
     return settings
 
 
-def linear_probe(train, test, **arguments):
+def linear_probe(train: Place, test: Place, **arguments: Any) -> ml_collections.ConfigDict:
     """Returns the settings of a linear probe by AdamW, on two sets of labelled images.
 
     Args:
@@ -340,7 +351,7 @@ def linear_probe(train, test, **arguments):
     return settings
 
 
-def logistic_probe(train, test, **arguments):
+def logistic_probe(train: Place, test: Place, **arguments: Any) -> ml_collections.ConfigDict:
     """Returns the settings of logistic regression, CLIP's linear probe, on labelled images.
 
     Args:
@@ -351,23 +362,23 @@ def logistic_probe(train, test, **arguments):
     return ml_collections.ConfigDict(settings | arguments)
 
 
-def few_shot(train, test, **arguments):
+def few_shot(train: Place, test: Place, **arguments: Any) -> ml_collections.ConfigDict:
     """Returns the settings of linear probes trained on k labelled images of each class."""
     return ml_collections.ConfigDict({"type": "few_shot", "train": train, "test": test} | arguments)
 
 
-def gda(train, test, **arguments):
+def gda(train: Place, test: Place, **arguments: Any) -> ml_collections.ConfigDict:
     """Returns the settings of zero-shot with Gaussian discriminant analysis of labelled images."""
     return ml_collections.ConfigDict({"type": "gda", "train": train, "test": test} | arguments)
 
 
-def consistency(train, test, **arguments):
+def consistency(train: Place, test: Place, **arguments: Any) -> ml_collections.ConfigDict:
     """Returns the settings of a consistency evaluation between two sets of labelled images."""
     settings = {"type": "consistency", "train": train, "test": test}
     return ml_collections.ConfigDict(settings | arguments)
 
 
-def geometry(pairs, **arguments):
+def geometry(pairs: Place, **arguments: Any) -> ml_collections.ConfigDict:
     """Returns the settings of a measurement of the embeddings of `pairs`, a file as data.train."""
     return ml_collections.ConfigDict({"type": "geometry", "pairs": pairs} | arguments)
 
