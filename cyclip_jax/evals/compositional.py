@@ -18,7 +18,7 @@ from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.pairs import distinct
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.flat import flat_numbers
-from cyclip_jax.evals.metric import Metric, Unit, count
+from cyclip_jax.evals.metric import SHARE, count
 from cyclip_jax.evals.statistics.intervals import floats, interval, mean_with_interval
 
 _LAYOUTS = ("choice", "winoground")
@@ -245,12 +245,10 @@ def _macro_accuracy(is_right, chance, categories, clusters):
     bounds = interval(
         lambda weights: mean_of_means(is_right, weights[clusters]), clusters.max() + 1
     )
-    return Metric(
+    return SHARE.metric(
         float(mean_of_means(is_right, each_once)),
         floats(bounds),
         float(mean_of_means(chance, each_once)),
-        Unit.SHARE,
-        "more",
     )
 
 

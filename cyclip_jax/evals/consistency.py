@@ -9,7 +9,7 @@ from cyclip_jax.evals.data.class_names import checked_templates
 from cyclip_jax.evals.data.labelled import open_images, open_train_and_test
 from cyclip_jax.evals.data.superclasses import read_superclasses, superclass_of_each
 from cyclip_jax.evals.evaluator import Evaluator
-from cyclip_jax.evals.metric import Metric, count
+from cyclip_jax.evals.metric import Metric, count, share_at
 from cyclip_jax.evals.statistics.classification import class_embeddings
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
 from cyclip_jax.evals.statistics.intervals import mean_with_interval
@@ -127,10 +127,10 @@ def both_predictions(
     hits = {"zeroshot_top1": zeroshot == labels}
     metrics = {"zeroshot_top1": mean_with_interval(hits["zeroshot_top1"], chance=chance)}
     for k, majority in zip(ks, majorities.T, strict=True):
-        agree, right, is_headline = zeroshot == majority, majority == labels, k == 1
+        agree, right, about = zeroshot == majority, majority == labels, share_at(k)
         hits |= {f"consistency@{k}": agree, f"knn_top1@{k}": right}
-        metrics[f"consistency@{k}"] = mean_with_interval(agree, is_headline=is_headline)
-        metrics[f"knn_top1@{k}"] = mean_with_interval(right, chance=chance, is_headline=is_headline)
+        metrics[f"consistency@{k}"] = mean_with_interval(agree, about=about)
+        metrics[f"knn_top1@{k}"] = mean_with_interval(right, chance=chance, about=about)
     return metrics, hits
 
 

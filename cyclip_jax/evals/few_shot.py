@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import open_train_and_test
 from cyclip_jax.evals.evaluator import Evaluator
-from cyclip_jax.evals.metric import Metric, Unit, count
+from cyclip_jax.evals.metric import count, share_at
 from cyclip_jax.evals.statistics.classification import ranks_of_label
 from cyclip_jax.evals.statistics.intervals import floats, interval
 from cyclip_jax.evals.statistics.logistic import (
@@ -98,7 +98,9 @@ def few_shot(
             ranks = [ranks_of_label(rows, one, features.test_labels) for one in classifiers]
             is_hit = np.asarray(ranks) < 1  # [draws, N]
             outcomes[f"top1@{k}"] = is_hit.T
-            metrics[f"top1@{k}"] = _mean_over_draws(is_hit, 1 / len(names), is_headline=k == 1)
+            metrics[f"top1@{k}"] = share_at(k).metric(
+                float(is_hit.mean()), interval_over_both(is_hit), 1 / len(names)
+            )
             table += _table_rows(k, is_hit, fits)
         output.json("few_shot", table)
         output.outcomes({"images": outcomes})
@@ -119,17 +121,6 @@ def _table_rows(k, is_hit, fits):
         }
         for draw, (probe, strength) in enumerate(fits)
     ]
-
-
-def _mean_over_draws(is_hit, chance, *, is_headline):
-    return Metric(
-        float(is_hit.mean()),
-        interval_over_both(is_hit),
-        chance,
-        Unit.SHARE,
-        "more",
-        is_headline,
-    )
 
 
 def checked_shots(key: str, shots: Any) -> list[int]:

@@ -81,14 +81,8 @@ def metrics_of(
         chance = number(_CHANCE + name)
         chance = chance if math.isfinite(chance) else None
         about = abouts.get(name) or known_about(name, has_chance=chance is not None)
-        return Metric(
-            number(name),
-            (number(name + _LOW), number(name + _HIGH)) if has_interval else None,
-            chance,
-            about.unit,
-            about.better,
-            about.is_headline,
-        )
+        interval = (number(name + _LOW), number(name + _HIGH)) if has_interval else None
+        return about.metric(number(name), interval, chance)
 
     return {name: metric(name) for name in numbers if not _is_beside(name, numbers)}
 

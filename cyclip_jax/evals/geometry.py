@@ -9,7 +9,8 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import open_images
 from cyclip_jax.evals.data.superclasses import normal, read_superclasses
 from cyclip_jax.evals.evaluator import Evaluator
-from cyclip_jax.evals.metric import Metric, Unit, count
+from cyclip_jax.evals.known_metrics import KNOWN
+from cyclip_jax.evals.metric import Metric, count
 from cyclip_jax.evals.statistics.intervals import mean_over_pairs_with_interval, mean_with_interval
 from cyclip_jax.evals.statistics.logistic import with_constant
 
@@ -20,6 +21,8 @@ _MAPPED, _COMPARED = 400, 96
 _FLAT = 1e-6
 # The variance that float32 alone gives to a direction of unit-norm embeddings, and some more.
 _ROUNDING = 1e-12
+# What a model whose run has diverged has too: NaN.
+_OF_EVERY_MODEL = ("alignment", "uniformity", "modality_gap")
 
 
 def geometry(
@@ -74,7 +77,7 @@ def geometry(
         if len(images) < 4:
             raise UserError(f"{pairs} has fewer than four pictures that can be read")
         if not (np.isfinite(images).all() and np.isfinite(texts).all()):  # the run has diverged
-            return _of_a_diverged_model()
+            return {name: KNOWN[name].metric(np.nan) for name in _OF_EVERY_MODEL}
         references = None
         if reference_set is not None:
             found = encoders.pair_embeds(reference_set)
@@ -109,21 +112,16 @@ def measured(
         "image_conformity": conformity(images),
         "text_conformity": conformity(texts),
     }
-    conformities = {
-        name: mean_over_pairs_with_interval(outcomes[name], unit=Unit.COSINE, better=None)
-        for name in ("image_conformity", "text_conformity")
-    }
-    told = float(outcomes["modality_separability"].mean())
     metrics = {
         "pairs": count(len(images)),
-        "uniformity": Metric(uniformity(images, texts), unit=Unit.NATS, better="less"),
-        "alignment": mean_with_interval(outcomes["alignment"], unit=Unit.COSINE),
-        "modality_gap": mean_with_interval(
-            outcomes["modality_gap"], unit=Unit.DISTANCE, better=None
-        ),
-        "modality_separability": Metric(told, unit=Unit.SHARE),
-        **conformities,
+        "uniformity": KNOWN["uniformity"].metric(uniformity(images, texts)),
     }
+    for name in ("alignment", "modality_gap"):
+        metrics[name] = mean_with_interval(outcomes[name], about=KNOWN[name])
+    told = float(outcomes["modality_separability"].mean())
+    metrics["modality_separability"] = KNOWN["modality_separability"].metric(told)
+    for name in ("image_conformity", "text_conformity"):
+        metrics[name] = mean_over_pairs_with_interval(outcomes[name], KNOWN[name])
     of_images, of_texts = outcomes["image_conformity"], outcomes["text_conformity"]
     if of_images.std() > 0 and of_texts.std() > 0:
         correlation = float(np.corrcoef(of_images, of_texts)[0, 1])
@@ -136,17 +134,8 @@ def measured(
             likelihoods = whitened_log_likelihood(embeds, references[place])
         name = f"{modality}_log_likelihood"
         outcomes[name] = likelihoods
-        metrics[name] = mean_with_interval(likelihoods, unit=Unit.NATS, better=None)
+        metrics[name] = mean_with_interval(likelihoods, about=KNOWN[name])
     return metrics, outcomes
-
-
-def _of_a_diverged_model():
-    """The metrics that every model has, all of them NaN."""
-    return {
-        "alignment": Metric(np.nan, unit=Unit.COSINE, better="more"),
-        "uniformity": Metric(np.nan, unit=Unit.NATS, better="less"),
-        "modality_gap": Metric(np.nan, unit=Unit.DISTANCE),
-    }
 
 
 def uniformity(

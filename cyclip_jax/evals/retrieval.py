@@ -16,8 +16,8 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.pairs import Pairs, distinct, open_pairs
 from cyclip_jax.evals.encoders import Encoders
 from cyclip_jax.evals.evaluator import Evaluator
-from cyclip_jax.evals.known_metrics import KNOWN
-from cyclip_jax.evals.metric import About, Metric, Unit, count
+from cyclip_jax.evals.known_metrics import KNOWN, LOSS
+from cyclip_jax.evals.metric import FURTHER_SHARE, SHARE, Metric, count, share_at
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
 from cyclip_jax.evals.statistics.intervals import floats, interval
 from cyclip_jax.evals.statistics.ranking import ranks_of_best_partner
@@ -210,12 +210,8 @@ def mean_loss(
         terms = encoders.loss(image_embeds[group], text_embeds[group])
         for name, value in terms.items():
             totals[name] = totals.get(name, 0.0) + float(value) * len(image_embeds[group])
-    return {name: _term(name, total / len(image_embeds)) for name, total in totals.items()}
-
-
-def _term(name, value):
-    about = KNOWN.get(name, About(Unit.LOSS, "less", is_headline=False))
-    return Metric(value, unit=about.unit, better=about.better, is_headline=about.is_headline)
+    n = len(image_embeds)
+    return {name: KNOWN.get(name, LOSS).metric(total / n) for name, total in totals.items()}
 
 
 def recall_of_ranks(
@@ -244,12 +240,13 @@ def recall_of_ranks(
     ):
         for k, chance in chance_recall(*ids).items():
             statistics[f"{name}_recall@{k}"] = _weighted_mean(ranks < k, clusters, n)
-            blank[f"{name}_recall@{k}"] = _recall(chance, is_headline=k == 1)
-        statistics[f"{name}_median_rank"] = _weighted_median(ranks + 1, clusters)
-        blank[f"{name}_median_rank"] = Metric(np.nan, unit=Unit.RANK, better="less")
-    is_recall = [metric.unit == Unit.SHARE for metric in blank.values()]
+            blank[f"{name}_recall@{k}"] = share_at(k).metric(np.nan, chance=chance)
+        median = f"{name}_median_rank"
+        statistics[median] = _weighted_median(ranks + 1, clusters)
+        blank[median] = KNOWN[median].metric(np.nan)
+    is_recall = [metric.is_share for metric in blank.values()]
     chances = [metric.chance for metric in blank.values() if metric.chance is not None]
-    blank["mean_recall"] = _recall(float(np.mean(chances)), is_headline=True)
+    blank["mean_recall"] = SHARE.metric(np.nan, chance=float(np.mean(chances)))
 
     def all_of(weights):
         values = np.array([statistic(weights) for statistic in statistics.values()])
@@ -261,10 +258,6 @@ def recall_of_ranks(
         name: dataclasses.replace(metric, value=value, interval=pair)
         for (name, metric), value, pair in zip(blank.items(), values, bounds, strict=True)
     }
-
-
-def _recall(chance, *, is_headline):
-    return Metric(np.nan, chance=chance, unit=Unit.SHARE, better="more", is_headline=is_headline)
 
 
 def units(
@@ -350,12 +343,9 @@ def published_recall_of(recalls: Mapping[str, Metric]) -> dict[str, Metric]:
 
     true = {name: recalls[name] for name in (f"image_to_text_recall@{k}" for k in _RECALL_AT)}
     return {
-        f"{name}_as_published": Metric(
+        f"{name}_as_published": FURTHER_SHARE.metric(
             inflated(recall.value),
             chance=None if recall.chance is None else inflated(recall.chance),
-            unit=Unit.SHARE,
-            better="more",
-            is_headline=False,
         )
         for name, recall in true.items()
     }

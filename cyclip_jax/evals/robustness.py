@@ -14,7 +14,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.keys import are_wordnet_ids
 from cyclip_jax.evals.data.labelled import LabelledImages, open_settings
 from cyclip_jax.evals.evaluator import Evaluator
-from cyclip_jax.evals.metric import Metric, Unit, count
+from cyclip_jax.evals.metric import SHARE, About, Metric, Unit, count
 from cyclip_jax.evals.statistics.classification import Embedded, embed, ranks_of_label
 from cyclip_jax.evals.statistics.intervals import RESAMPLES, floats, mean_with_interval
 
@@ -146,7 +146,7 @@ def _score(shift, hits, reference_hits, line):
     if line is None:
         return row | {"line": None, "effective": None}, metrics
     effective = effective_robustness(hits, reference_hits, line)
-    metrics[f"{shift}_reference"] = Metric(reference, unit=Unit.SHARE)
+    metrics[f"{shift}_reference"] = About(Unit.SHARE).metric(reference)
     metrics[f"{shift}_effective"] = effective
     return row | {"line": dataclasses.asdict(line), "effective": effective.value}, metrics
 
@@ -174,7 +174,7 @@ def effective_robustness(
     )
     low, high = np.percentile(accuracies - line(references), [2.5, 97.5])
     value = float(hits.mean() - line(reference_hits.mean()))
-    return Metric(value, floats((low, high)), unit=Unit.SHARE, better="more")
+    return SHARE.metric(value, floats((low, high)))
 
 
 def hits_among(

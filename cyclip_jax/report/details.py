@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from cyclip_jax.evals.metric import Metric, Unit
+from cyclip_jax.evals.metric import SHARE
 from cyclip_jax.report import figures
 from cyclip_jax.report.markup import Cell, Html, element, folded, image, join, table
 from cyclip_jax.report.parts import (
@@ -163,7 +163,7 @@ def _by_category(path):
     for row in rows:
         require(row, keys, path)
         value, low, high = (math.nan if row[key] is None else row[key] for key in keys)
-        metric = Metric(value, (low, high), unit=Unit.SHARE, better="more")
+        metric = SHARE.metric(value, (low, high))
         found[row["category"]] = row["examples"], metric
     return what, found
 

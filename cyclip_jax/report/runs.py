@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import by_evaluation
-from cyclip_jax.evals.metric import About, Metric
+from cyclip_jax.evals.metric import Metric
 from cyclip_jax.evals.output import read_abouts
 from cyclip_jax.files import absolute
 from cyclip_jax.workdir.layout import CONFIG, EVALS, METRICS
@@ -226,19 +226,15 @@ class Group:
         if known is None:
             return {}
         # What a run has not measured that another has could not be measured.
-        missing = _metric(math.nan, None, None, known.about)
+        missing = known.about.metric(math.nan)
         return {seed: metrics.get(name, missing) for seed, metrics in evaluated.items()}
 
 
 def _mean(values, about, chance=None):
     """The mean of runs' values as a Metric with Student's interval."""
     if not all(map(math.isfinite, values)):
-        return _metric(math.nan, None, chance, about)
-    return _metric(float(np.mean(values)), student_interval(values), chance, about)
-
-
-def _metric(value: float, interval: tuple[float, float] | None, chance: float | None, about: About):
-    return Metric(value, interval, chance, about.unit, about.better, about.is_headline)
+        return about.metric(math.nan, None, chance)
+    return about.metric(float(np.mean(values)), student_interval(values), chance)
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from cyclip_jax.evals.data.labelled import LabelledImages
 from cyclip_jax.evals.encoders import Encoders
-from cyclip_jax.evals.metric import Metric, Unit
+from cyclip_jax.evals.metric import SHARE, Metric, share_at
 from cyclip_jax.evals.statistics.intervals import floats, interval, mean_with_interval
 from cyclip_jax.evals.statistics.unit_norm import unit_rows
 
@@ -120,7 +120,7 @@ def top_k(
     """
     hits = {f"top{k}": ranks < k for k in every_k if k < classes}
     metrics = {
-        f"top{k}": mean_with_interval(ranks < k, chance=k / classes, is_headline=k == 1)
+        f"top{k}": mean_with_interval(ranks < k, chance=k / classes, about=share_at(k))
         for k in every_k
         if k < classes
     }
@@ -146,7 +146,7 @@ def mean_per_class(
 
     mean = float(statistic(np.ones(len(labels))))
     bounds = floats(interval(statistic, len(labels)))
-    return Metric(mean, bounds, 1 / classes, Unit.SHARE, "more")
+    return SHARE.metric(mean, bounds, 1 / classes)
 
 
 def predicted(
