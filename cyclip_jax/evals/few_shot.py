@@ -20,7 +20,7 @@ from cyclip_jax.evals.statistics.logistic import (
     logistic_regression,
     with_constant,
 )
-from cyclip_jax.evals.statistics.splits import check_images, k_shot, missing_images, places_in_class
+from cyclip_jax.evals.statistics.splits import k_shot, missing_images, places_in_class
 
 
 def few_shot(
@@ -71,7 +71,9 @@ def few_shot(
     )
     names, limits = data.train.classes, {"max_iterations": max_iterations}
     needs = {"also_validation": regularization is None}
-    check_images(key, data.train.labels, names, shots[0], **needs)
+    missing = missing_images(data.train.labels, names, shots[0], **needs)
+    if missing is not None:
+        raise UserError(f"{key}.train {missing}")
     shots = possible_shots(key, data.train.labels, names, shots, **needs)
 
     def fit(features, labels, draw, k):

@@ -14,10 +14,10 @@ from cyclip_jax.evals.statistics.classification import class_embeddings, ranks_o
 from cyclip_jax.evals.statistics.intervals import mean_with_interval
 from cyclip_jax.evals.statistics.logistic import with_constant
 from cyclip_jax.evals.statistics.splits import (
-    check_images,
     check_share,
     held_out,
     k_shot,
+    missing_images,
     places_in_class,
 )
 
@@ -78,7 +78,9 @@ def gda(
     def split(labels, least):
         """(images that α is chosen with, those it is chosen on, those of the result), bool [N]."""
         needs = {"also_validation": shots is not None and alpha is None, "least": least}
-        check_images(key, labels, names, shots or 1, **needs)
+        missing = missing_images(labels, names, shots or 1, **needs)
+        if missing is not None:
+            raise UserError(f"{key}.train {missing}")
         if shots is not None:
             own, further = k_shot(places_in_class(labels, seed), shots)
             return own, further, own

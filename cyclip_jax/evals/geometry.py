@@ -82,7 +82,7 @@ def geometry(
         if reference_set is not None:
             found = encoders.pair_embeds(reference_set)
             references = found.images.astype(np.float64), found.texts.astype(np.float64)
-        metrics, outcomes = measured(images, texts, references)
+        metrics, outcomes = _measured(images, texts, references)
         output.outcomes({"pairs": {"index": embeds.index, **outcomes}})
         groups = [by_class.get(normal(caption), "") for caption in embeds.captions]
         _write_drawn(output, images, texts, np.array(embeds.captions), np.array(groups))
@@ -91,19 +91,10 @@ def geometry(
     return evaluate
 
 
-def measured(
-    images: Float[np.ndarray, "n d"],
-    texts: Float[np.ndarray, "n d"],
-    references: tuple[Float[np.ndarray, "m d"], Float[np.ndarray, "m d"]] | None = None,
-) -> tuple[dict[str, Metric], dict[str, np.ndarray]]:
-    """What `geometry` measures.
+def _measured(images, texts, references):
+    """({name: Metric}, {name: each pair's part in it [N, …]}) of embeddings float64 [N, D].
 
-    Args:
-      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
-      references: those of M pairs, images and texts, that whiten these; by default the other half.
-
-    Returns:
-      ({name: Metric}, {name: each pair's part in it [N, …]}).
+    The references are images and texts [M, D] that whiten these; None is the other half.
     """
     outcomes: dict[str, np.ndarray] = {
         "alignment": np.sum(images * texts, axis=1),

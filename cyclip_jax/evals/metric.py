@@ -54,9 +54,7 @@ class Metric:
       interval: its 95 % interval (low, high); None where it has none. Both are NaN where the data
         tell of no interval.
       chance: what a random order gets; None where nobody can tell.
-      unit: what it counts in.
-      better: whether more or less of it is better; None where neither is.
-      is_headline: whether it is among the few that tell most.
+      unit, better, is_headline: as About.
     """
 
     value: float

@@ -99,7 +99,7 @@ def robustness(
         shift: common_classes(reference_set, shift_set) for shift, shift_set in shift_sets.items()
     }
     known = [] if models is None else read_models(epath.Path(models), list(shift_sets))
-    lines = LINES | fit_lines(known, list(shift_sets), scale, models)
+    lines = LINES | _fit_lines(known, list(shift_sets), scale, models)
 
     def evaluate(encoders, output):
         embedded = embed(encoders, reference_set)
@@ -277,20 +277,8 @@ def _number(row, column, path):
         raise UserError(f"{path}: {column} of {row['model']} is no number: {text}") from error
 
 
-def fit_lines(
-    models: Sequence[Mapping[str, Any]], shifts: Sequence[str], scale: str, path: str | None
-) -> dict[str, Line]:
-    """{shift: Line} by least squares, of the shifts that models have.
-
-    Args:
-      models: rows of `read_models`.
-      shifts: their names.
-      scale: see `robustness`.
-      path: of the models' file, for messages.
-
-    Raises:
-      UserError: one model alone has a shift, or see `fit_line`.
-    """
+def _fit_lines(models, shifts, scale, path):
+    """{shift: Line} by least squares, of the shifts that models have."""
     lines = {}
     for shift in shifts:
         points = []

@@ -1,7 +1,8 @@
-"""What several sections of the page need: which numbers there are, and how they are written."""
+"""What several sections of the page need: which numbers there are, how they are written, drawn."""
 
+import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -11,16 +12,43 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.metric import Metric
 from cyclip_jax.report.markup import Cell, Html, breakable, element, join
 from cyclip_jax.report.runs import Group, Run, read_json
+from cyclip_jax.report.style import Drawing, drawn, inline
 
 _HEADLINES = 12  # of an evaluation; all its numbers are in the folded table
 
 
-class Drawings(Protocol):
-    """What draws the figures of the page, see write.py."""
+class Drawings:
+    """Collects what the sections draw.
+
+    Attributes:
+      drawings: {name of the file: Drawing}.
+      main: names of those that tell most.
+    """
+
+    def __init__(self) -> None:
+        self.drawings: dict[str, Drawing] = {}
+        self.main: list[str] = []
 
     def add(self, name: str, figure: Figure, caption: str, *, main: bool = False) -> Html:
-        """Draws a figure, and returns its place in the page."""
-        ...
+        """Draws a Figure; returns its place in the page.
+
+        Args:
+          name: for its files; what a file system may not like is left out.
+          figure: of matplotlib.
+          caption: how to read it.
+          main: whether it goes to TensorBoard, too.
+        """
+        name = re.sub(r"[^\w.@-]+", "_", name)
+        while name in self.drawings:
+            name += "_"
+        self.drawings[name] = drawing = drawn(figure)
+        if main:
+            self.main.append(name)
+        number = len(self.drawings)
+        label = f"figure-{number}-caption"
+        svg = inline(drawing.svg, f"f{number}")
+        svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{label}"', 1)
+        return element("figure", Html(svg), element("figcaption", caption, id=label))
 
 
 def evaluations_of(groups: Sequence[Group]) -> list[str]:

@@ -118,11 +118,10 @@ def top_k(
     Returns:
       ({name: Metric}, {name: hits bool [N]}): `top<k>`, and `mean_per_class` among the metrics.
     """
-    hits = {f"top{k}": ranks < k for k in every_k if k < classes}
+    ks = [k for k in every_k if k < classes]
+    hits = {f"top{k}": ranks < k for k in ks}
     metrics = {
-        f"top{k}": mean_with_interval(ranks < k, chance=k / classes, about=share_at(k))
-        for k in every_k
-        if k < classes
+        f"top{k}": mean_with_interval(ranks < k, chance=k / classes, about=share_at(k)) for k in ks
     }
     metrics["mean_per_class"] = mean_per_class(ranks < 1, labels, classes)
     return metrics, hits

@@ -75,26 +75,6 @@ def k_shot(
     return places < k, (places >= k) & (places < k + min(k, MOST_VALIDATION_SHOTS))
 
 
-def check_images(
-    key: str,
-    labels: Int[np.ndarray, "n"],
-    names: Sequence[str],
-    k: int,
-    *,
-    also_validation: bool,
-    least: int | None = None,
-) -> None:
-    """Raises UserError where `missing_images` finds something.
-
-    Args:
-      key: full name of the evaluation's config keys, for the message.
-      labels, names, k, also_validation, least: as there.
-    """
-    missing = missing_images(labels, names, k, also_validation=also_validation, least=least)
-    if missing is not None:
-        raise UserError(f"{key}.train {missing}")
-
-
 def missing_images(
     labels: Int[np.ndarray, "n"],
     names: Sequence[str],
