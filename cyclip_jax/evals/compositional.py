@@ -187,8 +187,7 @@ def choices_made(
 def winoground_scores(similarities: Float[np.ndarray, "n 2 2"]) -> Bool[np.ndarray, "n 3"]:
     """Text, image and group score of each example, bool [N, 3] (Thrush et al. 2022).
 
-    Args:
-      similarities: [N, 2, 2], of image i with caption j.
+    The similarities, [N, 2, 2], are of image i with caption j.
     """
     own = np.stack([similarities[:, 0, 0], similarities[:, 1, 1]], axis=1)  # [N, 2]
     text = choices_made(own[:, 0], similarities[:, 0, 1:]) & choices_made(

@@ -14,14 +14,7 @@ _LOW, _HIGH, _CHANCE = "_ci_low", "_ci_high", "chance_"
 
 
 def flattened(evaluations: Mapping[str, Mapping[str, Metric]]) -> dict[str, float]:
-    """The names and numbers of metrics as files hold them.
-
-    Args:
-      evaluations: {evaluation: {metric: Metric}}.
-
-    Returns:
-      {"<evaluation>/<metric>": number}.
-    """
+    """{"<evaluation>/<metric>": number} of {evaluation: {metric: Metric}}, as files hold it."""
     return {
         f"{evaluation}/{name}": number
         for evaluation, metrics in evaluations.items()

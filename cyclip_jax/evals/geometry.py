@@ -188,10 +188,7 @@ def told_apart(
 def effective_rank(embeds: Float[np.ndarray, "n d"]) -> float:
     """exp of the entropy of the centred embeddings' singular values (Roy and Vetterli 2007).
 
-    It is 0 where they are all the same.
-
-    Args:
-      embeds: unit-norm [N, D].
+    It is 0 where the embeddings, [N, D], are all the same.
     """
     variances = np.linalg.eigvalsh(np.cov(embeds.T, bias=True))
     values = np.sqrt(variances[variances > _ROUNDING])
@@ -200,10 +197,9 @@ def effective_rank(embeds: Float[np.ndarray, "n d"]) -> float:
 
 
 def conformity(embeds: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
-    """Mean cosine of each embedding with the others of its modality, [N] (Levi and Gilboa 2024).
+    """Mean cosine of each embedding, unit-norm [N, D], with the others of its modality, [N].
 
-    Args:
-      embeds: unit-norm [N, D].
+    It is that of Levi and Gilboa 2024.
     """
     return (embeds @ embeds.sum(axis=0) - 1) / (len(embeds) - 1)
 

@@ -85,14 +85,9 @@ def known_about(name: str, *, has_chance: bool = False) -> About:
 
 
 def family_at_k(name: str) -> tuple[str, int] | None:
-    """The family and the k of a metric that is one of several over k.
+    """The family and the k of a metric that is one of several over k; None of one without a k.
 
-    Args:
-      name: without the evaluation's.
-
-    Returns:
-      ("image_to_text_recall@", 5) of `image_to_text_recall@5`, ("top", 5) of `top5`; None of a
-      metric without a k.
+    They are ("image_to_text_recall@", 5) of `image_to_text_recall@5`, and ("top", 5) of `top5`.
     """
     if name in _TOP:
         return "top", _TOP[name]

@@ -33,11 +33,7 @@ class Line:
     scale: str
 
     def __call__(self, reference: Any) -> Any:
-        """The accuracy on the shift at an accuracy on the reference set.
-
-        Args:
-          reference: a fraction, or an array of them.
-        """
+        """The accuracy on the shift at one on the reference set, a fraction or an array of them."""
         if self.scale == "linear":
             return np.clip(self.slope * reference + self.intercept, 0, 1)
         return 1 / (1 + np.exp(-(self.slope * _logit(reference) + self.intercept)))

@@ -157,11 +157,7 @@ def at_k(series: Mapping[str, Mapping[int, Metric]], label: str) -> Figure:
 def largest_difference(
     image_image: Float[np.ndarray, "n n"], text_text: Float[np.ndarray, "n n"]
 ) -> float:
-    """The 98th percentile of |image-image − text-text| cosines of different pairs.
-
-    Args:
-      image_image, text_text: cosines of the same n pairs, [n, n].
-    """
+    """The 98th percentile of |image-image − text-text|, cosines [n, n] of different pairs."""
     apart = ~np.eye(len(image_image), dtype=bool)  # the diagonals are 1
     return max(float(np.nanpercentile(np.abs(image_image - text_text)[apart], 98)), 1e-6)
 

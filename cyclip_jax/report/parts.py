@@ -79,12 +79,9 @@ def headlines_of(groups: Sequence[Group], evaluation: str) -> list[tuple[str, Me
 def detailed(
     group: Group, file_name: str, *, every_run: bool = False
 ) -> list[tuple[Run, str, epath.Path]]:
-    """(run, evaluation, path) of a group's files of details.
+    """(run, evaluation, path) of a group's files of details that are called so.
 
-    Args:
-      group: whose files are wanted.
-      file_name: as evaluators call it.
-      every_run: whether those of all runs are wanted, and not of the first that has one alone.
+    Of each evaluation it is the file of the first run that has one; `every_run` is for all of them.
     """
     seen, found = set(), []
     for run in group.runs:
@@ -135,12 +132,7 @@ def named(metric: str, evaluation: str) -> Html:
 
 
 def run_names(groups: Sequence[Group], of: Sequence[Run] | None = None) -> list[str]:
-    """A name for each run: its group's and its directory's.
-
-    Args:
-      groups: whose runs they are.
-      of: the runs that are wanted; None is all.
-    """
+    """A name for each run, its group's and its directory's, or for the runs `of` alone."""
     runs = [(group, run) for group in groups for run in group.runs if of is None or run in of]
     return [g.name if g.name == run.name else f"{g.name}: {run.name}" for g, run in runs]
 

@@ -158,10 +158,7 @@ def open_labelled(
 
 
 def open_named(folder: str, *, config_key: str, **settings: Any) -> LabelledImages:
-    """Opens labelled pictures whose classes have names, which prompts need.
-
-    Args:
-      folder, config_key, settings: as `open_labelled`.
+    """Opens labelled pictures as `open_labelled`; prompts need classes that have names.
 
     Raises:
       UserError: as there, or the classes are numbers that nobody has named.
@@ -232,12 +229,7 @@ class TrainAndTest:
     test_labels: Int[np.ndarray, "n"]
 
     def features(self, encoders: Encoders, normalize: bool) -> Features:
-        """Embeds both sets.
-
-        Args:
-          encoders: the model.
-          normalize: whether features get unit norm.
-        """
+        """Embeds both sets; `normalize` gives the features unit norm."""
         embed = encoders.image_embeds if normalize else encoders.image_features
         train, indices = embed(self.train)
         test, test_indices = embed(self.test)

@@ -70,15 +70,10 @@ def read_superclasses(superclasses: str, *, config_key: str) -> dict[str, str]:
 def superclass_of_each(
     classes: Sequence[str], by_class: Mapping[str, str], *, config_key: str
 ) -> list[str]:
-    """The superclasses of classes, list[str].
-
-    Args:
-      classes: their names.
-      by_class: what `read_superclasses` read.
-      config_key: full name of the config key that holds it, for messages.
+    """The superclasses of classes by what `read_superclasses` read, list[str].
 
     Raises:
-      UserError: a class has none.
+      UserError: a class has none; it names `config_key`.
     """
     missing = [name for name in classes if normal(name) not in by_class]
     if missing:

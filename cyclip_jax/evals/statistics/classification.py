@@ -33,12 +33,7 @@ class Embedded(NamedTuple):
 
 
 def embed(encoders: Encoders, dataset: LabelledImages) -> Embedded:
-    """Embeds the pictures and the classes of a data set.
-
-    Args:
-      encoders: the model.
-      dataset: LabelledImages.
-    """
+    """Embeds the pictures and the classes of a data set."""
     class_embeds = class_embeddings(encoders.text_embeds, dataset.classes, dataset.templates)
     image_embeds, index = encoders.image_embeds(dataset)
     return Embedded(image_embeds, class_embeds, dataset.labels[index], index)
@@ -130,13 +125,7 @@ def top_k(
 def mean_per_class(
     is_hit: Bool[np.ndarray, "n"], labels: Int[np.ndarray, "n"], classes: int
 ) -> Metric:
-    """The mean over the classes that have images of each one's share of hits.
-
-    Args:
-      is_hit: bool [N].
-      labels: int [N].
-      classes: their number C.
-    """
+    """The mean over the C classes that have images of each one's share of hits, bool [N]."""
 
     def statistic(weights):
         hits = np.bincount(labels, weights * is_hit, minlength=classes)
@@ -151,12 +140,7 @@ def mean_per_class(
 def predicted(
     image_embeds: Float[np.ndarray, "n d"], class_embeds: Float[np.ndarray, "c d"]
 ) -> Int[np.ndarray, "n"]:
-    """The most similar class of each image, int [N]; -1 where a similarity is NaN.
-
-    Args:
-      image_embeds: [N, D].
-      class_embeds: [C, D].
-    """
+    """The most similar class of each image, int [N]; -1 where a similarity, of [N, C], is NaN."""
     predictions = []
     for start in range(0, len(image_embeds), _TILE_ROWS):
         similarities = image_embeds[start : start + _TILE_ROWS] @ class_embeds.T  # [tile, C]
