@@ -375,7 +375,7 @@ def _choice_example(row, folder, category):
         if width < 1 or height < 1:
             raise ValueError(f"its box is {width} × {height} pixels")
         box = (left, top, left + width, top + height)
-    picture = (_path(folder, _first_of(row, _IMAGE_KEYS)), box)
+    picture = (str(folder / _first_of(row, _IMAGE_KEYS)), box)
     right, *wrong = _texts(captions)
     return Example((picture,), (right, *dict.fromkeys(wrong)), category)
 
@@ -384,7 +384,7 @@ def _winoground_example(row, folder, category):
     names = [row[f"image_{number}"] for number in range(2)]
     names = [name if epath.Path(name).suffix else f"{name}.png" for name in names]
     captions = [row[f"caption_{number}"] for number in range(2)]
-    return Example(tuple((_path(folder, name), None) for name in names), _texts(captions), category)
+    return Example(tuple((str(folder / name), None) for name in names), _texts(captions), category)
 
 
 def _first_of(row, keys):
@@ -399,10 +399,6 @@ def _texts(captions):
     if not all(isinstance(caption, str) and caption.strip() for caption in captions):
         raise ValueError("a caption is empty or no text")
     return tuple(captions)
-
-
-def _path(folder, name):
-    return str(folder / name)
 
 
 def _category(row, keys, default):

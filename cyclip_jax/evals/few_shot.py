@@ -103,26 +103,21 @@ def few_shot(
             metrics[f"top1@{k}"] = share_at(k).metric(
                 float(is_hit.mean()), interval_over_both(is_hit), 1 / len(names)
             )
-            table += _table_rows(k, is_hit, fits)
+            table += [
+                {
+                    "shots": k,
+                    "draw": draw,
+                    "top1": float(is_hit[draw].mean()),
+                    "regularization": strength,
+                    "iterations": probe.iterations,
+                }
+                for draw, (probe, strength) in enumerate(fits)
+            ]
         output.json("few_shot", table)
         output.outcomes({"images": outcomes})
         return metrics
 
     return evaluate
-
-
-def _table_rows(k, is_hit, fits):
-    """Rows of `few_shot.json`, one for each draw."""
-    return [
-        {
-            "shots": k,
-            "draw": draw,
-            "top1": float(is_hit[draw].mean()),
-            "regularization": strength,
-            "iterations": probe.iterations,
-        }
-        for draw, (probe, strength) in enumerate(fits)
-    ]
 
 
 def checked_shots(key: str, shots: Any) -> list[int]:

@@ -67,7 +67,11 @@ def gda(
         two images that can be read, or without `shots` none.
     """
     key = f"config.evals.{name}"
-    _check_settings(key, shots, alpha, validation_share)
+    if shots is not None and shots < 2:
+        raise UserError(f"{key}.shots {shots} must be at least 2: one image has no covariance")
+    if alpha is not None and not alpha >= 0:
+        raise UserError(f"{key}.alpha {alpha} must be at least 0")
+    check_share(key, validation_share)
     if templates is not None:
         templates = checked_templates(templates, f"{key}.templates")
     data = open_train_and_test(
@@ -114,14 +118,6 @@ def gda(
         }
 
     return evaluate
-
-
-def _check_settings(key, shots, alpha, validation_share):
-    if shots is not None and shots < 2:
-        raise UserError(f"{key}.shots {shots} must be at least 2: one image has no covariance")
-    if alpha is not None and not alpha >= 0:
-        raise UserError(f"{key}.alpha {alpha} must be at least 0")
-    check_share(key, validation_share)
 
 
 def _hits(features, names, zeroshot, gaussian, weight):

@@ -117,7 +117,8 @@ def _class_row(name, by_group):
             continue
         top1 = rows[name]["top1"]
         confused = rows[name]["most_confused_with"]
-        row += [_share_cell(top1), "" if confused is None else confused]
+        share = Cell("", None) if top1 is None else Cell(f"{top1:.1%}", top1)
+        row += [share, "" if confused is None else confused]
     return row
 
 
@@ -205,10 +206,6 @@ def _query(query):
         element("ol", *answers, class_="answers"),
         class_="query",
     )
-
-
-def _share_cell(value):
-    return Cell("", None) if value is None else Cell(f"{value:.1%}", value)
 
 
 def _ordinal(number):

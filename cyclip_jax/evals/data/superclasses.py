@@ -55,7 +55,8 @@ def read_superclasses(superclasses: str, *, config_key: str) -> dict[str, str]:
             known = ", ".join(SUPERCLASSES)
             raise UserError(f"{config_key} is {path}, which is no file and none of {known}")
         try:
-            content = {name: list(map(normal, classes)) for name, classes in _read(path).items()}
+            written = json.loads(path.read_text(encoding="utf-8"))
+            content = {name: list(map(normal, classes)) for name, classes in written.items()}
         except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{path} is not {{superclass: [class, …]}} ({error!r})") from error
     by_class = {}
@@ -84,7 +85,3 @@ def superclass_of_each(
 def normal(name: str) -> str:
     """A class's name without what differs between lists of them: "Maple Tree" is "maple_tree"."""
     return name.strip().lower().replace(" ", "_").replace("-", "_")
-
-
-def _read(path):
-    return json.loads(path.read_text(encoding="utf-8"))

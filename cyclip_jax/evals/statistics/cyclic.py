@@ -1,7 +1,5 @@
 """Both cyclic consistencies of held-out pairs, row by row."""
 
-import dataclasses
-
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -58,11 +56,7 @@ def cyclic_consistencies(
 def _consistency(name, rows, clusters):
     found = mean_over_pairs_with_interval(rows, KNOWN[name], clusters=clusters)
     low, high = found.interval or (np.nan, np.nan)
-    return dataclasses.replace(
-        found,
-        value=_at_least_0(found.value),
-        interval=(_at_least_0(low), _at_least_0(high)),
-    )
+    return found.about.metric(_at_least_0(found.value), (_at_least_0(low), _at_least_0(high)))
 
 
 def _at_least_0(value):
