@@ -121,11 +121,7 @@ def few_shot(
 
 
 def checked_shots(key: str, shots: Any) -> list[int]:
-    """The different k in their order.
-
-    Args:
-      key: full name of the evaluation's config keys, for the message.
-      shots: whole numbers from 1 on, or one such number.
+    """The different k of `shots`, whole numbers from 1 on or one such number, in their order.
 
     Raises:
       UserError: `shots` is something else.
@@ -148,13 +144,7 @@ def possible_shots(
     *,
     also_validation: bool,
 ) -> list[int]:
-    """The k for which `missing_images` finds nothing; warns of the others.
-
-    Args:
-      key: full name of the evaluation's config keys, for the warning.
-      labels, names, also_validation: as `missing_images`.
-      shots: the k.
-    """
+    """The k for which `missing_images` finds nothing; warns of the others."""
     possible = []
     for k in shots:
         missing = missing_images(labels, names, k, also_validation=also_validation)

@@ -1,4 +1,7 @@
-"""The shape of the two clouds of embeddings, and where they lie to one another."""
+"""The shape of the two clouds of embeddings, and where they lie to one another.
+
+In all functions `images` and `texts` are the unit-norm embeddings of N pairs, float64 [N, D].
+"""
 
 from collections.abc import Sequence
 
@@ -135,7 +138,7 @@ def uniformity(
     """Log of the mean over j ≠ k of exp(−⟨I_j,T_k⟩), in tiles.
 
     Args:
-      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
+      images, texts: [N, D].
       tile_rows: images of a tile.
     """
     n, total = len(images), 0.0
@@ -153,9 +156,6 @@ def along_the_gap(
     Its mean is the modality gap, the distance between the means, and has the gap's interval: a norm
     of resampled means would be too large. Where there is no gap but noise, both are too large all
     the same.
-
-    Args:
-      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
     """
     differences = images - texts
     mean = differences.mean(axis=0)
@@ -170,9 +170,6 @@ def told_apart(
 
     The hyperplane is fitted on the other half of the pairs. It is that of least squares against ±1,
     which is Fisher's discriminant.
-
-    Args:
-      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
     """
     is_right = np.zeros((len(images), 2), bool)
     for fitted in (0, 1):
@@ -232,11 +229,7 @@ def whitened_log_likelihood(
 def plane(
     images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"]
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2"]]:
-    """Both modalities on the plane of their two principal components: ([N, 2], [N, 2]).
-
-    Args:
-      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
-    """
+    """Both modalities on the plane of their two principal components: ([N, 2], [N, 2])."""
     both = np.concatenate([images, texts])
     centred = both - both.mean(axis=0)
     _, directions = np.linalg.eigh(centred.T @ centred)

@@ -321,11 +321,7 @@ def published_recall_of(recalls: Mapping[str, Metric]) -> dict[str, Metric]:
     Its array of ranks has five places for each image, of which it fills one; the others stay 0,
     which is the first rank and a hit at every k. So it reports (4 + recall)/5, 0.8 or more.
 
-    Args:
-      recalls: `image_to_text_recall@k`, with its chance, among others.
-
-    Returns:
-      `image_to_text_recall@k_as_published`.
+    It is `image_to_text_recall@k_as_published`, of `image_to_text_recall@k`.
     """
 
     def inflated(share):

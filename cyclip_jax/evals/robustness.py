@@ -158,10 +158,7 @@ def effective_robustness(
 ) -> Metric:
     """Accuracy on a shift less the line's at the accuracy on the reference set.
 
-    Args:
-      hits, reference_hits: bool [N] and [M].
-      line: what other models have.
-      seed: of the interval's draws, from both sets.
+    The hits are bool [N] and [M]; the seed is of the interval's draws from both sets.
     """
     rng = np.random.default_rng(seed)
     # How many hits a draw with replacement has is binomial.
@@ -202,9 +199,6 @@ def common_classes(reference: LabelledImages, shift: LabelledImages) -> Int[np.n
     """The reference set's classes that a shift has, int [c], rising.
 
     They are told by their WordNet ids, or else by their names: of one name all take part.
-
-    Args:
-      reference, shift: LabelledImages.
 
     Raises:
       UserError: the shift has classes that the reference set has not, or that has no image of
@@ -292,15 +286,10 @@ def _fit_lines(models, shifts, scale, path):
 def fit_line(
     reference: Float[np.ndarray, "n"], shifted: Float[np.ndarray, "n"], scale: str, where: str
 ) -> Line:
-    """The Line of least squares through accuracies.
-
-    Args:
-      reference, shifted: of n models, fractions float [n].
-      scale: see `robustness`.
-      where: whose they are, for messages.
+    """The Line of least squares through the accuracies of n models, fractions float [n].
 
     Raises:
-      UserError: they make no line.
+      UserError: they make no line; it tells `where`.
     """
     if scale == "logit":
         if min(*reference, *shifted) <= 0 or max(*reference, *shifted) >= 1:

@@ -82,8 +82,7 @@ def at_k(groups: Sequence[Group], drawings: Drawings) -> Html | None:
     for evaluation in evaluations_of(groups):
         families = {}
         for name in metric_names(groups, evaluation):
-            found = family_at_k(name)
-            if found is not None:
+            if found := family_at_k(name):
                 family, k = found
                 families.setdefault(family, {})[k] = name
         for family, names in families.items():

@@ -152,12 +152,7 @@ def predicted(
 def confusion(
     labels: Int[np.ndarray, "n"], predictions: Int[np.ndarray, "n"], classes: int
 ) -> Int[np.ndarray, "c c"]:
-    """How many images of each class (rows) are taken for which (columns), int [C, C].
-
-    Args:
-      labels, predictions: the classes that each image has and is taken for, int [N].
-      classes: their number C.
-    """
+    """How many images of each class (rows) are taken for which (columns), int [C, C]."""
     counts = np.zeros((classes, classes), int)
     told = predictions != _UNTOLD
     np.add.at(counts, (labels[told], predictions[told]), 1)

@@ -115,11 +115,7 @@ def chosen_regularization(
     *,
     max_iterations: int = 1000,
 ) -> tuple[float, dict[float, float]]:
-    """`sweep` by the accuracy on validation images of what is fitted to others.
-
-    Args:
-      features, labels, classes, max_iterations: as `logistic_regression`.
-      validation_features, validation_labels: [M, D] and int [M].
+    """`sweep` by the accuracy on validation images, [M, D], of what is fitted to others, [N, D].
 
     Returns:
       (the best λ, {λ: accuracy} of all that were tried).
