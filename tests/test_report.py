@@ -18,7 +18,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import metrics_of
 from cyclip_jax.evals.metric import Metric, Unit
 from cyclip_jax.report import __main__ as command_line
-from cyclip_jax.report import figures, sections, style, write
+from cyclip_jax.report import figures, parts, sections, style
 from cyclip_jax.report.markup import Cell, element, join, table
 from cyclip_jax.report.runs import group_runs, objective, read_run, student_interval
 from cyclip_jax.report.write import write_report
@@ -429,7 +429,7 @@ def test_a_run_that_diverged_is_drawn_with_gaps(tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures are made but not drawn, which takes most of a report's time."""
-    monkeypatch.setattr(write, "drawn", lambda figure: style.Drawing("<svg></svg>", b""))
+    monkeypatch.setattr(parts, "drawn", lambda figure: style.Drawing("<svg></svg>", b""))
 
 
 BROKEN = [

@@ -23,9 +23,10 @@ from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.few_shot import few_shot
 from cyclip_jax.evals.gda import gda
 from cyclip_jax.evals.geometry import geometry
+from cyclip_jax.evals.known_metrics import KNOWN
 from cyclip_jax.evals.linear_probe import linear_probe
 from cyclip_jax.evals.logistic_probe import logistic_probe
-from cyclip_jax.evals.metric import Metric, Unit
+from cyclip_jax.evals.metric import Metric
 from cyclip_jax.evals.old_settings import in_todays_words
 from cyclip_jax.evals.output import Output
 from cyclip_jax.evals.retrieval import retrieval
@@ -181,8 +182,8 @@ def evaluate(
         encoders.unreadable.clear()
         try:
             metrics = evaluation.run(encoders, output)
-            if any(encoders.unreadable.values()):
-                metrics["unreadable"] = _unreadable(sum(encoders.unreadable.values()))
+            if unreadable := sum(encoders.unreadable.values()):
+                metrics["unreadable"] = KNOWN["unreadable"].metric(float(unreadable))
             results[name] = metrics
             output.about(metrics)
             theirs = clip_benchmark_results(
@@ -195,7 +196,3 @@ def evaluate(
     if failures:
         raise EvaluationFailed("; ".join(failures), results)
     return results
-
-
-def _unreadable(examples):
-    return Metric(float(examples), unit=Unit.COUNT, better="less", is_headline=False)

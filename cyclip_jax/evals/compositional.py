@@ -18,7 +18,7 @@ from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.pairs import distinct
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.flat import flat_numbers
-from cyclip_jax.evals.metric import Metric, Unit, count
+from cyclip_jax.evals.metric import SHARE, count
 from cyclip_jax.evals.statistics.intervals import floats, interval, mean_with_interval
 
 _LAYOUTS = ("choice", "winoground")
@@ -187,8 +187,7 @@ def choices_made(
 def winoground_scores(similarities: Float[np.ndarray, "n 2 2"]) -> Bool[np.ndarray, "n 3"]:
     """Text, image and group score of each example, bool [N, 3] (Thrush et al. 2022).
 
-    Args:
-      similarities: [N, 2, 2], of image i with caption j.
+    The similarities, [N, 2, 2], are of image i with caption j.
     """
     own = np.stack([similarities[:, 0, 0], similarities[:, 1, 1]], axis=1)  # [N, 2]
     text = choices_made(own[:, 0], similarities[:, 0, 1:]) & choices_made(
@@ -245,12 +244,10 @@ def _macro_accuracy(is_right, chance, categories, clusters):
     bounds = interval(
         lambda weights: mean_of_means(is_right, weights[clusters]), clusters.max() + 1
     )
-    return Metric(
+    return SHARE.metric(
         float(mean_of_means(is_right, each_once)),
         floats(bounds),
         float(mean_of_means(chance, each_once)),
-        Unit.SHARE,
-        "more",
     )
 
 
@@ -378,7 +375,7 @@ def _choice_example(row, folder, category):
         if width < 1 or height < 1:
             raise ValueError(f"its box is {width} × {height} pixels")
         box = (left, top, left + width, top + height)
-    picture = (_path(folder, _first_of(row, _IMAGE_KEYS)), box)
+    picture = (str(folder / _first_of(row, _IMAGE_KEYS)), box)
     right, *wrong = _texts(captions)
     return Example((picture,), (right, *dict.fromkeys(wrong)), category)
 
@@ -387,7 +384,7 @@ def _winoground_example(row, folder, category):
     names = [row[f"image_{number}"] for number in range(2)]
     names = [name if epath.Path(name).suffix else f"{name}.png" for name in names]
     captions = [row[f"caption_{number}"] for number in range(2)]
-    return Example(tuple((_path(folder, name), None) for name in names), _texts(captions), category)
+    return Example(tuple((str(folder / name), None) for name in names), _texts(captions), category)
 
 
 def _first_of(row, keys):
@@ -402,10 +399,6 @@ def _texts(captions):
     if not all(isinstance(caption, str) and caption.strip() for caption in captions):
         raise ValueError("a caption is empty or no text")
     return tuple(captions)
-
-
-def _path(folder, name):
-    return str(folder / name)
 
 
 def _category(row, keys, default):

@@ -9,7 +9,7 @@ from cyclip_jax.evals.data.class_names import checked_templates
 from cyclip_jax.evals.data.labelled import open_images, open_train_and_test
 from cyclip_jax.evals.data.superclasses import read_superclasses, superclass_of_each
 from cyclip_jax.evals.evaluator import Evaluator
-from cyclip_jax.evals.metric import Metric, count
+from cyclip_jax.evals.metric import Metric, count, share_at
 from cyclip_jax.evals.statistics.classification import class_embeddings
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
 from cyclip_jax.evals.statistics.intervals import mean_with_interval
@@ -83,9 +83,9 @@ def consistency(
         zeroshot = predictions(features.test, class_embeds)
         ks = [k for k in _K if k <= len(features.train)]
         majorities = neighbour_labels(features.test, features.train, train_labels, ks[-1])
-        output.json("agreement", agreement(zeroshot == labels, majorities == labels[:, None], ks))
+        output.json("agreement", _agreement(zeroshot == labels, majorities == labels[:, None], ks))
         majorities = majorities[:, [k - 1 for k in ks]]  # [N, len(ks)]
-        metrics, hits = both_predictions(zeroshot, majorities, labels, ks, len(classes))
+        metrics, hits = _both_predictions(zeroshot, majorities, labels, ks, len(classes))
         if groups is not None:
             further = fine_and_coarse(features.test, class_embeds, groups, labels)
             metrics, hits = metrics | further[0], hits | further[1]
@@ -104,33 +104,19 @@ def consistency(
     return evaluate
 
 
-def both_predictions(
-    zeroshot: Int[np.ndarray, "n"],
-    majorities: Int[np.ndarray, "n ks"],
-    labels: Int[np.ndarray, "n"],
-    ks: Sequence[int],
-    classes: int,
-) -> tuple[dict[str, Metric], dict[str, Bool[np.ndarray, "n"]]]:
-    """How often each prediction is right, and how often they agree, see `consistency`.
+def _both_predictions(zeroshot, majorities, labels, ks, classes):
+    """({name: Metric}, {name: hits bool [N]}): how often either is right, and how often they agree.
 
-    Args:
-      zeroshot: the zero-shot class of each image, int [N].
-      majorities: the majority among its k nearest images for each k, int [N, len(ks)].
-      labels: its class, int [N].
-      ks: the k.
-      classes: the number of the classes.
-
-    Returns:
-      ({name: Metric}, {name: hits bool [N]}) of `zeroshot_top1`, `consistency@k`, `knn_top1@k`.
+    Classes are int [N], those of `majorities` int [N, len(ks)].
     """
     chance = 1 / classes
     hits = {"zeroshot_top1": zeroshot == labels}
     metrics = {"zeroshot_top1": mean_with_interval(hits["zeroshot_top1"], chance=chance)}
     for k, majority in zip(ks, majorities.T, strict=True):
-        agree, right, is_headline = zeroshot == majority, majority == labels, k == 1
+        agree, right, about = zeroshot == majority, majority == labels, share_at(k)
         hits |= {f"consistency@{k}": agree, f"knn_top1@{k}": right}
-        metrics[f"consistency@{k}"] = mean_with_interval(agree, is_headline=is_headline)
-        metrics[f"knn_top1@{k}"] = mean_with_interval(right, chance=chance, is_headline=is_headline)
+        metrics[f"consistency@{k}"] = mean_with_interval(agree, about=about)
+        metrics[f"knn_top1@{k}"] = mean_with_interval(right, chance=chance, about=about)
     return metrics, hits
 
 
@@ -258,15 +244,10 @@ def majority_labels(votes: Int[np.ndarray, "n k"]) -> Int[np.ndarray, "n k"]:
     return majorities
 
 
-def agreement(
-    zeroshot_right: Bool[np.ndarray, "n"], knn_right: Bool[np.ndarray, "n k"], ks: Sequence[int]
-) -> dict[str, list[int] | list[float]]:
-    """Shares of the images by who is right, for each k, as the report tabulates them.
+def _agreement(zeroshot_right, knn_right, ks):
+    """Shares of the images by who is right, bool [N] and for the first 1, 2, … neighbours [N, K].
 
-    Args:
-      zeroshot_right: whether the zero-shot class is right, bool [N].
-      knn_right: whether the majority of the first 1, 2, … neighbours is, bool [N, K].
-      ks: the k that are tabulated.
+    The report tabulates them for these k.
     """
     by_k = [knn_right[:, k - 1] for k in ks]
     return {

@@ -75,9 +75,6 @@ class Encoders:
     def image_features(self, images: ImageSet) -> tuple[Rows, Int[np.ndarray, "n"]]:
         """Embeds all pictures of an ImageSet in its order, without the unit norm.
 
-        Args:
-          images: the ImageSet.
-
         Returns:
           (features [M, D], indices [M]) of the M examples that could be read; `indices` are their
           places in the source.

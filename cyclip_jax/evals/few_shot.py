@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import open_train_and_test
 from cyclip_jax.evals.evaluator import Evaluator
-from cyclip_jax.evals.metric import Metric, Unit, count
+from cyclip_jax.evals.metric import count, share_at
 from cyclip_jax.evals.statistics.classification import ranks_of_label
 from cyclip_jax.evals.statistics.intervals import floats, interval
 from cyclip_jax.evals.statistics.logistic import (
@@ -20,7 +20,7 @@ from cyclip_jax.evals.statistics.logistic import (
     logistic_regression,
     with_constant,
 )
-from cyclip_jax.evals.statistics.splits import check_images, k_shot, missing_images, places_in_class
+from cyclip_jax.evals.statistics.splits import k_shot, missing_images, places_in_class
 
 
 def few_shot(
@@ -71,7 +71,9 @@ def few_shot(
     )
     names, limits = data.train.classes, {"max_iterations": max_iterations}
     needs = {"also_validation": regularization is None}
-    check_images(key, data.train.labels, names, shots[0], **needs)
+    missing = missing_images(data.train.labels, names, shots[0], **needs)
+    if missing is not None:
+        raise UserError(f"{key}.train {missing}")
     shots = possible_shots(key, data.train.labels, names, shots, **needs)
 
     def fit(features, labels, draw, k):
@@ -98,8 +100,19 @@ def few_shot(
             ranks = [ranks_of_label(rows, one, features.test_labels) for one in classifiers]
             is_hit = np.asarray(ranks) < 1  # [draws, N]
             outcomes[f"top1@{k}"] = is_hit.T
-            metrics[f"top1@{k}"] = _mean_over_draws(is_hit, 1 / len(names), is_headline=k == 1)
-            table += _table_rows(k, is_hit, fits)
+            metrics[f"top1@{k}"] = share_at(k).metric(
+                float(is_hit.mean()), interval_over_both(is_hit), 1 / len(names)
+            )
+            table += [
+                {
+                    "shots": k,
+                    "draw": draw,
+                    "top1": float(is_hit[draw].mean()),
+                    "regularization": strength,
+                    "iterations": probe.iterations,
+                }
+                for draw, (probe, strength) in enumerate(fits)
+            ]
         output.json("few_shot", table)
         output.outcomes({"images": outcomes})
         return metrics
@@ -107,37 +120,8 @@ def few_shot(
     return evaluate
 
 
-def _table_rows(k, is_hit, fits):
-    """Rows of `few_shot.json`, one for each draw."""
-    return [
-        {
-            "shots": k,
-            "draw": draw,
-            "top1": float(is_hit[draw].mean()),
-            "regularization": strength,
-            "iterations": probe.iterations,
-        }
-        for draw, (probe, strength) in enumerate(fits)
-    ]
-
-
-def _mean_over_draws(is_hit, chance, *, is_headline):
-    return Metric(
-        float(is_hit.mean()),
-        interval_over_both(is_hit),
-        chance,
-        Unit.SHARE,
-        "more",
-        is_headline,
-    )
-
-
 def checked_shots(key: str, shots: Any) -> list[int]:
-    """The different k in their order.
-
-    Args:
-      key: full name of the evaluation's config keys, for the message.
-      shots: whole numbers from 1 on, or one such number.
+    """The different k of `shots`, whole numbers from 1 on or one such number, in their order.
 
     Raises:
       UserError: `shots` is something else.
@@ -160,13 +144,7 @@ def possible_shots(
     *,
     also_validation: bool,
 ) -> list[int]:
-    """The k for which `missing_images` finds nothing; warns of the others.
-
-    Args:
-      key: full name of the evaluation's config keys, for the warning.
-      labels, names, also_validation: as `missing_images`.
-      shots: the k.
-    """
+    """The k for which `missing_images` finds nothing; warns of the others."""
     possible = []
     for k in shots:
         missing = missing_images(labels, names, k, also_validation=also_validation)

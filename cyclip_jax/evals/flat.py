@@ -14,14 +14,7 @@ _LOW, _HIGH, _CHANCE = "_ci_low", "_ci_high", "chance_"
 
 
 def flattened(evaluations: Mapping[str, Mapping[str, Metric]]) -> dict[str, float]:
-    """The names and numbers of metrics as files hold them.
-
-    Args:
-      evaluations: {evaluation: {metric: Metric}}.
-
-    Returns:
-      {"<evaluation>/<metric>": number}.
-    """
+    """{"<evaluation>/<metric>": number} of {evaluation: {metric: Metric}}, as files hold it."""
     return {
         f"{evaluation}/{name}": number
         for evaluation, metrics in evaluations.items()
@@ -81,14 +74,8 @@ def metrics_of(
         chance = number(_CHANCE + name)
         chance = chance if math.isfinite(chance) else None
         about = abouts.get(name) or known_about(name, has_chance=chance is not None)
-        return Metric(
-            number(name),
-            (number(name + _LOW), number(name + _HIGH)) if has_interval else None,
-            chance,
-            about.unit,
-            about.better,
-            about.is_headline,
-        )
+        interval = (number(name + _LOW), number(name + _HIGH)) if has_interval else None
+        return about.metric(number(name), interval, chance)
 
     return {name: metric(name) for name in numbers if not _is_beside(name, numbers)}
 

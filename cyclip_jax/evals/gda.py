@@ -14,10 +14,10 @@ from cyclip_jax.evals.statistics.classification import class_embeddings, ranks_o
 from cyclip_jax.evals.statistics.intervals import mean_with_interval
 from cyclip_jax.evals.statistics.logistic import with_constant
 from cyclip_jax.evals.statistics.splits import (
-    check_images,
     check_share,
     held_out,
     k_shot,
+    missing_images,
     places_in_class,
 )
 
@@ -67,7 +67,11 @@ def gda(
         two images that can be read, or without `shots` none.
     """
     key = f"config.evals.{name}"
-    _check_settings(key, shots, alpha, validation_share)
+    if shots is not None and shots < 2:
+        raise UserError(f"{key}.shots {shots} must be at least 2: one image has no covariance")
+    if alpha is not None and not alpha >= 0:
+        raise UserError(f"{key}.alpha {alpha} must be at least 0")
+    check_share(key, validation_share)
     if templates is not None:
         templates = checked_templates(templates, f"{key}.templates")
     data = open_train_and_test(
@@ -78,7 +82,9 @@ def gda(
     def split(labels, least):
         """(images that α is chosen with, those it is chosen on, those of the result), bool [N]."""
         needs = {"also_validation": shots is not None and alpha is None, "least": least}
-        check_images(key, labels, names, shots or 1, **needs)
+        missing = missing_images(labels, names, shots or 1, **needs)
+        if missing is not None:
+            raise UserError(f"{key}.train {missing}")
         if shots is not None:
             own, further = k_shot(places_in_class(labels, seed), shots)
             return own, further, own
@@ -112,14 +118,6 @@ def gda(
         }
 
     return evaluate
-
-
-def _check_settings(key, shots, alpha, validation_share):
-    if shots is not None and shots < 2:
-        raise UserError(f"{key}.shots {shots} must be at least 2: one image has no covariance")
-    if alpha is not None and not alpha >= 0:
-        raise UserError(f"{key}.alpha {alpha} must be at least 0")
-    check_share(key, validation_share)
 
 
 def _hits(features, names, zeroshot, gaussian, weight):

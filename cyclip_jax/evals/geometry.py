@@ -1,4 +1,7 @@
-"""The shape of the two clouds of embeddings, and where they lie to one another."""
+"""The shape of the two clouds of embeddings, and where they lie to one another.
+
+In all functions `images` and `texts` are the unit-norm embeddings of N pairs, float64 [N, D].
+"""
 
 from collections.abc import Sequence
 
@@ -9,7 +12,8 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import open_images
 from cyclip_jax.evals.data.superclasses import normal, read_superclasses
 from cyclip_jax.evals.evaluator import Evaluator
-from cyclip_jax.evals.metric import Metric, Unit, count
+from cyclip_jax.evals.known_metrics import KNOWN
+from cyclip_jax.evals.metric import Metric, count
 from cyclip_jax.evals.statistics.intervals import mean_over_pairs_with_interval, mean_with_interval
 from cyclip_jax.evals.statistics.logistic import with_constant
 
@@ -20,6 +24,8 @@ _MAPPED, _COMPARED = 400, 96
 _FLAT = 1e-6
 # The variance that float32 alone gives to a direction of unit-norm embeddings, and some more.
 _ROUNDING = 1e-12
+# What a model whose run has diverged has too: NaN.
+_OF_EVERY_MODEL = ("alignment", "uniformity", "modality_gap")
 
 
 def geometry(
@@ -74,12 +80,12 @@ def geometry(
         if len(images) < 4:
             raise UserError(f"{pairs} has fewer than four pictures that can be read")
         if not (np.isfinite(images).all() and np.isfinite(texts).all()):  # the run has diverged
-            return _of_a_diverged_model()
+            return {name: KNOWN[name].metric(np.nan) for name in _OF_EVERY_MODEL}
         references = None
         if reference_set is not None:
             found = encoders.pair_embeds(reference_set)
             references = found.images.astype(np.float64), found.texts.astype(np.float64)
-        metrics, outcomes = measured(images, texts, references)
+        metrics, outcomes = _measured(images, texts, references)
         output.outcomes({"pairs": {"index": embeds.index, **outcomes}})
         groups = [by_class.get(normal(caption), "") for caption in embeds.captions]
         _write_drawn(output, images, texts, np.array(embeds.captions), np.array(groups))
@@ -88,19 +94,10 @@ def geometry(
     return evaluate
 
 
-def measured(
-    images: Float[np.ndarray, "n d"],
-    texts: Float[np.ndarray, "n d"],
-    references: tuple[Float[np.ndarray, "m d"], Float[np.ndarray, "m d"]] | None = None,
-) -> tuple[dict[str, Metric], dict[str, np.ndarray]]:
-    """What `geometry` measures.
+def _measured(images, texts, references):
+    """({name: Metric}, {name: each pair's part in it [N, …]}) of embeddings float64 [N, D].
 
-    Args:
-      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
-      references: those of M pairs, images and texts, that whiten these; by default the other half.
-
-    Returns:
-      ({name: Metric}, {name: each pair's part in it [N, …]}).
+    The references are images and texts [M, D] that whiten these; None is the other half.
     """
     outcomes: dict[str, np.ndarray] = {
         "alignment": np.sum(images * texts, axis=1),
@@ -109,21 +106,16 @@ def measured(
         "image_conformity": conformity(images),
         "text_conformity": conformity(texts),
     }
-    conformities = {
-        name: mean_over_pairs_with_interval(outcomes[name], unit=Unit.COSINE, better=None)
-        for name in ("image_conformity", "text_conformity")
-    }
-    told = float(outcomes["modality_separability"].mean())
     metrics = {
         "pairs": count(len(images)),
-        "uniformity": Metric(uniformity(images, texts), unit=Unit.NATS, better="less"),
-        "alignment": mean_with_interval(outcomes["alignment"], unit=Unit.COSINE),
-        "modality_gap": mean_with_interval(
-            outcomes["modality_gap"], unit=Unit.DISTANCE, better=None
-        ),
-        "modality_separability": Metric(told, unit=Unit.SHARE),
-        **conformities,
+        "uniformity": KNOWN["uniformity"].metric(uniformity(images, texts)),
     }
+    for name in ("alignment", "modality_gap"):
+        metrics[name] = mean_with_interval(outcomes[name], about=KNOWN[name])
+    told = float(outcomes["modality_separability"].mean())
+    metrics["modality_separability"] = KNOWN["modality_separability"].metric(told)
+    for name in ("image_conformity", "text_conformity"):
+        metrics[name] = mean_over_pairs_with_interval(outcomes[name], KNOWN[name])
     of_images, of_texts = outcomes["image_conformity"], outcomes["text_conformity"]
     if of_images.std() > 0 and of_texts.std() > 0:
         correlation = float(np.corrcoef(of_images, of_texts)[0, 1])
@@ -136,17 +128,8 @@ def measured(
             likelihoods = whitened_log_likelihood(embeds, references[place])
         name = f"{modality}_log_likelihood"
         outcomes[name] = likelihoods
-        metrics[name] = mean_with_interval(likelihoods, unit=Unit.NATS, better=None)
+        metrics[name] = mean_with_interval(likelihoods, about=KNOWN[name])
     return metrics, outcomes
-
-
-def _of_a_diverged_model():
-    """The metrics that every model has, all of them NaN."""
-    return {
-        "alignment": Metric(np.nan, unit=Unit.COSINE, better="more"),
-        "uniformity": Metric(np.nan, unit=Unit.NATS, better="less"),
-        "modality_gap": Metric(np.nan, unit=Unit.DISTANCE),
-    }
 
 
 def uniformity(
@@ -155,7 +138,7 @@ def uniformity(
     """Log of the mean over j ≠ k of exp(−⟨I_j,T_k⟩), in tiles.
 
     Args:
-      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
+      images, texts: [N, D].
       tile_rows: images of a tile.
     """
     n, total = len(images), 0.0
@@ -173,9 +156,6 @@ def along_the_gap(
     Its mean is the modality gap, the distance between the means, and has the gap's interval: a norm
     of resampled means would be too large. Where there is no gap but noise, both are too large all
     the same.
-
-    Args:
-      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
     """
     differences = images - texts
     mean = differences.mean(axis=0)
@@ -190,9 +170,6 @@ def told_apart(
 
     The hyperplane is fitted on the other half of the pairs. It is that of least squares against ±1,
     which is Fisher's discriminant.
-
-    Args:
-      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
     """
     is_right = np.zeros((len(images), 2), bool)
     for fitted in (0, 1):
@@ -208,10 +185,7 @@ def told_apart(
 def effective_rank(embeds: Float[np.ndarray, "n d"]) -> float:
     """exp of the entropy of the centred embeddings' singular values (Roy and Vetterli 2007).
 
-    It is 0 where they are all the same.
-
-    Args:
-      embeds: unit-norm [N, D].
+    It is 0 where the embeddings, [N, D], are all the same.
     """
     variances = np.linalg.eigvalsh(np.cov(embeds.T, bias=True))
     values = np.sqrt(variances[variances > _ROUNDING])
@@ -220,10 +194,9 @@ def effective_rank(embeds: Float[np.ndarray, "n d"]) -> float:
 
 
 def conformity(embeds: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
-    """Mean cosine of each embedding with the others of its modality, [N] (Levi and Gilboa 2024).
+    """Mean cosine of each embedding, unit-norm [N, D], with the others of its modality, [N].
 
-    Args:
-      embeds: unit-norm [N, D].
+    It is that of Levi and Gilboa 2024.
     """
     return (embeds @ embeds.sum(axis=0) - 1) / (len(embeds) - 1)
 
@@ -256,11 +229,7 @@ def whitened_log_likelihood(
 def plane(
     images: Float[np.ndarray, "n d"], texts: Float[np.ndarray, "n d"]
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n 2"]]:
-    """Both modalities on the plane of their two principal components: ([N, 2], [N, 2]).
-
-    Args:
-      images, texts: unit-norm embeddings of N pairs, float64 [N, D].
-    """
+    """Both modalities on the plane of their two principal components: ([N, 2], [N, 2])."""
     both = np.concatenate([images, texts])
     centred = both - both.mean(axis=0)
     _, directions = np.linalg.eigh(centred.T @ centred)

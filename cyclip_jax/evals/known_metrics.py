@@ -1,95 +1,67 @@
-"""What the metrics of workdirs say of themselves that were written before metrics said it.
+"""What metrics say of themselves, by their names.
 
-Such a workdir holds names and numbers alone. The same table tells of the terms of a loss, which
-come from the model by their names.
+Evaluators take it from here where it is more than that a number is a share or a count. So do the
+terms of a loss, which come from the model by their names, and the metrics of workdirs from before
+metrics said it, which hold names and numbers alone.
 """
 
 import dataclasses
 
-from cyclip_jax.evals.metric import About, Unit
+from cyclip_jax.evals.metric import COUNT, FURTHER_SHARE, SHARE, About, Unit
 
-_SHARE = About(Unit.SHARE, "more")
-_FURTHER_SHARE = About(Unit.SHARE, "more", is_headline=False)
-_COUNT = About(Unit.COUNT, is_headline=False)
+LOSS = About(Unit.LOSS, "less", is_headline=False)
 _RANK = About(Unit.RANK, "less")
-_LOSS = About(Unit.LOSS, "less", is_headline=False)
 _CONSISTENCY = About(Unit.NUMBER, "less")
-_CONFORMITY = About(Unit.COSINE)
-_LIKELIHOOD = About(Unit.NATS)
+_COSINE = About(Unit.COSINE)
+_NATS = About(Unit.NATS)
+_NUMBER = About()
 
 # {metric: About}; of one "at k" what stands before the "@".
 KNOWN = {
     # The terms of the loss, in training and of held-out pairs.
-    "loss": _LOSS,
-    "contrastive_loss": _LOSS,
-    "inmodal_cyclic_loss": _LOSS,
-    "crossmodal_cyclic_loss": _LOSS,
-    "image_to_text_accuracy": _FURTHER_SHARE,  # among the pairs of a batch
-    "text_to_image_accuracy": _FURTHER_SHARE,
+    "loss": LOSS,
+    "contrastive_loss": LOSS,
+    "inmodal_cyclic_loss": LOSS,
+    "crossmodal_cyclic_loss": LOSS,
+    "image_to_text_accuracy": FURTHER_SHARE,  # among the pairs of a batch
+    "text_to_image_accuracy": FURTHER_SHARE,
     "temperature": About(is_headline=False),
     "inmodal_consistency": _CONSISTENCY,
     "crossmodal_consistency": _CONSISTENCY,
-    # Labelled images: zero-shot, linear and logistic probes, few shots.
-    "top1": _SHARE,
-    "top3": _FURTHER_SHARE,
-    "top5": _FURTHER_SHARE,
-    "top10": _FURTHER_SHARE,
-    "mean_per_class": _SHARE,
-    "regularization": About(),
-    "iterations": _COUNT,
-    "zeroshot_top1": _SHARE,
-    "gda_top1": _SHARE,
-    "ensemble_top1": _SHARE,
-    "alpha": About(),
-    # Consistency of two predictions.
-    "consistency": _SHARE,
-    "knn_top1": _SHARE,
-    "fine_top1": _SHARE,
-    "coarse_top1": _SHARE,
+    # Labelled images: zero-shot, probes, few shots, consistency of two predictions.
+    **dict.fromkeys(("top1", "zeroshot_top1", "gda_top1", "ensemble_top1", "knn_top1"), SHARE),
+    **dict.fromkeys(("mean_per_class", "consistency", "fine_top1", "coarse_top1"), SHARE),
+    **dict.fromkeys(("top3", "top5", "top10"), FURTHER_SHARE),
+    **dict.fromkeys(("regularization", "alpha"), _NUMBER),
+    "iterations": COUNT,
     # Retrieval.
-    "image_to_text_recall": _SHARE,
-    "text_to_image_recall": _SHARE,
-    "mean_recall": _SHARE,
-    "image_to_text_median_rank": _RANK,
-    "text_to_image_median_rank": _RANK,
-    "image_to_text_recall@1_as_published": _FURTHER_SHARE,
-    "image_to_text_recall@5_as_published": _FURTHER_SHARE,
-    "image_to_text_recall@10_as_published": _FURTHER_SHARE,
+    **dict.fromkeys(("image_to_text_recall", "text_to_image_recall", "mean_recall"), SHARE),
+    **dict.fromkeys(("image_to_text_median_rank", "text_to_image_median_rank"), _RANK),
+    **{f"image_to_text_recall@{k}_as_published": FURTHER_SHARE for k in (1, 5, 10)},
     # Choices between captions.
-    "accuracy": _SHARE,
-    "macro_accuracy": _SHARE,
-    "text_score": _SHARE,
-    "image_score": _SHARE,
-    "group_score": _SHARE,
+    **dict.fromkeys(("accuracy", "macro_accuracy"), SHARE),
+    **dict.fromkeys(("text_score", "image_score", "group_score"), SHARE),
     # The two clouds of embeddings.
     "alignment": About(Unit.COSINE, "more"),
     "uniformity": About(Unit.NATS, "less"),
     "modality_gap": About(Unit.DISTANCE),
     "modality_separability": About(Unit.SHARE),
-    "image_effective_rank": About(),
-    "text_effective_rank": About(),
-    "image_conformity": _CONFORMITY,
-    "text_conformity": _CONFORMITY,
-    "conformity_correlation": About(),
-    "image_log_likelihood": _LIKELIHOOD,
-    "text_log_likelihood": _LIKELIHOOD,
+    **dict.fromkeys(("image_effective_rank", "text_effective_rank"), _NUMBER),
+    **dict.fromkeys(("image_conformity", "text_conformity"), _COSINE),
+    "conformity_correlation": _NUMBER,
+    **dict.fromkeys(("image_log_likelihood", "text_log_likelihood"), _NATS),
     # The reference set of shifts.
-    "reference_top1": _SHARE,
+    "reference_top1": SHARE,
     # What was scored.
-    "images": _COUNT,
-    "train_images": _COUNT,
-    "captions": _COUNT,
-    "classes": _COUNT,
-    "examples": _COUNT,
-    "pairs": _COUNT,
+    **dict.fromkeys(("images", "train_images", "captions", "classes", "examples", "pairs"), COUNT),
     "unreadable": About(Unit.COUNT, "less", is_headline=False),
 }
 # Those of a shift are called by it, `<shift>_top1`: only the last word is known.
 _OF_A_SHIFT = {
-    "top1": _SHARE,
-    "effective": _SHARE,
+    "top1": SHARE,
+    "effective": SHARE,
     "reference": About(Unit.SHARE),
-    "images": _COUNT,
+    "images": COUNT,
 }
 # Families of metrics over k that are not written with an "@".
 _TOP = {f"top{k}": k for k in (1, 3, 5, 10)}
@@ -113,14 +85,9 @@ def known_about(name: str, *, has_chance: bool = False) -> About:
 
 
 def family_at_k(name: str) -> tuple[str, int] | None:
-    """The family and the k of a metric that is one of several over k.
+    """The family and the k of a metric that is one of several over k; None of one without a k.
 
-    Args:
-      name: without the evaluation's.
-
-    Returns:
-      ("image_to_text_recall@", 5) of `image_to_text_recall@5`, ("top", 5) of `top5`; None of a
-      metric without a k.
+    They are ("image_to_text_recall@", 5) of `image_to_text_recall@5`, and ("top", 5) of `top5`.
     """
     if name in _TOP:
         return "top", _TOP[name]

@@ -35,6 +35,15 @@ class About:
     better: Better = None
     is_headline: bool = True
 
+    def metric(
+        self,
+        value: float,
+        interval: tuple[float, float] | None = None,
+        chance: float | None = None,
+    ) -> "Metric":
+        """The Metric of which this is true."""
+        return Metric(value, interval, chance, self.unit, self.better, self.is_headline)
+
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
@@ -45,9 +54,7 @@ class Metric:
       interval: its 95 % interval (low, high); None where it has none. Both are NaN where the data
         tell of no interval.
       chance: what a random order gets; None where nobody can tell.
-      unit: what it counts in.
-      better: whether more or less of it is better; None where neither is.
-      is_headline: whether it is among the few that tell most.
+      unit, better, is_headline: as About.
     """
 
     value: float
@@ -105,6 +112,16 @@ class Metric:
         return self.with_interval() + ("" if self.chance is None else f" ({self.chance:.2%})")
 
 
+SHARE = About(Unit.SHARE, "more")
+FURTHER_SHARE = About(Unit.SHARE, "more", is_headline=False)
+COUNT = About(Unit.COUNT, is_headline=False)
+
+
+def share_at(k: int) -> About:
+    """What a share of hits among the first k says of itself: it is a headline at k = 1 alone."""
+    return SHARE if k == 1 else FURTHER_SHARE
+
+
 def count(number: int) -> Metric:
     """The Metric of how many of something were scored: a whole `number`."""
-    return Metric(float(number), unit=Unit.COUNT, is_headline=False)
+    return COUNT.metric(float(number))

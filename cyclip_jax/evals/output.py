@@ -59,11 +59,7 @@ class Output:
             write_atomically(self.directory / f"{name}.npz", file.getvalue())
 
     def outcomes(self, items: Mapping[str, Mapping[str, ArrayLike]]) -> None:
-        """Writes `outcomes.npz`.
-
-        Args:
-          items: {items: {name: array}}, as the class describes them.
-        """
+        """Writes `outcomes.npz` of {items: {name: array}}, as the class describes them."""
         arrays = {
             f"{kind}/{name}": array for kind, own in items.items() for name, array in own.items()
         }

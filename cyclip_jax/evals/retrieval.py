@@ -3,26 +3,25 @@
 import base64
 import dataclasses
 import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.pairs import Pairs, distinct, open_pairs
-from cyclip_jax.evals.encoders import Encoders
 from cyclip_jax.evals.evaluator import Evaluator
-from cyclip_jax.evals.known_metrics import KNOWN
-from cyclip_jax.evals.metric import About, Metric, Unit, count
+from cyclip_jax.evals.known_metrics import KNOWN, LOSS
+from cyclip_jax.evals.metric import FURTHER_SHARE, SHARE, Metric, count, share_at
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
 from cyclip_jax.evals.statistics.intervals import floats, interval
 from cyclip_jax.evals.statistics.ranking import ranks_of_best_partner
 
 _RECALL_AT = (1, 5, 10)
+_GALLERY_IMAGES = 6  # for each caption
 # Places in the published evaluation's array of ranks for each image; it fills one.
 _PUBLISHED_PLACES = 5
 
@@ -100,7 +99,7 @@ def retrieval(
         if gallery_captions and output.is_wanted:
             output.json("gallery", _gallery(scored, gallery_captions))
         return {
-            **mean_loss(encoders, *pair_embeds),
+            **_mean_loss(encoders, *pair_embeds),
             **consistencies,
             **recalls,
             **(published_recall_of(recalls) if published_recall else {}),
@@ -193,29 +192,16 @@ def _hits(name, ranks):
     return {**hits, f"{name}_rank": ranks + 1}
 
 
-def mean_loss(
-    encoders: Encoders,
-    image_embeds: Float[np.ndarray, "p d"],
-    text_embeds: Float[np.ndarray, "p d"],
-) -> dict[str, Metric]:
-    """Means of the loss's terms over groups of batch_size pairs, weighted by their size.
-
-    Args:
-      encoders: whose loss it is.
-      image_embeds, text_embeds: unit-norm [P, D], row j of both one pair.
-    """
+def _mean_loss(encoders, image_embeds, text_embeds):
+    """Means of the loss's terms over groups of batch_size pairs, weighted by their size."""
     totals = {}
     for first in range(0, len(image_embeds), encoders.batch_size):
         group = slice(first, first + encoders.batch_size)
         terms = encoders.loss(image_embeds[group], text_embeds[group])
         for name, value in terms.items():
             totals[name] = totals.get(name, 0.0) + float(value) * len(image_embeds[group])
-    return {name: _term(name, total / len(image_embeds)) for name, total in totals.items()}
-
-
-def _term(name, value):
-    about = KNOWN.get(name, About(Unit.LOSS, "less", is_headline=False))
-    return Metric(value, unit=about.unit, better=about.better, is_headline=about.is_headline)
+    n = len(image_embeds)
+    return {name: KNOWN.get(name, LOSS).metric(total / n) for name, total in totals.items()}
 
 
 def recall_of_ranks(
@@ -244,12 +230,13 @@ def recall_of_ranks(
     ):
         for k, chance in chance_recall(*ids).items():
             statistics[f"{name}_recall@{k}"] = _weighted_mean(ranks < k, clusters, n)
-            blank[f"{name}_recall@{k}"] = _recall(chance, is_headline=k == 1)
-        statistics[f"{name}_median_rank"] = _weighted_median(ranks + 1, clusters)
-        blank[f"{name}_median_rank"] = Metric(np.nan, unit=Unit.RANK, better="less")
-    is_recall = [metric.unit == Unit.SHARE for metric in blank.values()]
+            blank[f"{name}_recall@{k}"] = share_at(k).metric(np.nan, chance=chance)
+        median = f"{name}_median_rank"
+        statistics[median] = _weighted_median(ranks + 1, clusters)
+        blank[median] = KNOWN[median].metric(np.nan)
+    is_recall = [metric.is_share for metric in blank.values()]
     chances = [metric.chance for metric in blank.values() if metric.chance is not None]
-    blank["mean_recall"] = _recall(float(np.mean(chances)), is_headline=True)
+    blank["mean_recall"] = SHARE.metric(np.nan, chance=float(np.mean(chances)))
 
     def all_of(weights):
         values = np.array([statistic(weights) for statistic in statistics.values()])
@@ -261,10 +248,6 @@ def recall_of_ranks(
         name: dataclasses.replace(metric, value=value, interval=pair)
         for (name, metric), value, pair in zip(blank.items(), values, bounds, strict=True)
     }
-
-
-def _recall(chance, *, is_headline):
-    return Metric(np.nan, chance=chance, unit=Unit.SHARE, better="more", is_headline=is_headline)
 
 
 def units(
@@ -338,11 +321,7 @@ def published_recall_of(recalls: Mapping[str, Metric]) -> dict[str, Metric]:
     Its array of ranks has five places for each image, of which it fills one; the others stay 0,
     which is the first rank and a hit at every k. So it reports (4 + recall)/5, 0.8 or more.
 
-    Args:
-      recalls: `image_to_text_recall@k`, with its chance, among others.
-
-    Returns:
-      `image_to_text_recall@k_as_published`.
+    It is `image_to_text_recall@k_as_published`, of `image_to_text_recall@k`.
     """
 
     def inflated(share):
@@ -350,12 +329,9 @@ def published_recall_of(recalls: Mapping[str, Metric]) -> dict[str, Metric]:
 
     true = {name: recalls[name] for name in (f"image_to_text_recall@{k}" for k in _RECALL_AT)}
     return {
-        f"{name}_as_published": Metric(
+        f"{name}_as_published": FURTHER_SHARE.metric(
             inflated(recall.value),
             chance=None if recall.chance is None else inflated(recall.chance),
-            unit=Unit.SHARE,
-            better="more",
-            is_headline=False,
         )
         for name, recall in true.items()
     }
@@ -371,62 +347,38 @@ def _occurrence(ids):
 
 
 def _gallery(scored, count):
-    """The `gallery` of so many captions, drawn at random."""
-    chosen = np.random.default_rng(0).permutation(len(scored.text_embeds))[:count]
-    similarities = scored.text_embeds[chosen] @ scored.image_embeds.T  # [texts, images]
-    partners = [scored.image_ids[scored.text_ids == text] for text in chosen]
-    return gallery(
-        captions=[scored.dataset.captions[scored.kept[scored.first_pair[t]]] for t in chosen],
-        ranks=scored.text_ranks[chosen],
-        ranked=np.argsort(-similarities, axis=1),
-        partners=[set(own.tolist()) for own in partners],
-        read_image=lambda image: _read(scored.dataset.images.source, scored.index[image]),
-    )
-
-
-def _read(source, index):
-    """One picture of a source, uint8 [h, w, 3]."""
-    from cyclip_jax.data.decoding import decode  # TensorFlow: slow to import
-    from cyclip_jax.runtime.started import import_tensorflow
-
-    return decode(import_tensorflow().constant(source.read(index).image)).numpy()
-
-
-def gallery(
-    *,
-    captions: Sequence[str],
-    ranks: Int[np.ndarray, "n"],
-    ranked: Int[np.ndarray, "n images"],
-    partners: Sequence[set[int]],
-    read_image: Callable[[int], UInt8[np.ndarray, "h w 3"]],
-    columns: int = 6,
-) -> list[dict[str, Any]]:
-    """Captions with the images nearest to them, as the report shows them.
-
-    Args:
-      captions: the queries, list[str].
-      ranks: of each caption's best image, int [len(captions)], 0 is first; ties are misses.
-      ranked: image numbers by falling similarity, int [len(captions), images].
-      partners: for each caption the set of its own images' numbers.
-      read_image: function from an image number to uint8 [h, w, 3].
-      columns: images per caption.
+    """So many captions, drawn at random, with the images nearest to them, as the report shows them.
 
     Returns:
       [{"caption", "rank" of its best image from 1, "of", "images": [{"jpeg", "is_partner"}]}], for
       JSON; pictures in base64.
     """
-    return [
-        {
-            "caption": caption,
-            "rank": int(rank) + 1,
-            "of": len(row),
-            "images": [
-                {"jpeg": _thumbnail(read_image(image)), "is_partner": int(image) in own}
-                for image in row[:columns]
-            ],
+    chosen = np.random.default_rng(0).permutation(len(scored.text_embeds))[:count]
+    similarities = scored.text_embeds[chosen] @ scored.image_embeds.T  # [texts, images]
+    queries = []
+    for text, ranked in zip(chosen, np.argsort(-similarities, axis=1), strict=True):
+        own = scored.image_ids[scored.text_ids == text]
+        answers = [
+            {"jpeg": _thumbnail(_read(scored, image)), "is_partner": image in own}
+            for image in ranked[:_GALLERY_IMAGES]
+        ]
+        query = {
+            "caption": scored.dataset.captions[scored.kept[scored.first_pair[text]]],
+            "rank": int(scored.text_ranks[text]) + 1,
+            "of": len(ranked),
+            "images": answers,
         }
-        for caption, rank, row, own in zip(captions, ranks, ranked, partners, strict=True)
-    ]
+        queries.append(query)
+    return queries
+
+
+def _read(scored, image):
+    """One of the pictures that are scored, uint8 [h, w, 3]."""
+    from cyclip_jax.data.decoding import decode  # TensorFlow: slow to import
+    from cyclip_jax.runtime.started import import_tensorflow
+
+    record = scored.dataset.images.source.read(scored.index[image])
+    return decode(import_tensorflow().constant(record.image)).numpy()
 
 
 def _thumbnail(pixels, side=96):

@@ -14,7 +14,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.keys import are_wordnet_ids
 from cyclip_jax.evals.data.labelled import LabelledImages, open_settings
 from cyclip_jax.evals.evaluator import Evaluator
-from cyclip_jax.evals.metric import Metric, Unit, count
+from cyclip_jax.evals.metric import SHARE, About, Metric, Unit, count
 from cyclip_jax.evals.statistics.classification import Embedded, embed, ranks_of_label
 from cyclip_jax.evals.statistics.intervals import RESAMPLES, floats, mean_with_interval
 
@@ -33,11 +33,7 @@ class Line:
     scale: str
 
     def __call__(self, reference: Any) -> Any:
-        """The accuracy on the shift at an accuracy on the reference set.
-
-        Args:
-          reference: a fraction, or an array of them.
-        """
+        """The accuracy on the shift at one on the reference set, a fraction or an array of them."""
         if self.scale == "linear":
             return np.clip(self.slope * reference + self.intercept, 0, 1)
         return 1 / (1 + np.exp(-(self.slope * _logit(reference) + self.intercept)))
@@ -99,7 +95,7 @@ def robustness(
         shift: common_classes(reference_set, shift_set) for shift, shift_set in shift_sets.items()
     }
     known = [] if models is None else read_models(epath.Path(models), list(shift_sets))
-    lines = LINES | fit_lines(known, list(shift_sets), scale, models)
+    lines = LINES | _fit_lines(known, list(shift_sets), scale, models)
 
     def evaluate(encoders, output):
         embedded = embed(encoders, reference_set)
@@ -146,7 +142,7 @@ def _score(shift, hits, reference_hits, line):
     if line is None:
         return row | {"line": None, "effective": None}, metrics
     effective = effective_robustness(hits, reference_hits, line)
-    metrics[f"{shift}_reference"] = Metric(reference, unit=Unit.SHARE)
+    metrics[f"{shift}_reference"] = About(Unit.SHARE).metric(reference)
     metrics[f"{shift}_effective"] = effective
     return row | {"line": dataclasses.asdict(line), "effective": effective.value}, metrics
 
@@ -162,10 +158,7 @@ def effective_robustness(
 ) -> Metric:
     """Accuracy on a shift less the line's at the accuracy on the reference set.
 
-    Args:
-      hits, reference_hits: bool [N] and [M].
-      line: what other models have.
-      seed: of the interval's draws, from both sets.
+    The hits are bool [N] and [M]; the seed is of the interval's draws from both sets.
     """
     rng = np.random.default_rng(seed)
     # How many hits a draw with replacement has is binomial.
@@ -174,7 +167,7 @@ def effective_robustness(
     )
     low, high = np.percentile(accuracies - line(references), [2.5, 97.5])
     value = float(hits.mean() - line(reference_hits.mean()))
-    return Metric(value, floats((low, high)), unit=Unit.SHARE, better="more")
+    return SHARE.metric(value, floats((low, high)))
 
 
 def hits_among(
@@ -206,9 +199,6 @@ def common_classes(reference: LabelledImages, shift: LabelledImages) -> Int[np.n
     """The reference set's classes that a shift has, int [c], rising.
 
     They are told by their WordNet ids, or else by their names: of one name all take part.
-
-    Args:
-      reference, shift: LabelledImages.
 
     Raises:
       UserError: the shift has classes that the reference set has not, or that has no image of
@@ -277,20 +267,8 @@ def _number(row, column, path):
         raise UserError(f"{path}: {column} of {row['model']} is no number: {text}") from error
 
 
-def fit_lines(
-    models: Sequence[Mapping[str, Any]], shifts: Sequence[str], scale: str, path: str | None
-) -> dict[str, Line]:
-    """{shift: Line} by least squares, of the shifts that models have.
-
-    Args:
-      models: rows of `read_models`.
-      shifts: their names.
-      scale: see `robustness`.
-      path: of the models' file, for messages.
-
-    Raises:
-      UserError: one model alone has a shift, or see `fit_line`.
-    """
+def _fit_lines(models, shifts, scale, path):
+    """{shift: Line} by least squares, of the shifts that models have."""
     lines = {}
     for shift in shifts:
         points = []
@@ -308,15 +286,10 @@ def fit_lines(
 def fit_line(
     reference: Float[np.ndarray, "n"], shifted: Float[np.ndarray, "n"], scale: str, where: str
 ) -> Line:
-    """The Line of least squares through accuracies.
-
-    Args:
-      reference, shifted: of n models, fractions float [n].
-      scale: see `robustness`.
-      where: whose they are, for messages.
+    """The Line of least squares through the accuracies of n models, fractions float [n].
 
     Raises:
-      UserError: they make no line.
+      UserError: they make no line; it tells `where`.
     """
     if scale == "logit":
         if min(*reference, *shifted) <= 0 or max(*reference, *shifted) >= 1:

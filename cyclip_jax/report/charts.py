@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.known_metrics import family_at_k
 from cyclip_jax.report import figures
@@ -35,7 +33,7 @@ def training(groups: Sequence[Group], drawings: Drawings) -> Html | None:
     for name, meaning in _CURVES.items():
         series = {
             group.name: [
-                ([line["step"] for line in lines], [_value(line, name) for line in lines])
+                ([line["step"] for line in lines], [line[name] for line in lines])
                 for lines in ([line for line in run.training if name in line] for run in group.runs)
                 if lines
             ]
@@ -47,11 +45,6 @@ def training(groups: Sequence[Group], drawings: Drawings) -> Html | None:
             label = name.replace("images_per_second", "images/s").replace("_", " ")
             content.append(drawings.add(name, figures.curves(series, label), caption, main=True))
     return grid(content)
-
-
-def _value(line, name):
-    value = line[name]
-    return np.nan if value is None else value
 
 
 def comparison(groups: Sequence[Group], drawings: Drawings) -> Html | None:
@@ -89,8 +82,7 @@ def at_k(groups: Sequence[Group], drawings: Drawings) -> Html | None:
     for evaluation in evaluations_of(groups):
         families = {}
         for name in metric_names(groups, evaluation):
-            found = family_at_k(name)
-            if found is not None:
+            if found := family_at_k(name):
                 family, k = found
                 families.setdefault(family, {})[k] = name
         for family, names in families.items():
@@ -106,10 +98,11 @@ def at_k(groups: Sequence[Group], drawings: Drawings) -> Html | None:
             }
             series = {group: metrics for group, metrics in series.items() if metrics}
             label = family + "k" if family.endswith("@") else f"{family}-k"
+            short = label if len(label) <= 30 else "share"
             content.append(
                 drawings.add(
                     f"{evaluation}_{family.rstrip('@')}_at_k",
-                    figures.at_k(series, _short_label(label)),
+                    figures.at_k(series, short),
                     f"{evaluation}: {label} for each k, with 95 % intervals as upright lines.",
                     main=family == "consistency@",
                 )
@@ -143,10 +136,6 @@ def robustness(groups: Sequence[Group], drawings: Drawings) -> Html | None:
         caption = f"{evaluation}: accuracy on {name} over accuracy on the reference; {told}."
         content.append(drawings.add(f"{evaluation}_{name}", figure, caption, main=True))
     return grid(content)
-
-
-def _short_label(label):
-    return label if len(label) <= 30 else "share"
 
 
 def _reference(content):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from cyclip_jax.evals.metric import Metric, Unit
+from cyclip_jax.evals.metric import SHARE
 from cyclip_jax.report import figures
 from cyclip_jax.report.markup import Cell, Html, element, folded, image, join, table
 from cyclip_jax.report.parts import (
@@ -117,7 +117,8 @@ def _class_row(name, by_group):
             continue
         top1 = rows[name]["top1"]
         confused = rows[name]["most_confused_with"]
-        row += [_share_cell(top1), "" if confused is None else confused]
+        share = Cell("", None) if top1 is None else Cell(f"{top1:.1%}", top1)
+        row += [share, "" if confused is None else confused]
     return row
 
 
@@ -163,7 +164,7 @@ def _by_category(path):
     for row in rows:
         require(row, keys, path)
         value, low, high = (math.nan if row[key] is None else row[key] for key in keys)
-        metric = Metric(value, (low, high), unit=Unit.SHARE, better="more")
+        metric = SHARE.metric(value, (low, high))
         found[row["category"]] = row["examples"], metric
     return what, found
 
@@ -205,10 +206,6 @@ def _query(query):
         element("ol", *answers, class_="answers"),
         class_="query",
     )
-
-
-def _share_cell(value):
-    return Cell("", None) if value is None else Cell(f"{value:.1%}", value)
 
 
 def _ordinal(number):

@@ -48,9 +48,7 @@ def curves(
             axes.plot(
                 steps,
                 np.array(values, float),
-                color=_nth(SERIES, number),
-                linestyle=_nth(LINES, number),
-                marker=_nth(MARKERS, number),
+                **_stroke(number),
                 markersize=4.5,
                 markevery=(number * every // 4, every),
                 linewidth=1.6 if len(runs) == 1 else 1,
@@ -94,10 +92,7 @@ def _bar_block(axes, metrics):
             number,
             value,
             height=0.8,
-            color=_nth(SERIES, number),
-            hatch=_nth(HATCHES, number),
-            edgecolor=PAPER,
-            linewidth=0,
+            **_filling(number),
         )
         ends = [value, 0.0]
         if metric.bounds is not None:
@@ -144,20 +139,12 @@ def at_k(series: Mapping[str, Mapping[int, Metric]], label: str) -> Figure:
         ks = [k for k in sorted(metrics) if metrics[k].is_finite]
         # Beside one another, so that their intervals can be told apart.
         places = [every_k.index(k) + 0.06 * (number - (len(series) - 1) / 2) for k in ks]
-        colour = _nth(SERIES, number)
-        axes.plot(
-            places,
-            [metrics[k].value for k in ks],
-            color=colour,
-            linestyle=_nth(LINES, number),
-            marker=_nth(MARKERS, number),
-            markersize=5,
-            linewidth=1.6,
-        )
+        values = [metrics[k].value for k in ks]
+        axes.plot(places, values, **_stroke(number), markersize=5, linewidth=1.6)
         for place, k in zip(places, ks, strict=True):
             bounds = metrics[k].bounds
             if bounds is not None:
-                axes.plot([place] * 2, bounds, color=colour, lw=1)
+                axes.plot([place] * 2, bounds, color=_nth(SERIES, number), lw=1)
     axes.set(xlabel="k", ylabel=label, xticks=range(len(every_k)), xticklabels=every_k)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
@@ -170,11 +157,7 @@ def at_k(series: Mapping[str, Mapping[int, Metric]], label: str) -> Figure:
 def largest_difference(
     image_image: Float[np.ndarray, "n n"], text_text: Float[np.ndarray, "n n"]
 ) -> float:
-    """The 98th percentile of |image-image − text-text| cosines of different pairs.
-
-    Args:
-      image_image, text_text: cosines of the same n pairs, [n, n].
-    """
+    """The 98th percentile of |image-image − text-text|, cosines [n, n] of different pairs."""
     apart = ~np.eye(len(image_image), dtype=bool)  # the diagonals are 1
     return max(float(np.nanpercentile(np.abs(image_image - text_text)[apart], 98)), 1e-6)
 
@@ -351,10 +334,10 @@ def effective_robustness(
         axis.set_major_formatter(_PERCENT)
     axes.grid(True)
     keys = _lines(list(points), linestyle="")
-    keys += [Line2D([], [], ls="", marker="o", mfc="none", color=FAINT, label="others")] * bool(
-        models
-    )
-    keys += [Line2D([], [], color=INK, ls="--", label="their line")] * (line is not None)
+    if models:
+        keys.append(Line2D([], [], ls="", marker="o", mfc="none", color=FAINT, label="others"))
+    if line is not None:
+        keys.append(Line2D([], [], color=INK, ls="--", label="their line"))
     keys.append(Line2D([], [], color=FAINT, lw=0.8, label="equal accuracy"))
     figure.legend(handles=keys, loc="outside upper left", ncols=2)
     return figure
@@ -389,10 +372,7 @@ def agreement(shares: Mapping[str, Sequence[float]]) -> Figure:
     place, left = np.arange(len(shares["k"])), np.zeros(len(shares["k"]))
     for number, name in enumerate(names):
         values = np.array(shares[name], float)
-        axes.barh(
-            place, values, 0.75, left, color=SERIES[number], hatch=HATCHES[number], edgecolor=PAPER,
-            linewidth=0,
-        )  # fmt: skip
+        axes.barh(place, values, 0.75, left, **_filling(number))
         left = left + values
     axes.set_yticks(place, [f"k = {k}" for k in shares["k"]])
     axes.set(xlim=(0, 1), xlabel="share of the images")
@@ -404,6 +384,25 @@ def agreement(shares: Mapping[str, Sequence[float]]) -> Figure:
 
 def _nth(choices, number):
     return choices[number % len(choices)]
+
+
+def _stroke(number):
+    """The look of a group's lines."""
+    return {
+        "color": _nth(SERIES, number),
+        "linestyle": _nth(LINES, number),
+        "marker": _nth(MARKERS, number),
+    }
+
+
+def _filling(number):
+    """The look of a group's bars."""
+    return {
+        "facecolor": _nth(SERIES, number),
+        "hatch": _nth(HATCHES, number),
+        "edgecolor": PAPER,
+        "linewidth": 0,
+    }
 
 
 def _short(text, length):
@@ -418,29 +417,12 @@ def _legend(figure, names, keys):
         figure.legend(handles=keys(names), loc="outside upper left", ncols=columns)
 
 
-def _lines(names, linestyle=None):
+def _lines(names, **look):
     return [
-        Line2D(
-            [],
-            [],
-            color=_nth(SERIES, number),
-            linestyle=_nth(LINES, number) if linestyle is None else linestyle,
-            marker=_nth(MARKERS, number),
-            markersize=5,
-            label=_short(name, 44),
-        )
+        Line2D([], [], **_stroke(number) | look, markersize=5, label=_short(name, 44))
         for number, name in enumerate(names)
     ]
 
 
 def _patches(names):
-    return [
-        Patch(
-            facecolor=_nth(SERIES, number),
-            hatch=_nth(HATCHES, number),
-            edgecolor=PAPER,
-            linewidth=0,
-            label=_short(name, 44),
-        )
-        for number, name in enumerate(names)
-    ]
+    return [Patch(**_filling(number), label=_short(name, 44)) for number, name in enumerate(names)]

@@ -43,17 +43,10 @@ def join(*parts: Any) -> Html:
     return Html("".join(p if isinstance(p, Html) else html.escape(str(p)) for p in parts))
 
 
-def image(jpeg: str, alt: str, **attributes: str) -> Html:
-    """A picture.
-
-    Args:
-      jpeg: its file in base64.
-      alt: what it shows, in words.
-      **attributes: as `element`.
-    """
+def image(jpeg: str, alt: str) -> Html:
+    """A picture: its JPEG file in base64, and what it shows in words."""
     source = html.escape(f"data:image/jpeg;base64,{jpeg}")
-    given = "".join(f' {name.rstrip("_")}="{html.escape(v)}"' for name, v in attributes.items())
-    return Html(f'<img src="{source}" alt="{html.escape(alt)}"{given}>')
+    return Html(f'<img src="{source}" alt="{html.escape(alt)}">')
 
 
 def table(caption: str, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> Html:

@@ -9,6 +9,7 @@ from cyclip_jax.report.parts import (
     evaluations_of,
     headlines_of,
     metric_cell,
+    metric_names,
     named,
     run_names,
 )
@@ -133,13 +134,7 @@ def _all_numbers(groups):
     runs = [run for group in groups for run in group.runs]
     rows = []
     for evaluation in evaluations_of(groups):
-        names = {
-            name: None
-            for run in runs
-            if evaluation in run.evaluations
-            for name in run.evaluations[evaluation]
-        }
-        for name in names:
+        for name in metric_names(groups, evaluation):
             values = [run.evaluations.get(evaluation, {}).get(name) for run in runs]
             rows.append([named(name, evaluation), *map(metric_cell, values)])
         steps = [run.steps.get(evaluation) for run in runs]

@@ -1,7 +1,8 @@
-"""What several sections of the page need: which numbers there are, and how they are written."""
+"""What several sections of the page need: which numbers there are, how they are written, drawn."""
 
+import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -11,16 +12,43 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.metric import Metric
 from cyclip_jax.report.markup import Cell, Html, breakable, element, join
 from cyclip_jax.report.runs import Group, Run, read_json
+from cyclip_jax.report.style import Drawing, drawn, inline
 
 _HEADLINES = 12  # of an evaluation; all its numbers are in the folded table
 
 
-class Drawings(Protocol):
-    """What draws the figures of the page, see write.py."""
+class Drawings:
+    """Collects what the sections draw.
+
+    Attributes:
+      drawings: {name of the file: Drawing}.
+      main: names of those that tell most.
+    """
+
+    def __init__(self) -> None:
+        self.drawings: dict[str, Drawing] = {}
+        self.main: list[str] = []
 
     def add(self, name: str, figure: Figure, caption: str, *, main: bool = False) -> Html:
-        """Draws a figure, and returns its place in the page."""
-        ...
+        """Draws a Figure; returns its place in the page.
+
+        Args:
+          name: for its files; what a file system may not like is left out.
+          figure: of matplotlib.
+          caption: how to read it.
+          main: whether it goes to TensorBoard, too.
+        """
+        name = re.sub(r"[^\w.@-]+", "_", name)
+        while name in self.drawings:
+            name += "_"
+        self.drawings[name] = drawing = drawn(figure)
+        if main:
+            self.main.append(name)
+        number = len(self.drawings)
+        label = f"figure-{number}-caption"
+        svg = inline(drawing.svg, f"f{number}")
+        svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{label}"', 1)
+        return element("figure", Html(svg), element("figcaption", caption, id=label))
 
 
 def evaluations_of(groups: Sequence[Group]) -> list[str]:
@@ -51,12 +79,9 @@ def headlines_of(groups: Sequence[Group], evaluation: str) -> list[tuple[str, Me
 def detailed(
     group: Group, file_name: str, *, every_run: bool = False
 ) -> list[tuple[Run, str, epath.Path]]:
-    """(run, evaluation, path) of a group's files of details.
+    """(run, evaluation, path) of a group's files of details that are called so.
 
-    Args:
-      group: whose files are wanted.
-      file_name: as evaluators call it.
-      every_run: whether those of all runs are wanted, and not of the first that has one alone.
+    Of each evaluation it is the file of the first run that has one; `every_run` is for all of them.
     """
     seen, found = set(), []
     for run in group.runs:
@@ -107,12 +132,7 @@ def named(metric: str, evaluation: str) -> Html:
 
 
 def run_names(groups: Sequence[Group], of: Sequence[Run] | None = None) -> list[str]:
-    """A name for each run: its group's and its directory's.
-
-    Args:
-      groups: whose runs they are.
-      of: the runs that are wanted; None is all.
-    """
+    """A name for each run, its group's and its directory's, or for the runs `of` alone."""
     runs = [(group, run) for group in groups for run in group.runs if of is None or run in of]
     return [g.name if g.name == run.name else f"{g.name}: {run.name}" for g, run in runs]
 

@@ -15,7 +15,7 @@ from scipy.special import stdtrit
 from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import by_evaluation
-from cyclip_jax.evals.metric import About, Metric
+from cyclip_jax.evals.metric import Metric
 from cyclip_jax.evals.output import read_abouts
 from cyclip_jax.files import absolute
 from cyclip_jax.workdir.layout import CONFIG, EVALS, METRICS
@@ -60,9 +60,6 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
 
     Numbers of an evaluation may stand in metrics.jsonl and in several evals/*.json: those of the
     latest step count, of the same step those of the file that was written last.
-
-    Args:
-      directory: the workdir or the output.
 
     Raises:
       UserError: there is nothing to show, or a file is not what it should be.
@@ -181,9 +178,6 @@ class Group:
 
         With two runs or more its interval is Student's over the runs, else that of the one run. It
         is not finite where one run's is not: a mean of the others would hide that.
-
-        Args:
-          evaluation, name: whose metric it is, and which.
         """
         found = list(self._by_seed(evaluation, name).values())
         if len(found) < 2:
@@ -196,17 +190,11 @@ class Group:
         return _mean(values, found[0].about, chance)
 
     def difference(self, baseline: "Group", evaluation: str, name: str) -> Metric | None:
-        """The mean over the seeds of both groups of this group's metric less the other's.
+        """The mean over the seeds of both groups of this group's metric less the baseline's.
 
         Runs of one seed see the same examples in the same order from the same initial weights, so
-        that their difference varies less than they do.
-
-        Args:
-          baseline: the other group.
-          evaluation, name: whose metric it is, and which.
-
-        Returns:
-          A Metric, or None with fewer than two common seeds or where a number is not finite.
+        that their difference varies less than they do. It is None with fewer than two common seeds,
+        or where a number is not finite.
         """
         ours, theirs = (group._by_seed(evaluation, name) for group in (self, baseline))
         pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
@@ -226,30 +214,19 @@ class Group:
         if known is None:
             return {}
         # What a run has not measured that another has could not be measured.
-        missing = _metric(math.nan, None, None, known.about)
+        missing = known.about.metric(math.nan)
         return {seed: metrics.get(name, missing) for seed, metrics in evaluated.items()}
 
 
 def _mean(values, about, chance=None):
     """The mean of runs' values as a Metric with Student's interval."""
     if not all(map(math.isfinite, values)):
-        return _metric(math.nan, None, chance, about)
-    return _metric(float(np.mean(values)), student_interval(values), chance, about)
-
-
-def _metric(value: float, interval: tuple[float, float] | None, chance: float | None, about: About):
-    return Metric(value, interval, chance, about.unit, about.better, about.is_headline)
+        return about.metric(math.nan, None, chance)
+    return about.metric(float(np.mean(values)), student_interval(values), chance)
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of the mean of n values: mean ± t s/√n with n − 1 degrees.
-
-    Args:
-      values: n numbers.
-
-    Returns:
-      (low, high), or None of a single value.
-    """
+    """Student's 95 % interval of a mean, mean ± t s/√n with n − 1 degrees; None of one value."""
     n = len(values)
     if n < 2:
         return None

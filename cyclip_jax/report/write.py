@@ -9,53 +9,19 @@ from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
-from matplotlib.figure import Figure
 from PIL import Image
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, write_atomically
-from cyclip_jax.report.markup import Html, element, join
+from cyclip_jax.report.markup import element, join
+from cyclip_jax.report.parts import Drawings
 from cyclip_jax.report.runs import group_runs, read_run
 from cyclip_jax.report.sections import SECTIONS
-from cyclip_jax.report.style import Drawing, drawn, inline, style
+from cyclip_jax.report.style import style
 from cyclip_jax.workdir.layout import FIGURES, REPORT, TENSORBOARD
 from cyclip_jax.workdir.tensorboard import Summaries
 
 _HERE = pathlib.Path(__file__).parent
-
-
-class Figures:
-    """Collects what the sections draw.
-
-    Attributes:
-      drawings: {name of the file: Drawing}.
-      main: names of those that tell most.
-    """
-
-    def __init__(self) -> None:
-        self.drawings: dict[str, Drawing] = {}
-        self.main: list[str] = []
-
-    def add(self, name: str, figure: Figure, caption: str, *, main: bool = False) -> Html:
-        """Draws a Figure; returns its place in the page.
-
-        Args:
-          name: for its files; what a file system may not like is left out.
-          figure: of matplotlib.
-          caption: how to read it.
-          main: whether it goes to TensorBoard, too.
-        """
-        name = re.sub(r"[^\w.@-]+", "_", name)
-        while name in self.drawings:
-            name += "_"
-        self.drawings[name] = drawing = drawn(figure)
-        if main:
-            self.main.append(name)
-        number = len(self.drawings)
-        label = f"figure-{number}-caption"
-        svg = inline(drawing.svg, f"f{number}")
-        svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{label}"', 1)
-        return element("figure", Html(svg), element("figcaption", caption, id=label))
 
 
 def write_report(
@@ -94,7 +60,7 @@ def write_report(
         page = absolute(output)
         folder = page.parent / f"{page.stem}_figures"
     groups = group_runs(runs)
-    figures = Figures()
+    figures = Drawings()
     with style():
         contents = {title: section(groups, figures) for title, section in SECTIONS.items()}
     for name, drawing in figures.drawings.items():

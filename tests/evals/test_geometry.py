@@ -16,7 +16,7 @@ from cyclip_jax.evals.geometry import (
     uniformity,
     whitened_log_likelihood,
 )
-from cyclip_jax.evals.metric import Unit
+from cyclip_jax.evals.metric import About, Unit
 from cyclip_jax.evals.statistics.intervals import (
     mean_over_pairs_with_interval,
     mean_with_interval,
@@ -160,7 +160,7 @@ def test_intervals_of_gap_and_conformity_hold_what_other_samples_have():
 
 
 def _measured(images, texts):
-    of_pairs = mean_over_pairs_with_interval(conformity(images), unit=Unit.COSINE, better=None)
+    of_pairs = mean_over_pairs_with_interval(conformity(images), About(Unit.COSINE))
     return _gap(images, texts) | flat_numbers({"image_conformity": of_pairs})
 
 

@@ -33,14 +33,7 @@ class Naming:
 
 
 def read_classes(path: epath.Path) -> Naming:
-    """The Naming of a classes.json.
-
-    Args:
-      path: of the file.
-
-    Raises:
-      UserError: it is not what it must be.
-    """
+    """The Naming of a classes.json; UserError where the file is not what it must be."""
     try:
         content = json.loads(path.read_text())
         names, templates = content.get("classes"), content.get("templates")
@@ -57,11 +50,7 @@ def read_classes(path: epath.Path) -> Naming:
 
 
 def naming_beside(folder: epath.Path) -> Naming | None:
-    """The Naming of `classes.json` or of CLIP_benchmark's two text files; None without either.
-
-    Args:
-      folder: that they lie in.
-    """
+    """The Naming of a folder's `classes.json` or of CLIP_benchmark's two text files; else None."""
     if (folder / "classes.json").exists():
         return read_classes(folder / "classes.json")
     names, templates = (
@@ -108,12 +97,7 @@ def _are_texts(texts):
 
 
 def templates_of(namings: Sequence[Naming | None], preset: str | None) -> list[str]:
-    """The first templates that any of several Namings, or else the preset, has.
-
-    Args:
-      namings: Namings, or None.
-      preset: its name, or None.
-    """
+    """The first templates that any of the Namings, or else the preset of this name, has."""
     for naming in namings:
         if naming is not None and naming.templates:
             return naming.templates

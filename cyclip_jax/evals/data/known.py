@@ -118,15 +118,7 @@ PRESETS = {
 
 
 def preset_of(name: str, config_key: str) -> Preset:
-    """The Preset of this name.
-
-    Args:
-      name: a key of `PRESETS`.
-      config_key: full name of the config key that holds it, for messages.
-
-    Raises:
-      UserError: there is none.
-    """
+    """The Preset of this `name`; UserError, with its `config_key`, where there is none."""
     if name not in PRESETS:
         raise UserError(f"{config_key}: there is no preset {name!r}; choose {', '.join(PRESETS)}")
     return PRESETS[name]

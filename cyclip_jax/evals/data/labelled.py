@@ -123,9 +123,6 @@ def open_labelled(
         classes are a list in the order of their numbers, or {what the data calls it: name}.
       preset: its name where `data` does not say it.
 
-    Returns:
-      LabelledImages.
-
     Raises:
       UserError: what is wrong with it.
     """
@@ -158,10 +155,7 @@ def open_labelled(
 
 
 def open_named(folder: str, *, config_key: str, **settings: Any) -> LabelledImages:
-    """Opens labelled pictures whose classes have names, which prompts need.
-
-    Args:
-      folder, config_key, settings: as `open_labelled`.
+    """Opens labelled pictures as `open_labelled`; prompts need classes that have names.
 
     Raises:
       UserError: as there, or the classes are numbers that nobody has named.
@@ -177,10 +171,6 @@ def open_named(folder: str, *, config_key: str, **settings: Any) -> LabelledImag
 
 def labels_among(test: LabelledImages, train: LabelledImages) -> Int[np.ndarray, "n"]:
     """A test set's labels as numbers of a training set's classes, int [N].
-
-    Args:
-      test: LabelledImages of N pictures.
-      train: LabelledImages whose classes count.
 
     Raises:
       UserError: one of its labels is no class of the training set, or two classes have one name.
@@ -232,12 +222,7 @@ class TrainAndTest:
     test_labels: Int[np.ndarray, "n"]
 
     def features(self, encoders: Encoders, normalize: bool) -> Features:
-        """Embeds both sets.
-
-        Args:
-          encoders: the model.
-          normalize: whether features get unit norm.
-        """
+        """Embeds both sets; `normalize` gives the features unit norm."""
         embed = encoders.image_embeds if normalize else encoders.image_features
         train, indices = embed(self.train)
         test, test_indices = embed(self.test)
@@ -465,9 +450,6 @@ def open_settings(settings: Mapping[str, Any], config_key: str) -> LabelledImage
       settings: {"folder": …, …} as those of `zeroshot`, or with a `preset` alone; its `type` may be
         among them.
       config_key: full name of the config key that holds them, for messages.
-
-    Returns:
-      LabelledImages.
 
     Raises:
       UserError: there is no such setting, or something is wrong with the data.

@@ -126,9 +126,6 @@ def distinct(
 ) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "distinct"]]:
     """Numbers equal values alike, in the order in which they first stand.
 
-    Args:
-      values: n of them.
-
     Returns:
       (the number of each one's distinct value, int [n]; where each distinct value first stands).
     """

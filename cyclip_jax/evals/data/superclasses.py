@@ -55,7 +55,8 @@ def read_superclasses(superclasses: str, *, config_key: str) -> dict[str, str]:
             known = ", ".join(SUPERCLASSES)
             raise UserError(f"{config_key} is {path}, which is no file and none of {known}")
         try:
-            content = {name: list(map(normal, classes)) for name, classes in _read(path).items()}
+            written = json.loads(path.read_text(encoding="utf-8"))
+            content = {name: list(map(normal, classes)) for name, classes in written.items()}
         except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{path} is not {{superclass: [class, …]}} ({error!r})") from error
     by_class = {}
@@ -70,15 +71,10 @@ def read_superclasses(superclasses: str, *, config_key: str) -> dict[str, str]:
 def superclass_of_each(
     classes: Sequence[str], by_class: Mapping[str, str], *, config_key: str
 ) -> list[str]:
-    """The superclasses of classes, list[str].
-
-    Args:
-      classes: their names.
-      by_class: what `read_superclasses` read.
-      config_key: full name of the config key that holds it, for messages.
+    """The superclasses of classes by what `read_superclasses` read, list[str].
 
     Raises:
-      UserError: a class has none.
+      UserError: a class has none; it names `config_key`.
     """
     missing = [name for name in classes if normal(name) not in by_class]
     if missing:
@@ -89,7 +85,3 @@ def superclass_of_each(
 def normal(name: str) -> str:
     """A class's name without what differs between lists of them: "Maple Tree" is "maple_tree"."""
     return name.strip().lower().replace(" ", "_").replace("-", "_")
-
-
-def _read(path):
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 
 from cyclip_jax.evals.data.labelled import LabelledImages
 from cyclip_jax.evals.encoders import Encoders
-from cyclip_jax.evals.metric import Metric, Unit
+from cyclip_jax.evals.metric import SHARE, Metric, share_at
 from cyclip_jax.evals.statistics.intervals import floats, interval, mean_with_interval
 from cyclip_jax.evals.statistics.unit_norm import unit_rows
 
@@ -33,12 +33,7 @@ class Embedded(NamedTuple):
 
 
 def embed(encoders: Encoders, dataset: LabelledImages) -> Embedded:
-    """Embeds the pictures and the classes of a data set.
-
-    Args:
-      encoders: the model.
-      dataset: LabelledImages.
-    """
+    """Embeds the pictures and the classes of a data set."""
     class_embeds = class_embeddings(encoders.text_embeds, dataset.classes, dataset.templates)
     image_embeds, index = encoders.image_embeds(dataset)
     return Embedded(image_embeds, class_embeds, dataset.labels[index], index)
@@ -118,11 +113,10 @@ def top_k(
     Returns:
       ({name: Metric}, {name: hits bool [N]}): `top<k>`, and `mean_per_class` among the metrics.
     """
-    hits = {f"top{k}": ranks < k for k in every_k if k < classes}
+    ks = [k for k in every_k if k < classes]
+    hits = {f"top{k}": ranks < k for k in ks}
     metrics = {
-        f"top{k}": mean_with_interval(ranks < k, chance=k / classes, is_headline=k == 1)
-        for k in every_k
-        if k < classes
+        f"top{k}": mean_with_interval(ranks < k, chance=k / classes, about=share_at(k)) for k in ks
     }
     metrics["mean_per_class"] = mean_per_class(ranks < 1, labels, classes)
     return metrics, hits
@@ -131,13 +125,7 @@ def top_k(
 def mean_per_class(
     is_hit: Bool[np.ndarray, "n"], labels: Int[np.ndarray, "n"], classes: int
 ) -> Metric:
-    """The mean over the classes that have images of each one's share of hits.
-
-    Args:
-      is_hit: bool [N].
-      labels: int [N].
-      classes: their number C.
-    """
+    """The mean over the C classes that have images of each one's share of hits, bool [N]."""
 
     def statistic(weights):
         hits = np.bincount(labels, weights * is_hit, minlength=classes)
@@ -146,18 +134,13 @@ def mean_per_class(
 
     mean = float(statistic(np.ones(len(labels))))
     bounds = floats(interval(statistic, len(labels)))
-    return Metric(mean, bounds, 1 / classes, Unit.SHARE, "more")
+    return SHARE.metric(mean, bounds, 1 / classes)
 
 
 def predicted(
     image_embeds: Float[np.ndarray, "n d"], class_embeds: Float[np.ndarray, "c d"]
 ) -> Int[np.ndarray, "n"]:
-    """The most similar class of each image, int [N]; -1 where a similarity is NaN.
-
-    Args:
-      image_embeds: [N, D].
-      class_embeds: [C, D].
-    """
+    """The most similar class of each image, int [N]; -1 where a similarity, of [N, C], is NaN."""
     predictions = []
     for start in range(0, len(image_embeds), _TILE_ROWS):
         similarities = image_embeds[start : start + _TILE_ROWS] @ class_embeds.T  # [tile, C]
@@ -169,12 +152,7 @@ def predicted(
 def confusion(
     labels: Int[np.ndarray, "n"], predictions: Int[np.ndarray, "n"], classes: int
 ) -> Int[np.ndarray, "c c"]:
-    """How many images of each class (rows) are taken for which (columns), int [C, C].
-
-    Args:
-      labels, predictions: the classes that each image has and is taken for, int [N].
-      classes: their number C.
-    """
+    """How many images of each class (rows) are taken for which (columns), int [C, C]."""
     counts = np.zeros((classes, classes), int)
     told = predictions != _UNTOLD
     np.add.at(counts, (labels[told], predictions[told]), 1)

@@ -1,11 +1,10 @@
 """Both cyclic consistencies of held-out pairs, row by row."""
 
-import dataclasses
-
 import numpy as np
 from jaxtyping import Float, Int
 
-from cyclip_jax.evals.metric import Metric, Unit
+from cyclip_jax.evals.known_metrics import KNOWN
+from cyclip_jax.evals.metric import Metric
 from cyclip_jax.evals.statistics.intervals import mean_over_pairs_with_interval
 
 
@@ -51,17 +50,13 @@ def cyclic_consistencies(
     """
     inmodal, crossmodal = cyclic_rows(image_embeds, text_embeds)
     parts = {"inmodal_consistency": inmodal, "crossmodal_consistency": crossmodal}
-    return {name: _consistency(rows, clusters) for name, rows in parts.items()}, parts
+    return {name: _consistency(name, rows, clusters) for name, rows in parts.items()}, parts
 
 
-def _consistency(rows, clusters):
-    found = mean_over_pairs_with_interval(rows, clusters=clusters, unit=Unit.NUMBER, better="less")
+def _consistency(name, rows, clusters):
+    found = mean_over_pairs_with_interval(rows, KNOWN[name], clusters=clusters)
     low, high = found.interval or (np.nan, np.nan)
-    return dataclasses.replace(
-        found,
-        value=_at_least_0(found.value),
-        interval=(_at_least_0(low), _at_least_0(high)),
-    )
+    return found.about.metric(_at_least_0(found.value), (_at_least_0(low), _at_least_0(high)))
 
 
 def _at_least_0(value):

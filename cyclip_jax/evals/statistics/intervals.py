@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from cyclip_jax.evals.metric import Better, Metric, Unit
+from cyclip_jax.evals.metric import SHARE, About, Metric
 
 RESAMPLES = 1000
 
@@ -43,9 +43,7 @@ def mean_with_interval(
     *,
     clusters: Int[np.ndarray, "n"] | None = None,
     chance: float | None = None,
-    unit: Unit = Unit.SHARE,
-    better: Better = "more",
-    is_headline: bool = True,
+    about: About = SHARE,
 ) -> Metric:
     """The mean of values as a Metric with its interval.
 
@@ -53,7 +51,8 @@ def mean_with_interval(
       values: float or bool [N], one of each query.
       clusters: int [N], which image each query belongs to, where one image has several: images are
         drawn, not queries. By default every query is its own.
-      chance, unit, better, is_headline: as Metric; by default it is a share of hits.
+      chance: as Metric.
+      about: what the mean says of itself; by default it is a share of hits.
     """
     values = np.asarray(values, np.float64)
     if clusters is None:
@@ -62,15 +61,14 @@ def mean_with_interval(
     sums = np.bincount(clusters, weights=values)
     sizes = np.bincount(clusters)
     bounds = interval(lambda weights: weights @ sums / (weights @ sizes), len(sums))
-    return Metric(float(values.mean()), floats(bounds), chance, unit, better, is_headline)
+    return about.metric(float(values.mean()), floats(bounds), chance)
 
 
 def mean_over_pairs_with_interval(
     rows: Float[np.ndarray, "n"],
+    about: About,
     *,
     clusters: Int[np.ndarray, "n"] | None = None,
-    unit: Unit,
-    better: Better,
 ) -> Metric:
     """The mean over all j, k of a function of two units as a Metric with its interval.
 
@@ -79,13 +77,13 @@ def mean_over_pairs_with_interval(
 
     Args:
       rows: float [N], the mean over k for each j.
+      about: what the mean says of itself.
       clusters: as `mean_with_interval`.
-      unit, better: as Metric.
     """
     mean = float(np.mean(rows))
     once = mean_with_interval(rows, clusters=clusters).interval or (np.nan, np.nan)
     low, high = (2 * bound - mean for bound in once)
-    return Metric(mean, (low, high), unit=unit, better=better)
+    return about.metric(mean, (low, high))
 
 
 def floats(bounds: tuple[Any, Any]) -> tuple[float, float]:

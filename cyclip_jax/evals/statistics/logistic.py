@@ -40,11 +40,7 @@ class Fit:
 def class_rows(
     kernel: Float[np.ndarray, "d c"], bias: Float[np.ndarray, "c"]
 ) -> Float[np.ndarray, "c d+1"]:
-    """One row for each class, [C, D + 1]: its score is an inner product with [x, 1].
-
-    Args:
-      kernel, bias: of a linear classifier, [D, C] and [C].
-    """
+    """A row for each class, [C, D + 1], whose inner product with [x, 1] is its score."""
     return np.concatenate([kernel, bias[None]]).T
 
 
@@ -119,11 +115,7 @@ def chosen_regularization(
     *,
     max_iterations: int = 1000,
 ) -> tuple[float, dict[float, float]]:
-    """`sweep` by the accuracy on validation images of what is fitted to others.
-
-    Args:
-      features, labels, classes, max_iterations: as `logistic_regression`.
-      validation_features, validation_labels: [M, D] and int [M].
+    """`sweep` by the accuracy on validation images, [M, D], of what is fitted to others, [N, D].
 
     Returns:
       (the best λ, {λ: accuracy} of all that were tried).
@@ -242,11 +234,6 @@ def _minimise(tiles, targets, basis, n, classes, regularization, tolerance, max_
 
 
 def check_regularization(key: str, regularization: float | None) -> None:
-    """Raises UserError where it is neither None nor above 0.
-
-    Args:
-      key: full name of the evaluation's config keys, for the message.
-      regularization: λ of `logistic_regression`.
-    """
+    """Raises UserError where λ is neither None nor above 0; `key` names the evaluation there."""
     if regularization is not None and not regularization > 0:
         raise UserError(f"{key}.regularization {regularization} must be above 0")

@@ -18,12 +18,7 @@ def probe_scores(
     bias: Float[np.ndarray, "c"],
     output: Output,
 ) -> dict[str, Metric]:
-    """Tests a classifier, and writes the outcome of each test image.
-
-    Args:
-      features: of the training and the test images.
-      kernel, bias: of the classifier, [D, C] and [C].
-      output: where the outcomes go.
+    """Tests a classifier, [D, C] and [C], and writes the outcome of each test image.
 
     Returns:
       `top1` and `top5`, those of k below the number of classes, and `mean_per_class`.

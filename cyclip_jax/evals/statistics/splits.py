@@ -50,12 +50,7 @@ def held_out(
 
 
 def check_share(key: str, share: float) -> None:
-    """Raises UserError where a share for validation is not between 0 and 1.
-
-    Args:
-      key: full name of the evaluation's config keys, for the message.
-      share: of each class's images.
-    """
+    """Raises UserError where a share is not between 0 and 1; `key` names the evaluation there."""
     if not 0 < share < 1:
         raise UserError(f"{key}.validation_share {share} must be between 0 and 1")
 
@@ -66,33 +61,8 @@ MOST_VALIDATION_SHOTS = 4  # images of each class that choose a setting, as in C
 def k_shot(
     places: Int[np.ndarray, "n"], k: int
 ) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
-    """(examples of the k of each class, up to min(k, 4) further ones), both bool [N].
-
-    Args:
-      places: int [N], see `places_in_class`.
-      k: images of each class.
-    """
+    """(the first k of each class by their `places`, up to min(k, 4) further ones), bool [N]."""
     return places < k, (places >= k) & (places < k + min(k, MOST_VALIDATION_SHOTS))
-
-
-def check_images(
-    key: str,
-    labels: Int[np.ndarray, "n"],
-    names: Sequence[str],
-    k: int,
-    *,
-    also_validation: bool,
-    least: int | None = None,
-) -> None:
-    """Raises UserError where `missing_images` finds something.
-
-    Args:
-      key: full name of the evaluation's config keys, for the message.
-      labels, names, k, also_validation, least: as there.
-    """
-    missing = missing_images(labels, names, k, also_validation=also_validation, least=least)
-    if missing is not None:
-        raise UserError(f"{key}.train {missing}")
 
 
 def missing_images(
