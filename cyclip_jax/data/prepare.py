@@ -67,12 +67,11 @@ from cyclip_jax.data.shard_writer import (
     as_json,
     by_reason,
     sentence,
-    sha256_of,
     write_shard,
 )
-from cyclip_jax.data.sources.ranges import is_missing, is_remote
+from cyclip_jax.data.sources.ranges import is_remote
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import absolute, file_errors, write_atomically
+from cyclip_jax.files import absolute, file_errors, is_missing, sha256_of, write_atomically
 from cyclip_jax.runtime import command
 
 VERSION = 1  # of what is written; shards of different ones are not mixed
