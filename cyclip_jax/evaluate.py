@@ -4,8 +4,10 @@ python -m cyclip_jax.evaluate --checkpoint=WORKDIR
 """
 
 import math
+import os
 from typing import Any
 
+import ml_collections
 from absl import flags
 
 from cyclip_jax.errors import UserError
@@ -26,7 +28,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "step",
         None,
-        "Which checkpoint of a workdir; by default the newest.",
+        "Step of the checkpoint in a workdir; by default the newest.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -35,11 +37,20 @@ def define_flags(values: flags.FlagValues) -> None:
         "Directory for the results; by default <checkpoint>/evals.",
         flag_values=values,
     )
-    define_config(values, "Its evals are run on its data; by default a run's own.")
+    define_config(
+        values,
+        "File of the config whose evals are run on its data; by default the run's own config.",
+    )
     define_distributed_flags(values)
 
 
-def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
+def evaluate_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    output: str | os.PathLike[str] | None = None,
+    config: ml_collections.ConfigDict | None = None,
+) -> dict[str, float]:
     """Runs evaluators on a trained model and writes `<output>/step_<step>.json`.
 
     Args:
@@ -47,15 +58,16 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
         or safetensors file.
       step: which checkpoint of a workdir; None is the newest.
       output: directory for the results; None is `<checkpoint>/evals`, or `<file>.evals`.
-      config: whose `evals` to run; a run has its own, everything else needs one. What a checkpoint
-        does not tell of its model (quick_gelu in a bare file of weights) and the batch size are
-        the config's too.
+      config: the config whose `evals` are run. A run has a config of its own; everything else needs
+        this one. It also gives the batch size, and whatever a checkpoint does not say of its model,
+        such as quick_gelu in a bare file of weights.
 
     Returns:
-      {"step": …, "<evaluation>/<metric>": float}; where no step is known, the file is results.json.
+      {"step": …, "<evaluation>/<metric>": float}. Where no step is known, it has no "step", and the
+      file is results.json.
 
     Raises:
-      UserError: no such checkpoint, or evaluations that cannot run.
+      UserError: there is no such checkpoint, or an evaluation cannot run.
     """
     import jax
 
@@ -74,7 +86,7 @@ def evaluate_checkpoint(checkpoint, *, step=None, output=None, config=None):
         evals.check_settings(config.evals)
     opened = open_checkpoint(path, step=step)
     if opened.config is None and config is None:
-        raise UserError(f"{path} is not the workdir of a run: its data are to be named by --config")
+        raise UserError(f"{path} is not the workdir of a run; name its data with --config")
     evaluated = resolve_paths(config or opened.config, path)
     evaluators = evals.create_evaluators(evaluated.evals)
     if opened.config is None:

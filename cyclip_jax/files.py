@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import logging
@@ -16,16 +17,17 @@ from etils import epath
 
 # No space, no quota, or a file larger than a limit: what a person can mend while a run goes on.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BLOCK = 16 << 20  # bytes of a file that are hashed at a time
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """The path as an epath.Path, made absolute where it is local: Orbax wants that; ~ is home."""
+    """The path as an epath.Path; a local one is made absolute, as Orbax wants it, and ~ is home."""
     path = str(path)
     return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Writes bytes or text so that `path` holds what it held or all of `content`, never a part."""
+    """Writes bytes or text; `path` holds what it held before or all of `content`, never a part."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.parent / f"{path.name}.{os.getpid()}.tmp"
@@ -37,18 +39,18 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
-    """Removes what processes that were killed in `write_atomically` left in a folder."""
+    """Removes from a folder the files of processes that were killed in `write_atomically`."""
     for path in epath.Path(folder).glob("*.tmp"):
         if re.search(r"\.\d+\.tmp$", path.name):
             path.unlink(missing_ok=True)
 
 
 class Appender:
-    """A text file that grows; on a full disk its end waits in memory for the next try.
+    """A text file that grows; what a full disk does not take waits in memory for the next try.
 
     Attributes:
-      failure: what kept the end of the text from being written; None where nothing did.
-      unwritten: that end, bytes.
+      failure: the error that keeps the end of the text from being written, or None.
+      unwritten: the end of the text that is not written yet, as bytes.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -61,7 +63,7 @@ class Appender:
         self.unwritten: bytes = b""
 
     def write(self, text: str) -> None:
-        """Appends text, or keeps it in memory, which is said once."""
+        """Appends text, or keeps it in memory and says so once."""
         with self._turn:
             self.unwritten += text.encode()
             self.flush()
@@ -81,7 +83,7 @@ class Appender:
                 if not was_failing:
                     logging.error(
                         "%s CANNOT BE WRITTEN (%s). Free space or mend that: its next lines wait "
-                        "in memory until they can be.",
+                        "in memory until they can be written.",
                         self._path,
                         error,
                     )
@@ -95,17 +97,32 @@ class Appender:
             self._file.close()
 
 
-def file_errors():
-    """What reading or writing a file may raise: OSError, and of remote ones TensorFlow's own.
+def file_errors() -> tuple[type[Exception], ...]:
+    """The types that reading or writing a file may raise: OSError, and TensorFlow's own errors.
 
-    Where TensorFlow has not been imported, nothing can have raised its errors.
+    Remote files raise the latter. Nothing can have raised them before TensorFlow is imported.
     """
     tensorflow = sys.modules.get("tensorflow")
     return (OSError,) if tensorflow is None else (OSError, tensorflow.errors.OpError)
 
 
+def is_missing(error: Exception) -> bool:
+    """Whether an error of `file_errors` says that there is no such file."""
+    is_named_so = any(kind.__name__ == "NotFoundError" for kind in type(error).__mro__)
+    return isinstance(error, FileNotFoundError) or is_named_so
+
+
+def sha256_of(path: epath.Path) -> str:
+    """The SHA-256 of a file, local or remote, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:  # not hashlib.file_digest, which takes no remote file
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes JSON so; a number that is not finite becomes null, as strict readers want."""
+    """Writes JSON atomically; a number that is not finite becomes null, as strict readers want."""
     text = json.dumps(_strict(content), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(path, text + "\n")
 

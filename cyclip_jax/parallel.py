@@ -48,8 +48,8 @@ class MeshSettings:
     """config.mesh.
 
     Attributes:
-      fsdp: devices that share one copy of parameters and optimiser state.
-      fsdp_min_size: parameters of fewer numbers stay whole.
+      fsdp: how many devices share one copy of the parameters and the optimiser's state.
+      fsdp_min_size: parameters of fewer numbers than this stay whole.
 
     Raises:
       UserError: fsdp is less than 1.
@@ -72,7 +72,7 @@ def create_mesh(devices: Devices | None = None, *, fsdp: int = 1) -> Mesh:
 
     Args:
       devices: sequence of jax.Device.
-      fsdp: devices that share one copy of the parameters, neighbours in `devices`.
+      fsdp: how many devices, neighbours in `devices`, share one copy of the parameters.
 
     Returns:
       A jax.sharding.Mesh of [devices / fsdp, fsdp].
@@ -109,8 +109,8 @@ def parameter_sharding(params: Tree, mesh: Mesh, *, min_size: int) -> Tree:
     Args:
       params: nested dict of arrays or shapes.
       mesh: as `create_mesh` makes it.
-      min_size: arrays of fewer elements stay whole, as splitting them saves little and costs a
-        collective; so do those whose dimension the axis does not divide.
+      min_size: arrays of fewer elements than this stay whole, as splitting them saves little and
+        costs a collective. Arrays whose dimension the axis does not divide stay whole too.
 
     Returns:
       The same tree of NamedSharding.
@@ -134,14 +134,17 @@ def parameter_sharding(params: Tree, mesh: Mesh, *, min_size: int) -> Tree:
 
 
 def gathered(params: Tree, sharding: Tree) -> Tree:
-    """The parameters as every device needs them to compute with.
+    """The whole parameters, which every device needs to compute with.
 
-    Without it XLA may split activations by channel, to suit the parameters. The gradient comes back
-    summed over the devices and split as the parameters are.
+    Without this, XLA may split activations by channel to suit the parameters. The gradient comes
+    back summed over the devices and split as the parameters are.
 
     Args:
       params: nested dict of arrays.
       sharding: the same tree of NamedSharding.
+
+    Returns:
+      The same tree of arrays, none of them split.
     """
 
     def gather(path, array, split):
@@ -173,7 +176,13 @@ _whole.defvjp(_whole_forward, _whole_backward)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, micro_batches: int = 1) -> None:
-    """Raises UserError unless every device gets the same number of rows in each micro-batch."""
+    """Raises UserError unless every device gets the same number of rows in each micro-batch.
+
+    Args:
+      batch_size: rows of the global batch.
+      mesh: the mesh that they are split over.
+      micro_batches: parts in which each device takes its rows.
+    """
     if micro_batches < 1:
         raise UserError(f"config.micro_batches {micro_batches} must be at least 1")
     rows = mesh.size * micro_batches
@@ -188,13 +197,29 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, micro_batches: int = 1) -> 
 
 
 def to_global(batch: Tree, mesh: Mesh) -> Tree:
-    """Host arrays with this process's rows -> global arrays [all rows, ...] sharded over rows."""
+    """Makes global arrays of the rows that each process holds.
+
+    Args:
+      batch: tree of host arrays with this process's rows, [n, ...].
+      mesh: the mesh that the rows are split over.
+
+    Returns:
+      The same tree of global arrays [N, ...], sharded over rows.
+    """
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
 def place(tree: Tree, abstract: Tree) -> Tree:
-    """Host arrays, the same on every process -> global arrays with the shardings of `abstract`."""
+    """Makes global arrays of host arrays that are the same on every process.
+
+    Args:
+      tree: tree of host arrays.
+      abstract: the same tree of what has a sharding, such as jax.ShapeDtypeStruct.
+
+    Returns:
+      The same tree of global arrays with the shardings of `abstract`.
+    """
     return jax.tree.map(
         lambda array, like: jax.make_array_from_callback(
             array.shape, like.sharding, lambda index: array[index]

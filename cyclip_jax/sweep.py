@@ -3,10 +3,14 @@
 python -m cyclip_jax.sweep --sweep=configs/sweeps/objectives.py
 """
 
+import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
 from absl import flags
+from etils import epath
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import command
@@ -18,7 +22,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "sweep",
         None,
-        "File with a function get_runs(), which gives {name: config}.",
+        "File with a function get_runs(), which returns {name: config}.",
         required=True,
         flag_values=values,
     )
@@ -29,25 +33,33 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string(
-        "only", "*", "Which runs, as a pattern of their names: *_seed0.", flag_values=values
+        "only",
+        "*",
+        "Which runs to train, as a pattern of their names, such as *_seed0.",
+        flag_values=values,
     )
     flags.DEFINE_integer(
-        "total_steps", None, "Length of each run, to try a sweep out.", flag_values=values
+        "total_steps",
+        None,
+        "Length of each run in steps, for trying a sweep out.",
+        flag_values=values,
     )
 
 
-def sweep(runs, workdir):
+def sweep(
+    runs: Mapping[str, ml_collections.ConfigDict], workdir: str | os.PathLike[str]
+) -> epath.Path | None:
     """Trains each run in `<workdir>/<name>`, or continues it, and reports on all of them together.
 
     Args:
       runs: {name: config}.
-      workdir: local or remote.
+      workdir: directory of the runs' directories, local or remote.
 
     Returns:
       The path of the report, `<workdir>/report.html`; None where a signal ended a run.
 
     Raises:
-      UserError: after the other runs, where some failed.
+      UserError: some of the runs failed. It is raised after the other runs.
     """
     from cyclip_jax.files import absolute
     from cyclip_jax.report.write import write_report
@@ -69,19 +81,29 @@ def sweep(runs, workdir):
     return page
 
 
-def read_runs(path, *, only="*", total_steps=None):
-    """{name: config} of a sweep's file.
+def read_runs(
+    path: str | os.PathLike[str], *, only: str = "*", total_steps: int | None = None
+) -> dict[str, ml_collections.ConfigDict]:
+    """Reads the runs of a sweep's file.
+
+    Args:
+      path: the file, which has a function get_runs().
+      only: which runs to read, as a pattern of their names.
+      total_steps: length of each run in steps; None leaves the lengths as they are.
+
+    Returns:
+      {name: config}.
 
     Raises:
-      UserError: no such file, no get_runs() in it, or no run of this name.
+      UserError: there is no such file, it has no get_runs(), or no run has such a name.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise UserError(f"--sweep={path} is no Python file")
+        raise UserError(f"--sweep={path} is not a Python file")
     with configs_at_hand():
         module = load_module(path, path.stem)
         if not hasattr(module, "get_runs"):
-            raise UserError(f"{path} has no function get_runs(), which gives {{name: config}}")
+            raise UserError(f"{path} has no function get_runs(), which returns {{name: config}}")
         with errors_in(path):
             runs = module.get_runs()
     chosen = {name: run for name, run in runs.items() if pathlib.PurePath(name).match(only)}

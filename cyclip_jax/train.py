@@ -46,14 +46,14 @@ def train(
 
     Args:
       config: a ConfigDict as defaults.py makes it.
-      workdir: directory of the run, local or remote; {workdir} in the config's paths.
-      began: when the process began, by time.monotonic; by default now.
+      workdir: directory of the run, local or remote; it replaces {workdir} in the config's paths.
+      began: when the process began, by time.monotonic; by default this moment.
 
     Returns:
       The last step's metrics, or None where a signal ended the run before.
 
     Raises:
-      UserError: something in the config, the data or the workdir that the user can mend.
+      UserError: the config, the data or the workdir has a fault that the user can mend.
     """
     began = time.monotonic() if began is None else began
     workdir = absolute(workdir)
@@ -144,7 +144,7 @@ def _end(run, step, *, is_done):
 
 
 def _check_written(run, step):
-    """Raises UserError where the last save, which it waits for, or a line is not on disk."""
+    """Waits for the last save; raises UserError where that or a line could not be written."""
     failures = {
         f"checkpoint {step}": run.checkpointer.wait(),
         METRICS: run.writer.flush(),

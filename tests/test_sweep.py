@@ -73,7 +73,7 @@ def test_a_run_that_fails_does_not_keep_the_others(monkeypatch, tmp_path):
 
 
 def test_what_is_wrong_with_a_sweep_is_said(tmp_path):
-    with pytest.raises(UserError, match="no Python file"):
+    with pytest.raises(UserError, match="is not a Python file"):
         sweep.read_runs(tmp_path / "missing.py")
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match=r"no function get_runs\(\)"):

@@ -165,8 +165,8 @@ def test_another_model_in_the_same_workdir_is_refused(pairs, finished):
     workdir, _ = finished
     before = (workdir / "config.json").read_text()
     message = (
-        f"{workdir} holds a run with another model: model.text_layers (1 there, 2 here); "
-        "choose another directory or the same model"
+        f"{workdir} holds a run with another model: model.text_layers (1 there, 2 in your config); "
+        "choose another --workdir, or set the config to the same model"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         train(tiny_config(pairs, **{"model.text_layers": 2}), workdir)

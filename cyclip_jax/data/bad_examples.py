@@ -1,4 +1,4 @@
-"""Which examples cannot be used: counted, and named in a file."""
+"""Counts the examples that cannot be used, and names them in a file."""
 
 import json
 import os
@@ -12,11 +12,11 @@ from cyclip_jax.files import Appender, write_atomically
 
 
 class BadExamples:
-    """Counts and names, once each, the examples that cannot be read.
+    """Counts the examples that cannot be read, and names each of them once.
 
-    Bad is an example whose image is missing or cannot be decoded, or that has no caption. Each
-    process counts those it meets itself, so each wants a file of its own. Lines that a full disk
-    does not take wait in memory.
+    An example is bad if its image is missing or cannot be decoded, or if it has no caption. Each
+    process counts the bad examples that it meets itself, and so needs a file of its own. Lines that
+    a full disk does not take wait in memory.
     """
 
     def __init__(
@@ -26,16 +26,16 @@ class BadExamples:
         dataset_size: int,
         position: Position | None = None,
     ) -> None:
-        """Takes up the examples that the file names from before a position.
+        """Begins with the examples that the file names from before a position.
 
         Args:
-          path: file of one JSON object a line: {"key", "index", "reason", "detail"}, with the
-            position after the training batch in which it was met: {…, "epoch", "examples"}. It is
-            made only when there is a bad example.
-          limit_share: share of the dataset that may be bad.
-          dataset_size: number of examples in the dataset.
-          position: the `Position` that training starts from, or None for the beginning. What was
-            met later leaves the file: it is met again, as if for the first time.
+          path: the file, which has one JSON object a line, {"key", "index", "reason", "detail"}. An
+            example that was met in a training batch also has the position after that batch, as
+            "epoch" and "examples". The file is made only when there is a bad example.
+          limit_share: share of the data set that may be bad.
+          dataset_size: number of examples in the data set.
+          position: the `Position` that training starts from, or None for the beginning. Examples
+            that were met later leave the file, as they are met again.
 
         Raises:
           UserError: the file already names more than the limit.
@@ -77,11 +77,14 @@ class BadExamples:
         """Counts and writes down an example, unless it is already known.
 
         Args:
-          key, index, reason, detail: what the file says of it.
-          position: the `Position` after the training batch in which it was met, if it was in one.
+          key: the example's name.
+          index: the example's number.
+          reason: why it cannot be used, in words that many examples share.
+          detail: what else is known about this example.
+          position: the `Position` after the training batch in which it was met, or None.
 
         Raises:
-          UserError: there are now more than the limit.
+          UserError: there are now more bad examples than the limit allows.
         """
         if (key, index) in self:
             return
@@ -96,7 +99,7 @@ class BadExamples:
         self._check_limit()
 
     def flush(self) -> Exception | None:
-        """Tries once more to write what could not be; returns what keeps it, or None."""
+        """Tries once more to write the lines that wait; returns what prevents it, or None."""
         if self._file is None:
             return None
         self._file.flush()
@@ -125,6 +128,6 @@ class BadExamples:
         if self.count > self._limit_share * self._dataset_size:
             raise UserError(
                 f"{self.count / self._dataset_size:.2%} of the examples cannot be read, more than "
-                f"the allowed {self._limit_share:.2%}: {self}; mend those, or raise "
+                f"the allowed {self._limit_share:.2%}: {self}; mend them, or raise "
                 "config.data.max_bad_share"
             )

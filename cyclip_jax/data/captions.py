@@ -1,7 +1,7 @@
-"""What may happen to a text before it is tokenised: which captions an example has, and the draw.
+"""What may happen to a text before it is tokenised.
 
-Here stands whatever chooses or changes a text: the choice among the fields of a record, templates
-around captions, and the draw of one caption in each epoch.
+Everything that chooses or changes a text is here: the choice among the fields of a record, the
+templates around captions, and the draw of one caption in each epoch.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ from cyclip_jax.errors import UserError
 
 
 class CaptionRule:
-    """What of a record is its captions: fields, their weights, and templates around them.
+    """Says which fields of a record are its captions, with weights and with templates around them.
 
     Args:
       fields: name of the field with the caption, or a tuple of several.
-      weights: of each field, or None for equal ones. A field that holds several captions shares
-        its weight among them.
-      templates: sentences with {} that stand around every caption, each equally often; none leaves
-        the captions as they are.
+      weights: the weight of each field, or None for equal weights. A field that holds several
+        captions shares its weight among them.
+      templates: sentences with {} in place of the caption, each used equally often. Without any,
+        the captions stay as they are.
 
     Raises:
       UserError: there are not as many weights as fields, one is negative or all are 0, or a
@@ -43,20 +43,21 @@ class CaptionRule:
         if len(self.weights) != len(self.fields) or min(self.weights) < 0 or not sum(self.weights):
             raise UserError(
                 f"config.data.caption_weights is {self.weights} for {len(self.fields)} field(s) of "
-                f"captions, {', '.join(self.fields)}; set it to one weight for each, not negative"
+                f"captions, {', '.join(self.fields)}; set it to one weight for "
+                "each, none negative and not all 0"
             )
         for template in self.templates:
             if "{}" not in template:
                 raise UserError(
-                    f"the template {template!r} in config.data.templates has no {{}}, the place "
-                    "of the caption"
+                    f"the template {template!r} in config.data.templates has no {{}}; put {{}} "
+                    "where the caption is to stand"
                 )
 
     def record(self, image: bytes, values: Iterable[Iterable[str | bytes]]) -> Record:
-        """A Record, of a picture and what its fields hold.
+        """Makes a Record of a picture and of what its fields hold.
 
         Args:
-          image: bytes.
+          image: the picture's file.
           values: for each field a list of captions, str or UTF-8 bytes.
 
         Raises:
@@ -81,7 +82,16 @@ class CaptionRule:
 
 
 def draw_caption(record: Record, seed: int, epoch: int, index: int) -> str:
-    """The caption of an example in one epoch, drawn by weight: a pure function."""
+    """The caption of an example in one epoch, drawn by weight.
+
+    A pure function of its arguments.
+
+    Args:
+      record: the example.
+      seed: the seed of the run's draws.
+      epoch: which pass over the data this is.
+      index: the example's number.
+    """
     if len(record.captions) == 1:
         return record.captions[0]
     digest = hashlib.blake2b(struct.pack("<3q", seed, epoch, index), digest_size=8).digest()
@@ -95,8 +105,9 @@ def text_of(record: Record, seed: int | None, epoch: int, index: int) -> str:
 
     Args:
       record: the example.
-      seed: of the run's draws; None takes the first caption, as evaluations do.
-      epoch, index: which example of which pass over the data this is.
+      seed: the seed of the run's draws; None takes the first caption, as evaluations do.
+      epoch: which pass over the data this is.
+      index: the example's number.
     """
     return record.captions[0] if seed is None else draw_caption(record, seed, epoch, index)
 

@@ -29,21 +29,21 @@ _pillow_limit = threading.Lock()
 
 
 def decode(encoded: tf.Tensor | bytes, max_pixels: int = MAX_PIXELS) -> UInt8[tf.Tensor, "h w 3"]:
-    """Decodes a JPEG, PNG, WebP, GIF or BMP file, of an animation the first frame.
+    """Decodes a JPEG, PNG, WebP, GIF or BMP file; an animation gives its first frame.
 
     The format is found in the content. Grey becomes RGB and an alpha channel is dropped without
     blending, as Pillow's `convert("RGB")` does. JPEG (also CMYK and progressive), PNG and still
-    WebP are decoded in the graph and come out equal to Pillow's, up to its own build of libjpeg,
-    but for 16-bit PNG: it keeps the upper 8 bits, where Pillow clips grey ones to white. What is
-    rare (GIF, BMP, animated WebP, whose frames TensorFlow 2.21 writes past their memory) is left
-    to Pillow itself.
+    WebP are decoded in the graph. The pixels are equal to Pillow's, up to its own build of libjpeg,
+    except for 16-bit PNG: its upper 8 bits are kept, whereas Pillow clips grey ones to white. Rare
+    formats are left to Pillow itself: GIF, BMP, and animated WebP, whose frames TensorFlow 2.21
+    writes past their memory.
 
     Orientation tags are ignored, as in the reference. The size is read from the file's header
     before anything is decoded.
 
     Args:
       encoded: the file's bytes, or a scalar string tensor of them.
-      max_pixels: larger pictures are refused, a Python int.
+      max_pixels: pictures of more pixels are refused, a Python int.
 
     Returns:
       uint8 [h, w, 3].
@@ -82,28 +82,37 @@ def decode(encoded: tf.Tensor | bytes, max_pixels: int = MAX_PIXELS) -> UInt8[tf
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def is_jpeg(encoded):
+def is_jpeg(encoded: tf.Tensor | bytes) -> tf.Tensor:
+    """Whether a file's bytes begin as those of a JPEG do, a bool scalar."""
     return tf.strings.substr(encoded, 0, 3) == b"\xff\xd8\xff"
 
 
-def has_its_end(jpeg):
-    """Whether the last bytes are JPEG's mark of the end; some whole files have more after it."""
+def has_its_end(jpeg: tf.Tensor | bytes) -> tf.Tensor:
+    """Whether the last bytes are JPEG's mark of the end, a bool scalar.
+
+    Some whole files have more bytes after that mark.
+    """
     return tf.strings.substr(jpeg, -2, 2) == b"\xff\xd9"
 
 
-def jpeg_and_sides(encoded, max_pixels):
-    """(the bytes, height, width) of a JPEG that is not too large."""
+def jpeg_and_sides(
+    encoded: tf.Tensor | bytes, max_pixels: int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """(the bytes, height, width) of a JPEG; running it fails where the picture is too large."""
     shape = tf.io.extract_jpeg_shape(encoded, tf.int64)
     return _refuse_larger(encoded, shape[0], shape[1], max_pixels), shape[0], shape[1]
 
 
-def decode_jpeg(encoded, ratio=1):
+def decode_jpeg(encoded: tf.Tensor | bytes, ratio: int = 1) -> UInt8[tf.Tensor, "h w 3"]:
+    """Decodes a JPEG, with its sides divided by `ratio`, 1, 2, 4 or 8."""
     # The default, fast DCT is 0.6 grey levels away from Pillow; the accurate one costs no more.
     return tf.io.decode_jpeg(encoded, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
 
-def decode_reduced_jpeg(encoded, halvings):
-    """A picture of halved sides, which costs libjpeg less than the whole.
+def decode_reduced_jpeg(
+    encoded: tf.Tensor | bytes, halvings: tf.Tensor
+) -> tuple[UInt8[tf.Tensor, "h w 3"], tf.Tensor]:
+    """Decodes a JPEG with halved sides, which costs libjpeg less than the whole picture.
 
     Args:
       encoded: the file's bytes.
@@ -118,8 +127,19 @@ def decode_reduced_jpeg(encoded, halvings):
     return image, tf.constant(ratios, tf.int64)[halvings - 1]
 
 
-def decode_part_of_jpeg(encoded, height, width, box):
-    """The box (top, left, height, width) of what `decode_jpeg` gives, to the last bit."""
+def decode_part_of_jpeg(
+    encoded: tf.Tensor | bytes,
+    height: tf.Tensor,
+    width: tf.Tensor,
+    box: tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor],
+) -> UInt8[tf.Tensor, "box_height box_width 3"]:
+    """A box of the picture that `decode_jpeg` gives, equal to it in every bit.
+
+    Args:
+      encoded: the file's bytes.
+      height, width: the sides of the whole picture, int64 scalars.
+      box: (top, left, height, width), int64 scalars.
+    """
     top, left, box_height, box_width = box
     above, before = tf.minimum(top, CHROMA_MARGIN), tf.minimum(left, CHROMA_MARGIN)
     bottom = tf.minimum(top + box_height + CHROMA_MARGIN, height)

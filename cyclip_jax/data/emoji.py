@@ -289,7 +289,7 @@ def package_versions() -> dict[str, str]:
             missing.append(package)
     if missing:
         raise UserError(
-            f"the emoji data set needs {', '.join(missing)}: pip install -e '.[quickstart]'"
+            f"the emoji data set needs {', '.join(missing)}; run pip install -e '.[quickstart]'"
         )
     return versions
 
@@ -311,7 +311,7 @@ def _package_folder(module: str, folder: str) -> Path:
             return path
     raise UserError(
         f"the package {module} has no folder {folder}; install the version that the quickstart "
-        "was written for: pip install -e '.[quickstart]'"
+        "was written for by pip install -e '.[quickstart]'"
     )
 
 

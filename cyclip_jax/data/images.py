@@ -58,18 +58,19 @@ def transform(
     `random_resized_crop`, whatever part of a JPEG has been decoded for them.
 
     `decoder="fast"` decodes a JPEG at a half, a quarter or an eighth of its sides where its crop
-    then still has `size` pixels, which saves most of the work on large photographs. Such pixels
-    are on average up to 2.5 grey levels from Pillow's, at the 99.9th percentile up to 30: edges are
-    a little softer. All others are the exact ones.
+    then still has `size` pixels, which saves most of the work on large photographs. The pixels of
+    such pictures differ from Pillow's by up to 2.5 grey levels on average, and by up to 30 at the
+    99.9th percentile: edges are a little softer. All other pictures are equal to the exact ones.
 
-    On one core, to 224 pixels, the exact decoder has 1.4 to 1.9 times the rate of Pillow for
-    photographs of 500 × 375, 1.6 for 640 × 480 and 2.1 for 1280 × 960; the fast one has the same,
-    2.2 and 4.2. For crops of mostly less than half a small photograph, of which only the part is
-    decoded, the exact one is no slower.
+    The exact decoder was measured on one core, with images of 224 pixels. It has 1.4 to 1.9 times
+    the rate of Pillow for photographs of 500 × 375 pixels, 1.6 times for 640 × 480 and 2.1 times
+    for 1280 × 960. The fast decoder has the same rate for the first, 2.2 and 4.2 times for the
+    others. For crops that mostly keep less than half of a small photograph, the exact one is no
+    slower, as it decodes only that part.
 
     Args:
       encoded: the file's bytes, a scalar string tensor; for the formats see `decode`.
-      seed: int64 [2], see `example_seed`; needed by whatever is random.
+      seed: int64 [2] (see `example_seed`); it is needed where anything is random.
       size: side of the result in pixels, a Python int.
       settings: what happens to the picture.
 
@@ -77,12 +78,14 @@ def transform(
       uint8 [size, size, 3].
 
     Raises:
-      ValueError: at once, something is random and there is no seed.
-      tf.errors.InvalidArgumentError: while running, the bytes are no whole picture of a known
-        format, or one of too many pixels.
+      ValueError: something is random and there is no seed. This is raised at once.
+      tf.errors.InvalidArgumentError: the bytes are not a whole picture of a known format, or the
+        picture has too many pixels. This is raised while the graph runs.
     """
     if settings.is_random and seed is None:
-        raise ValueError("whatever is random wants a seed: pass example_seed(seed, epoch, index)")
+        raise ValueError(
+            "an image that is random needs a seed; pass example_seed(seed, epoch, index)"
+        )
     square = _fast_square if settings.decoder == "fast" else _exact_square
     image = square(encoded, seed, size, settings)
     if seed is None:
@@ -126,10 +129,10 @@ def random_resized_crop(
 ) -> UInt8[tf.Tensor, "size size 3"]:
     """A random part of the image, resized to a square: torchvision's RandomResizedCrop.
 
-    Ten boxes are drawn and the first that fits is taken; if none fits, the largest centred box
-    within `ratio`. Mind that boxes of nine tenths of the area and at most 4:3 never fit into a
-    picture longer than 40:27, so that a photograph of 3:2 then always gives its centre. A pure
-    function of its arguments.
+    Ten boxes are drawn, and the first that fits is taken. If none fits, the largest centred box
+    within `ratio` is taken. Boxes of nine tenths of the area and at most 4:3 never fit into a
+    picture longer than 40:27, so that a photograph of 3:2 then always gives its centre. This is a
+    pure function of its arguments.
 
     Args:
       image: uint8 [h, w, 3].
@@ -148,9 +151,9 @@ def random_resized_crop(
 def colour_jitter(
     image: UInt8[tf.Tensor, "h w 3"], seed: tf.Tensor, strength: float
 ) -> UInt8[tf.Tensor, "h w 3"]:
-    """Brightness, contrast, saturation and hue moved at random, in this order.
+    """Changes brightness, contrast, saturation and hue at random, in this order.
 
-    A pure function of its arguments.
+    This is a pure function of its arguments.
 
     Args:
       image: uint8 [h, w, 3].
@@ -177,11 +180,13 @@ def example_seed(
 ) -> tf.Tensor:
     """The seed of everything random about one example in one epoch.
 
-    It depends on nothing else, so neither the batch size, nor the number of processes, nor a
-    resumption changes what an example looks like.
+    It depends on nothing else. So an example looks the same for any batch size, for any number of
+    processes, and after a run was resumed.
 
     Args:
-      seed, epoch, index: whole numbers, Python ints or int64 scalars.
+      seed: the seed of the run.
+      epoch: which pass over the data this is.
+      index: the example's number. All three are Python ints or int64 scalars.
 
     Returns:
       int64 [2], for `tf.random.stateless_*`.

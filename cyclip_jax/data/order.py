@@ -37,7 +37,11 @@ class Position:
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
-    """Whole batches in one epoch of `size` examples; the rest, less than a batch, is left out.
+    """The number of whole batches in one epoch; examples that fill no batch are left out.
+
+    Args:
+      size: number of examples.
+      batch_size: rows of the global batch.
 
     Raises:
       UserError: there is not a single whole batch.
@@ -62,15 +66,16 @@ def examples_of_epoch(
     """The examples of one pass over a source, in the order in which they are trained on.
 
     Args:
-      source: see sources/__init__.py.
-      seed, epoch: whole numbers.
-      batch_size: of all processes together; a full shuffle of one source does not depend on it.
+      source: where the examples come from (see sources/__init__.py).
+      seed: the seed of the order.
+      epoch: which pass over the data this is.
+      batch_size: rows of the global batch; a full shuffle of one source does not depend on it.
       shuffle: whether to shuffle; otherwise the order is the source's.
-      window: examples among which `in_windows` mixes; None shuffles fully.
+      window: how many examples `in_windows` mixes with one another; None shuffles fully.
 
     Returns:
-      int64 [n, 2], each example's (epoch, index). The epoch is that of its own source, which in a
-      mixture may be another than the mixture's: it seeds what is random about the example.
+      int64 [n, 2], each example's (epoch, index). The epoch counts passes over the example's own
+      source, also within a mixture; it seeds what is random about the example.
     """
     if isinstance(source, Mixture):
         return _mixed(source, seed, epoch, batch_size, shuffle, window)
@@ -82,7 +87,8 @@ def order(seed: int, epoch: int, size: int, shuffle: bool = True) -> Int[np.ndar
     """All numbers from 0 to size - 1 in the order of one epoch, a pure function.
 
     Args:
-      seed, epoch: whole numbers.
+      seed: the seed of the order.
+      epoch: which pass over the data this is.
       size: number of examples.
       shuffle: whether to shuffle.
 
@@ -110,13 +116,14 @@ def in_windows(
     equal parts of it, each reads some of the lanes, whatever their number.
 
     Args:
-      seed, epoch: whole numbers.
+      seed: the seed of the order.
+      epoch: which pass over the data this is.
       boundaries: where the runs may begin (shards, row groups), and the end, int64 [K + 1].
-      window: examples in all lanes among which neighbours are mixed.
-      batch_size: of all processes together.
+      window: how many examples, in all lanes together, are mixed with one another.
+      batch_size: rows of the global batch.
 
     Returns:
-      int64 [n // batch_size · batch_size], of n examples the other, n % batch_size, are left out.
+      int64 [n // batch_size · batch_size]; the other n % batch_size of the n examples are left out.
     """
     lanes = int(np.gcd(batch_size, LANES))
     share = max(window // lanes, 1)
@@ -145,6 +152,13 @@ def counts_of_steps(
     with one random offset counts them. So each part has its share rounded down or up, its exact
     share in the mean, and no step depends on those before it.
 
+    Args:
+      source: the mixture.
+      seed: the seed of the order.
+      first_step: the first of the steps.
+      last_step: the step after the last of them.
+      batch_size: rows of the global batch.
+
     Returns:
       int64 [last_step - first_step, parts].
     """
@@ -157,7 +171,16 @@ def counts_of_steps(
 
 
 def drawn_from_parts(source: Mixture, position: Position, batch_size: int) -> dict[str, int]:
-    """{name: examples that a run has drawn of each part of a mixture} up to a position."""
+    """How many examples a run has drawn of each part of a mixture.
+
+    Args:
+      source: the mixture.
+      position: the place in the data up to which they are counted.
+      batch_size: rows of the global batch.
+
+    Returns:
+      {name of the part: number of examples}.
+    """
     steps = position.epoch * (len(source) // batch_size) + position.examples // batch_size
     counts = counts_of_steps(source, position.seed, 0, steps, batch_size).sum(axis=0)
     return dict(zip(source.names, counts.tolist(), strict=True))

@@ -60,18 +60,19 @@ def train_batches(
     by (seed, epoch, index), so that every process has the same number of batches.
 
     Args:
-      source: see sources/__init__.py.
-      tokenizer: list[str] of n captions → int32 [n, l].
-      batch_size: of all processes together.
+      source: where the examples come from (see sources/__init__.py).
+      tokenizer: function from n captions to token ids, int32 [n, l].
+      batch_size: rows of the global batch, of all processes together.
       image_size: side of the images in pixels.
-      seed: of order, augmentation, the choice among captions, and replacement.
+      seed: the seed of the order, augmentation, the choice among captions, and replacement.
       position: the `Position` to start from, or None for the beginning. The batches from there on
         are those of a run that was never interrupted.
-      bad_examples: the `BadExamples` that counts those that cannot be read.
-      shuffle: whether to shuffle, anew in each epoch.
-      shuffle_window: examples among which neighbours are mixed, see `order.in_windows`; None
+      bad_examples: counts the examples that cannot be read.
+      shuffle: whether each epoch has a random order of its own.
+      shuffle_window: how many examples are mixed with one another (see `order.in_windows`); None
         shuffles fully.
-      process_index, process_count: which part of each batch is read here.
+      process_index: which part of each batch is read here.
+      process_count: in how many parts each batch is read.
       transform: how a picture becomes an image.
 
     Returns:
@@ -159,8 +160,7 @@ def eval_batches(
     Args:
       source, tokenizer, batch_size, image_size, process_index, process_count: as in
         `train_batches`.
-      bad_examples: the `BadExamples` that counts those that cannot be read; without one they are
-        only logged.
+      bad_examples: counts the examples that cannot be read; without it they are only logged.
 
     Returns:
       An iterator of {"images": uint8 [b, h, w, 3], "tokens": int32 [b, l], "mask": bool [b]} with
@@ -169,7 +169,7 @@ def eval_batches(
       of an empty caption.
 
     Raises:
-      UserError: as `train_batches`.
+      UserError: the arguments do not fit each other.
     """
     rows_here = _rows_per_process(batch_size, process_count)
     filled_up = -(-len(source) // batch_size) * batch_size
@@ -207,7 +207,7 @@ def _rows_per_process(batch_size, process_count):
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
             f"config.batch_size is {batch_size}, which cannot be split among {process_count} "
-            "processes; set it to a multiple of that"
+            f"processes; set it to a multiple of {process_count}"
         )
     return batch_size // process_count
 

@@ -1,4 +1,4 @@
-"""`python -m cyclip_jax.data.prepare --input=PATTERN --output=DIR`: any data as TFRecord shards.
+"""Turns any data into TFRecord shards: python -m cyclip_jax.data.prepare --input=… --output=DIR.
 
 Training reads examples in random order. Millions of small files, tar files on a disk that turns, or
 photographs of ten megapixels make that slow; shards of checked, small pictures with an index make
@@ -6,11 +6,11 @@ it fast. A shard is what img2dataset writes with output_format=tfrecord: tf.trai
 with "key", the picture's file under "jpg", "png" or "webp", "txt" (here with every caption),
 "width" and "height".
 
-The command may be killed at any moment. Given again it keeps the shards that are whole, and its
-result is byte for byte that of a run that was left alone. Only the shards' indexes name the time
-at which they were written. Of the input it remembers the number of examples and no more: when
-pictures or captions have changed, prepare them into another folder. What is dropped is named in
-DIR/dropped.jsonl; to try a shard's again, say after a disk was away, delete its 00000.json.
+The command may be killed at any moment. Given again, it keeps the shards that are whole, and its
+result is byte for byte that of a run that was left alone, except that the shards' indexes name the
+time at which they were written. It remembers nothing of the input but the number of examples: when
+pictures or captions have changed, prepare them into another folder. Dropped examples are named in
+DIR/dropped.jsonl. To try those of a shard again, say after a disk was away, delete its 00000.json.
 
 The whole route for Conceptual Captions 3M:
 
@@ -67,12 +67,11 @@ from cyclip_jax.data.shard_writer import (
     as_json,
     by_reason,
     sentence,
-    sha256_of,
     write_shard,
 )
-from cyclip_jax.data.sources.ranges import is_missing, is_remote
+from cyclip_jax.data.sources.ranges import is_remote
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import absolute, file_errors, write_atomically
+from cyclip_jax.files import absolute, file_errors, is_missing, sha256_of, write_atomically
 from cyclip_jax.runtime import command
 
 VERSION = 1  # of what is written; shards of different ones are not mixed
@@ -90,21 +89,21 @@ def prepare(
     workers: int = 1,
     verify: bool = False,
 ) -> dict[str, Any]:
-    """Writes what is not there yet of the shards and their manifest.
+    """Writes the shards that are not there yet, and the manifest.
 
     Args:
-      settings: what decides about the result.
+      settings: the options of the preparation.
       output: folder for the result, local or remote.
-      workers: processes; of 1 none is started.
-      verify: whether shards that are there are read and compared with their SHA-256; otherwise
-        their size has to be right.
+      workers: how many processes write; with 1 no further process is started.
+      verify: whether shards that are there already are compared with their SHA-256. If not, only
+        their size is compared.
 
     Returns:
       The manifest, as written to MANIFEST.
 
     Raises:
-      UserError: the input cannot be read, the folder belongs to something else, or no example is
-        left.
+      UserError: the input cannot be read, the folder holds something else, or no example can be
+        used.
     """
     folder = absolute(output)
     source = Inputs(settings)
@@ -140,7 +139,7 @@ def _shards(settings, n):
 
 @contextlib.contextmanager
 def _claimed(folder):
-    """Makes the folder, and where the file system knows locks keeps other processes from it."""
+    """Makes the folder, and keeps other processes from it where the file system has locks."""
     folder.mkdir(parents=True, exist_ok=True)
     if is_remote(os.fspath(folder)):
         yield
@@ -178,7 +177,7 @@ def _begin(folder, settings, n, shards):
     if foreign:
         named = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise UserError(
-            f"{folder} holds shards that are not of this command: {named}; "
+            f"{folder} holds shards that this command did not write: {named}; "
             "set --output to a folder of its own"
         )
     _remove_temporary(folder)
@@ -187,12 +186,13 @@ def _begin(folder, settings, n, shards):
 
 
 def _check_settings(folder, wanted):
-    """Raises UserError where the folder was begun with others."""
+    """Raises UserError where the folder was begun with other settings."""
     try:
         found = dict(json.loads((folder / SETTINGS).read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(
-            f"{folder / SETTINGS} is not of this command; set --output to a folder of its own"
+            f"{folder / SETTINGS} was not written by this command; "
+            "set --output to a folder of its own"
         ) from error
     titles = {"examples": "the number of input examples", "version": "the format's version"}
     differing = [
@@ -202,13 +202,13 @@ def _check_settings(folder, wanted):
     ]
     if differing:
         raise UserError(
-            f"{folder} was begun otherwise: {'; '.join(differing)}; "
-            "repeat that command, or set --output to another folder"
+            f"{folder} was begun with other settings: {'; '.join(differing)}; "
+            "repeat the earlier command, or set --output to another folder"
         )
 
 
 def _unfinished(folder, shards, verify):
-    """Those of the shards that are not there or not whole."""
+    """The shards that are missing or not whole."""
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
         whole = list(pool.map(lambda name: _is_whole(folder, name, verify), shards))
     return {name: shards[name] for name, there in zip(shards, whole, strict=True) if not there}
@@ -300,7 +300,11 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     default = Preparation(())
     flags.DEFINE_multi_string(
-        "input", None, "Path or pattern of the data; repeatable.", required=True, flag_values=values
+        "input",
+        None,
+        "Path or pattern of the data; it can be repeated.",
+        required=True,
+        flag_values=values,
     )
     flags.DEFINE_string(
         "output",
@@ -312,48 +316,68 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "source",
         default.source,
-        "csv, webdataset, …; auto goes by the path.",
+        "Kind of the data: csv, webdataset, …; auto chooses by the path.",
         flag_values=values,
     )
     flags.DEFINE_string(
         "image_key",
         None,
-        "Where the picture is; by default the source's usual place.",
+        "Column, feature or ending of the picture; by default the source's usual one.",
         flag_values=values,
     )
     flags.DEFINE_multi_string(
-        "caption_key", [], "Where captions are; repeatable.", flag_values=values
+        "caption_key",
+        [],
+        "Column, feature or ending of the caption; it can be repeated.",
+        flag_values=values,
     )
     flags.DEFINE_string(
-        "delimiter", default.delimiter, r"Of a CSV file; \t is a tab.", flag_values=values
+        "delimiter",
+        default.delimiter,
+        r"Character between the columns of a CSV; \t is a tab.",
+        flag_values=values,
     )
     flags.DEFINE_multi_string(
-        "template", [], 'Around a caption: "a photo of {}"; repeatable.', flag_values=values
+        "template",
+        [],
+        'Sentence around the caption, such as "a photo of {}"; it can be repeated.',
+        flag_values=values,
     )
     _define_numbers(values, default)
     flags.DEFINE_bool(
         "check",
         default.check,
-        "Decode pictures that are only copied, and drop those that cannot be decoded.",
+        "Also decodes pictures that are only copied, and drops those that cannot be decoded.",
         flag_values=values,
     )
     flags.DEFINE_bool(
-        "verify", False, "Hash the shards that are there already.", flag_values=values
+        "verify",
+        False,
+        "Check the shards that are there already by their SHA-256.",
+        flag_values=values,
     )
 
 
 def _define_numbers(values, default):
     for name, value, meaning in (
-        ("examples_per_shard", default.examples_per_shard, "Examples of the input in a shard."),
-        ("workers", _cores(), "Processes; by default one for each core."),
-        ("resize", default.resize, "Pixels of the shorter side of larger pictures."),
-        ("max_pixels", default.max_pixels, "Pictures of more pixels are dropped."),
+        (
+            "examples_per_shard",
+            default.examples_per_shard,
+            "How many examples of the input a shard covers.",
+        ),
+        ("workers", _cores(), "How many processes write; by default one for each core."),
+        (
+            "resize",
+            default.resize,
+            "Shrinks larger pictures to so many pixels on the shorter side.",
+        ),
+        ("max_pixels", default.max_pixels, "Pictures with more pixels are dropped."),
     ):
         flags.DEFINE_integer(name, value, meaning, lower_bound=1, flag_values=values)
     flags.DEFINE_integer(
         "quality",
         default.quality,
-        "Of resized JPEGs, 1 to 100.",
+        "Quality of the JPEGs that --resize makes, from 1 to 100.",
         lower_bound=1,
         upper_bound=100,
         flag_values=values,
@@ -361,13 +385,13 @@ def _define_numbers(values, default):
     flags.DEFINE_integer(
         "shuffle_seed",
         None,
-        "Shuffles the examples; by default they keep the order of the input.",
+        "Seed that shuffles the examples; by default they keep the order of the input.",
         flag_values=values,
     )
 
 
 def prepare_as_told(values: Any) -> int | str:
-    """Prepares and says what came of it; returns the exit status, or what is wrong."""
+    """Prepares the data and prints a summary; returns the exit status, or what is wrong."""
     given: dict[str, Any] = {
         field.name: tuple(value) if isinstance(value, list) else value
         for field in dataclasses.fields(Preparation)

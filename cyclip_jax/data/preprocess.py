@@ -1,23 +1,35 @@
 """Pictures of any kind as a model takes them."""
 
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jaxtyping import Array, Float
 from PIL import Image
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.clip import normalise_images
 
+# A path, an encoded file's bytes, a PIL image or pixels, uint8 [h, w, 3].
+Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
-def preprocessor(image_size, *, mean, std):
+
+def preprocessor(
+    image_size: int, *, mean: Sequence[float], std: Sequence[float]
+) -> Callable[[Picture | Sequence[Picture]], Float[Array, "n h w 3"]]:
     """Makes the function that prepares pictures for a model.
 
     Args:
       image_size: pixels per side.
-      mean, std: of the RGB values in [0, 1], three numbers each.
+      mean: mean of the RGB values in [0, 1], three numbers.
+      std: standard deviation of the RGB values, three numbers.
 
     Returns:
-      Function from a picture or a list to normalised float32 [N, image_size, image_size, 3].
+      Function from a picture or a list of them to normalised float32 [N, image_size, image_size,
+      3].
       A picture is a path, an encoded file's bytes, a PIL image or uint8 [h, w, 3].
     """
 
@@ -49,7 +61,7 @@ def _pixels(image):
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise UserError(
-                f"a picture is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"
+                f"a picture must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"
             )
         return image
     try:

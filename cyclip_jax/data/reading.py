@@ -16,10 +16,12 @@ class Reading:
 
     Attributes:
       image_key: column, feature or ending of the picture; None is the source's usual one.
-      caption_key: the same of the caption, or a tuple of several; None is the source's usual one.
-      caption_weights: how often each of several captions is drawn; None is equally often.
-      templates: sentences with {} that stand around captions, one drawn at a time.
-      delimiter: between the columns of a CSV; the two characters backslash and t mean a tab.
+      caption_key: column, feature or ending of the caption, or a tuple of several; None is the
+        source's usual one.
+      caption_weights: how often each of several captions is drawn; None draws them equally often.
+      templates: sentences with {} in place of the caption, of which one is drawn at a time.
+      delimiter: the character between the columns of a CSV; the two characters backslash and t mean
+        a tab.
       kept_examples: how many of the examples read lately are kept in memory, with their neighbours.
 
     Raises:

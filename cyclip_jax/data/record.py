@@ -1,7 +1,7 @@
 """One example as a source reads it, and what a source is."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -11,8 +11,8 @@ class Unreadable(Exception):
     """An example that cannot be used.
 
     Attributes:
-      reason: why, in words that many examples share: they are counted by it.
-      detail: what else is known of this one.
+      reason: why it cannot be used, in words that many examples share: they are counted by it.
+      detail: what else is known about this example.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -30,7 +30,7 @@ class Record(NamedTuple):
 
 
 class Source(Protocol):
-    """Pairs of a picture and captions that can be read by their number, see sources/__init__.py."""
+    """Pairs of a picture and captions, read by their number (see sources/__init__.py)."""
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -41,7 +41,7 @@ class Source(Protocol):
         ...
 
     def keys(self, indices: Iterable[int]) -> list[str]:
-        """What names these examples in a report."""
+        """The names of these examples in a report."""
         ...
 
     def captions(self) -> list[str]:
@@ -62,3 +62,21 @@ class Source(Protocol):
     def faults(self) -> Sequence[tuple[str, str, str]]:
         """(key, reason, detail) of what is lost before it has a number."""
         ...
+
+
+def part_of(boundaries: Int[np.ndarray, "parts+1"], index: int) -> int:
+    """The number of the part in which an example lies.
+
+    Args:
+      boundaries: where each part's examples begin, and the end, int64 [parts + 1].
+      index: the example's number among all parts.
+    """
+    return int(np.searchsorted(boundaries, index, side="right")) - 1
+
+
+def first_caption(read: Callable[..., Record], *arguments: Any) -> str:
+    """The first caption of the Record read(*arguments), or "" where it cannot be read."""
+    try:
+        return read(*arguments).captions[0]
+    except Unreadable:
+        return ""

@@ -1,6 +1,6 @@
-"""config.data: what is read, how, and what the tokenizer is; and the data that it opens.
+"""The section config.data, which says what is read and how, and the functions that open it.
 
-Everything that the section itself shows to be wrong is said when it is constructed. TensorFlow is
+Whatever the section alone shows to be wrong is reported when it is constructed. TensorFlow is
 imported only where data are opened.
 """
 
@@ -32,19 +32,21 @@ class Data:
 
     Attributes:
       source: kind of the training data, a key of `SOURCES`, "auto" or "mixture".
-      train, validation: where data lie; None is nowhere.
-      mixture: {name: settings} of the source "mixture", see `parts_of_mixture`.
+      train: where the training data lie, or None.
+      validation: where the validation data lie, or None.
+      mixture: {name: settings} of the source "mixture" (see `parts_of_mixture`).
       image_key, caption_key, caption_weights, templates, delimiter: see `Reading`.
-      shuffle: whether the order is another in each epoch.
-      shuffle_window: examples among which neighbours are mixed; None mixes all.
+      shuffle: whether each epoch has a random order of its own.
+      shuffle_window: how many examples are mixed with one another; None mixes all.
       tokenizer, vocabulary, keep_end_of_text: see `create_tokenizer`.
-      image_mean, image_std: of the RGB values in [0, 1], three numbers each.
+      image_mean: mean of the RGB values in [0, 1], three numbers.
+      image_std: standard deviation of the RGB values, three numbers.
       decoder, max_pixels, augmentation, crop_scale, horizontal_flip, policy, colour_jitter: see
         `Transform`.
-      max_bad_share: unreadable share of the examples that stops the run.
+      max_bad_share: share of unreadable examples above which the run stops.
 
     Raises:
-      UserError: what the settings alone show to be wrong.
+      UserError: the settings alone show that something is wrong.
     """
 
     source: str
@@ -79,7 +81,10 @@ class Data:
 
     @property
     def kept_examples(self) -> int:
-        """A window's neighbours are read together; the next window's are there before it ends."""
+        """How many examples are kept in memory.
+
+        A window's neighbours are read together, and the next window's are read before it ends.
+        """
         return 2 * (self.shuffle_window or 0)
 
     @property
@@ -101,19 +106,27 @@ class Data:
         """The training data, or the parts of a mixture with their weights, not opened yet.
 
         Raises:
-          UserError: there are none, or what their settings show to be wrong.
+          UserError: there are no training data, or their settings show that something is wrong.
         """
         if self.source == "mixture":
             return parts_of_mixture(self.mixture, self.reading)
         return DataSet(self.source, self.train, self.reading, "config.data.train")
 
     def _part(self, part: type[_Part]) -> _Part:
-        """Those of the settings that a smaller constructor takes, in that."""
+        """The part of the settings that a smaller constructor takes, constructed by it."""
         return part(**{field.name: getattr(self, field.name) for field in dataclasses.fields(part)})
 
 
 def open_source(data: Data, batch_size: int) -> Source | Mixture:
-    """Opens the training data, or says in one sentence what is wrong with it."""
+    """Opens the training data.
+
+    Args:
+      data: the run's settings.
+      batch_size: rows of the global batch, of which the data must fill at least one.
+
+    Raises:
+      UserError: something is wrong with the data.
+    """
     sets = data.training_sets()
     if isinstance(sets, DataSet):
         source = sets.open()
@@ -130,7 +143,14 @@ def open_bad_examples(
     *,
     position: Position,
 ) -> BadExamples:
-    """What counts this process's bad examples from `position` on, in a file of its own."""
+    """Opens the list of this process's bad examples, which lies in a file of its own.
+
+    Args:
+      data: the run's settings.
+      workdir: the run's directory.
+      source: the training data.
+      position: the place in the data from which on bad examples are counted.
+    """
     path = epath.Path(workdir) / layout.bad_examples(jax.process_index(), jax.process_count())
     return BadExamples(path, data.max_bad_share, len(source), position)
 
@@ -146,7 +166,18 @@ def open_batches(
     image_size: int,
     position: Position,
 ) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
-    """This process's rows of the batches from `position` on, see `train_batches`."""
+    """This process's rows of the batches from `position` on (see `train_batches`).
+
+    Args:
+      data: the run's settings.
+      source: the training data.
+      tokenizer: function from n captions to token ids, int32 [n, l].
+      bad_examples: counts the examples that cannot be read.
+      batch_size: rows of the global batch.
+      seed: of everything that is random about the data.
+      image_size: side of the images in pixels.
+      position: the place in the data at which the first batch begins.
+    """
     from cyclip_jax.data.pipeline import train_batches  # TensorFlow: slow to import
 
     return train_batches(
@@ -169,9 +200,9 @@ def check_continued(config: Any, source: Source | Mixture, meta: Mapping[str, An
     """Raises UserError where a run cannot go on in its data from where a checkpoint left it.
 
     Args:
-      config: of the run, a ConfigDict.
+      config: the run's ConfigDict.
       source: the training data as it is now.
-      meta: the checkpoint's; those from before a field was saved pass.
+      meta: what the checkpoint says of itself. A field that an old checkpoint lacks is not checked.
     """
     trained_on = meta.get("dataset_size", len(source))
     if trained_on != len(source):
@@ -195,16 +226,16 @@ def open_tokenizer(
     sizes: Mapping[str, Any],
     source: Source | Mixture | None = None,
 ) -> tokenizers.Tokenizer:
-    """The run's tokenizer; a SentencePiece model that is not named is trained on the captions.
+    """Opens the run's tokenizer; without a named SentencePiece model it trains one on the captions.
 
     Args:
-      data: the run's.
-      workdir: where a model trained here is kept, as tokenizer.model.
-      sizes: the model's, with vocab_size and context_length.
-      source: the training data, or None where only a trained model will do.
+      data: the run's settings.
+      workdir: the run's directory, which keeps a model trained here as tokenizer.model.
+      sizes: the model's sizes, with vocab_size and context_length.
+      source: the training data, or None where no model may be trained.
 
     Raises:
-      UserError: no vocabulary, or one of another size than the model's.
+      UserError: there is no vocabulary, or it does not have the model's size.
     """
     vocabulary = tokenizers.vocabulary_of(data, workdir)
     is_own = vocabulary is not None and data.vocabulary is None

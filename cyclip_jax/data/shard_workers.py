@@ -25,10 +25,17 @@ def write_in_processes(
     progress: Callable[[int, int], object],
     workers: int,
 ) -> None:
-    """`write_shard` of each of the shards, in as many processes as there are workers.
+    """Writes shards by `write_shard` in several processes.
+
+    Args:
+      shards: {name: numbers of its examples, int64 [n]}.
+      settings: the options of the preparation.
+      folder: the folder of the result.
+      progress: function that is called with the numbers of examples done and dropped.
+      workers: how many processes there are.
 
     Raises:
-      UserError: what a worker raised, or that one died.
+      UserError: a worker raised it, or a worker died.
     """
     context = multiprocessing.get_context("spawn")  # TensorFlow's threads do not survive a fork
     waiting: Iterator[Any] = iter(shards.items())
@@ -69,7 +76,7 @@ def _receive(connection, process):
     except (EOFError, ConnectionError) as error:
         process.join()
         code = process.exitcode
-        why = "was killed, perhaps for want of memory" if code == -signal.SIGKILL else "ended"
+        why = "was killed, perhaps because memory ran out" if code == -signal.SIGKILL else "ended"
         raise UserError(
             f"a worker {why} (exit status {code}); the same command continues, with fewer "
             "--workers if memory is short"

@@ -9,7 +9,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -23,35 +22,34 @@ from etils import epath
 from jaxtyping import Int
 from PIL import Image
 
-from cyclip_jax.data.record import Record, Unreadable
+from cyclip_jax.data.record import Record, Unreadable, part_of
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.data.sources.shard_index import make_index, scan_tfrecord
 from cyclip_jax.data.transform import MAX_PIXELS
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import sha256_of, write_atomically
 from cyclip_jax.runtime.started import import_tensorflow
 
 READERS = 8  # threads of a process: where pictures lie far away, most of the time is waiting
 READ_AHEAD = 64  # examples
 REPORT_EVERY = 32  # examples
-BLOCK = 16 << 20  # bytes of a file that are hashed at a time
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # differs from run to run
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """What decides about the result, by the names of the options.
+    """The settings that decide about the result; each has the name of its option.
 
     Attributes:
       input: paths or patterns of the data, tuple of str; see `create_source`.
-      source, image_key, caption_key, delimiter, template: see `create_source`; of the keys and
-        templates () and None are the source's defaults.
-      examples_per_shard: of the input, those included that will be dropped.
-      resize: pixels of the shorter side of larger pictures, or None.
-      quality: of the JPEG files that `resize` makes.
-      max_pixels: larger pictures are dropped, undecoded.
-      shuffle_seed: of the order; None keeps the input's.
+      source, image_key, caption_key, delimiter, template: see `create_source`; () and None mean
+        the source's defaults.
+      examples_per_shard: how many examples of the input a shard covers, dropped ones included.
+      resize: the pixels of the shorter side to which larger pictures are shrunk, or None.
+      quality: the quality of the JPEG files that `resize` makes, 1 … 100.
+      max_pixels: pictures of more pixels are dropped without being decoded.
+      shuffle_seed: the seed of the order; None keeps the input's order.
       check: whether pictures that are only copied are decoded first.
     """
 
@@ -70,7 +68,7 @@ class Preparation:
 
 
 class Inputs:
-    """All data sets of the input, one after the other; a source as far as is needed here."""
+    """All data sets of the input, one after the other, read by number as from one source."""
 
     def __init__(self, settings: Preparation) -> None:
         in_order = settings.shuffle_seed is None
@@ -96,15 +94,17 @@ class Inputs:
         return int(self._starts[-1])
 
     def read(self, index: int) -> Record:
+        """The Record of an example; raises Unreadable."""
         source, inner = self._find(index)
         return source.read(inner)
 
     def key(self, index: int) -> str:
+        """The name of an example in a report."""
         source, inner = self._find(index)
         return source.keys([inner])[0]
 
     def _find(self, index):
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        part = part_of(self._starts, index)
         return self._sources[part], int(index - self._starts[part])
 
 
@@ -120,11 +120,11 @@ def stored_picture(
 
     Args:
       encoded: the file's bytes.
-      settings: what decides about the result.
+      settings: the options of the preparation.
 
     Returns:
       (feature, bytes, size): "jpg", "png" or "webp"; the file; (width, height), or None where it
-      was copied unread.
+      was copied without being read.
 
     Raises:
       Unreadable: it has too many pixels or cannot be decoded.
@@ -202,15 +202,16 @@ def write_shard(
     indices: Int[np.ndarray, "n"],
     progress: Callable[[int, int], object],
 ) -> None:
-    """Writes a shard, its index, and when they are whole its report NAME.json.
+    """Writes a shard and its index, and then its report NAME.json.
 
     Args:
-      source: an Inputs.
-      settings: what decides about the result.
-      folder: of the result, an epath.Path.
-      name: of the shard without ending.
-      indices: of its examples in the source, int64 [n].
-      progress: called now and then with (examples done, of these dropped) since the last call.
+      source: where the examples come from.
+      settings: the options of the preparation.
+      folder: the folder of the result.
+      name: the shard's name without its ending.
+      indices: the numbers of its examples in the source, int64 [n].
+      progress: function that is called now and then with the numbers of examples that were done
+        and that were dropped since the last call.
     """
     open_writer = import_tensorflow().io.TFRecordWriter
     path = folder / f"{name}.tfrecord"
@@ -286,15 +287,6 @@ def _read_ahead(source, indices):
             pool.shutdown(cancel_futures=True)
 
 
-def sha256_of(path: epath.Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def by_reason(rows: list[dict[str, Any]]) -> dict[str, int]:
     """{reason: number of rows}, the commonest first."""
     counts = collections.Counter(row["reason"] for row in rows)
@@ -302,12 +294,12 @@ def by_reason(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def as_json(value: Any) -> str:
-    """JSON as it stands in the files beside the shards."""
+    """The text of a JSON file beside the shards."""
     return json.dumps(value, indent=1) + "\n"
 
 
 def sentence(error: Exception) -> str:
-    """What an expected error says, in terms of the options."""
+    """The message of an expected error, which names the options instead of config keys."""
     if not isinstance(error, UserError):
         text = getattr(error, "message", None) or str(error)
         return f"{text}; once that is mended, the same command continues"

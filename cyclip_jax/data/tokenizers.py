@@ -1,4 +1,4 @@
-"""Captions to token ids: CLIP's byte-pair encoding, or a SentencePiece vocabulary of one's own.
+"""Turns captions into token ids, by CLIP's byte-pair encoding or by a SentencePiece vocabulary.
 
 A tokenizer is called with texts and gives int32 [n, context_length]; its attributes are
 `vocab_size`, `context_length` and `vocabulary` (the path of the file it read). Every tokenizer
@@ -59,7 +59,7 @@ CLIP_WORD: regex.Pattern[str] = regex.compile(
 
 
 class Tokenizer(Protocol):
-    """A function of texts with the attributes that the top of this file names."""
+    """A function of texts with attributes, as described at the top of this file."""
 
     vocab_size: int
     context_length: int
@@ -88,8 +88,8 @@ def create_tokenizer(
       vocabulary: path of the vocabulary's file. Without one, "clip_bpe" looks for CLIP's in the
         installed packages; "sentencepiece" needs one.
       keep_end_of_text: whether a text too long for the context still ends with end-of-text. If not,
-        the text tower reads it at start-of-text, its largest id, and so sees nothing of it: as in
-        the official CyCLIP.
+        the text tower reads it at start-of-text, then its largest id, and so sees nothing of the
+        text. The official CyCLIP does so.
 
     Raises:
       UserError: the name is unknown, the context has no room for the special tokens, the
@@ -119,11 +119,11 @@ def check_name(name: str) -> None:
 
 
 def vocabulary_of(data: Any, workdir: str | os.PathLike[str]) -> str | None:
-    """Path of a run's vocabulary as a str, or None for the one of an installed package.
+    """Path of a run's vocabulary, or None for the vocabulary of an installed package.
 
     Args:
       data: the run's config.data.
-      workdir: of the run; a SentencePiece model that is not named is trained there.
+      workdir: the run's directory, in which a SentencePiece model is trained if none is named.
     """
     if data.vocabulary is None and data.tokenizer == "sentencepiece":
         return str(epath.Path(workdir) / TOKENIZER)
@@ -165,7 +165,7 @@ class ClipBpeTokenizer:
         return pad_and_cut([self.encode(text) for text in texts], self)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of one text without special tokens, a list; no more than the context needs."""
+        """The ids of one text without special tokens, cut a little after the context is full."""
         ids = []
         for match in CLIP_WORD.finditer(clean(text)):
             ids += self._encode_word(match[0])
@@ -185,10 +185,11 @@ class ClipBpeTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model below the special tokens; ids between its last piece and them are free.
+    """A SentencePiece model, whose pieces have the lowest ids, and two special tokens.
 
-    Any model serves whose pieces leave room for the two special tokens; one from
-    `train_sentencepiece` also keeps id 0 for padding alone.
+    Ids between the last piece and the special tokens stay unused. Any model works whose pieces
+    leave room for the two special tokens; one from `train_sentencepiece` also keeps id 0 for
+    padding alone.
     """
 
     def __init__(
@@ -239,11 +240,11 @@ def pad_and_cut(
 
     Args:
       ids_of_texts: n lists of ids of any length, without special tokens.
-      tokenizer: has the `vocab_size`, the `context_length` and `keep_end_of_text`.
+      tokenizer: gives `vocab_size`, `context_length` and `keep_end_of_text`.
 
     Returns:
-      int32 [n, context_length]; the ids that do not fit before end-of-text are dropped, or else
-      those that do not fit, end-of-text with them.
+      int32 [n, context_length]. Of a text that is too long, the ids that do not fit before
+      end-of-text are dropped; if `keep_end_of_text` is false, end-of-text is dropped with them.
     """
     length = tokenizer.context_length
     start, end = tokenizer.vocab_size - 2, tokenizer.vocab_size - 1
@@ -282,12 +283,12 @@ def read_clip_merges(path: str | os.PathLike[str]) -> dict[tuple[int, int], int]
     """The merges of a vocabulary's file, {(left id, right id): id of the two merged}.
 
     The file is gzip-compressed text: a header, then one merge a line, "left right", the most
-    frequent first. The ids 0-255 are the bytes, 256-511 the bytes that end a word, and each merge
-    adds the next; lines beyond `CLIP_MERGES` are not used. A smaller file makes a smaller
+    frequent first. The ids 0-255 are the bytes, 256-511 are the bytes that end a word, and each
+    merge adds the next id. Lines beyond `CLIP_MERGES` are not used. A smaller file makes a smaller
     vocabulary.
 
     Raises:
-      UserError: the file is missing or damaged, or a line is no merge of what precedes it.
+      UserError: the file is missing or damaged, or a line does not merge two earlier tokens.
     """
     try:
         with (
@@ -373,12 +374,12 @@ def find_clip_vocabulary() -> str:
 
 
 def as_utf8(text: str) -> str:
-    """The text with "?" for lone surrogates, which UTF-8 and so SentencePiece cannot express."""
+    """The text with "?" for lone surrogates, which neither UTF-8 nor SentencePiece can express."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_sentencepiece(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceProcessor:
-    """The SentencePiece model in the file `path`; UserError if it is missing or no such model."""
+    """The SentencePiece model in a file; raises UserError where there is no such model."""
     try:
         content = epath.Path(path).read_bytes()
         if not content:
@@ -394,14 +395,14 @@ def read_sentencepiece(path: str | os.PathLike[str]) -> sentencepiece.SentencePi
 def train_sentencepiece(captions: Iterable[str], *, vocab_size: int, output: str) -> str:
     """Trains a unigram SentencePiece model for `SentencePieceTokenizer`.
 
-    Texts are normalised to NFKC and lower case. Id 0 is padding, 1 stands for the unknown. Every
-    caption is used and kept in memory; the same captions give the same file.
+    Texts are normalised to NFKC and lower case. Id 0 is padding, and id 1 stands for unknown
+    characters. Every caption is used and kept in memory; the same captions give the same file.
 
     Args:
-      captions: the texts to learn from; blank ones are passed over.
-      vocab_size: ids of the model to be, special tokens included: there will be at most
-        vocab_size - 2 pieces, fewer if the captions do not have so many.
-      output: path of the model to write, at once and only when complete.
+      captions: the texts to learn from; blank ones are skipped.
+      vocab_size: number of ids, special tokens included. There will be at most vocab_size - 2
+        pieces, and fewer if the captions do not have so many.
+      output: path of the model, which is written only when it is complete.
 
     Returns:
       `output`.
@@ -413,7 +414,9 @@ def train_sentencepiece(captions: Iterable[str], *, vocab_size: int, output: str
     sentences = [" ".join(as_utf8(caption).replace("▅", " ").split()) for caption in captions]
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
-        raise UserError("there is no caption to train on: all are empty")
+        raise UserError(
+            "there is no caption to train on, as all are empty; give captions with text"
+        )
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -443,14 +446,22 @@ def train_sentencepiece(captions: Iterable[str], *, vocab_size: int, output: str
 def read_captions(
     path: str | os.PathLike[str], *, caption_key: str = "caption", delimiter: str = ","
 ) -> list[str]:
-    """The column `caption_key` of a csv file with a header, a list of str ("" where it is missing).
+    """Reads a column of captions.
+
+    Args:
+      path: a CSV file in UTF-8 with a header.
+      caption_key: name of the column.
+      delimiter: the character between columns.
+
+    Returns:
+      A caption for each row, "" where a row has none.
 
     Raises:
-      UserError: the file is missing or not csv in UTF-8, it has no such column, or the delimiter
+      UserError: the file is missing or not CSV in UTF-8, it has no such column, or the delimiter
         is not one character.
     """
     if len(delimiter) != 1:
-        raise UserError(f"a delimiter is one character, not '{delimiter}'; set --delimiter")
+        raise UserError(f"--delimiter is '{delimiter}'; set it to one character")
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, delimiter=delimiter)
@@ -467,13 +478,25 @@ def read_captions(
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_string("train", None, "CSV with a header.", required=True, flag_values=values)
-    flags.DEFINE_string("caption_key", "caption", "Column of the captions.", flag_values=values)
-    flags.DEFINE_string("delimiter", ",", r"One character, or \t for a tab.", flag_values=values)
-    flags.DEFINE_integer(
-        "vocab_size", None, "Ids of the model to be.", required=True, flag_values=values
+    flags.DEFINE_string(
+        "train", None, "CSV file of captions, with a header.", required=True, flag_values=values
     )
-    flags.DEFINE_string("output", None, "The model to write.", required=True, flag_values=values)
+    flags.DEFINE_string(
+        "caption_key", "caption", "Name of the column of captions.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "delimiter", ",", r"Character between columns; \t is a tab.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "vocab_size",
+        None,
+        "Number of ids, two special tokens included.",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output", None, "Path of the model that is written.", required=True, flag_values=values
+    )
 
 
 def train_on_file(values: Any) -> str | None:

@@ -12,25 +12,29 @@ MAX_PIXELS = 100_000_000
 DECODERS = ("exact", "fast")
 AUGMENTATIONS = ("none", "random_resized_crop")
 # {name: the function of augment.py that it stands for}
-POLICIES = {"none": None, "randaugment": "rand_augment", "autoaugment": "auto_augment"}
+POLICIES: dict[str, str | None] = {
+    "none": None,
+    "randaugment": "rand_augment",
+    "autoaugment": "auto_augment",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transform:
-    """What happens to a picture. Without any setting nothing about it is random.
+    """What happens to a picture; without any setting nothing about it is random.
 
     Attributes:
-      max_pixels: larger pictures are refused undecoded.
+      max_pixels: pictures of more pixels are refused without being decoded.
       decoder: "exact", or "fast", which decodes a large JPEG at a fraction of its sides (see
         `images.transform`).
       augmentation: "none" (resize and centre crop) or "random_resized_crop".
       crop_scale: least and greatest share of the area that a random crop keeps.
-      horizontal_flip: whether left and right change places, half the time.
-      colour_jitter: strength in [0, 1) of random colours, see `images.colour_jitter`; 0 is none.
-      policy: "none", "randaugment" or "autoaugment", see augment.py.
+      horizontal_flip: whether half of the pictures, drawn at random, are mirrored.
+      colour_jitter: strength in [0, 1) of random colours (see `images.colour_jitter`); 0 is none.
+      policy: "none", "randaugment" or "autoaugment" (see augment.py).
 
     Raises:
-      UserError: a name that is none of those allowed, or a number out of its range.
+      UserError: a name is not one of those allowed, or a number is out of its range.
     """
 
     max_pixels: int = MAX_PIXELS

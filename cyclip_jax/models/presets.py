@@ -2,12 +2,13 @@
 
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, UInt8
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.clip import CLIP, normalise_images, split_model
@@ -373,8 +374,12 @@ def _nearest_float16(x):
     return jnp.where(jnp.abs(x) < 2**-14, subnormal, normal)
 
 
-def normaliser(config):
-    """Function from uint8 images to what the image tower takes."""
+def normaliser(config: Any) -> Callable[[UInt8[Array, "n h w 3"]], Float[Array, "n h w 3"]]:
+    """The function from uint8 images to what the image tower takes.
+
+    Args:
+      config: a ConfigDict with the sections `model` and `data`.
+    """
     return functools.partial(
         normalise_images,
         dtype=jnp.dtype(config.model.dtype),

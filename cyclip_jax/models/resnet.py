@@ -228,7 +228,8 @@ class ModifiedResNet(nnx.Module):
                 f"config.model.image_size {image_size} is not a multiple of 32, by which a ResNet "
                 "shrinks its images"
             )
-        self.remat, self.heads = remat, heads
+        self.remat: str = remat
+        self.heads: int = heads
         shared = {"dtype": dtype, "rngs": rngs}
         norm = {"group_size": batch_norm_group_size, **shared}
         self.conv1: nnx.Conv = convolution(3, width // 2, 3, stride=2, **shared)

@@ -36,7 +36,8 @@ class TextTransformer(nnx.Module):
         rngs: nnx.Rngs,
         **execution: Any,
     ) -> None:
-        self.dtype, self.heads = dtype, heads
+        self.dtype: DTypeLike = dtype
+        self.heads: int = heads
         self.token_embedding: nnx.Param[Array] = nnx.Param(
             normal(0.02)(rngs.params(), (vocab_size, width))
         )

@@ -59,7 +59,8 @@ class VisionTransformer(nnx.Module):
         tokens = side**2 + 1
         scale = width**-0.5
         self.patch_size: int = patch_size
-        self.heads, self.pool = heads, pool
+        self.heads: int = heads
+        self.pool: str = pool
         self.dtype: DTypeLike = dtype
         self.conv1: nnx.Conv = nnx.Conv(
             3,

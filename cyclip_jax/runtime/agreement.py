@@ -15,10 +15,16 @@ _Made = TypeVar("_Made")
 
 
 def process_zero_first(make: Callable[[], _Made]) -> _Made:
-    """Calls `make` on process 0, then on all others: what it writes is written once.
+    """Calls `make` on process 0, then on all others, so that files are written once.
+
+    Args:
+      make: function without arguments.
+
+    Returns:
+      What `make` returned in this process.
 
     Raises:
-      UserError: on the others, where process 0 failed: none is left waiting.
+      UserError: process 0 failed. It is raised on the others, so that none is left waiting.
     """
     made: list[_Made] = []
     failure = None
@@ -40,8 +46,8 @@ def process_zero_first(make: Callable[[], _Made]) -> _Made:
 def wait_for_all_processes() -> None:
     """Returns once every process has come here, however long one takes to compile.
 
-    Gloo, which CPUs use, gives up when the first collective of some devices finds not all of them
-    there within 30 s; those that it knows may wait for each other for as long as they like.
+    Gloo, which CPUs use, gives up if not all devices of their first collective are there within
+    30 s. Devices that have met before may wait for each other for any time.
     """
     if jax.process_count() > 1:
         multihost_utils.process_allgather(np.zeros(1))
@@ -80,10 +86,13 @@ def check_same_everywhere(settings: Mapping[str, Any]) -> None:
 
 
 def decided_by_process_zero(decide: Callable[[], int | None]) -> int | None:
-    """An integer or None that `decide`, called on process 0 alone, gives; the same on all.
+    """Calls `decide` on process 0 alone, and returns its result on all processes.
+
+    Args:
+      decide: function without arguments that returns an integer of at least 0, or None.
 
     Raises:
-      UserError: on the others, where it failed on process 0.
+      UserError: `decide` failed on process 0. It is raised on the others.
     """
     none, failed = -1, -2
     if jax.process_count() == 1:

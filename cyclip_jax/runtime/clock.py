@@ -34,10 +34,10 @@ class Moment:
 
     Attributes:
       phase: one of PHASES.
-      waits_for: what it waits for in it, by default the phase itself.
+      waits_for: what the thread waits for in the phase, by default the phase itself.
       began: when this step or phase began, in seconds of the clock's `now`.
-      seconds: since then.
-      usual_seconds: the median of those before it; None where there were too few.
+      seconds: how long it has lasted.
+      usual_seconds: the median duration of those before it; None where there were too few.
     """
 
     phase: str
@@ -53,10 +53,10 @@ class Clock:
     Args:
       began: when the process began, by `now`; by default this moment.
       earlier: the last heartbeat of the run's process before this one (see `heartbeat`), or None.
-      now: the time in seconds; one that no correction of the date moves.
+      now: function that returns the time in seconds and that no correction of the date affects.
 
     Attributes:
-      step: steps done.
+      step: the number of steps done.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Clock:
         self._earlier = {phase: earlier["seconds"].get(phase, 0.0) for phase in (*PHASES, "redone")}
 
     def begin_training(self, step: int) -> None:
-        """Begins the loop, at `step`: what earlier processes did beyond it is lost."""
+        """Begins the loop at `step`; work that earlier processes did beyond it counts as lost."""
         redone = max(self.step - step, 0) * self._seconds_per_step
         redone = min(redone, self._earlier["training"])
         self._earlier["training"] -= redone
@@ -89,11 +89,11 @@ class Clock:
         self.lap(step)
 
     def end_training(self) -> None:
-        """Ends the loop; what follows is "end"."""
+        """Ends the loop; the time from now on belongs to the phase "end"."""
         self._turn_to("end")
 
     def step_done(self, step: int) -> None:
-        """Ends a step."""
+        """Ends a step, after which `step` steps are done."""
         self._turn_to("training", is_done=True)
         self.step = step
 
@@ -103,7 +103,7 @@ class Clock:
 
         Args:
           phase: one of PHASES.
-          after: arrays; what is still computing them belongs to the phase before.
+          after: arrays that are waited for; that time belongs to the phase before.
         """
         jax.block_until_ready(after)
         before = self._phase
@@ -115,7 +115,7 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Generator[None, None, None]:
-        """A context in which the host waits for `what`; its time stays the phase's."""
+        """A context in which the host waits for `what`; its time belongs to the current phase."""
         before, self._waits_for = self._waits_for, what
         try:
             yield
@@ -143,7 +143,7 @@ class Clock:
         return seconds
 
     def metrics(self) -> dict[str, float]:
-        """Shares of the time spent in training, of this process and of all, and each phase's."""
+        """The shares of time spent in training, here and in all processes, and each phase's seconds."""
         here, all_processes = self.seconds(), self._seconds_of_all()
         return {
             "goodput": here["training"] / sum(here.values()),
@@ -152,7 +152,7 @@ class Clock:
         }
 
     def heartbeat(self) -> dict[str, Any]:
-        """What a supervisor, and the run's next process, are told, as a dict for JSON."""
+        """What a supervisor and the run's next process need to know, as a dict for JSON."""
         moment = self.moment()
         usual = self._usual("training")
         return {
@@ -165,7 +165,7 @@ class Clock:
         }
 
     def moment(self) -> Moment:
-        """The Moment that is now."""
+        """What the main thread is doing now."""
         with self._lock:
             seconds = self._now() - self._began
             usual = self._usual(self._phase)

@@ -1,7 +1,7 @@
-"""What all commands have in common: their flags, their help, and how they say what is wrong.
+"""What all commands have in common: flags, help, and how they report mistakes.
 
 A command defines its flags in a function of absl's FlagValues, and `run` does the rest. The flags
-belong to one call, so that importing a command defines none, whatever else is imported.
+belong to one call, so that importing a command defines no flag.
 """
 
 import contextlib
@@ -32,18 +32,19 @@ def run(
     arguments: Sequence[str] | None = None,
     positional: str | None = None,
 ) -> None:
-    """Runs a command; what a user can mend ends it with one sentence and exit status 1.
+    """Runs a command; a mistake of the user's ends it with one sentence and exit status 1.
 
     Args:
-      main: function (values of the flags, *positional arguments) -> exit status, a number or what
-        is wrong; None and 0 are good.
-      define_flags: defines the flags in what it is given.
+      main: function of the flags' values and of the positional arguments. It returns the exit
+        status, a number, or a sentence that says what is wrong. None and 0 mean success.
+      define_flags: function that defines the flags in the FlagValues that it is given.
       doc: what the command is for, as `--help` shows it.
-      arguments: of the command line; None are those of the process, which is then readied first.
+      arguments: the arguments of the command line. None means those of the process, which is then
+        prepared first.
       positional: what the arguments without a flag are, for a command that takes some.
 
     Raises:
-      SystemExit: with the status, unless it is good and `arguments` were given.
+      SystemExit: the command has ended. A call with `arguments` that succeeds returns instead.
     """
     is_process = arguments is None
     if is_process:
@@ -67,13 +68,13 @@ def parse(
     Args:
       values: the command's flags, to which those of absl's logging are added.
       argv: the program's name and its arguments.
-      positional: as of `run`.
+      positional: as in `run`.
 
     Returns:
       The arguments without a flag.
 
     Raises:
-      UserError: an argument that the command does not understand.
+      UserError: the command does not understand an argument.
     """
     for flag in _flags_of(flags.FLAGS):
         if flag.name not in values and str(flag.short_name) not in values:
@@ -141,7 +142,7 @@ def _one_sentence(values: flags.FlagValues, argv: Sequence[str]) -> Iterator[Non
 def _refuse_unknown(values, name) -> NoReturn:
     head, _, field = name.partition(".")
     if field and head in values:
-        raise UserError(f"--{name} wants --{head}=FILE before it, whose field it changes")
+        raise UserError(f"--{name} changes a field of --{head}=FILE, which must stand before it")
     near = difflib.get_close_matches(name, list(values), n=1)
     hint = f"did you mean --{near[0]}?" if near else "--help shows all flags"
     raise UserError(f"there is no flag --{name}; {hint}")

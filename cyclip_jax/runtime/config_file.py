@@ -1,4 +1,4 @@
-"""The file of an experiment: loaded, changed by flags, and explained.
+"""Loads the file of an experiment, lets flags change it, and explains its fields.
 
 While such a file loads, `from configs import common` works in it from any folder.
 """
@@ -39,9 +39,9 @@ def define_config(
 
     Args:
       values: where the flags are defined.
-      help_text: what the file is.
-      required: whether the command needs one.
-      argv: the command line with the program's name; None is that of the process.
+      help_text: what the file is for.
+      required: whether the command needs such a file.
+      argv: the command line with the program's name; None means that of the process.
     """
     config_flags.DEFINE_config_file("config", None, help_text, flag_values=values, sys_argv=argv)
     values["config"].parser = _Parser()
@@ -60,14 +60,14 @@ def config_name(values: flags.FlagValues) -> str:
 
 
 def load_module(path: str | pathlib.Path, name: str) -> types.ModuleType:
-    """Runs a Python file of a user's.
+    """Runs a user's Python file.
 
     Args:
-      path: of the file.
-      name: under which it is imported.
+      path: the file.
+      name: the name under which it is imported.
 
     Raises:
-      UserError: there is no such file, or it raises something, with its line.
+      UserError: there is no such file, or it raises an error, whose line the message names.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -78,7 +78,7 @@ def load_module(path: str | pathlib.Path, name: str) -> types.ModuleType:
     loader = importlib.machinery.SourceFileLoader(name, str(path))
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     if spec is None:
-        raise UserError(f"{path} is no Python file")
+        raise UserError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     with errors_in(path):
@@ -88,7 +88,7 @@ def load_module(path: str | pathlib.Path, name: str) -> types.ModuleType:
 
 @contextlib.contextmanager
 def errors_in(path: str | pathlib.Path) -> Iterator[None]:
-    """A context for code of the file `path`, whose errors are said in one sentence with its line.
+    """A context for code of the file `path`, whose errors become one sentence with their line.
 
     Raises:
       UserError: whatever the code raises.
@@ -112,10 +112,10 @@ def errors_in(path: str | pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def configs_at_hand() -> Iterator[None]:
-    """A context in which `configs.common` can be imported, whatever the folder.
+    """A context in which `configs.common` can be imported from any folder.
 
-    A package `configs` of the user's own is the one that is imported; what it lacks, and all of it
-    where there is none, is ours. Afterwards everything is as it was.
+    If the user has a package `configs`, that is imported, and only the modules that it lacks are
+    ours. Afterwards everything is as it was.
     """
     finder = _Finder()
     sys.meta_path.append(finder)
@@ -205,20 +205,20 @@ class _Parser(flags.ArgumentParser):
         with configs_at_hand():
             module = load_module(path, "config_config")
             if not hasattr(module, "get_config"):
-                raise UserError(f"{path} has no function get_config(), which gives the config")
+                raise UserError(f"{path} has no function get_config(), which returns the config")
             with errors_in(path):
                 config = module.get_config(*argument)
         if not isinstance(config, ml_collections.ConfigDict):
             raise UserError(
-                f"get_config() of {path} gives a {type(config).__name__}, not a ConfigDict; let it "
-                "begin with cyclip_jax.defaults.get_config() and return that"
+                f"get_config() of {path} returns a {type(config).__name__}, not a ConfigDict; let "
+                "it begin with cyclip_jax.defaults.get_config() and return that"
             )
         self.config = config.lock()
         return self.config
 
 
 def misspelt_field(values: flags.FlagValues, argv: Sequence[str]) -> str | None:
-    """A sentence on the first --config.FIELD of a command line that the config has not, or None."""
+    """A sentence on the first --config.FIELD that the config does not have, or None."""
     parser = values["config"].parser if "config" in values else None
     if not isinstance(parser, _Parser) or parser.config is None:
         return None

@@ -1,9 +1,10 @@
-"""What the fields of a config mean: read from the source in which the defaults stand.
+"""Reads what the fields of a config mean from the source in which the defaults stand.
 
 The source is read, never run. Every key needs a comment, behind it or on the lines above it.
 """
 
 import ast
+import dataclasses
 import io
 import os
 import pathlib
@@ -18,33 +19,37 @@ class Undocumented(ValueError):
     """Keys without a comment, or a source that this reader does not understand."""
 
 
+@dataclasses.dataclass(frozen=True)
 class Key:
     """One key of the configuration.
 
     Attributes:
-      name: with its sections, such as "model.name".
-      default: as it is written, or what a placeholder stands for.
+      name: the key with its sections, such as "model.name".
+      default: the default as it is written, or what a placeholder stands for.
       meaning: the comment.
     """
 
-    def __init__(self, name, default, meaning):
-        self.name, self.default, self.meaning = name, default, meaning
+    name: str
+    default: str
+    meaning: str
 
 
+@dataclasses.dataclass
 class Section:
     """A group of keys.
 
     Attributes:
       name: "" for the top level, else such as "model".
-      meaning: the comment on the section itself; may be empty.
-      keys: list of Key.
+      meaning: the comment on the section itself; it may be empty.
+      keys: the section's keys.
     """
 
-    def __init__(self, name, meaning=""):
-        self.name, self.meaning, self.keys = name, meaning, []
+    name: str
+    meaning: str = ""
+    keys: list[Key] = dataclasses.field(default_factory=list)
 
 
-def read_sections(text: str, path: str | os.PathLike[str] = "the defaults") -> list["Section"]:
+def read_sections(text: str, path: str | os.PathLike[str] = "the defaults") -> list[Section]:
     """Reads every key of get_config() with its default and its comment.
 
     The function may set all keys itself, or take a section from another function of the file that
@@ -52,10 +57,10 @@ def read_sections(text: str, path: str | os.PathLike[str] = "the defaults") -> l
 
     Args:
       text: the source.
-      path: of it, for messages.
+      path: where the source lies, for messages.
 
     Returns:
-      list of Section, the top level first, without sections that have no key.
+      The sections that have keys, the top level first.
 
     Raises:
       Undocumented: a key has no comment, or the file has no get_config().
@@ -226,7 +231,7 @@ class _Reader:
             return "{}"
         if isinstance(value, ast.Name) and value.id in self.imports:
             return _constant(*self.imports[value.id]) or value.id
-        return ast.get_source_segment(self.text, value)
+        return ast.get_source_segment(self.text, value) or ast.unparse(value)
 
 
 def _joined(section, *names):
@@ -262,7 +267,8 @@ def _called(value):
     return function.id if isinstance(function, ast.Name) else None
 
 
-def is_config_dict(value):
+def is_config_dict(value: ast.expr | None) -> bool:
+    """Whether an expression makes a ConfigDict."""
     return _called(value) == "ConfigDict"
 
 
@@ -280,5 +286,5 @@ def _constant(module, name):
 
 
 def sentence(text: str) -> str:
-    """The text with a full stop, where it has no end of its own."""
+    """The text, with a full stop where it does not end with a mark of its own."""
     return text if not text or text[-1] in ".!?" else f"{text}."

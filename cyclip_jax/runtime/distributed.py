@@ -1,8 +1,8 @@
 """Several processes of one run: how they find each other, and how they end together.
 
-All of it is JAX's own coordination service, which process 0 hosts. Left to itself the loss of a
-process ends the others with an abort in C++, or leaves them in a collective that never completes;
-here they say which one was lost.
+All of it uses JAX's own coordination service, which process 0 hosts. Without this module the loss
+of a process would end the others with an abort in C++, or leave them in a collective that never
+completes. With it they say which process was lost.
 """
 
 import contextlib
@@ -42,18 +42,18 @@ def join(
 ) -> None:
     """Joins the other processes of the run, and watches them until `leave`.
 
-    To be called before JAX is used. The first three arguments are only for processes that no
-    cluster started.
+    Call it before JAX is used. The first three arguments are only for processes that no cluster
+    started.
 
     Args:
       coordinator_address: host:port of process 0.
-      num_processes: how many there are.
-      process_id: which of them this one is.
-      initialization_timeout: seconds within which all of them have to come.
+      num_processes: how many processes there are.
+      process_id: which of them this one is, from 0.
+      initialization_timeout: seconds within which all processes must join.
       heartbeat_timeout: seconds of silence after which a process counts as lost.
 
     Raises:
-      UserError: nothing says which processes there are.
+      UserError: neither the arguments nor a cluster say which processes there are.
     """
     # Without it the service aborts everyone on a loss, in words that name nobody.
     jax.config.update("jax_enable_recoverability", True)
@@ -91,7 +91,7 @@ def join(
 
 
 def join_as_told(values: Any) -> None:
-    """Joins the other processes where the flags say so; before JAX is used."""
+    """Joins the other processes where the flags say so; call it before JAX is used."""
     if values.distributed:
         join(
             values.coordinator_address,
@@ -103,7 +103,7 @@ def join_as_told(values: Any) -> None:
 
 
 def leave() -> None:
-    """Ends what `join` began, so that no process takes the end of another for a loss."""
+    """Leaves the other processes, so that none of them takes this process's end for a loss."""
     if not _watch.started:
         return
     _watch.stop()
@@ -118,8 +118,11 @@ def leave() -> None:
 def end(status: int | str | None) -> None:
     """Ends the process as sys.exit(status) does, after `leave`.
 
-    One whose status is a number has done its part, and waits until all have: some of them write
-    reports, or are slow, and would take its end for a loss.
+    A process whose status is a number has done its part, and waits until all others have: some of
+    them write reports or are slow, and would take its end for a loss.
+
+    Args:
+      status: the exit status, or a sentence that says what is wrong.
     """
     if not _watch.started:
         sys.exit(status)
@@ -138,9 +141,9 @@ def end(status: int | str | None) -> None:
 def failing_together() -> Generator[None, None, None]:
     """A context whose exceptions end this process at once where there are several.
 
-    What a process would still do then, as waiting for a checkpoint, waits for the others: they may
-    be gone, or wait for this one. They learn of its end and end themselves. An exception may as
-    well come from the loss of another one: then that is found out, and said.
+    Whatever the process would still do, such as waiting for a checkpoint, would wait for the other
+    processes, which may be gone or may be waiting for this one. The others learn of its end and end
+    themselves. An exception may also come from the loss of another process, which is then named.
     """
     try:
         yield

@@ -19,7 +19,7 @@ from cyclip_jax.runtime.clock import Clock
 
 
 def keep_compiled(directory: str | None) -> None:
-    """Keeps what JAX compiles in a directory, local or remote, and takes it from there."""
+    """Keeps what JAX compiles in a directory, local or remote, for reuse; None keeps nothing."""
     if directory is not None:
         jax.config.update("jax_compilation_cache_dir", directory)
         compilation_cache.reset_cache()  # it may be open in another directory
@@ -50,10 +50,10 @@ class StopOnSignal:
             signal.signal(number, handler)
 
     def requested(self) -> bool:
-        """Whether a signal has come, to whichever process.
+        """Whether a signal has come to any process.
 
-        Several processes have to ask equally often, between steps and within evaluations: then the
-        same question is answered yes in all of them.
+        Several processes must ask equally often, between steps and within evaluations, so that all
+        of them get the answer yes to the same question.
         """
         if jax.process_count() == 1:
             return self._signalled
@@ -70,7 +70,7 @@ class Feed:
     Args:
       batches: iterator of (host arrays, position).
       put: function from host arrays to device arrays.
-      clock: the Clock that is told how long the device had no batch.
+      clock: is told for how long the device had no batch.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Feed:
     def next(self, while_computing: object = None) -> tuple[dict[str, Array], Any]:
         """(device arrays, position) of the next batch.
 
-        At most one more step is then waiting behind the running one: a host that ran further ahead
-        would fill the device with batches.
+        When it returns, at most one more step is waiting behind the running one: a host that ran
+        further ahead would fill the device with batches.
 
         Args:
           while_computing: the outputs of the step that was dispatched last.

@@ -1,4 +1,4 @@
-"""Host memory that stays flat over a long run: what glibc and Python keep, given back."""
+"""Keeps the host's memory flat over a long run by giving back what glibc and Python hold."""
 
 import contextlib
 import ctypes
@@ -12,8 +12,8 @@ def limit_arenas() -> None:
     """Has glibc keep as many heaps as there are cores, not eight times as many.
 
     Every evaluation opens an input pipeline with threads of its own, which spread over all heaps
-    until each has gaps. To be called before threads begin; MALLOC_ARENA_MAX in the environment
-    holds instead.
+    until each has gaps. Call it before threads begin. If MALLOC_ARENA_MAX is set in the
+    environment, that holds instead.
     """
     if "MALLOC_ARENA_MAX" not in os.environ:
         with contextlib.suppress(AttributeError, OSError):  # other C libraries have no such thing
@@ -23,8 +23,8 @@ def limit_arenas() -> None:
 def give_back_memory() -> None:
     """Gives the system the memory that nobody uses any more.
 
-    The graph of an input pipeline refers to itself, so that only the collector frees it, and Python
-    seldom has it look at everything; and what is freed glibc keeps.
+    The graph of an input pipeline refers to itself, so that only the garbage collector frees it,
+    and Python seldom runs that over all objects. Besides, glibc keeps what is freed.
     """
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):

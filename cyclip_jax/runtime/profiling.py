@@ -25,22 +25,22 @@ def check_profile_steps(steps: Any) -> None:
     is_pair = isinstance(steps, tuple) and [type(step) for step in steps] == [int, int]
     if steps is not None and not (is_pair and 1 <= steps[0] <= steps[1]):
         raise UserError(
-            f"config.profile_steps {steps!r} is not (first, last), two steps of which the first is "
-            "at least 1; (10, 19) profiles ten"
+            f"config.profile_steps {steps!r} is not (first, last) with 1 <= first <= last; set it "
+            "to two steps, such as (10, 19), which profiles ten"
         )
 
 
 class Profiler:
     """Traces steps with jax.profiler, to `<workdir>/profile/plugins/profile/step_<first>/`.
 
-    Each process writes a file of its own. SIGUSR1 asks for the next ten steps, of the process that
-    gets it; it comes at any time, and a second one during a trace asks for ten more.
+    Each process writes a file of its own. SIGUSR1 asks for a trace of the next ten steps of the
+    process that gets it. It may come at any time; during a trace it asks for ten more steps.
 
     Args:
       workdir: the run's directory, local or remote.
       steps: (first, last), numbered as in metrics.jsonl, or None.
-      clock: the run's.
-      say: function that tells a person a line.
+      clock: the run's clock.
+      say: function that shows a line of text to a person.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Profiler:
 
     @contextlib.contextmanager
     def step(self, step: int, state: object) -> Generator[None, None, None]:
-        """A context for a step, whose name it has in the trace.
+        """A context for a step, whose number names it in the trace.
 
         Args:
-          step: its number.
-          state: that of before it, for which a trace waits so as not to hold other steps.
+          step: the number of the step.
+          state: the state before the step. A trace waits for it, so as to show no earlier steps.
         """
         if self._trace is None:
             if self._is_requested:
@@ -86,7 +86,7 @@ class Profiler:
             yield
 
     def step_done(self, step: int, state: object) -> None:
-        """Ends the trace after its last step, whose result `state` is."""
+        """Ends the trace if this was its last step; `state` is the step's result."""
         if self._trace is not None and step + 1 not in self._steps:
             self._finish(state)
 

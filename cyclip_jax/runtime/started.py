@@ -1,4 +1,4 @@
-"""What a command does before all else; importing this module, or any other, does none of it."""
+"""What a command does first; importing a module never does it."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ _IMPORTED = time.monotonic()
 
 
 def prepare_command() -> None:
-    """Readies the process of a command, before anything slow is imported.
+    """Prepares the process of a command before anything slow is imported.
 
     SIGUSR1 asks a run for a profile (see profiling.py). By default it ends a process, and importing
     JAX takes seconds. Keras and scikit-learn, which TensorFlow would import, take seconds too, and
@@ -22,14 +22,14 @@ def prepare_command() -> None:
 
 
 def quieten_tensorflow() -> None:
-    """Keeps TensorFlow, which only reads data here, from announcing itself where it is imported."""
+    """Keeps TensorFlow, which only reads data here, from printing notes when it is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # not used, but announced
 
 
 @functools.cache
 def import_tensorflow() -> types.ModuleType:
-    """TensorFlow, imported where data are first opened: that takes seconds.
+    """Imports TensorFlow, which takes seconds, when data are first opened.
 
     It only reads data here. The accelerators belong to JAX; TensorFlow would otherwise reserve
     their memory.
@@ -42,7 +42,7 @@ def import_tensorflow() -> types.ModuleType:
 
 
 def process_began() -> float:
-    """When this process began, by time.monotonic, in seconds; without /proc, a moment later."""
+    """When this process began, in seconds of time.monotonic; without /proc it is a little late."""
     try:
         with open("/proc/self/stat", "rb") as file:
             ticks = float(file.read().rpartition(b")")[2].split()[19])  # field 22, after boot

@@ -1,4 +1,4 @@
-"""Signs of life: a heartbeat file, and a report of what takes far longer than usual."""
+"""Signs of life: a heartbeat file, and a report of anything that takes far longer than usual."""
 
 import json
 import logging
@@ -31,10 +31,10 @@ _WAITING = {
 
 
 class Console(Protocol):
-    """Where a run speaks, see workdir.py."""
+    """Where a run tells a person how it goes (see workdir/console.py)."""
 
     def say(self, text: str) -> None:
-        """Tells a person a line, which the log gets too."""
+        """Shows a line to a person, and writes it to the log."""
         ...
 
     def log(self, text: str) -> None:
@@ -45,16 +45,16 @@ class Console(Protocol):
 class Watch:
     """Threads that look at the main thread's clock while a run lasts.
 
-    One writes `<workdir>/heartbeat.json`. Another says what the host waits for when a step (or a
-    save, an evaluation …) takes `stall_factor` times its median: once while it lasts, with what
-    every thread is doing in the log, and once when it is over.
+    One writes `<workdir>/heartbeat.json`. Another reports a stall: a step, a save or an evaluation
+    that takes `stall_factor` times its median. It says what the host waits for once while the stall
+    lasts, and once when it is over. What every thread is doing then goes to the log.
 
     Args:
-      clock: the run's.
+      clock: the run's clock.
       workdir: the run's directory, local or remote.
-      stall_factor: how many times the median is a stall; 0 reports none.
-      console: that of process 0, which also writes the heartbeat; None on others, which log their
-        own stalls.
+      stall_factor: how many times the median is a stall; with 0 none is reported.
+      console: the console of process 0, which also writes the heartbeat. It is None on the other
+        processes, which log their own stalls.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Watch:
 
 
 def read_heartbeat(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The last heartbeat of a run, see Clock.heartbeat; None where there is none."""
+    """The last heartbeat of a run (see `Clock.heartbeat`), or None where there is none."""
     try:
         return json.loads((epath.Path(workdir) / HEARTBEAT).read_text())
     except (OSError, ValueError):  # all that is lost with it is the time of earlier processes

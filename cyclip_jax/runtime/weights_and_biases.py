@@ -1,4 +1,4 @@
-"""Weights & Biases: the metrics of a run once more, for those who keep their runs there."""
+"""Sends the metrics of a run to Weights & Biases as well, for those who keep their runs there."""
 
 import contextlib
 import dataclasses
@@ -23,13 +23,13 @@ class WeightsAndBiases:
     """config.wandb.
 
     Attributes:
-      project: where every metric goes too; None sends nothing.
-      entity: user or team; None is the one logged in.
-      name: of the run; None is the name of its workdir.
-      mode: "online", "offline" or "disabled"; None is $WANDB_MODE, or online.
+      project: the project that also gets every metric; None sends nothing.
+      entity: the user or team; None is the one that is logged in.
+      name: the name of the run; None is the name of its workdir.
+      mode: "online", "offline" or "disabled"; None is $WANDB_MODE, or else "online".
 
     Raises:
-      UserError: these settings cannot be followed.
+      UserError: these settings do not fit each other, or wandb is not installed.
     """
 
     project: str | None
@@ -41,25 +41,29 @@ class WeightsAndBiases:
         if self.project is None:
             for key in ("entity", "name"):
                 if getattr(self, key) is not None:
-                    raise UserError(f"config.wandb.{key} is set, but not config.wandb.project")
+                    raise UserError(
+                        f"config.wandb.{key} is set, but not config.wandb.project; set both or none"
+                    )
         elif importlib.util.find_spec("wandb") is None:
             raise UserError(
                 f"config.wandb.project is {self.project!r}, but wandb is not installed: "
                 "pip install 'cyclip_jax[wandb]'"
             )
         if self.mode not in _MODES:
-            raise UserError(f"config.wandb.mode {self.mode!r} is none of online, offline, disabled")
+            raise UserError(
+                f"config.wandb.mode {self.mode!r} is unknown; set it to online, offline or disabled"
+            )
 
 
 class WandbMirror:
     """Sends what metrics.jsonl gets to a run of Weights & Biases, the same one after a restart.
 
-    Whatever goes wrong there is said once, and training goes on without it.
+    If anything goes wrong there, this is said once, and training goes on without it.
 
     Args:
-      config: the run's, with `wandb`; nothing is done where its project is None.
+      config: the run's config, with `wandb`; nothing is done where its project is None.
       workdir: the run's directory, which keeps the id.
-      say: function that tells a person a line.
+      say: function that shows a line of text to a person.
       enabled: true on process 0 alone.
     """
 

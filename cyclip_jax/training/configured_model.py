@@ -23,21 +23,23 @@ class Model:
 
     Args:
       config: as defaults.py makes it.
-      mesh: that its parameters and the batches lie on.
+      mesh: the mesh that its parameters and the batches lie on.
 
     Attributes:
-      sizes: of the config's model, overrides applied (see `resolve_sizes`).
+      sizes: the sizes of the config's model, overrides applied (see `resolve_sizes`).
       normalise: function from uint8 images to what the image tower takes.
-      train_graphdef: with params and batch_stats it makes the module in training mode.
-      abstract: shapes and shardings of {"params", "batch_stats"}, to restore weights into.
+      train_graphdef: makes the module in training mode, together with params and batch_stats.
+      abstract: shapes and shardings of {"params", "batch_stats"}, into which weights are restored.
     """
 
     def __init__(self, config: Any, mesh: Mesh) -> None:
         self._config, self._mesh = config, mesh
         whole = parallel.replicated(mesh)
-        self.sizes = sizes_in(config.model)
-        self.train_graphdef, graphdef, self.abstract = abstract_model(config.model, sharding=whole)
-        self.normalise = normaliser(config)
+        self.sizes: dict[str, Any] = sizes_in(config.model)
+        train_graphdef, graphdef, abstract = abstract_model(config.model, sharding=whole)
+        self.train_graphdef: nnx.GraphDef[Any] = train_graphdef
+        self.abstract: dict[str, Params] = abstract
+        self.normalise: Callable[..., jax.Array] = normaliser(config)
 
         def encode_features(params, batch_stats, images):
             model = nnx.merge(graphdef, params, batch_stats)
@@ -72,10 +74,10 @@ class Model:
         """The model as an evaluator sees it.
 
         Args:
-          params: its parameters, a nested dict of arrays.
+          params: the model's parameters, a nested dict of arrays.
           batch_stats: BatchNorm's running statistics, a nested dict of arrays.
           tokenize: function from texts to token ids, int32 [n, L].
-          check_stop: is called between batches, and raises where the run is to stop.
+          check_stop: function that is called between batches and raises where the run is to stop.
 
         Returns:
           The Encoders.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import jax
 import ml_collections
@@ -35,8 +36,12 @@ from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror
 from cyclip_jax.training.configured_model import Model
 from cyclip_jax.training.settings import Settings, checked
-from cyclip_jax.training.starting_point import inherit_vocabulary, starting_point
-from cyclip_jax.training.step import configured_step
+from cyclip_jax.training.starting_point import (
+    StartingPoint,
+    inherit_vocabulary,
+    starting_point,
+)
+from cyclip_jax.training.step import Step, View, configured_step
 from cyclip_jax.workdir.config_json import check_same_model, write_config
 from cyclip_jax.workdir.console import Console
 from cyclip_jax.workdir.metrics import MetricWriter
@@ -57,20 +62,23 @@ class Run:
     """What stays the same from the first step to the last.
 
     Attributes:
-      config: resolved and locked.
+      config: the config, resolved and locked.
       workdir: the run's directory.
-      mesh: that state and batches lie on.
-      model: the config's, on the mesh.
+      mesh: the mesh that the state and the batches lie on.
+      model: the config's model on the mesh.
       tokenizer: function from texts to token ids, int32 [n, L].
       source: the training data.
-      bad_examples: counts what of it could not be used.
+      bad_examples: counts the examples that could not be used.
       evaluators: {name: Evaluation}, with their data open.
       total_steps: length of the run.
-      steps: [(first step, view, step function)], not compiled yet.
+      steps: [(first step, view, step function)], which are not compiled yet.
       feed: gives (batch on the mesh, position after it).
       stop: says whether the run was told to stop.
-      console, writer, checkpointer: where lines, numbers and states go.
-      clock, profiler: measure it.
+      console: takes lines for a person.
+      writer: takes numbers.
+      checkpointer: takes states.
+      clock: measures where the time goes.
+      profiler: traces chosen steps.
     """
 
     config: ml_collections.ConfigDict
@@ -80,9 +88,9 @@ class Run:
     tokenizer: Tokenizer
     source: Source | Mixture
     bad_examples: BadExamples
-    evaluators: dict
+    evaluators: dict[str, evals.Evaluation]
     total_steps: int
-    steps: list
+    steps: list[tuple[int, View, Step]]
     feed: Feed
     stop: StopOnSignal
     console: Console
@@ -93,23 +101,25 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(config, workdir, *, began):
+def open_run(
+    config: Any, workdir: epath.Path, *, began: float
+) -> Iterator[tuple[Run, StartingPoint]]:
     """A context in which everything that a run needs is open.
 
-    What can be known to be wrong is said in the order of what it costs to find out: by the config
-    alone, by the workdir, by the data, by the checkpoint. TensorFlow and Orbax, which take seconds
-    to import, are imported only after the first two.
+    Mistakes are reported in the order of what it costs to find them: first those that the config
+    alone shows, then those of the workdir, of the data and of the checkpoint. TensorFlow and Orbax,
+    which take seconds to import, are imported only after the first two.
 
     Args:
       config: a ConfigDict as defaults.py makes it.
-      workdir: epath.Path of the run's directory, which this process may write.
+      workdir: the run's directory, which this process may write.
       began: when the process began, by time.monotonic.
 
     Yields:
       (Run, StartingPoint).
 
     Raises:
-      UserError: something in the config, the data or the workdir that the user can mend.
+      UserError: the config, the data or the workdir has a fault that the user can mend.
     """
     written_config, config = config, resolve_paths(config, workdir)
     plan = _plan(config, workdir)
@@ -166,13 +176,13 @@ def open_run(config, workdir, *, began):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What is known of a run before anything is written: its settings, its data, its length."""
+    """The settings, the data and the length of a run, known before anything is written."""
 
     settings: Settings
     mesh: jax.sharding.Mesh
     model: Model
     source: Source | Mixture
-    evaluators: dict
+    evaluators: dict[str, evals.Evaluation]
     total_steps: int
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.interop.names import torch_name
@@ -16,21 +17,27 @@ _NEVER_DECAYED = ("positional_embedding", "class_embedding")
 _NOT_DECAYED_BY_OFFICIAL_NAME = ("bn", "ln", "bias", "logit_scale")
 
 
-def learning_rate_schedule(learning_rate, *, warmup_steps, total_steps, offset_steps=0):
+def learning_rate_schedule(
+    learning_rate: float, *, warmup_steps: int, total_steps: int, offset_steps: int = 0
+) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
     """Linear warm-up, then half a cosine to zero.
 
     base·(t+1)/w for t < w, else base·½(1 + cos(π(t−w)/(S−w))), with w = warmup_steps and
     S = total_steps.
 
     Args:
-      offset_steps: added to the step. The schedule then starts that late, and the last so many
-        steps lie past its end, where the cosine rises again.
+      learning_rate: the highest rate, which the warm-up ends with.
+      warmup_steps: w, the length of the warm-up.
+      total_steps: S, the length of the run.
+      offset_steps: a number that is added to the step. The schedule then starts so many steps late
+        in its course, and the last so many steps of the run lie past its end, where the cosine
+        rises again.
 
     Returns:
       A function of the step t = 0, 1, … (int scalar) that gives a float scalar.
 
     Raises:
-      UserError: a warm-up that is negative or as long as the run.
+      UserError: the warm-up is negative or as long as the run.
     """
     check_warmup(warmup_steps, total_steps)
 
@@ -55,15 +62,15 @@ def check_warmup(warmup_steps: int, total_steps: int | None) -> None:
         )
 
 
-def weight_decay_mask(params, rule="matrices"):
-    """Which parameters are decayed.
+def weight_decay_mask(params: Mapping[str, Any], rule: str = "matrices") -> dict[str, Any]:
+    """Says which parameters are decayed.
 
     Args:
-      params: nested dict of arrays or shapes, as of a model.
+      params: a model's parameters, a nested dict of arrays or shapes.
       rule: "matrices" decays kernels, projections and the token embedding, but no vector, scalar,
-        positional or class embedding. "official_names" decays what has none of the official code's
-        substrings in its PyTorch name: besides those above, the down-sampling BatchNorms' scales
-        ("downsample.1.weight") and the positional and class embeddings.
+        positional or class embedding. "official_names" decays every parameter whose PyTorch name
+        has none of the official code's substrings: besides those above, the down-sampling
+        BatchNorms' scales ("downsample.1.weight") and the positional and class embeddings.
 
     Returns:
       The same tree with booleans.
@@ -88,22 +95,26 @@ _WEIGHT_DECAY_RULES = {"matrices": _is_matrix, "official_names": _is_decayed_by_
 
 def adamw(
     *,
-    beta1,
-    beta2,
-    eps,
-    weight_decay,
-    gradient_clip_norm,
-    weight_decay_rule="matrices",
-    first_moment_dtype="float32",
-):
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    gradient_clip_norm: float | None,
+    weight_decay_rule: str = "matrices",
+    first_moment_dtype: str = "float32",
+) -> optax.GradientTransformation:
     """AdamW without its learning rate, as an optax transformation.
 
     Args:
-      first_moment_dtype: of the mean of gradients; "bfloat16" saves two bytes per parameter. The
-        mean of their squares keeps the parameters' type: with beta2 = 0.999 a step moves it by a
-        thousandth, less than bfloat16's eight bits can show.
+      beta1: decay of the mean of gradients.
+      beta2: decay of the mean of squared gradients.
+      eps: the number that is added to the root of the mean square.
+      weight_decay: factor of the parameters that the update pulls to zero.
       gradient_clip_norm: largest global gradient norm, or None for no clipping.
-      weight_decay_rule: as `weight_decay_mask`.
+      weight_decay_rule: which parameters are decayed (see `weight_decay_mask`).
+      first_moment_dtype: type of the mean of gradients; "bfloat16" saves two bytes per parameter.
+        The mean of their squares keeps the parameters' type: with beta2 = 0.999 a step moves it by
+        a thousandth, less than bfloat16's eight bits can show.
     """
     # The parameters' own type, where it is not narrower: equality is tested in float64.
     mu_dtype = "bfloat16" if first_moment_dtype == "bfloat16" else None
@@ -129,7 +140,7 @@ class Optimizer:
         `adamw`.
 
     Raises:
-      UserError: a setting that no run can follow.
+      UserError: a setting has a value that no run can use.
     """
 
     learning_rate: float

@@ -1,17 +1,22 @@
 """Where a run starts: from its newest checkpoint, from another model, or from scratch."""
 
 import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 from clu import parameter_overview
 from etils import epath
+from jax.sharding import Mesh
 
 from cyclip_jax import parallel
 from cyclip_jax.data.order import Position
 from cyclip_jax.data.settings import check_continued
+from cyclip_jax.data.sources import Mixture, Source
 from cyclip_jax.data.tokenizers import vocabulary_of
 from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
@@ -26,9 +31,14 @@ from cyclip_jax.interop.folders import settings_of
 from cyclip_jax.interop.pretrained import open_checkpoint, tokenizer_settings
 from cyclip_jax.interop.weights import fit
 from cyclip_jax.models.presets import sizes_in
-from cyclip_jax.training.step import TrainState, abstract_state, create_state
+from cyclip_jax.training.configured_model import Model
+from cyclip_jax.training.step import Params, TrainState, abstract_state, create_state
 from cyclip_jax.workdir.config_json import is_workdir, read_config
+from cyclip_jax.workdir.console import Console
 from cyclip_jax.workdir.layout import LOG
+
+if TYPE_CHECKING:
+    from cyclip_jax.workdir.checkpoints import Checkpointer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +46,9 @@ class StartingPoint:
     """What a run begins or continues with.
 
     Attributes:
-      state: TrainState, on the mesh.
-      position: in the data, that of the next batch.
-      owes_evaluation: whether the run was stopped in the evaluation of the step it begins at.
+      state: the TrainState, which lies on the mesh.
+      position: the place in the data at which the next batch begins.
+      owes_evaluation: whether the run was stopped during the evaluation of the step it begins at.
     """
 
     state: TrainState
@@ -46,15 +56,23 @@ class StartingPoint:
     owes_evaluation: bool = False
 
 
-def starting_point(config, model, optimizer, checkpointer, mesh, source, console):
-    """The newest good checkpoint, else config.init_from, else from scratch.
+def starting_point(
+    config: Any,
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    checkpointer: "Checkpointer",
+    mesh: Mesh,
+    source: Source | Mixture,
+    console: Console,
+) -> StartingPoint:
+    """Starts from the newest good checkpoint, else from config.init_from, else from scratch.
 
     Args:
-      config: of the run, resolved.
-      model: its ConfiguredModel.
-      optimizer: an optax.GradientTransformation.
+      config: the run's ConfigDict, with its paths resolved.
+      model: the config's model on the mesh.
+      optimizer: the transformation whose state a checkpoint holds.
       checkpointer: the workdir's.
-      mesh: that the state is to lie on.
+      mesh: the mesh that the state is to lie on.
       source: the training data, which a checkpoint must have been trained on.
       console: is told where the run starts.
 
@@ -62,7 +80,7 @@ def starting_point(config, model, optimizer, checkpointer, mesh, source, console
       A StartingPoint.
 
     Raises:
-      UserError: a checkpoint or a model to start from that does not fit.
+      UserError: a checkpoint, or the model that the run is to start from, does not fit.
     """
     seed = config.seed
     abstract = abstract_state(
@@ -96,7 +114,7 @@ def _parameter_summary(params):
     return f"{count(params):,.0f} parameters, {towers} (each in {LOG})"
 
 
-def checkpoint_items(state):
+def checkpoint_items(state: TrainState) -> tuple[Params, Params]:
     """A TrainState as the two trees of a checkpoint: the model, and what else training needs."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     model = {name: fields.pop(name) for name in ("params", "batch_stats")}
@@ -104,10 +122,10 @@ def checkpoint_items(state):
 
 
 def _given_model(config, abstract, console):
-    """The model that a run starts from, as config.init_from names it.
+    """The model that config.init_from names.
 
     Args:
-      config: of the run; its model is the one to be filled.
+      config: the run's; its model is the one to be filled.
       abstract: {"params": …, "batch_stats": …}, trees of jax.ShapeDtypeStruct with shardings.
       console: is told where the parameters come from.
 
@@ -115,7 +133,7 @@ def _given_model(config, abstract, console):
       The same trees with global arrays.
 
     Raises:
-      UserError: another model or tokenizer, everything that does not fit in one list.
+      UserError: it is another model or tokenizer; the message lists everything that does not fit.
     """
     checkpoint = open_checkpoint(config.init_from)
     tree = fit(checkpoint.weights, abstract, source=checkpoint.source)
@@ -126,7 +144,7 @@ def _given_model(config, abstract, console):
     if tokenizer is not None and tokenizer["tokenizer"] != config.data.tokenizer:
         raise UserError(
             f"{checkpoint.source} has the tokenizer {tokenizer['tokenizer']!r}; "
-            "set config.data.tokenizer to it"
+            "set config.data.tokenizer to that"
         )
     of_step = "" if checkpoint.step is None else f" of step {checkpoint.step}"
     console.say(f"starting from the parameters{of_step} of {config.init_from}")
@@ -144,13 +162,13 @@ def _warn_of_other_data(checkpoint, data):
             )
 
 
-def inherit_vocabulary(config, workdir):
+def inherit_vocabulary(config: Any, workdir: str | os.PathLike[str]) -> None:
     """Copies the vocabulary of config.init_from into the workdir of a run that names none.
 
-    The embedding of a token is of use only where the token keeps its number.
+    The embedding of a token is useful only where the token keeps its number.
 
     Raises:
-      UserError: what the run starts from has no such vocabulary.
+      UserError: the model that the run starts from has no such vocabulary.
     """
     own = vocabulary_of(config.data, workdir)
     if config.init_from is None or config.data.vocabulary is not None or own is None:

@@ -2,9 +2,10 @@
 
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import logging
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import sha256_of, write_atomically
+from cyclip_jax.parallel import Tree
 from cyclip_jax.runtime.agreement import decided_by_process_zero
 from cyclip_jax.workdir.layout import CHECKPOINTS, DAMAGED_CHECKPOINTS
 
@@ -29,7 +31,8 @@ class _Manager(ocp.CheckpointManager):
     that were told to stop at that moment would agree on a number that had been before.
     """
 
-    def reached_preemption(self, step):
+    def reached_preemption(self, step: int) -> bool:
+        """Always false: the run asks itself."""
         return False
 
 
@@ -41,9 +44,9 @@ class Checkpointer:
     and committed together. Once a checkpoint is committed, the SHA-256 of each of its files is
     written beside them: Orbax itself restores a flipped bit without noticing.
 
-    A checkpoint that cannot be written, on a full disk say, is said at once and does not end the
-    run: the next save tries again, and those from before stay. With several processes it does end
-    the run, as the others may be waiting in it for this one.
+    Where a checkpoint cannot be written, say on a full disk, this is logged at once and does not
+    end the run: the next save tries again, and earlier checkpoints stay. With several processes it
+    does end the run, as the others may be waiting for this one inside the save.
 
     Args:
       workdir: the run's directory, local or remote.
@@ -51,7 +54,13 @@ class Checkpointer:
       keep_every_steps: checkpoints at multiples of this stay for good; None keeps only the newest.
     """
 
-    def __init__(self, workdir, *, keep=3, keep_every_steps=None):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        keep_every_steps: int | None = None,
+    ) -> None:
         self._workdir = epath.Path(workdir)
         self._directory = self._workdir / CHECKPOINTS
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
@@ -60,8 +69,15 @@ class Checkpointer:
         self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every_steps)
         self._manager = self._open_manager()
 
-    def save(self, step, *, model, training, meta):
-        """Starts to write a checkpoint; returns once the arrays are copied to the host."""
+    def save(self, step: int, *, model: Tree, training: Tree, meta: Mapping[str, Any]) -> None:
+        """Starts to write a checkpoint; returns once the arrays are copied to the host.
+
+        Args:
+          step: the number of steps done, which names the checkpoint.
+          model: tree of arrays, the parameters and statistics.
+          training: tree of arrays, all else that a step changes.
+          meta: what JSON can write: the data position and the config.
+        """
         self.wait()
         items = ocp.args.Composite(
             model=ocp.args.StandardSave(model),
@@ -73,11 +89,13 @@ class Checkpointer:
             self._manager.save(step, args=items, force=True)
         self._pending = self._background.submit(self._finish, step)
 
-    def restore_newest(self, *, model, training):
+    def restore_newest(
+        self, *, model: Tree, training: Tree
+    ) -> tuple[int, Tree, Tree, dict[str, Any]] | None:
         """Restores the newest undamaged checkpoint.
 
-        A damaged one is moved to `<workdir>/damaged_checkpoints`, loudly, and the one before is
-        tried.
+        A damaged one is moved to `<workdir>/damaged_checkpoints`, which is logged as an error, and
+        the one before is tried.
 
         Args:
           model, training: trees of jax.ShapeDtypeStruct with shardings, or of arrays.
@@ -86,7 +104,7 @@ class Checkpointer:
           (step, model, training, meta), or None where there is no checkpoint.
 
         Raises:
-          UserError: every checkpoint is damaged, or the newest good one holds another state.
+          UserError: every checkpoint is damaged, or the newest good one has a different structure.
         """
         # One process reads the files for all, and alone moves what is damaged.
         step = decided_by_process_zero(self._newest_good_step)
@@ -133,11 +151,11 @@ class Checkpointer:
             )
         return None
 
-    def wait(self):
+    def wait(self) -> Exception | None:
         """Waits for the newest save.
 
         Returns:
-          What kept that from being written, an exception; None where it is on disk.
+          The exception that kept it from being written, or None where it is on disk.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -146,7 +164,7 @@ class Checkpointer:
                 self._renew_manager()
         return self._failure
 
-    def close(self):
+    def close(self) -> None:
         """Waits as `wait` does, and releases the threads."""
         try:
             self.wait()
@@ -172,8 +190,8 @@ class Checkpointer:
                 raise
             self._failure = error
             logging.error(
-                "CHECKPOINT %d COULD NOT BE WRITTEN to %s. Free space or mend what is said here: "
-                "training goes on, and the next save tries again. (%s)",
+                "CHECKPOINT %d COULD NOT BE WRITTEN to %s. Free space or mend the error named "
+                "here: training goes on, and the next save tries again. (%s)",
                 step,
                 self._directory,
                 error,
@@ -207,7 +225,9 @@ class Checkpointer:
         (self._directory / str(step)).rename(destination / f"{step}.{count}")
 
 
-def restore_model(workdir, abstract_model, *, step=None):
+def restore_model(
+    workdir: str | os.PathLike[str], abstract_model: Tree, *, step: int | None = None
+) -> tuple[int, Tree]:
     """Restores parameters and statistics alone, for evaluation or as a starting point.
 
     Args:
@@ -227,7 +247,8 @@ def restore_model(workdir, abstract_model, *, step=None):
         raise UserError(f"{workdir} has no checkpoints; name the workdir of a run")
     step = steps[-1] if step is None else step
     if step not in steps:
-        raise UserError(f"{workdir} has no checkpoint of step {step}; it has {steps}")
+        known = ", ".join(map(str, steps))
+        raise UserError(f"{workdir} has no checkpoint of step {step}; choose one of {known}")
     try:
         verify(directory / str(step), may_lack_checksums=step == steps[-1])
     except ChecksumError as error:
@@ -240,16 +261,21 @@ class ChecksumError(Exception):
     """A file of a checkpoint is not what was written."""
 
 
-def write_checksums(directory):
+def write_checksums(directory: epath.Path) -> None:
     """Writes the SHA-256 of every file of a committed checkpoint, atomically."""
     write_atomically(directory / _CHECKSUMS, json.dumps(_checksums(directory), indent=1))
 
 
-def verify(directory, *, may_lack_checksums=False):
+def verify(directory: epath.Path, *, may_lack_checksums: bool = False) -> None:
     """Raises ChecksumError where a file is missing or differs from what was written.
 
-    A checkpoint whose run was killed between commit and checksums has none: it is whole (a commit
-    is atomic) and passes with a warning where it `may_lack_checksums`.
+    A checkpoint has no checksums if its run was killed after the commit and before they were
+    written. It is whole, as a commit is atomic, and passes with a warning where it
+    `may_lack_checksums`.
+
+    Args:
+      directory: of the checkpoint.
+      may_lack_checksums: whether the checkpoint may be without them.
     """
     path = directory / _CHECKSUMS
     if not path.exists():
@@ -264,12 +290,12 @@ def verify(directory, *, may_lack_checksums=False):
     actual = _checksums(directory)
     changed = sorted(name for name in expected if actual.get(name) != expected[name])
     if changed:
-        raise ChecksumError(f"changed since they were written: {', '.join(changed)}")
+        raise ChecksumError(f"these files changed after they were written: {', '.join(changed)}")
 
 
 def _checksums(directory):
     return {
-        str(path.relative_to(directory)): _sha256(path)
+        str(path.relative_to(directory)): sha256_of(path)
         for path in sorted(_files(directory))
         if not path.name.startswith(_CHECKSUMS)
     }
@@ -281,8 +307,3 @@ def _files(directory):
             yield from _files(path)
         else:
             yield path
-
-
-def _sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

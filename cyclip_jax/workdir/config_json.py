@@ -1,9 +1,11 @@
-"""config.json: what reproduces a run, written and read."""
+"""Writes and reads config.json, which holds what is needed to reproduce a run."""
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
+from typing import Any
 
 import ml_collections
 from etils import epath
@@ -18,10 +20,10 @@ from cyclip_jax.workdir.layout import CONFIG
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu")
 
 
-def check_same_model(config, workdir):
+def check_same_model(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> None:
     """Raises UserError where the workdir holds a run of another model or tokenizer.
 
-    How the model is computed may differ.
+    Settings that only say how the model is computed may differ.
     """
     if not (epath.Path(workdir) / CONFIG).exists():
         return
@@ -29,17 +31,17 @@ def check_same_model(config, workdir):
     new = json.loads(json.dumps(config.to_dict()))
     old_model, new_model = _same_anywhere(old["model"]), _same_anywhere(new["model"])
     differing = [
-        f"model.{key} ({old_model.get(key)!r} there, {new_model.get(key)!r} here)"
+        f"model.{key} ({old_model.get(key)!r} there, {new_model.get(key)!r} in your config)"
         for key in sorted(old_model.keys() | new_model.keys())
         if old_model.get(key) != new_model.get(key)
     ]
     if old["data"]["tokenizer"] != new["data"]["tokenizer"]:
         there, here = old["data"]["tokenizer"], new["data"]["tokenizer"]
-        differing.append(f"data.tokenizer ({there!r} there, {here!r} here)")
+        differing.append(f"data.tokenizer ({there!r} there, {here!r} in your config)")
     if differing:
         raise UserError(
             f"{workdir} holds a run with another model: {', '.join(differing)}; "
-            "choose another directory or the same model"
+            "choose another --workdir, or set the config to the same model"
         )
 
 
@@ -48,8 +50,8 @@ def _same_anywhere(model):
     return portable(model) | tower_in(model)
 
 
-def describe_run(config):
-    """What reproduces a run, as a dict for JSON: the config, package versions, the git commit."""
+def describe_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config, the package versions and the git commit of a run, as a dict for JSON."""
     return {
         "config": config.to_dict(),
         "versions": {"python": sys.version.split()[0], **_versions()},
@@ -57,14 +59,17 @@ def describe_run(config):
     }
 
 
-def write_config(config, workdir):
-    """Writes config.json, whole or not at all."""
+def write_config(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> None:
+    """Writes config.json, either whole or not at all."""
     text = json.dumps(describe_run(config), indent=2)
     write_atomically(epath.Path(workdir) / CONFIG, text + "\n")
 
 
-def is_workdir(path):
-    """Whether a directory is that of a run: transformers, too, calls its settings config.json."""
+def is_workdir(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory is that of a run.
+
+    A config.json alone does not show that: a model of transformers has a file of that name too.
+    """
     path = epath.Path(path)
     try:
         return "config" in json.loads((path / CONFIG).read_text())
@@ -72,15 +77,15 @@ def is_workdir(path):
         return (path / "checkpoints").is_dir()
 
 
-def read_config(workdir):
-    """The config of a run, from its config.json, with {workdir} as it was written.
+def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
+    """The config of a run from its config.json, in which {workdir} stands as it was written.
 
-    A field that is younger than the run has its default: that is what the run did. So have those
-    that say how the model is computed (see `presets.EXECUTION`): another machine may not be able
-    to compute it as the run's did.
+    A field that is younger than the run has its default, which is what the run did. The fields that
+    say how the model is computed (see `presets.EXECUTION`) have their defaults too, because another
+    machine may not be able to compute it in the same way.
 
     Raises:
-      UserError: the workdir has none, or it cannot be read.
+      UserError: the workdir has no config.json, or it cannot be read.
     """
     path = epath.Path(workdir) / CONFIG
     if not path.exists():

@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import os
 import sys
+from collections.abc import Mapping
 
 import tqdm
 from etils import epath
@@ -19,7 +21,7 @@ class Console:
       enabled: true on process 0 alone.
     """
 
-    def __init__(self, workdir, *, enabled):
+    def __init__(self, workdir: str | os.PathLike[str], *, enabled: bool) -> None:
         self._enabled = enabled
         self._bar = None
         if enabled:
@@ -28,14 +30,14 @@ class Console:
             self._warnings.setLevel(logging.WARNING)
             logging.getLogger().addHandler(self._warnings)
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         """Prints text, above the bar where there is one, and logs it."""
         if not self._enabled:
             return
         self._show(text)
         self.log(text)
 
-    def log(self, text):
+    def log(self, text: str) -> None:
         """Writes text to the log alone."""
         if self._enabled:
             self._log.write(text + "\n")
@@ -47,18 +49,27 @@ class Console:
             else:
                 self._bar.write(text)
 
-    def start(self, step, total_steps):
+    def start(self, step: int, total_steps: int) -> None:
         """Starts the bar, where there is a terminal."""
         if self._enabled and sys.stderr.isatty():
             self._bar = tqdm.tqdm(initial=step, total=total_steps, unit="step", smoothing=0.05)
 
-    def step(self):
-        """One more step was dispatched."""
+    def step(self) -> None:
+        """Moves the bar by a step, which has just been dispatched."""
         if self._bar is not None:
             self._bar.update()
 
-    def report(self, step, total_steps, metrics, seconds_left):
-        """Shows the metrics of a step: in the bar, or as a line."""
+    def report(
+        self, step: int, total_steps: int, metrics: Mapping[str, float], seconds_left: float
+    ) -> None:
+        """Shows the metrics of a step in the bar, or as a line where there is none.
+
+        Args:
+          step: the number of steps done.
+          total_steps: the length of the run.
+          metrics: {name: number}, with "loss" and "images_per_second".
+          seconds_left: how long the rest of the run will take.
+        """
         if not self._enabled:
             return
         loss, speed = metrics["loss"], metrics["images_per_second"]
@@ -73,7 +84,7 @@ class Console:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
         self.log(line)
 
-    def close(self):
+    def close(self) -> None:
         """Ends the bar and the log."""
         if self._bar is not None:
             self._bar.close()

@@ -11,11 +11,12 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 
 from etils import epath
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import file_errors, write_atomically
+from cyclip_jax.files import file_errors, is_missing, write_atomically
 from cyclip_jax.workdir.layout import CHECKPOINTS, LOCK
 
 BEAT_SECONDS = 15.0  # how often the holder of a lease writes
@@ -23,7 +24,7 @@ STALE_SECONDS = 90.0  # a lease that nobody wrote for so long is of a run that d
 
 
 @contextlib.contextmanager
-def lock_workdir(workdir, *, enabled):
+def lock_workdir(workdir: str | os.PathLike[str], *, enabled: bool) -> Iterator[None]:
     """A context in which a workdir can be written, and in which no other run writes to it.
 
     Local file systems lock (see `FileLock`), remote ones are leased (see `Lease`). Whoever only
@@ -60,10 +61,10 @@ class FileLock:
     """A lock of the operating system, which ends with its process, however that ends.
 
     Args:
-      path: of the file that is locked; it says who holds the lock.
+      path: the file that is locked; it says who holds the lock.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         while True:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -83,8 +84,8 @@ class FileLock:
             self.close()
             raise
 
-    def close(self):
-        """Removes the file while it is locked, then lets go."""
+    def close(self) -> None:
+        """Removes the file while it is locked, and then releases the lock."""
         os.unlink(self._path)
         os.close(self._descriptor)
 
@@ -105,14 +106,20 @@ class Lease:
     they hold it; the one that does not finds that out by its next beat, and ends itself.
 
     Args:
-      path: of the file.
-      beat_seconds, stale_seconds: how often it is rewritten, and when it is stale.
-      settle_seconds: after which a holder looks whether another one came at the same moment.
+      path: the file.
+      beat_seconds: how often it is rewritten.
+      stale_seconds: how long it must stay unchanged to count as stale.
+      settle_seconds: after how long a holder checks whether another one came at the same moment.
     """
 
     def __init__(
-        self, path, *, beat_seconds=BEAT_SECONDS, stale_seconds=STALE_SECONDS, settle_seconds=2.0
-    ):
+        self,
+        path: str | os.PathLike[str],
+        *,
+        beat_seconds: float = BEAT_SECONDS,
+        stale_seconds: float = STALE_SECONDS,
+        settle_seconds: float = 2.0,
+    ) -> None:
         self._path, self._me = epath.Path(path), _this_process()
         holder = self._read()
         if holder and _lives(self._read, holder, beat_seconds, stale_seconds):
@@ -126,7 +133,7 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, args=(beat_seconds,), daemon=True)
         self._thread.start()
 
-    def close(self):
+    def close(self) -> None:
         """Removes the file, if it is still this run's."""
         self._closing.set()
         self._thread.join()
@@ -153,7 +160,7 @@ class Lease:
         try:
             return _parsed(self._path.read_bytes())
         except file_errors() as error:
-            if isinstance(error, FileNotFoundError) or type(error).__name__ == "NotFoundError":
+            if is_missing(error):
                 return {}
             raise
 
@@ -217,6 +224,6 @@ def _in_use(path, holder):
     if holder:
         who = f"process {holder['pid']} on {holder['host']}, which began {holder['began']}"
     return UserError(
-        f"{epath.Path(path).parent} is in use by {who}; wait for its end, stop it, or choose "
+        f"{epath.Path(path).parent} is in use by {who}; wait until it ends, stop it, or choose "
         "another --workdir"
     )

@@ -334,7 +334,7 @@ def test_a_shard_that_a_service_refuses_is_replaced_up_to_the_limit(thirds, tmp_
         train(thirds, bad_examples, 9)
     assert str(error.value) == (
         "25.00% of the examples cannot be read, more than the allowed 20.83%: 6 of 24 (6 × the "
-        f"file cannot be read), named in {tmp_path}/again.jsonl; mend those, or raise "
+        f"file cannot be read), named in {tmp_path}/again.jsonl; mend them, or raise "
         "config.data.max_bad_share"
     )
     lines = (tmp_path / "again.jsonl").read_text().splitlines()

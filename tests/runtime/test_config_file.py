@@ -88,7 +88,7 @@ def test_a_package_of_the_same_name_wins_and_what_it_lacks_is_ours(tmp_path):
         ("import no_such_module\n", "mine.py, line 1: ModuleNotFoundError: No module named"),
         ("def get_config(:\n", "mine.py, line 1: SyntaxError: "),
         ("x = 1\n", "mine.py has no function get_config()"),
-        ("def get_config():\n    pass\n", "get_config() of .*mine.py gives a NoneType"),
+        ("def get_config():\n    pass\n", "get_config() of .*mine.py returns a NoneType"),
     ],
 )
 def test_a_mistake_is_said_in_one_sentence_with_its_line(tmp_path, text, sentence):

@@ -40,7 +40,7 @@ def test_a_run_may_go_on_with_its_model_computed_in_another_way(tmp_path):
     check_same_model(config, tmp_path)
     config.model.quick_gelu = False
     with pytest.raises(
-        UserError, match=r"another model: model.quick_gelu \(True there, False here"
+        UserError, match=r"another model: model.quick_gelu \(True there, False in your config"
     ):
         check_same_model(config, tmp_path)
 
@@ -65,7 +65,9 @@ def test_a_run_from_before_towers_had_names_goes_on(tmp_path, model):
     if own[0] == "resnet":
         config.model.update({"vision_tower": "vit", "vision_layers": 2, "patch_size": 16})
         config.model.pool = None
-        with pytest.raises(UserError, match=r"model.vision_tower \('resnet' there, 'vit' here\)"):
+        with pytest.raises(
+            UserError, match=r"model.vision_tower \('resnet' there, 'vit' in your config\)"
+        ):
             check_same_model(config, tmp_path)
 
 

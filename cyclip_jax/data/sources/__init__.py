@@ -5,7 +5,7 @@ A source is an object with the methods and attributes of `Source`:
     len(source)             the number of examples
     source.read(index)      the example's Record: the picture's file, its captions and their weights
                             (raises Unreadable); many threads may call it
-    source.keys(indices)    what names these examples in a report, list[str]
+    source.keys(indices)    the names of these examples in a report, list[str]
     source.captions()       the first caption of every example, list[str]
     source.boundaries       where runs of neighbours begin, and the end, int64 [runs + 1]
     source.mean_bytes       mean size of an example
@@ -69,13 +69,13 @@ class DataSet:
     """Where a data set lies and how it is read, checked without a look at it.
 
     Attributes:
-      name: a key of `SOURCES`, or "auto": by how the path begins or ends.
+      name: a key of `SOURCES`, or "auto", which chooses by how the path begins or ends.
       path: where the data set lies.
       reading: what of a record is the picture, and what its captions.
       config_key: full name of the config key that holds `path`, for messages ("config.data.train").
 
     Raises:
-      UserError: there is no source of this name, no path, or a path that tells no source.
+      UserError: there is no source of this name or no path, or the path does not tell the source.
     """
 
     name: str
@@ -96,7 +96,7 @@ class DataSet:
             self.reading.delimiter_of(str(self.path))
 
     def open(self) -> Source:
-        """The source; UserError where it refuses the data."""
+        """Opens the source; raises UserError where it refuses the data."""
         return SOURCES[self.name](str(self.path), self.reading, config_key=self.config_key)
 
 
@@ -104,13 +104,13 @@ def create_source(name: str, path: str | None, *, config_key: str, **reading: An
     """Opens the data set at `path` with the source called `name`.
 
     Args:
-      name: a key of `SOURCES`, or "auto": by how the path begins or ends.
+      name: a key of `SOURCES`, or "auto", which chooses by how the path begins or ends.
       path: where the data set lies.
       config_key: full name of the config key that holds `path`, for messages ("config.data.train").
-      reading: arguments of `Reading`; a source uses those that mean something to it.
+      **reading: arguments of `Reading`; a source uses those that mean something to it.
 
     Raises:
-      UserError: no source of this name, no setting of this name, or what the source itself refuses.
+      UserError: there is no source or no setting of this name, or the source refuses the data.
     """
     path = None if path is None else str(path)
     return DataSet(name, path, _reading(reading, config_key), config_key).open()
@@ -122,12 +122,12 @@ def parts_of_mixture(
     """The data sets of config.data.mixture with their weights, checked without a look at them.
 
     Args:
-      mixture: {name: settings}, each with "train", its path, and "weight", see `Mixture`; "source"
-        and anything of `reading` may differ from the run's.
-      reading: the run's own, which holds where a part says nothing else.
+      mixture: {name: settings}. Each part has "train", its path, and may have "weight" (see
+        `Mixture`), "source" and any of the settings of `Reading`.
+      reading: the run's own settings, which hold where a part says nothing else.
 
     Raises:
-      UserError: there are no parts, or one of them has a setting that cannot be.
+      UserError: there are no parts, or one of them has a setting that cannot be used.
     """
     check_weights({name: own.get("weight", 1.0) for name, own in mixture.items()})
     return {name: _part(name, reading, **own) for name, own in mixture.items()}
@@ -153,8 +153,8 @@ def _reading(settings: Mapping[str, Any], config_key: str, usual: Reading | None
     unknown = sorted(settings.keys() - known)
     if unknown:
         raise UserError(
-            f"{config_key} has no setting {', '.join(unknown)} beside it; "
-            f"there are {', '.join(known)}"
+            f"there is no setting {', '.join(unknown)} beside {config_key}; "
+            f"the settings are {', '.join(known)}"
         )
     return dataclasses.replace(usual or Reading(), **settings)
 
@@ -177,7 +177,7 @@ def _by_path(path, config_key):
         if path.lower().endswith(ending):
             return name
     raise UserError(
-        f"{config_key} is {path}, whose ending tells no format "
+        f"{config_key} is {path}, whose ending does not tell the format "
         f"({', '.join(_ENDINGS)}, or {PREFIX}… before a TensorFlow Datasets name); "
         "set config.data.source"
     )

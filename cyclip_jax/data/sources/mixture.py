@@ -6,7 +6,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float, Int
 
-from cyclip_jax.data.record import Record, Source
+from cyclip_jax.data.record import Record, Source, part_of
 from cyclip_jax.errors import UserError
 
 # How often a part is drawn: a number, or pairs (step, number).
@@ -16,19 +16,19 @@ Weight: TypeAlias = float | Sequence[tuple[int, float]]
 class Mixture:
     """Examples of several sources, one source's after the other's.
 
-    How often each is drawn is for `order.examples_of_epoch` to say.
+    `order.examples_of_epoch` decides how often each source is drawn.
 
     Args:
-      parts: {name: (source, weight)}. A weight is a number, or pairs (step, number) in between
-        which it changes linearly; before the first and after the last it stays.
+      parts: {name: (source, weight)}. A weight is a number, or pairs (step, number) between which
+        it changes linearly. Before the first pair and after the last it stays constant.
 
     Attributes:
-      names: of the parts.
+      names: the names of the parts.
       sources: the parts themselves.
       starts: where each part's examples begin, and the end, int64 [parts + 1].
 
     Raises:
-      UserError: there are no parts, or a weight is none.
+      UserError: there are no parts, or a weight is neither a number nor such pairs.
     """
 
     def __init__(self, parts: Mapping[str, tuple[Source, Weight]]) -> None:
@@ -46,7 +46,7 @@ class Mixture:
         return int(self.starts[-1])
 
     def keys(self, indices: Iterable[int]) -> list[str]:
-        """The names of the examples, after those of their sources, list[str]."""
+        """The names of the examples, each after the name of its source, list[str]."""
         keys = []
         for index in indices:
             part, inner = self._find(index)
@@ -63,7 +63,13 @@ class Mixture:
         return self.sources[part].read(inner)
 
     def shares(self, steps: Int[np.ndarray, "steps"]) -> Float[np.ndarray, "steps parts"]:
-        """The parts' shares of the batches of some steps, float64 [steps, parts], each row's sum 1.
+        """The shares that the parts have of the batches of some steps.
+
+        Args:
+          steps: numbers of steps, int64 [steps].
+
+        Returns:
+          float64 [steps, parts], of which each row sums to 1.
 
         Raises:
           UserError: at one of these steps all weights are 0.
@@ -72,11 +78,14 @@ class Mixture:
         sums = weights.sum(axis=-1, keepdims=True)
         if not sums.all():
             step = steps[int(np.argmin(sums))]
-            raise UserError(f"the weights of config.data.mixture are all 0 at step {step}")
+            raise UserError(
+                f"the weights of config.data.mixture are all 0 at step {step}; "
+                "set one of them above 0"
+            )
         return weights / sums
 
     def _find(self, index):
-        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        part = part_of(self.starts, index)
         return part, int(index - self.starts[part])
 
 
@@ -85,14 +94,20 @@ def check_weights(
 ) -> list[tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]]]:
     """The (steps, weights) of each part of a mixture, as np.interp wants them.
 
+    Args:
+      weights: {name: weight}, see `Mixture`.
+
     Raises:
-      UserError: there are no parts, a weight is none, or all of them are 0 at the start.
+      UserError: there are no parts, a weight is neither a number nor pairs (step, number), or all
+        of them are 0 at the start.
     """
     if not weights:
-        raise UserError("config.data.mixture is empty; name its sources, see defaults.part")
+        raise UserError("config.data.mixture is empty; name its sources (see defaults.part)")
     points = [_points(name, weight) for name, weight in weights.items()]
     if not sum(values[0] for _, values in points):
-        raise UserError("the weights of config.data.mixture are all 0 at the start")
+        raise UserError(
+            "the weights of config.data.mixture are all 0 at the start; set one of them above 0"
+        )
     return points
 
 
@@ -108,7 +123,7 @@ def _points(name, weight):
         ) from error
     if (np.diff(steps) <= 0).any() or (weights < 0).any():
         raise UserError(
-            f"config.data.mixture.{name}.weight is {weight!r}; steps are to rise, and weights are "
-            "not to be negative"
+            f"config.data.mixture.{name}.weight is {weight!r}; set it to pairs (step, number), "
+            "whose steps rise and whose numbers are not negative"
         )
     return steps, weights

@@ -10,9 +10,8 @@ from jaxtyping import Int
 
 from cyclip_jax.data.captions import CaptionRule
 from cyclip_jax.data.reading import Reading
-from cyclip_jax.data.record import Record, Unreadable
+from cyclip_jax.data.record import Record, Unreadable, first_caption, part_of
 from cyclip_jax.data.sources.ranges import Kept, expand, is_remote, retrying
-from cyclip_jax.data.sources.webdataset import first_caption
 from cyclip_jax.errors import UserError
 
 IMAGE_KEY = "image"
@@ -23,37 +22,39 @@ KEPT_ROW_GROUPS = 8
 def parquet_source(path: str, reading: Reading, *, config_key: str) -> "ParquetRows":
     """Opens Parquet files; only their footers are read.
 
-    A row is read with the whole of its row group, so that rows in random order want small row
-    groups: Hugging Face writes 100 rows of pictures to one. With config.data.shuffle_window
-    neighbours are read together; `cyclip_jax.data.prepare` makes TFRecord shards of any.
+    A row is read with the whole of its row group. Random order is therefore fast only where row
+    groups are small: Hugging Face puts 100 rows of pictures into one. With
+    config.data.shuffle_window neighbours are read together. `cyclip_jax.data.prepare` turns any
+    Parquet files into TFRecord shards.
 
     Args:
-      path: a pattern of files, see `ranges.expand`.
-      reading: its image_key is a column with the picture's file, as bytes or Hugging Face's struct
-        with the field "bytes", by default IMAGE_KEY; its caption_key a column of strings or of
-        lists of strings, or a tuple of several, by default CAPTION_KEY. Examples are kept as whole
-        row groups.
+      path: a pattern of files (see `ranges.expand`).
+      reading: its image_key is a column with the picture's file, as bytes or as Hugging Face's
+        struct with the field "bytes", by default IMAGE_KEY. Its caption_key is a column of strings
+        or of lists of strings, or a tuple of several, by default CAPTION_KEY. Examples are kept in
+        memory as whole row groups.
       config_key: full name of the config key that holds `path`, for messages.
 
     Raises:
-      UserError: pyarrow is not installed, a file is missing or no Parquet, or lacks a column.
+      UserError: pyarrow is not installed, or a file is missing, is not Parquet or lacks a column.
     """
     if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"{config_key} {path} wants pyarrow: pip install '.[data]' or pyarrow")
+        raise UserError(f"{config_key} is {path}, which needs pyarrow; run pip install pyarrow")
     paths = expand(path, config_key=config_key, endings=(".parquet",))
     rule = reading.caption_rule(CAPTION_KEY)
     source = ParquetRows(paths, reading.image_key or IMAGE_KEY, rule, reading.kept_examples)
     if not len(source):
-        raise UserError(f"there is no row in {path}; set {config_key} to files with some")
+        raise UserError(f"there is no row in {path}; set {config_key} to files that have some")
     return source
 
 
 class ParquetRows:
-    """Rows of Parquet files, see `parquet_source`.
+    """Rows of Parquet files (see `parquet_source`).
 
     Attributes:
       boundaries: where each row group begins, and the end, int64 [row groups + 1].
-      faults: none: a damaged file is refused when it is opened.
+      mean_bytes: mean size of a row.
+      faults: always empty, as a damaged file is refused when it is opened.
     """
 
     faults: Sequence[tuple[str, str, str]] = ()
@@ -83,7 +84,7 @@ class ParquetRows:
         """The rows' files and numbers in them, list[str]."""
         keys = []
         for index in indices:
-            group = self._group_of(index)
+            group = part_of(self.boundaries, index)
             file, number = self._groups[group]
             row = index - self.boundaries[group - number]
             keys.append(f"{posixpath.basename(self._paths[file])}#{row}")
@@ -96,12 +97,12 @@ class ParquetRows:
             columns = self._read_group(group, list(self._rule.fields))
             for row in range(len(columns[0])):
                 values = [_texts(column, row) for column in columns]
-                captions.append(first_caption(lambda _, v=values: self._rule.record(b"", v), row))
+                captions.append(first_caption(self._rule.record, b"", values))
         return captions
 
     def read(self, index: int) -> Record:
         """The Record of a row; raises Unreadable."""
-        group = self._group_of(index)
+        group = part_of(self.boundaries, index)
         image, *captions = self._kept.get(group, lambda: self._read_group(group, self._columns))
         row = int(index - self.boundaries[group])
         picture = image[row].as_py()
@@ -113,9 +114,6 @@ class ParquetRows:
     def _read_group(self, group, columns):
         file, number = self._groups[group]
         return self._files[file].read(number, columns)
-
-    def _group_of(self, index):
-        return int(np.searchsorted(self.boundaries, index, side="right")) - 1
 
 
 def _texts(column, row):

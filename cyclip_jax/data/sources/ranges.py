@@ -1,4 +1,4 @@
-"""Byte ranges of many files, local or remote: read again where that may help, kept where asked."""
+"""Reads byte ranges of many files, local or remote; tries again where that may help."""
 
 import collections
 import concurrent.futures
@@ -13,7 +13,7 @@ import braceexpand
 
 from cyclip_jax.data.record import Unreadable
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import file_errors
+from cyclip_jax.files import file_errors, is_missing
 from cyclip_jax.runtime.started import import_tensorflow
 
 # Seconds before a failed read is tried again: half a minute in all, as storage services advise.
@@ -42,7 +42,7 @@ _Value = TypeVar("_Value")
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path names a service (gs://…) and no file of this machine."""
+    """Whether a path names a service (gs://…) and not a file of this machine."""
     return "://" in path and not path.startswith("file://")
 
 
@@ -52,14 +52,14 @@ def expand(pattern: str, *, config_key: str, endings: Sequence[str]) -> list[str
     Args:
       pattern: a path, with brace ranges ({00000..00331}, {a,b}) and globs (*, ?, [0-9]), or a
         folder.
-      config_key: of the pattern, for messages.
-      endings: of the files wanted in a folder, e.g. (".tar",).
+      config_key: full name of the config key that holds the pattern, for messages.
+      endings: endings of the files that are wanted in a folder, e.g. (".tar",).
 
     Returns:
-      Their paths, list[str], as the braces count and sorted within each glob.
+      Their paths in the order of the braces, sorted within each glob.
 
     Raises:
-      UserError: there is none, or one that the braces name is missing.
+      UserError: there is no such file, or one that the braces name is missing.
     """
     named = _expand_braces(pattern, config_key)
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:  # remote answers take their time
@@ -68,17 +68,21 @@ def expand(pattern: str, *, config_key: str, endings: Sequence[str]) -> list[str
     paths = [path for files in found for path in files or ()]
     if missing:
         named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise UserError(f"{len(missing)} of the files of {config_key} are missing: {named}")
+        raise UserError(f"{len(missing)} of the files that {config_key} names are missing: {named}")
     if not paths:
-        raise UserError(f"{config_key} names no file: there is none like {pattern}")
+        raise UserError(f"no file matches {pattern}; set {config_key} to files that exist")
     return paths
 
 
 def retrying(read: Callable[[*_Arguments], _Value], *arguments: *_Arguments) -> _Value:
-    """read(*arguments), tried again with growing pauses where the failure may pass.
+    """Calls read(*arguments), and again with growing pauses where a failure may pass.
+
+    Args:
+      read: function that reads a file.
+      *arguments: its arguments.
 
     Raises:
-      Unreadable: the file is missing, or cannot be read however often.
+      Unreadable: the file is missing, or cannot be read however often it is tried.
     """
     pauses = iter(RETRY_AFTER)
     while True:
@@ -92,23 +96,18 @@ def retrying(read: Callable[[*_Arguments], _Value], *arguments: *_Arguments) -> 
         time.sleep(pause)
 
 
-def is_missing(error: Exception) -> bool:
-    """Whether an error of `files.file_errors` says that there is no such file."""
-    return isinstance(error, FileNotFoundError) or _is_named(error, {"NotFoundError"})
-
-
 def read_whole(path: str) -> bytes:
     """The bytes of a file; raises Unreadable."""
     return retrying(_read_whole, path)
 
 
 class Files:
-    """Reads ranges of bytes of many files; may be used by many threads.
+    """Reads ranges of bytes of many files; many threads may use it.
 
     Args:
-      paths: of the files, list[str].
-      kept_bytes: how much of what was read lately is kept, in blocks of BLOCK bytes around it; 0
-        reads what is asked for and no more.
+      paths: the files.
+      kept_bytes: how many of the bytes read lately are kept, in blocks of BLOCK bytes. With 0
+        nothing is kept, and nothing is read but what is asked for.
     """
 
     def __init__(self, paths: list[str], kept_bytes: int = 0) -> None:
@@ -181,7 +180,7 @@ class _Handle:
 
 
 class Kept(Generic[_Value]):
-    """The last `size` values asked for, each computed once however many threads want it."""
+    """Keeps the last `size` values asked for, each computed once for all threads that want it."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -206,7 +205,9 @@ def _expand_braces(pattern, config_key):
         return list(braceexpand.braceexpand(pattern.replace("\\", "\\\\")))
     # The package's own stubs lack its exception.
     except braceexpand.UnbalancedBracesError as error:  # pyright: ignore[reportAttributeAccessIssue]
-        raise UserError(f"{config_key} has an unclosed brace: {pattern}") from error
+        raise UserError(
+            f"{config_key} is {pattern}, in which a brace is not closed; close it"
+        ) from error
 
 
 def _files_at(path, endings):
@@ -237,12 +238,8 @@ def _gfile():
 
 def _may_pass(error):
     is_of_the_system = isinstance(error, OSError) and not isinstance(error, _WILL_NOT_PASS)
-    return is_of_the_system or _is_named(error, _MAY_PASS)
-
-
-def _is_named(error, names):
-    """Whether one of these is a class of the error: TensorFlow's may not be imported."""
-    return any(kind.__name__ in names for kind in type(error).__mro__)
+    # By name, as TensorFlow may not be imported.
+    return is_of_the_system or any(kind.__name__ in _MAY_PASS for kind in type(error).__mro__)
 
 
 def _message(error):

@@ -22,20 +22,20 @@ _STANDS_ALONE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def csv_source(path: str, reading: Reading, *, config_key: str) -> "CsvSource":
-    """Opens a CSV or TSV file of image paths and captions; no image is touched.
+    """Opens a CSV or TSV file of image paths and captions without touching any image.
 
     Args:
-      path: the file, local or remote (gs://…), UTF-8, its first row naming the columns.
-      reading: its image_key is the name of the column of image paths, relative to the file's
-        folder unless absolute or with a scheme, by default IMAGE_KEY; its caption_key the name of
-        the column of captions, or a tuple of several, by default CAPTION_KEY.
+      path: the file, local or remote (gs://…), in UTF-8; its first row names the columns.
+      reading: its image_key is the name of the column of image paths, by default IMAGE_KEY. A path
+        is relative to the file's folder unless it is absolute or has a scheme. Its caption_key is
+        the name of the column of captions, or a tuple of several, by default CAPTION_KEY.
       config_key: full name of the config key that holds `path`, for messages.
 
     Returns:
-      A CsvSource. A row that lacks a field has it empty, and so cannot be read as an example.
+      A CsvSource. A field that a row lacks counts as empty, so that the row cannot be read.
 
     Raises:
-      UserError: `path` is no file, or the file is no such table or has no rows.
+      UserError: `path` is not a file, or the file is not such a table or has no rows.
     """
     gfile = import_tensorflow().io.gfile
     if not gfile.exists(path) or gfile.isdir(path):
@@ -45,17 +45,25 @@ def csv_source(path: str, reading: Reading, *, config_key: str) -> "CsvSource":
     rule, image_key = reading.caption_rule(CAPTION_KEY), reading.image_key or IMAGE_KEY
     images, *captions = _read_columns(path, image_key, rule.fields, reading.delimiter_of(path))
     if len(images) == 0:
-        raise UserError(f"{path} has no rows below its header; set {config_key} to a CSV with some")
+        raise UserError(
+            f"{path} has no rows below its header; set {config_key} to a CSV that has some"
+        )
     return CsvSource(posixpath.dirname(path), images, captions, rule)
 
 
 class CsvSource:
-    """Image-caption pairs of a CSV file, see `csv_source`.
+    """Image-caption pairs of a CSV file (see `csv_source`).
+
+    Args:
+      folder: the folder that relative paths begin in.
+      images: the image paths.
+      captions: columns of captions.
+      rule: what of a row is its captions.
 
     Attributes:
-      boundaries, mean_bytes: all rows are one run; a picture's size is not known, and so taken to
-        be as usual.
-      faults: none.
+      boundaries: all rows are one run, [0, rows].
+      mean_bytes: a usual size of pictures, as theirs is not known.
+      faults: always empty.
     """
 
     faults: Sequence[tuple[str, str, str]] = ()
@@ -68,7 +76,6 @@ class CsvSource:
         captions: "Sequence[Sequence[str] | StringArray]",
         rule: CaptionRule,
     ) -> None:
-        """Args: the folder of relative paths; image paths; columns of captions."""
         self._folder = folder
         self._images = images
         self._captions = captions
@@ -97,12 +104,16 @@ class CsvSource:
 
 
 class StringArray:
-    """Many strings in one: a Python list of millions would take several times the memory."""
+    """Many strings in one; a Python list of millions would take several times the memory.
+
+    Args:
+      encoded: the strings' UTF-8 bytes, one after the other.
+      ends: the end of each, int64 [n].
+    """
 
     def __init__(
         self, encoded: bytes | bytearray, ends: Sequence[int] | Int[np.ndarray, "n"]
     ) -> None:
-        """Args: the strings' UTF-8 bytes one after the other; the end of each, int64 [n]."""
         self._encoded = bytes(encoded)
         self._offsets = np.concatenate([[0], ends]).astype(np.int64)  # [n + 1]
 
@@ -165,10 +176,15 @@ def _lines(path):
 
 
 def emoji_source(path: str, reading: Reading, *, config_key: str) -> CsvSource:
-    """The quickstart's drawings: builds them around `path`, then opens it as a CSV.
+    """Builds the quickstart's drawings in the folder of `path`, then opens that as a CSV.
 
-    Args and raises: as `csv_source`, and UserError where the packages with the drawings are
-    missing.
+    Args:
+      path: as in `csv_source`.
+      reading: as in `csv_source`.
+      config_key: as in `csv_source`.
+
+    Raises:
+      UserError: the packages with the drawings are missing, or `csv_source` raises it.
     """
     from cyclip_jax.data import emoji
 

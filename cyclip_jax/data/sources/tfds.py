@@ -18,13 +18,15 @@ CAPTION_KEYS = ("caption", "captions/text", "captions", "text", "label")
 
 
 def tfds_source(path: str, reading: Reading, *, config_key: str) -> TfRecords:
-    """Opens a data set of TensorFlow Datasets; builds it first where it is not there yet.
+    """Opens a data set of TensorFlow Datasets, and builds it first where it is not there yet.
 
     Args:
       path: "NAME[/CONFIG][:VERSION][@SPLIT]", or the folder of a data set in place of the name,
-        with or without "tfds:" before it. The split may be a slice, train[:90%]; default train.
-      reading: its image_key and caption_key are features, those within others as outer/inner. The
-        default caption is the first of CAPTION_KEYS; a class becomes its name.
+        with or without "tfds:" before it. The split is "train" by default, and may be a slice such
+        as train[:90%].
+      reading: its image_key and caption_key are features; a feature within another is written
+        outer/inner. The default caption is the first of CAPTION_KEYS that the data set has. A class
+        becomes its name.
       config_key: full name of the config key that holds `path`, for messages.
 
     Raises:
@@ -48,7 +50,9 @@ def tfds_source(path: str, reading: Reading, *, config_key: str) -> TfRecords:
         instructions = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
         known = ", ".join(builder.info.splits)
-        raise UserError(f"{path} has no split {split!r} (splits: {known})") from error
+        raise UserError(
+            f"{path} has no split {split!r} (splits: {known}); write one of them after the @"
+        ) from error
     paths = [str(instruction.filename) for instruction in instructions]
     ranges = [(part.skip, part.skip + part.take) for part in instructions]
     arguments = {"label_names": names, "kept_examples": reading.kept_examples}
@@ -57,7 +61,7 @@ def tfds_source(path: str, reading: Reading, *, config_key: str) -> TfRecords:
         return _ArrayRecords(paths, ranges, image_key, rule, **arguments)
     if file_format != "tfrecord":
         raise UserError(
-            f"{path} is kept as {file_format}, which cannot be read at random; "
+            f"{path} is kept as {file_format}, which cannot be read in random order; "
             "build it with file_format='tfrecord'"
         )
     parts = [(shard, *ends) for shard, ends in enumerate(ranges)]
@@ -93,7 +97,8 @@ def _open_builder(path, config_key):
     """(the builder, the split) of a path."""
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise UserError(
-            f"{config_key} {path} wants TensorFlow Datasets: pip install tensorflow-datasets"
+            f"{config_key} is {path}, which needs TensorFlow Datasets; "
+            "run pip install tensorflow-datasets"
         )
     import tensorflow_datasets as tfds
 

@@ -9,10 +9,9 @@ from jaxtyping import Int
 
 from cyclip_jax.data.captions import CaptionRule
 from cyclip_jax.data.reading import Reading
-from cyclip_jax.data.record import Record, Unreadable
+from cyclip_jax.data.record import Record, Unreadable, first_caption, part_of
 from cyclip_jax.data.sources.ranges import Files, expand
 from cyclip_jax.data.sources.shard_index import Members, open_indexes, scan_tfrecord
-from cyclip_jax.data.sources.webdataset import first_caption
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime.started import import_tensorflow
 
@@ -21,17 +20,14 @@ CAPTION_KEY = "txt"
 
 
 def tfrecord_source(path: str, reading: Reading, *, config_key: str) -> "TfRecords":
-    """Opens uncompressed TFRecord shards; of pictures nothing is read but the first.
+    """Opens uncompressed TFRecord shards; no record is read but the first.
 
     Args:
-      path: a pattern of shards, see `ranges.expand`.
-      reading: its image_key is the feature with the picture's file, or several with ; between, of
-        which the first found counts, by default IMAGE_KEY; its caption_key the feature with the
-        captions, or a tuple of several, by default CAPTION_KEY.
+      path: a pattern of shards (see `ranges.expand`).
+      reading: its image_key is the feature with the picture's file, by default IMAGE_KEY. Of
+        several with ; between them the first that is found counts. Its caption_key is the feature
+        with the captions, or a tuple of several, by default CAPTION_KEY.
       config_key: full name of the config key that holds `path`, for messages.
-
-    Returns:
-      A TfRecords.
 
     Raises:
       UserError: a shard is missing or unreadable, there are no records, or the first lacks the
@@ -50,24 +46,27 @@ def tfrecord_source(path: str, reading: Reading, *, config_key: str) -> "TfRecor
     if not len(source):
         faults = "".join(f" ({name}: {fault})" for name, _, fault in source.faults[:1])
         raise UserError(
-            f"there is no record in {path}{faults}; set {config_key} to shards with some"
+            f"there is no record in {path}{faults}; set {config_key} to shards that have some"
         )
     source.check_features(path)
     return source
 
 
 class TfRecords:
-    """Examples of TFRecord shards, see `tfrecord_source`.
+    """Examples of TFRecord shards (see `tfrecord_source`).
 
     Args:
-      paths, indexes: of the shards.
-      image_key, rule: what of a record is the picture and what its captions.
-      label_names: {feature: names}, for features that hold a number of a class.
-      parts: [(shard, first, end)], the records that count; default all of every shard.
+      paths: of the shards.
+      indexes: what `open_indexes` gives for the shards.
+      image_key: which feature of a record is the picture.
+      rule: which features are its captions.
+      label_names: {feature: names}, for features that hold the number of a class.
+      parts: [(shard, first, end)], the records that count; by default all of every shard.
+      kept_examples: how many of the examples read lately are kept in memory.
 
     Attributes:
       boundaries: where each part's examples begin, and the end, int64 [parts + 1].
-      faults: [(key, reason, detail)] of what the shards lost.
+      faults: [(key, reason, detail)] of records that are lost with the end of their shard.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class TfRecords:
         """The examples' shards and numbers in them, list[str]."""
         keys = []
         for index in indices:
-            part = self._part_of(index)
+            part = part_of(self.boundaries, index)
             shard, first, _ = self._parts[part]
             number = first + index - self.boundaries[part]
             keys.append(f"{posixpath.basename(self._paths[shard])}#{number}")
@@ -130,7 +129,7 @@ class TfRecords:
 
     @property
     def mean_bytes(self) -> float:
-        """Of a record."""
+        """Mean size of a record in bytes."""
         return float(self._sizes.mean()) if len(self._sizes) else 0.0
 
     def check_features(self, path: str | None) -> None:
@@ -152,7 +151,7 @@ class TfRecords:
             )
 
     def _features(self, index):
-        shard = self._parts[self._part_of(index)][0]
+        shard = self._parts[part_of(self.boundaries, index)][0]
         content = self._content(shard, int(self._offsets[index]), int(self._sizes[index]))
         try:
             return import_tensorflow().train.Example.FromString(content).features.feature
@@ -171,6 +170,3 @@ class TfRecords:
             # TensorFlow Datasets writes -1 where a class is not told.
             return [names[number] for number in feature.int64_list.value if number >= 0]
         return list(feature.bytes_list.value)
-
-    def _part_of(self, index):
-        return int(np.searchsorted(self.boundaries, index, side="right")) - 1

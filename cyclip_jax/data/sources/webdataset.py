@@ -2,14 +2,14 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from cyclip_jax.data.captions import CaptionRule
 from cyclip_jax.data.reading import Reading
-from cyclip_jax.data.record import Record, Unreadable
+from cyclip_jax.data.record import Record, Unreadable, first_caption, part_of
 from cyclip_jax.data.sources.ranges import Files, Kept, expand
 from cyclip_jax.data.sources.shard_index import Members, open_indexes, scan_tar
 from cyclip_jax.errors import UserError
@@ -21,18 +21,15 @@ ABSENT = -1  # in place of the offset of a member that an example lacks
 
 
 def webdataset_source(path: str, reading: Reading, *, config_key: str) -> "WebDataset":
-    """Opens tar shards; of pictures nothing is read.
+    """Opens tar shards without reading any picture.
 
     Args:
-      path: a pattern of shards, see `ranges.expand`.
-      reading: its image_key is the ending of the picture's member, or several with ; between, of
-        which the first found counts, by default IMAGE_KEY; its caption_key the ending of the
-        caption's member, "txt"; "json:caption" for a field of a JSON member, which may hold a list;
-        or a tuple of such, by default CAPTION_KEY.
+      path: a pattern of shards (see `ranges.expand`).
+      reading: its image_key is the ending of the picture's member, by default IMAGE_KEY. Of several
+        with ; between them the first that is found counts. Its caption_key is the ending of the
+        caption's member, such as "txt", or a tuple of several, by default CAPTION_KEY.
+        "json:caption" names a field of a JSON member, which may hold a list.
       config_key: full name of the config key that holds `path`, for messages.
-
-    Returns:
-      A WebDataset.
 
     Raises:
       UserError: a shard is missing or unreadable, or no example has such a picture and caption.
@@ -58,13 +55,13 @@ def webdataset_source(path: str, reading: Reading, *, config_key: str) -> "WebDa
 
 
 class WebDataset:
-    """Examples of tar shards, see `webdataset_source`.
+    """Examples of tar shards (see `webdataset_source`).
 
     Attributes:
       boundaries: where each shard's examples begin, and the end, int64 [shards + 1].
-      faults: [(key, reason, detail)] of what the shards lost.
-      caption_places: (offsets, sizes) of the members of each caption field.
-      endings: of the members in the shards.
+      faults: [(key, reason, detail)] of examples that are lost with the end of their shard.
+      caption_places: [(offsets, sizes)] of the members of each caption field, int64 and uint32 [n].
+      endings: the endings of the members in the shards.
     """
 
     def __init__(
@@ -112,10 +109,10 @@ class WebDataset:
         return int(self.boundaries[-1])
 
     def keys(self, indices: Iterable[int]) -> list[str]:
-        """The examples' names in their shards, after the shard's, list[str]."""
+        """The examples' names in their shards, each after the path of the shard, list[str]."""
         names = []
         for index in indices:
-            shard = int(self._shard_of(index))
+            shard = part_of(self.boundaries, index)
             keys = self._keys.get(shard, lambda shard=shard: self._keys_of_shard(shard))
             names.append(f"{self._paths[shard]}/{keys[index - self.boundaries[shard]]}")
         return names
@@ -126,13 +123,13 @@ class WebDataset:
 
     def read(self, index: int) -> Record:
         """The Record of an example; raises Unreadable."""
-        shard = int(self._shard_of(index))
+        shard = part_of(self.boundaries, index)
         offset, size = (int(places[index]) for places in self._image)
         return self._captions(index, self._files.read(shard, offset, size))
 
     def check_json_fields(self, path: str | None) -> None:
-        """Raises UserError where captions are fields of JSON that the first example has not."""
-        known, shard = set(), int(self._shard_of(0))
+        """Raises UserError where captions are fields of JSON that the first example lacks."""
+        known, shard = set(), part_of(self.boundaries, 0)
         for (offsets, sizes), field in zip(self.caption_places, self._json_fields, strict=True):
             if not field or offsets[0] == ABSENT:
                 return
@@ -150,11 +147,11 @@ class WebDataset:
 
     @property
     def mean_bytes(self) -> float:
-        """Of a picture's file."""
+        """Mean size of a picture's file in bytes."""
         return float(self._image[1].mean()) if len(self) else 0.0
 
     def _captions(self, index: int, image: bytes = b"") -> Record:
-        shard = int(self._shard_of(index))
+        shard = part_of(self.boundaries, index)
         values = []
         for (offsets, sizes), field in zip(self.caption_places, self._json_fields, strict=True):
             if offsets[index] == ABSENT:
@@ -163,9 +160,6 @@ class WebDataset:
             content = self._files.read(shard, int(offsets[index]), int(sizes[index]))
             values.append(_texts_of_json(content, field) if field else [content])
         return self._rule.record(image, values)
-
-    def _shard_of(self, index):
-        return np.searchsorted(self.boundaries, index, side="right") - 1
 
     def _keys_of_shard(self, shard):
         count = int(self.boundaries[shard + 1] - self.boundaries[shard])
@@ -177,14 +171,6 @@ class WebDataset:
             keys = []
         # A shard that is gone or another than when it was opened does not tell their names.
         return keys if len(keys) == count else [f"#{number}" for number in range(count)]
-
-
-def first_caption(captions: Callable[[int], Record], index: int) -> str:
-    """The first caption of an example, or "" where it has none that can be read."""
-    try:
-        return captions(index).captions[0]
-    except Unreadable:
-        return ""
 
 
 def _texts_of_json(content, field):
