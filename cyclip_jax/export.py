@@ -17,10 +17,10 @@ from cyclip_jax.files import absolute, write_json
 from cyclip_jax.interop.card import model_card
 from cyclip_jax.interop.files import DTYPES
 from cyclip_jax.interop.folders import DESCRIPTION
-from cyclip_jax.interop.formats import WRITERS, check_format
+from cyclip_jax.interop.formats import READERS_TOWERS, WRITERS, check_format
 from cyclip_jax.runtime import command
 
-FORMATS = (*WRITERS, "onnx")
+FORMATS = tuple(READERS_TOWERS)
 _VOCABULARIES = {"sentencepiece": "tokenizer.model", "clip_bpe": "bpe_simple_vocab_16e6.txt.gz"}
 
 

@@ -27,9 +27,18 @@ from cyclip_jax.interop.folders import (
 from cyclip_jax.interop.hf_tokenizer import tokenizer_files
 from cyclip_jax.interop.names import COUNT, to_transformers
 from cyclip_jax.models.presets import head_count
-from cyclip_jax.models.towers import attention_width
+from cyclip_jax.models.towers import VISION_TOWERS, attention_width
 
 _BICUBIC = 3  # PIL's number of the filter
+
+# {format: {image tower that its readers have: the pool that it has there}}.
+_OPENAIS = {"resnet": "attention", "vit": "class_token"}
+READERS_TOWERS: dict[str, dict[str, str]] = {
+    "open_clip": _OPENAIS,
+    "cyclip": _OPENAIS,
+    "transformers": {"vit": _OPENAIS["vit"]},
+    "onnx": _OPENAIS,
+}
 
 
 def check_format(checkpoint: Checkpoint, export_format: str) -> None:
@@ -43,11 +52,7 @@ def check_format(checkpoint: Checkpoint, export_format: str) -> None:
       UserError: the format cannot hold the model.
     """
     tower, width = checkpoint.model["vision_tower"], checkpoint.model["vision_width"]
-    if export_format == "transformers" and tower != "vit":
-        raise UserError(
-            f"{checkpoint.source} has a ResNet, and transformers has no CLIP with a ResNet; choose "
-            "the format open_clip, cyclip or onnx"
-        )
+    _check_tower(checkpoint, export_format)
     differing = other_resizing(checkpoint)
     if export_format in ("transformers", "onnx") and differing:
         raise UserError(
@@ -68,6 +73,23 @@ def check_format(checkpoint: Checkpoint, export_format: str) -> None:
             assumed,
             other,
         )
+
+
+def _check_tower(checkpoint, export_format):
+    """Raises UserError where the readers of a format have no such image tower, or no such pool."""
+    own = checkpoint.model["vision_tower"], checkpoint.model["pool"]
+    if own in READERS_TOWERS[export_format].items():
+        return
+    tower = VISION_TOWERS[own[0]].title
+    if own[0] in READERS_TOWERS[export_format]:
+        tower += f" with the pool {own[1]}"
+    able = [name for name, towers in READERS_TOWERS.items() if own in towers.items()]
+    remedy = "cyclip_jax.load reads the workdir itself"
+    if able:
+        remedy = "choose the format " + ", ".join([*able[:-2], " or ".join(able[-2:])])
+    raise UserError(
+        f"{checkpoint.source} has {tower}, and {export_format} has no CLIP with {tower}; {remedy}"
+    )
 
 
 def write_open_clip(

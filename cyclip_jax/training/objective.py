@@ -24,7 +24,7 @@ from cyclip_jax.losses.terms import (
 
 # {name: the function of settings that makes the term}, in the order in which terms are added up.
 # The settings are keys of config.loss, or the keys of a section of the config that has the term's
-# name: without the section such a term has its function's defaults, which leave it out.
+# name: a config without the section, as an older one, leaves such a term out.
 TERMS: Mapping[str, Callable[..., Term]] = {
     "contrastive": contrastive_term,
     "cyclic": cyclic_term,
@@ -82,8 +82,13 @@ class Objective:
         self.detached_gather_devices = detached_gather_devices
         self.terms: dict[str, Term] = {}
         for name, make in TERMS.items():
-            of_loss = {key: loss[key] for key in inspect.signature(make).parameters if key in loss}
-            term = make(**sections.get(name, of_loss))
+            settings = sections.get(name)
+            if settings is None:
+                keys = inspect.signature(make).parameters.keys()
+                if not keys <= loss.keys():
+                    continue  # a term whose section is missing
+                settings = {key: loss[key] for key in keys}
+            term = make(**settings)
             if term.is_computed:
                 self.terms[name] = term
 

@@ -9,12 +9,13 @@ import pytest
 from cyclip_jax.data.tokenizers import create_tokenizer, train_sentencepiece
 from cyclip_jax.errors import UserError
 from cyclip_jax.export import export_checkpoint
-from cyclip_jax.interop import load_torch, to_torch
+from cyclip_jax.interop import formats, load_torch, to_torch
 from cyclip_jax.interop.files import write_pytorch, write_safetensors
 from cyclip_jax.interop.folders import read_checkpoint
-from cyclip_jax.interop.formats import WRITERS, check_format, write_open_clip
+from cyclip_jax.interop.formats import READERS_TOWERS, WRITERS, check_format, write_open_clip
 from cyclip_jax.interop.names import COUNT, to_transformers
 from cyclip_jax.interop.pretrained import load
+from cyclip_jax.models.towers import VISION_TOWERS
 from tests.interop.models import (
     RESNET,
     SMALL,
@@ -156,6 +157,21 @@ def test_what_a_format_cannot_hold_is_refused(tokenizer):
         check_format(made, name)
         with pytest.raises(UserError, match=f"another resize_mode, which the format {name}"):
             check_format(squashed, name)
+
+
+@pytest.mark.parametrize("name", READERS_TOWERS)
+def test_a_tower_or_a_pool_that_the_readers_have_not_is_refused(name, tokenizer, monkeypatch):
+    """Their weights could be written, and would be read as another model or not at all."""
+    made = checkpoint(VIT, tokenizer)
+    check_format(made, name)
+    pooled = dataclasses.replace(made, model=made.model | {"pool": "mean"})
+    with pytest.raises(UserError, match=f"{name} has no CLIP with a ViT with the pool mean; "):
+        check_format(pooled, name)
+    mlp = dataclasses.replace(VISION_TOWERS["vit"], title="a perceptron")
+    monkeypatch.setattr(formats, "VISION_TOWERS", {**VISION_TOWERS, "mlp": mlp})
+    other = dataclasses.replace(made, model=made.model | {"vision_tower": "mlp"})
+    with pytest.raises(UserError, match=r"a perceptron; cyclip_jax\.load reads the workdir"):
+        check_format(other, name)
 
 
 def test_what_a_bare_state_dict_cannot_say_is_said(tokenizer, caplog):
