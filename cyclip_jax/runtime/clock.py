@@ -143,7 +143,7 @@ class Clock:
         return seconds
 
     def metrics(self) -> dict[str, float]:
-        """Shares of the time spent in training, here and in all processes; seconds of each phase."""
+        """Shares of time spent in training, here and in all processes; seconds of each phase."""
         here, all_processes = self.seconds(), self._seconds_of_all()
         return {
             "goodput": here["training"] / sum(here.values()),
