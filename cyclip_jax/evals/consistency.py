@@ -91,8 +91,8 @@ def consistency(
             metrics, hits = metrics | further[0], hits | further[1]
         counts = {"images": count(len(labels)), "train_images": count(len(train_labels))}
         metrics = counts | metrics
-        predicted = {"label": labels, "zeroshot": zeroshot, "majority": majorities}
-        outcomes = {"images": {"index": features.test_index, **predicted, **hits}}
+        predicted = {"zeroshot": zeroshot, "majority": majorities}
+        outcomes = {"images": {**features.test_items, **predicted, **hits}}
         if pair_set is not None:
             embeds = encoders.pair_embeds(pair_set)
             consistencies, parts = cyclic_consistencies(embeds.images, embeds.texts)

@@ -71,8 +71,7 @@ def few_shot(
     )
     names, limits = data.train.classes, {"max_iterations": max_iterations}
     needs = {"also_validation": regularization is None}
-    missing = missing_images(data.train.labels, names, shots[0], **needs)
-    if missing is not None:
+    if missing := missing_images(data.train.labels, names, shots[0], **needs):
         raise UserError(f"{key}.train {missing}")
     shots = possible_shots(key, data.train.labels, names, shots, **needs)
 
@@ -89,10 +88,7 @@ def few_shot(
     def evaluate(encoders, output):
         features = data.features(encoders, normalize)
         labels, rows = features.train_labels, with_constant(features.test)
-        outcomes: dict[str, np.ndarray] = {
-            "index": features.test_index,
-            "label": features.test_labels,
-        }
+        outcomes = features.test_items
         metrics, table = {"images": count(len(rows)), "classes": count(len(names))}, []
         for k in possible_shots(key, labels, names, shots, **needs):  # of those that can be read
             fits = [fit(features.train, labels, draw, k) for draw in range(seeds)]
@@ -103,21 +99,26 @@ def few_shot(
             metrics[f"top1@{k}"] = share_at(k).metric(
                 float(is_hit.mean()), interval_over_both(is_hit), 1 / len(names)
             )
-            table += [
-                {
-                    "shots": k,
-                    "draw": draw,
-                    "top1": float(is_hit[draw].mean()),
-                    "regularization": strength,
-                    "iterations": probe.iterations,
-                }
-                for draw, (probe, strength) in enumerate(fits)
-            ]
+            table += _table_rows(k, is_hit, fits)
         output.json("few_shot", table)
         output.outcomes({"images": outcomes})
         return metrics
 
     return evaluate
+
+
+def _table_rows(k, is_hit, fits):
+    """Rows of `few_shot.json`, one for each draw."""
+    return [
+        {
+            "shots": k,
+            "draw": draw,
+            "top1": float(is_hit[draw].mean()),
+            "regularization": strength,
+            "iterations": probe.iterations,
+        }
+        for draw, (probe, strength) in enumerate(fits)
+    ]
 
 
 def checked_shots(key: str, shots: Any) -> list[int]:

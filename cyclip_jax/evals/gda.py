@@ -67,11 +67,7 @@ def gda(
         two images that can be read, or without `shots` none.
     """
     key = f"config.evals.{name}"
-    if shots is not None and shots < 2:
-        raise UserError(f"{key}.shots {shots} must be at least 2: one image has no covariance")
-    if alpha is not None and not alpha >= 0:
-        raise UserError(f"{key}.alpha {alpha} must be at least 0")
-    check_share(key, validation_share)
+    _check_settings(key, shots, alpha, validation_share)
     if templates is not None:
         templates = checked_templates(templates, f"{key}.templates")
     data = open_train_and_test(
@@ -82,8 +78,7 @@ def gda(
     def split(labels, least):
         """(images that α is chosen with, those it is chosen on, those of the result), bool [N]."""
         needs = {"also_validation": shots is not None and alpha is None, "least": least}
-        missing = missing_images(labels, names, shots or 1, **needs)
-        if missing is not None:
+        if missing := missing_images(labels, names, shots or 1, **needs):
             raise UserError(f"{key}.train {missing}")
         if shots is not None:
             own, further = k_shot(places_in_class(labels, seed), shots)
@@ -108,8 +103,7 @@ def gda(
             weight = _chosen_alpha(*known, *others, zeroshot, output)
         gaussian = discriminant(shown[final], labels[final], len(names))
         hits = _hits(features, names, zeroshot, gaussian, weight)
-        of_images = {"index": features.test_index, "label": features.test_labels, **hits}
-        output.outcomes({"images": of_images})
+        output.outcomes({"images": {**features.test_items, **hits}})
         return {
             "images": count(len(features.test)),
             "train_images": count(int(final.sum())),
@@ -118,6 +112,14 @@ def gda(
         }
 
     return evaluate
+
+
+def _check_settings(key, shots, alpha, validation_share):
+    if shots is not None and shots < 2:
+        raise UserError(f"{key}.shots {shots} must be at least 2: one image has no covariance")
+    if alpha is not None and not alpha >= 0:
+        raise UserError(f"{key}.alpha {alpha} must be at least 0")
+    check_share(key, validation_share)
 
 
 def _hits(features, names, zeroshot, gaussian, weight):

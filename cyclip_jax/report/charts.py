@@ -113,19 +113,16 @@ def at_k(groups: Sequence[Group], drawings: Drawings) -> Html | None:
 def robustness(groups: Sequence[Group], drawings: Drawings) -> Html | None:
     """Accuracy under each shift against the reference accuracy."""
     tables = {}
-    for group in groups:
-        for _, evaluation, path in detailed(group, "robustness.json", every_run=True):
-            content = read_json(path)
-            if not isinstance(content, dict):
-                raise UserError(f"{path} is not an object")
-            require(content, ("reference", "shifts", "models"), path)
-            for shift in content["shifts"]:
-                require(shift, ("name", "accuracy", "low", "high", "line", "effective"), path)
-                kept = tables.setdefault(
-                    (evaluation, shift["name"]), ({}, content["models"], shift)
-                )
-                point = (_reference(content), shift["accuracy"], shift["low"], shift["high"])
-                kept[0].setdefault(group.name, []).append(point)
+    for group, _, evaluation, path in detailed(groups, "robustness.json", every_run=True):
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise UserError(f"{path} is not an object")
+        require(content, ("reference", "shifts", "models"), path)
+        for shift in content["shifts"]:
+            require(shift, ("name", "accuracy", "low", "high", "line", "effective"), path)
+            kept = tables.setdefault((evaluation, shift["name"]), ({}, content["models"], shift))
+            point = (_reference(content), shift["accuracy"], shift["low"], shift["high"])
+            kept[0].setdefault(group.name, []).append(point)
     content = []
     for (evaluation, name), (points, models, shift) in tables.items():
         others = [(model["reference"], model[name]) for model in models if name in model]

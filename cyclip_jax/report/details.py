@@ -24,12 +24,11 @@ _AGREEMENT = ("k", "both_right", "only_zeroshot", "only_knn", "both_wrong")
 def similarities(groups: Sequence[Group], drawings: Drawings) -> Html | None:
     """What cyclic consistency means: the two matrices of cosines, and their difference."""
     found = []
-    for group in groups:
-        for run, evaluation, path in detailed(group, "similarities.npz"):
-            image_image, text_text, words = read_arrays(path, "image_image", "text_text", "groups")
-            require_shapes(path, image_image, text_text, rows=len(words), columns=len(words))
-            if len(words) > 1:
-                found.append((group, run, evaluation, image_image, text_text, words))
+    for group, run, evaluation, path in detailed(groups, "similarities.npz"):
+        image_image, text_text, words = read_arrays(path, "image_image", "text_text", "groups")
+        require_shapes(path, image_image, text_text, rows=len(words), columns=len(words))
+        if len(words) > 1:
+            found.append((group, run, evaluation, image_image, text_text, words))
     # One scale for all: paler is to mean more consistent.
     largest = max((figures.largest_difference(*one[3:5]) for one in found), default=0)
     content = []
@@ -48,53 +47,50 @@ def similarities(groups: Sequence[Group], drawings: Drawings) -> Html | None:
 def planes(groups: Sequence[Group], drawings: Drawings) -> Html | None:
     """Images and texts on one plane."""
     content = []
-    for group in groups:
-        for run, evaluation, path in detailed(group, "map.npz"):
-            image_xy, text_xy, words = read_arrays(path, "image_xy", "text_xy", "groups")
-            require_shapes(path, image_xy, text_xy, rows=len(words), columns=2)
-            caption = (
-                f"{group.name} ({run.name}), {evaluation}: {len(words)} pairs on the plane of "
-                "their two principal components, a thin line between an image and its text; "
-                "apart lie what the model tells apart, and the two modalities where there is a gap."
-            )
-            name = f"{evaluation}_map_{run.name}"
-            figure = figures.plane(image_xy, text_xy, words)
-            content.append(drawings.add(name, figure, caption, main=True))
+    for group, run, evaluation, path in detailed(groups, "map.npz"):
+        image_xy, text_xy, words = read_arrays(path, "image_xy", "text_xy", "groups")
+        require_shapes(path, image_xy, text_xy, rows=len(words), columns=2)
+        caption = (
+            f"{group.name} ({run.name}), {evaluation}: {len(words)} pairs on the plane of "
+            "their two principal components, a thin line between an image and its text; "
+            "apart lie what the model tells apart, and the two modalities where there is a gap."
+        )
+        name = f"{evaluation}_map_{run.name}"
+        figure = figures.plane(image_xy, text_xy, words)
+        content.append(drawings.add(name, figure, caption, main=True))
     return grid(content)
 
 
 def agreements(groups: Sequence[Group], drawings: Drawings) -> Html | None:
     """Who is right: the zero-shot prediction, the nearest neighbours, both or none."""
     content = []
-    for group in groups:
-        for run, evaluation, path in detailed(group, "agreement.json"):
-            shares = read_json(path)
-            require(shares, _AGREEMENT, path)
-            caption = (
-                f"{group.name} ({run.name}), {evaluation}: from the left the shares of the test "
-                "images that both predictions get right, one of them, or neither."
-            )
-            name = f"{evaluation}_agreement_{run.name}"
-            content.append(drawings.add(name, figures.agreement(shares), caption))
+    for group, run, evaluation, path in detailed(groups, "agreement.json"):
+        shares = read_json(path)
+        require(shares, _AGREEMENT, path)
+        caption = (
+            f"{group.name} ({run.name}), {evaluation}: from the left the shares of the test "
+            "images that both predictions get right, one of them, or neither."
+        )
+        name = f"{evaluation}_agreement_{run.name}"
+        content.append(drawings.add(name, figures.agreement(shares), caption))
     return grid(content)
 
 
 def classes(groups: Sequence[Group], drawings: Drawings) -> Html | None:
     """Confusion matrices and the accuracy of each class."""
     content, tables = [], {}
-    for group in groups:
-        for run, evaluation, path in detailed(group, "confusion.npz"):
-            counts, names = read_arrays(path, "counts", "classes")
-            require_shapes(path, counts, rows=len(names), columns=len(names))
-            caption = (
-                f"{group.name} ({run.name}), {evaluation}: each row is a true class and sums to "
-                "1; what is bright off the diagonal is taken for another class."
-            )
-            name = f"{evaluation}_confusion_{run.name}"
-            content.append(drawings.add(name, figures.confusion(counts, names), caption))
-        for _, evaluation, path in detailed(group, "classes.json"):
-            rows = read_rows(path, ("class", "images", "top1", "most_confused_with"))
-            tables.setdefault(evaluation, {})[group.name] = {row["class"]: row for row in rows}
+    for group, run, evaluation, path in detailed(groups, "confusion.npz"):
+        counts, names = read_arrays(path, "counts", "classes")
+        require_shapes(path, counts, rows=len(names), columns=len(names))
+        caption = (
+            f"{group.name} ({run.name}), {evaluation}: each row is a true class and sums to "
+            "1; what is bright off the diagonal is taken for another class."
+        )
+        name = f"{evaluation}_confusion_{run.name}"
+        content.append(drawings.add(name, figures.confusion(counts, names), caption))
+    for group, _, evaluation, path in detailed(groups, "classes.json"):
+        rows = read_rows(path, ("class", "images", "top1", "most_confused_with"))
+        tables.setdefault(evaluation, {})[group.name] = {row["class"]: row for row in rows}
     folds = []
     for evaluation, by_group in tables.items():
         names = dict.fromkeys(name for rows in by_group.values() for name in rows)
@@ -127,10 +123,9 @@ def categories(groups: Sequence[Group], drawings: Drawings) -> Html | None:
     content, folds = [], []
     for evaluation in evaluations_of(groups):
         found, what = {}, "accuracy"
-        for group in groups:
-            for _, its, path in detailed(group, "categories.json"):
-                if its == evaluation:
-                    what, found[group.name] = _by_category(path)
+        for group, _, its, path in detailed(groups, "categories.json"):
+            if its == evaluation:
+                what, found[group.name] = _by_category(path)
         names = list(dict.fromkeys(name for rows in found.values() for name in rows))
         if not names:
             continue
@@ -172,16 +167,15 @@ def _by_category(path):
 def galleries(groups: Sequence[Group], _: Drawings | None) -> Html | None:
     """Captions and the pictures that they retrieve."""
     content = []
-    for group in groups:
-        for run, evaluation, path in detailed(group, "gallery.json"):
-            queries = read_rows(path, ("caption", "rank", "of", "images"))
-            for query in queries:
-                for answer in query["images"]:
-                    require(answer, ("jpeg", "is_partner"), path)
-            if queries:
-                title = f"{evaluation}: {group.name} ({run.name})"
-                shown = element("div", *map(_query, queries), class_="gallery")
-                content.append(join(element("h3", title), shown))
+    for group, run, evaluation, path in detailed(groups, "gallery.json"):
+        queries = read_rows(path, ("caption", "rank", "of", "images"))
+        for query in queries:
+            for answer in query["images"]:
+                require(answer, ("jpeg", "is_partner"), path)
+        if queries:
+            title = f"{evaluation}: {group.name} ({run.name})"
+            shown = element("div", *map(_query, queries), class_="gallery")
+            content.append(join(element("h3", title), shown))
     if not content:
         return None
     explained = (

@@ -77,19 +77,21 @@ def headlines_of(groups: Sequence[Group], evaluation: str) -> list[tuple[str, Me
 
 
 def detailed(
-    group: Group, file_name: str, *, every_run: bool = False
-) -> list[tuple[Run, str, epath.Path]]:
-    """(run, evaluation, path) of a group's files of details that are called so.
+    groups: Sequence[Group], file_name: str, *, every_run: bool = False
+) -> list[tuple[Group, Run, str, epath.Path]]:
+    """(group, run, evaluation, path) of the groups' files of details that are called so.
 
-    Of each evaluation it is the file of the first run that has one; `every_run` is for all of them.
+    Of a group's evaluation it is the file of the first run that has one; `every_run` is for all.
     """
-    seen, found = set(), []
-    for run in group.runs:
-        for evaluation, directory in run.details.items():
-            path = directory / file_name
-            if path.exists() and (every_run or evaluation not in seen):
-                seen.add(evaluation)
-                found.append((run, evaluation, path))
+    found = []
+    for group in groups:
+        seen = set()
+        for run in group.runs:
+            for evaluation, directory in run.details.items():
+                path = directory / file_name
+                if path.exists() and (every_run or evaluation not in seen):
+                    seen.add(evaluation)
+                    found.append((group, run, evaluation, path))
     return found
 
 

@@ -207,6 +207,11 @@ class Features:
     test_labels: Int[np.ndarray, "m"]
     test_index: Int[np.ndarray, "m"]
 
+    @property
+    def test_items(self) -> dict[str, np.ndarray]:
+        """What all outcomes of the test's pictures begin with: which they are, and their labels."""
+        return {"index": self.test_index, "label": self.test_labels}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainAndTest:

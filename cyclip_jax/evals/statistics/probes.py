@@ -26,5 +26,5 @@ def probe_scores(
     labels = features.test_labels
     ranks = ranks_of_label(with_constant(features.test), class_rows(kernel, bias), labels)
     metrics, hits = top_k(ranks, labels, len(bias), _TOP)
-    output.outcomes({"images": {"index": features.test_index, "label": labels, **hits}})
+    output.outcomes({"images": {**features.test_items, **hits}})
     return metrics
