@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from configs import common
+from cyclip_jax import defaults
 from tests.runs import ROOT
 
 ROWS = re.findall(r"\| P `(\S+?)(?: -k (.+?))?` \|", (ROOT / "docs" / "faults.md").read_text())
@@ -126,7 +126,7 @@ def test_every_test_that_a_command_chooses_exists():
 
 
 def test_every_setting_that_the_documents_name_exists():
-    config = common.get_config()
+    config = defaults.get_config()
     sections = "|".join(key for key, value in config.items() if hasattr(value, "to_dict"))
     flags = named(r"--config\.([a-z][\w.]*\w)")
     assert len(flags) > 20
@@ -140,10 +140,10 @@ def test_every_setting_that_the_documents_name_exists():
 
 
 def test_every_function_for_a_config_file_exists():
-    functions = named(r"`common\.(\w+)")
+    functions = named(r"`defaults\.(\w+)")
     assert len(functions) > 8
     for page, name in functions:
-        assert callable(getattr(common, name)), (page, name)
+        assert callable(getattr(defaults, name)), (page, name)
 
 
 def flat(config, prefix=""):
@@ -163,7 +163,7 @@ def test_the_page_of_the_configuration_has_every_key_with_its_default_and_meanin
     sections = hooks.read_sections(path.read_text(encoding="utf-8"), path)
     keys = {key.name: key for section in sections for key in section.keys}
     assert all(key.meaning for key in keys.values())
-    values = flat(common.get_config().to_dict())
+    values = flat(defaults.get_config().to_dict())
     for name in values:
         parents = [name.rsplit(".", count)[0] for count in range(name.count(".") + 1)]
         assert any(parent in keys for parent in parents), name
