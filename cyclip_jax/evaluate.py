@@ -95,12 +95,7 @@ def evaluate_checkpoint(
         run_config = resolve_paths(opened.config, path)
     data = constructed(Data, run_config.data, "config.data")
     set_matmul_precision(run_config.matmul_precision)
-    # The run may have had other devices: take as many as its batch divides among. Of several
-    # processes none may be left without.
-    devices = jax.devices()
-    used = math.gcd(run_config.batch_size, len(devices))
-    mesh = parallel.create_mesh(devices[: used if jax.process_count() == 1 else None])
-    parallel.check_batch_size(run_config.batch_size, mesh)
+    mesh = _mesh_for(run_config.batch_size)
     model = Model(run_config, mesh)
     tree = fit(opened.weights, model.abstract, source=opened.source)
     tree = parallel.place(tree, model.abstract)
@@ -117,15 +112,29 @@ def evaluate_checkpoint(
         )
     except evals.EvaluationFailed as error:
         failed, results = error, error.results
-    results, name = flattened(results), "results"
+    results = flattened(results)
     if opened.step is not None:
         results = {"step": opened.step, **results}
-        name = f"step_{opened.step}"
+    file = output / ("results.json" if opened.step is None else f"step_{opened.step}.json")
     if jax.process_index() == 0:
-        write_json(output / f"{name}.json", results)
+        write_json(file, results)
     if failed is not None:
-        raise UserError(f"{failed}; the other results are in {output / name}.json") from failed
+        raise UserError(f"{failed}; the other results are in {file}") from failed
     return results
+
+
+def _mesh_for(batch_size):
+    """A mesh of as many devices as a batch divides among; the run may have had others."""
+    import jax
+
+    from cyclip_jax import parallel
+
+    devices = jax.devices()
+    # Of several processes none may be left without a device.
+    used = math.gcd(batch_size, len(devices)) if jax.process_count() == 1 else None
+    mesh = parallel.create_mesh(devices[:used])
+    parallel.check_batch_size(batch_size, mesh)
+    return mesh
 
 
 def _results_folder(checkpoint, output):

@@ -13,6 +13,7 @@ from cyclip_jax import defaults
 from cyclip_jax.data.reading import Reading
 from cyclip_jax.data.transform import Transform
 from cyclip_jax.errors import UserError
+from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.settings import SECTIONS, Settings, checked
 from tests.runs import ROOT
 
@@ -24,11 +25,20 @@ def arguments_of(constructor):
     return {parameter.name for parameter in parameters}
 
 
-@pytest.mark.parametrize("section", sorted(SECTIONS))
+@pytest.mark.parametrize("section", sorted(SECTIONS.keys() - {"loss"}))
 def test_a_constructors_arguments_are_the_keys_of_its_section_and_none_has_a_default(section):
     assert arguments_of(SECTIONS[section]) == set(defaults.get_config()[section])
     parameters = inspect.signature(SECTIONS[section]).parameters.values()
     assert all(parameter.default is parameter.empty for parameter in parameters)
+
+
+def test_what_an_objective_does_by_itself_is_what_the_defaults_say():
+    """It may be given the sections of terms, too, and refuses what is no term's."""
+    *keys, sections = inspect.signature(Objective).parameters.values()
+    assert {key.name: key.default for key in keys} == defaults.get_config().loss.to_dict()
+    assert sections.kind is sections.VAR_KEYWORD
+    with pytest.raises(UserError, match=r"config\.loss\.chunk_sise is no setting of the loss"):
+        Objective(chunk_sise={})
 
 
 def test_the_top_level_has_a_constructor_too():
