@@ -89,21 +89,18 @@ def evaluate_checkpoint(
         raise UserError(f"{path} is not the workdir of a run; name its data with --config")
     evaluated = resolve_paths(config or opened.config, path)
     evaluators = evals.create_evaluators(evaluated.evals)
-    if opened.config is None:
-        run_config = described_by(opened, evaluated)
-    else:
-        run_config = resolve_paths(opened.config, path)
+    own = opened.config
+    run_config = described_by(opened, evaluated) if own is None else resolve_paths(own, path)
     data = constructed(Data, run_config.data, "config.data")
     set_matmul_precision(run_config.matmul_precision)
-    # The run may have had other devices: take as many as its batch divides among. Of several
-    # processes none may be left without.
-    devices = jax.devices()
-    used = math.gcd(run_config.batch_size, len(devices))
-    mesh = parallel.create_mesh(devices[: used if jax.process_count() == 1 else None])
+    # The run may have had other devices: take as many as its batch divides among. With several
+    # processes each needs some.
+    used = math.gcd(run_config.batch_size, len(jax.devices()))
+    mesh = parallel.create_mesh(jax.devices()[: used if jax.process_count() == 1 else None])
     parallel.check_batch_size(run_config.batch_size, mesh)
     model = Model(run_config, mesh)
-    tree = fit(opened.weights, model.abstract, source=opened.source)
-    tree = parallel.place(tree, model.abstract)
+    weights = fit(opened.weights, model.abstract, source=opened.source)
+    tree = parallel.place(weights, model.abstract)
     encoders = model.encoders(**tree, tokenize=open_tokenizer(data, path, model.sizes))
     output = _results_folder(path, output)
     failed = None
@@ -117,14 +114,13 @@ def evaluate_checkpoint(
         )
     except evals.EvaluationFailed as error:
         failed, results = error, error.results
-    results, name = flattened(results), "results"
+    results, file = flattened(results), output / "results.json"
     if opened.step is not None:
-        results = {"step": opened.step, **results}
-        name = f"step_{opened.step}"
+        results, file = {"step": opened.step, **results}, output / f"step_{opened.step}.json"
     if jax.process_index() == 0:
-        write_json(output / f"{name}.json", results)
+        write_json(file, results)
     if failed is not None:
-        raise UserError(f"{failed}; the other results are in {output / name}.json") from failed
+        raise UserError(f"{failed}; the other results are in {file}") from failed
     return results
 
 

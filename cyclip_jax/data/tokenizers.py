@@ -7,7 +7,7 @@ keeps three rules:
 - start-of-text is vocab_size - 2 and end-of-text vocab_size - 1: the largest id, because the text
   tower pools at the argmax of the ids;
 - padding is 0;
-- a caption too long for the context is cut so that its last token is still end-of-text, unless
+- a caption too long for the context is cut so that it still ends with end-of-text, unless
   `keep_end_of_text` is false.
 
 Train a SentencePiece vocabulary on the captions of a csv file with
@@ -44,14 +44,13 @@ from cyclip_jax.workdir.layout import TOKENIZER
 SPECIAL_TOKENS = 2  # start-of-text and end-of-text
 
 CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
-# Modules of open_clip_torch; of openai-clip and clip-anytorch.
-CLIP_PACKAGES = ("open_clip", "clip")
+CLIP_PACKAGES = ("open_clip", "clip")  # of open_clip_torch; of openai-clip and clip-anytorch
 CLIP_MERGES = 48_894  # of the file's 262,144; 256 bytes twice + these + 2 make CLIP's 49,408 ids
 CACHED_WORDS = 1 << 16  # some 10 MB, and hardly a word of a caption is missing
 
 # Byte pairs are merged within a word: a special token, the ending of an English contraction, a run
 # of letters, one digit, or a run of other visible characters. Texts are in lower case already, but
-# some characters (ſ, say) match only when case is ignored, and CLIP's ids depend on it.
+# some characters, such as ſ, match only when case is ignored, and CLIP's ids depend on that.
 CLIP_WORD: regex.Pattern[str] = regex.compile(
     r"<start_of_text>|<end_of_text>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
@@ -88,8 +87,7 @@ def create_tokenizer(
       vocabulary: path of the vocabulary's file. Without one, "clip_bpe" looks for CLIP's in the
         installed packages; "sentencepiece" needs one.
       keep_end_of_text: whether a text too long for the context still ends with end-of-text. If not,
-        the text tower reads it at start-of-text, then its largest id, and so sees nothing of the
-        text. The official CyCLIP does so.
+        the text tower reads it at start-of-text and sees nothing of it, as in the official CyCLIP.
 
     Raises:
       UserError: the name is unknown, the context has no room for the special tokens, the
@@ -185,11 +183,10 @@ class ClipBpeTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model, whose pieces have the lowest ids, and two special tokens.
+    """A SentencePiece model, whose pieces have the lowest ids, and the special tokens.
 
-    Ids between the last piece and the special tokens stay unused. Any model works whose pieces
-    leave room for the two special tokens; one from `train_sentencepiece` also keeps id 0 for
-    padding alone.
+    Any model works that leaves room for them; ids between stay unused. A model from
+    `train_sentencepiece` also keeps id 0 for padding alone.
     """
 
     def __init__(
@@ -223,7 +220,7 @@ class SentencePieceTokenizer:
         """Token ids, int32 [n, context_length], of n texts (a single string counts as one)."""
         texts = [texts] if isinstance(texts, str) else texts
         # One thread: the processes that read the data are the parallelism.
-        ids = self._model.encode([as_utf8(text) for text in texts], num_threads=1)
+        ids = self._model.encode(list(map(_as_utf8, texts)), num_threads=1)
         return pad_and_cut(ids, self)
 
 
@@ -240,11 +237,11 @@ def pad_and_cut(
 
     Args:
       ids_of_texts: n lists of ids of any length, without special tokens.
-      tokenizer: gives `vocab_size`, `context_length` and `keep_end_of_text`.
+      tokenizer: gives the sizes.
 
     Returns:
-      int32 [n, context_length]. Of a text that is too long, the ids that do not fit before
-      end-of-text are dropped; if `keep_end_of_text` is false, end-of-text is dropped with them.
+      int32 [n, context_length]. Ids that do not fit before end-of-text are dropped; end-of-text is
+      dropped with them if `keep_end_of_text` is false.
     """
     length = tokenizer.context_length
     start, end = tokenizer.vocab_size - 2, tokenizer.vocab_size - 1
@@ -337,8 +334,7 @@ def merge_pairs(ids: Sequence[int], merges: Mapping[tuple[int, int], int]) -> tu
 
 def replace_pair(ids: Sequence[int], pair: tuple[int, int], merged: int) -> list[int]:
     """The ids with every occurrence of `pair`, found from left to right, replaced by `merged`."""
-    replaced = []
-    right_is_merged = False
+    replaced, right_is_merged = [], False
     for left, right in itertools.pairwise([*ids, None]):
         if right_is_merged:
             right_is_merged = False
@@ -373,13 +369,12 @@ def find_clip_vocabulary() -> str:
 # SentencePiece
 
 
-def as_utf8(text: str) -> str:
-    """The text with "?" for lone surrogates, which neither UTF-8 nor SentencePiece can express."""
+def _as_utf8(text):  # with "?" for lone surrogates, which SentencePiece cannot express
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_sentencepiece(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceProcessor:
-    """The SentencePiece model in a file; raises UserError where there is no such model."""
+    """The SentencePiece model in a file; raises UserError where there is none."""
     try:
         content = epath.Path(path).read_bytes()
         if not content:
@@ -395,8 +390,8 @@ def read_sentencepiece(path: str | os.PathLike[str]) -> sentencepiece.SentencePi
 def train_sentencepiece(captions: Iterable[str], *, vocab_size: int, output: str) -> str:
     """Trains a unigram SentencePiece model for `SentencePieceTokenizer`.
 
-    Texts are normalised to NFKC and lower case. Id 0 is padding, and id 1 stands for unknown
-    characters. Every caption is used and kept in memory; the same captions give the same file.
+    Texts are normalised to NFKC and lower case. Id 0 is padding, and id 1 is the unknown. Every
+    caption is used and kept in memory; the same captions give the same file.
 
     Args:
       captions: the texts to learn from; blank ones are skipped.
@@ -411,8 +406,8 @@ def train_sentencepiece(captions: Iterable[str], *, vocab_size: int, output: str
       UserError: no caption has text, or the vocabulary is too small for their characters.
     """
     # SentencePiece drops whatever text holds "▅", its own mark of the unknown.
-    sentences = [" ".join(as_utf8(caption).replace("▅", " ").split()) for caption in captions]
-    sentences = [sentence for sentence in sentences if sentence]
+    sentences = [" ".join(_as_utf8(caption).replace("▅", " ").split()) for caption in captions]
+    sentences = list(filter(None, sentences))
     if not sentences:
         raise UserError(
             "there is no caption to train on, as all are empty; give captions with text"
@@ -446,19 +441,11 @@ def train_sentencepiece(captions: Iterable[str], *, vocab_size: int, output: str
 def read_captions(
     path: str | os.PathLike[str], *, caption_key: str = "caption", delimiter: str = ","
 ) -> list[str]:
-    """Reads a column of captions.
-
-    Args:
-      path: a CSV file in UTF-8 with a header.
-      caption_key: name of the column.
-      delimiter: the character between columns.
-
-    Returns:
-      A caption for each row, "" where a row has none.
+    """The captions of a CSV file in UTF-8 with a header, "" where a row has none.
 
     Raises:
-      UserError: the file is missing or not CSV in UTF-8, it has no such column, or the delimiter
-        is not one character.
+      UserError: the file is missing or not such a CSV, it has no column `caption_key`, or the
+        delimiter is not one character.
     """
     if len(delimiter) != 1:
         raise UserError(f"--delimiter is '{delimiter}'; set it to one character")
@@ -478,25 +465,15 @@ def read_captions(
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_string(
-        "train", None, "CSV file of captions, with a header.", required=True, flag_values=values
-    )
-    flags.DEFINE_string(
-        "caption_key", "caption", "Name of the column of captions.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "delimiter", ",", r"Character between columns; \t is a tab.", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "vocab_size",
-        None,
-        "Number of ids, two special tokens included.",
-        required=True,
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "output", None, "Path of the model that is written.", required=True, flag_values=values
-    )
+    for name, default, meaning in (
+        ("train", None, "CSV file of captions, with a header."),
+        ("caption_key", "caption", "Name of the column of captions."),
+        ("delimiter", ",", r"Character between columns; \t is a tab."),
+        ("output", None, "Path of the model that is written."),
+    ):
+        flags.DEFINE_string(name, default, meaning, required=default is None, flag_values=values)
+    ids = "Number of ids, two special tokens included."
+    flags.DEFINE_integer("vocab_size", None, ids, required=True, flag_values=values)
 
 
 def train_on_file(values: Any) -> str | None:

@@ -143,7 +143,7 @@ class Clock:
         return seconds
 
     def metrics(self) -> dict[str, float]:
-        """The shares of time spent in training, here and in all processes, and each phase's seconds."""
+        """The share of time spent training, here and in all processes, and the phases' seconds."""
         here, all_processes = self.seconds(), self._seconds_of_all()
         return {
             "goodput": here["training"] / sum(here.values()),
