@@ -89,16 +89,14 @@ def evaluate_checkpoint(
         raise UserError(f"{path} is not the workdir of a run; name its data with --config")
     evaluated = resolve_paths(config or opened.config, path)
     evaluators = evals.create_evaluators(evaluated.evals)
-    if opened.config is None:
-        run_config = described_by(opened, evaluated)
-    else:
-        run_config = resolve_paths(opened.config, path)
+    own = opened.config
+    run_config = described_by(opened, evaluated) if own is None else resolve_paths(own, path)
     data = constructed(Data, run_config.data, "config.data")
     set_matmul_precision(run_config.matmul_precision)
     mesh = _mesh_for(run_config.batch_size)
     model = Model(run_config, mesh)
-    tree = fit(opened.weights, model.abstract, source=opened.source)
-    tree = parallel.place(tree, model.abstract)
+    weights = fit(opened.weights, model.abstract, source=opened.source)
+    tree = parallel.place(weights, model.abstract)
     encoders = model.encoders(**tree, tokenize=open_tokenizer(data, path, model.sizes))
     output = _results_folder(path, output)
     failed = None

@@ -1,4 +1,4 @@
-"""Train steps compiled for devices that need not be there, and what they need of each."""
+"""Compiles train steps for devices that need not be there, and tells what they need of each."""
 
 import dataclasses
 import importlib.util
@@ -58,8 +58,8 @@ class OutOfMemory(Exception):
     """The compiler refuses a program that needs more memory than a device has.
 
     Attributes:
-      needed: bytes, at least.
-      available: bytes.
+      needed: bytes that the program needs at least.
+      available: bytes that the device has.
     """
 
     def __init__(self, needed: float, available: float) -> None:
@@ -72,18 +72,20 @@ def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
     """ "v5e:16x16" -> (Chip, (16, 16)); "h100:32" -> (Chip, (32,)).
 
     Raises:
-      UserError: no such chip, or no such slice of it.
+      UserError: there is no such chip, or no such slice of it.
     """
     name, _, shape = topology.partition(":")
     if name not in CHIPS:
-        raise UserError(f"--topology={topology}: no chip {name!r}; known are {', '.join(CHIPS)}")
+        raise UserError(
+            f"--topology={topology} names no known chip; choose one of {', '.join(CHIPS)}"
+        )
     chip = CHIPS[name]
     dimensions, largest = chip.slice_shape or (1, 0)
     example = {1: "4x8", 2: "4x8", 3: "2x2x4"}[dimensions]
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         raise UserError(
-            f"--topology={topology}: after {name}: comes the number of chips along each dimension, "
-            f"e.g. {name}:{example}"
+            f"--topology={topology} does not say how many chips there are along each dimension; "
+            f"write e.g. {name}:{example}"
         )
     sides = tuple(map(int, shape.split("x")))
     # The compiler would end the process, not raise.
@@ -100,9 +102,9 @@ def parse_topology(topology: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def slice_devices(topology: str) -> Devices:
-    """The devices of a TPU slice, to compile for: there need not be one.
+    """The devices of a TPU slice, for which one can compile without having it.
 
-    To be called before JAX is used.
+    Call it before JAX is used.
 
     Args:
       topology: e.g. "v5e:2x4".
@@ -130,13 +132,13 @@ def slice_devices(topology: str) -> Devices:
 
 
 def gpu_devices(chip: Chip, sides: Sequence[int]) -> Devices | None:
-    """The GPUs of some machines, to compile for; None without XLA's compiler for them.
+    """The GPUs of some machines, for which one can compile; None without XLA's compiler for them.
 
-    To be called before JAX is used.
+    Call it before JAX is used.
 
     Args:
-      chip: of chips.CHIPS.
-      sides: (GPUs,) of one machine, or (machines, GPUs of each).
+      chip: one of chips.CHIPS.
+      sides: (GPUs,) for one machine, or (machines, GPUs of each).
     """
     if not any(_is_installed(plugin) for plugin in _GPU_PLUGINS):
         return None
@@ -152,7 +154,7 @@ def gpu_devices(chip: Chip, sides: Sequence[int]) -> Devices | None:
 
 
 def stand_ins(count: int) -> Devices:
-    """So many devices of this CPU, for chips whose compiler is missing; before JAX is used."""
+    """Devices of this CPU for chips whose compiler is missing; call it before JAX is used."""
     # JAX gives its config these attributes when it is imported.
     if jax.config.jax_num_cpu_devices < count:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_num_cpu_devices", count)
@@ -215,8 +217,8 @@ class AbstractStep:
     Attributes:
       function: (state, batch) -> (state, metrics), or (state, loss).
       state: a TrainState of jax.ShapeDtypeStruct with shardings.
-      batch: {"images", "tokens"}, the same.
-      mesh: of the devices to compile for.
+      batch: {"images", "tokens"} of jax.ShapeDtypeStruct with shardings.
+      mesh: the mesh of the devices to compile for.
     """
 
     function: Callable[[TrainState, Batch], tuple[TrainState, Any]]
@@ -235,7 +237,7 @@ class AbstractStep:
         """The step, compiled.
 
         Raises:
-          OutOfMemory: a device has too little; only a TPU's compiler says so.
+          OutOfMemory: a device has too little memory; only a TPU's compiler reports that.
         """
         try:
             return self.lower().compile(compiler_options=_OPTIONS.get(self._platform))

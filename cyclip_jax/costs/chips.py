@@ -1,4 +1,4 @@
-"""What data sheets say of accelerators: memory, its bandwidth, and that of their links."""
+"""Accelerators by their data sheets: memory, its bandwidth, and the bandwidth of their links."""
 
 import dataclasses
 from typing import Any
@@ -15,12 +15,12 @@ class Chip:
     """One accelerator, as JAX counts devices.
 
     Attributes:
-      device_kind: as jax.Device has it, and flops.py's table of peaks.
+      device_kind: the name that jax.Device and flops.py's table of peaks use.
       memory: bytes that programs may take.
       memory_bandwidth: bytes per second.
       link_bandwidth: bytes per second that it receives from other chips, over all its links.
-      slice_shape: of a TPU, (dimensions, chips) of the largest slice.
-      target: of a GPU, what else XLA's compiler asks of it.
+      slice_shape: (dimensions, chips) of the largest slice of a TPU; None for a GPU.
+      target: what else XLA's compiler asks about a GPU; None for a TPU.
     """
 
     device_kind: str

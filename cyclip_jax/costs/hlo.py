@@ -1,7 +1,7 @@
-"""What a compiled program sends between devices and moves in their memory, read from its text.
+"""Reads from the text of a compiled program what it sends between devices and moves in memory.
 
 `jax.jit(…).lower(…).compile().as_text()` is XLA's HLO after optimisation, the program of one
-device: shapes are of that device's part. Read are the forms that CPU, GPU and TPU compilers print.
+device, with the shapes of that device's part, as the compilers for CPU, GPU and TPU print it.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _GROUPS = re.compile(
     r"mesh\[(?P<axes>[^]]*)\](?:, device_ids=\(.*?\))? \{(?P<names>[^}]*)\})"
 )
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-# What names a value and moves none, and what is looked into instead.
+# Instructions that only name a value and move no data.
 _FREE = (
     "parameter",
     "constant",
@@ -44,8 +44,8 @@ class Collective:
 
     Attributes:
       kind: one of KINDS.
-      shape: of its result on one device, e.g. "f32[8,64]" or "(f32[8], f32[])".
-      bytes: size of that result, summed over a tuple. It is not what travels: see `received`.
+      shape: the shape of its result on one device, e.g. "f32[8,64]" or "(f32[8], f32[])".
+      bytes: size of that result, summed over a tuple. For the bytes that travel see `received`.
       executions: how often a run of the program executes it.
       group: number of devices that take part in one exchange; 1 where the text names none.
     """
@@ -58,7 +58,7 @@ class Collective:
 
     @property
     def received(self) -> float:
-        """Bytes that a device receives at least, in all executions.
+        """The least number of bytes that a device receives, in all executions.
 
         Each of n devices needs (n − 1)/n of a gathered result from others; a sum of n parts that
         all devices need is that twice, once to add up and once to spread (Patarasuk and Yuan 2009,
@@ -88,7 +88,7 @@ class _Instruction:
         return re.findall(r"%([^\s,()]+)", self.operands)
 
     def index(self):
-        """Of a get-tuple-element."""
+        """The index of a get-tuple-element."""
         return int(_first(r"\bindex=(\d+)", self.attributes)[1])
 
     def called(self, attribute=""):
@@ -171,11 +171,16 @@ def collectives(compiled_text: str) -> list[Collective]:
 
 
 def summary(compiled_text: str) -> dict[str, tuple[int, int]]:
-    """Per kind, how many collectives a device executes in a run, and the bytes of their results.
+    """How many collectives of each kind a device executes in a run, and the bytes of their results.
+
+    Args:
+      compiled_text: as in `collectives`.
 
     Returns:
-      {kind: (executions, bytes)}, the kinds that occur. Args, errors and what bytes mean: as
-      `collectives` and `Collective`.
+      {kind: (executions, bytes)} of the kinds that occur (see `Collective`).
+
+    Raises:
+      ValueError: as in `collectives`.
     """
     totals = {}
     for each in collectives(compiled_text):
@@ -185,15 +190,18 @@ def summary(compiled_text: str) -> dict[str, tuple[int, int]]:
 
 
 def memory_traffic(compiled_text: str) -> int:
-    """Bytes that a device reads from and writes to its main memory in a run, as far as texts tell.
+    """Bytes that a device reads from and writes to its main memory in a run, as the text tells.
 
-    Every instruction reads its operands and writes its result, a fusion as one; of what is sliced
-    or updated in place the slice counts. What lies in a TPU's on-chip memory does not count, nor
-    the padding of tiles, nor the scratch of a custom call. The body of a loop counts as often as it
-    runs, and once where the text does not tell.
+    Every instruction reads its operands and writes its result; a fusion counts as one instruction.
+    Of an array that is sliced or updated in place only the slice counts. Data in a TPU's on-chip
+    memory do not count, nor does the padding of tiles or the scratch memory of a custom call. The
+    body of a loop counts as often as it runs, and once where the text does not tell.
+
+    Args:
+      compiled_text: as in `collectives`.
 
     Raises:
-      ValueError: no program.
+      ValueError: the text is not that of a program.
     """
     computations, entry = _parse(compiled_text)
 
@@ -217,12 +225,15 @@ def memory_traffic(compiled_text: str) -> int:
 def largest_buffer(compiled_text: str) -> tuple[int, str]:
     """(elements, shape) of the largest array that any instruction of the program gives.
 
-    Those inside a fusion count, though most are never held whole: that no N×N buffer exists is
-    certain where none is found. Scratch memory of a custom call is not seen;
-    `compiled.memory_analysis()` has the sum of all.
+    Arrays inside a fusion count, though most of them are never held whole. So where no N×N buffer
+    is found, none exists. Scratch memory of a custom call is not seen;
+    `compiled.memory_analysis()` has the sum of everything.
+
+    Args:
+      compiled_text: as in `collectives`.
 
     Raises:
-      ValueError: no program.
+      ValueError: the text is not that of a program.
     """
     computations, _ = _parse(compiled_text)
     return max(

@@ -7,7 +7,7 @@ keeps three rules:
 - start-of-text is vocab_size - 2 and end-of-text vocab_size - 1: the largest id, because the text
   tower pools at the argmax of the ids;
 - padding is 0;
-- a caption too long for the context is cut so that its last token is still end-of-text, unless
+- a caption too long for the context is cut so that it still ends with end-of-text, unless
   `keep_end_of_text` is false.
 
 Train a SentencePiece vocabulary on the captions of a csv file with
@@ -17,45 +17,33 @@ Train a SentencePiece vocabulary on the captions of a csv file with
 """
 
 import csv
-import gzip
 import html
-import importlib.util
 import io
-import itertools
-import math
 import os
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import ftfy
 import numpy as np
-import regex
 import sentencepiece
 from absl import flags
 from etils import epath
 from jaxtyping import Int
 
+from cyclip_jax.data.clip_bpe import (
+    CLIP_WORD,
+    clip_byte_characters,
+    find_clip_vocabulary,
+    merge_pairs,
+    read_clip_merges,
+)
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
 from cyclip_jax.runtime import command
 from cyclip_jax.workdir.layout import TOKENIZER
 
 SPECIAL_TOKENS = 2  # start-of-text and end-of-text
-
-CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
-# Modules of open_clip_torch; of openai-clip and clip-anytorch.
-CLIP_PACKAGES = ("open_clip", "clip")
-CLIP_MERGES = 48_894  # of the file's 262,144; 256 bytes twice + these + 2 make CLIP's 49,408 ids
 CACHED_WORDS = 1 << 16  # some 10 MB, and hardly a word of a caption is missing
-
-# Byte pairs are merged within a word: a special token, the ending of an English contraction, a run
-# of letters, one digit, or a run of other visible characters. Texts are in lower case already, but
-# some characters (ſ, say) match only when case is ignored, and CLIP's ids depend on it.
-CLIP_WORD: regex.Pattern[str] = regex.compile(
-    r"<start_of_text>|<end_of_text>|'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
-    regex.IGNORECASE,
-)
 
 
 class Tokenizer(Protocol):
@@ -88,8 +76,7 @@ def create_tokenizer(
       vocabulary: path of the vocabulary's file. Without one, "clip_bpe" looks for CLIP's in the
         installed packages; "sentencepiece" needs one.
       keep_end_of_text: whether a text too long for the context still ends with end-of-text. If not,
-        the text tower reads it at start-of-text, then its largest id, and so sees nothing of the
-        text. The official CyCLIP does so.
+        the text tower reads it at start-of-text and sees nothing of it, as in the official CyCLIP.
 
     Raises:
       UserError: the name is unknown, the context has no room for the special tokens, the
@@ -185,11 +172,10 @@ class ClipBpeTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model, whose pieces have the lowest ids, and two special tokens.
+    """A SentencePiece model, whose pieces have the lowest ids, and the special tokens.
 
-    Ids between the last piece and the special tokens stay unused. Any model works whose pieces
-    leave room for the two special tokens; one from `train_sentencepiece` also keeps id 0 for
-    padding alone.
+    Any model works that leaves room for them; ids between stay unused. A model from
+    `train_sentencepiece` also keeps id 0 for padding alone.
     """
 
     def __init__(
@@ -223,7 +209,7 @@ class SentencePieceTokenizer:
         """Token ids, int32 [n, context_length], of n texts (a single string counts as one)."""
         texts = [texts] if isinstance(texts, str) else texts
         # One thread: the processes that read the data are the parallelism.
-        ids = self._model.encode([as_utf8(text) for text in texts], num_threads=1)
+        ids = self._model.encode(list(map(_as_utf8, texts)), num_threads=1)
         return pad_and_cut(ids, self)
 
 
@@ -240,11 +226,11 @@ def pad_and_cut(
 
     Args:
       ids_of_texts: n lists of ids of any length, without special tokens.
-      tokenizer: gives `vocab_size`, `context_length` and `keep_end_of_text`.
+      tokenizer: gives the sizes.
 
     Returns:
-      int32 [n, context_length]. Of a text that is too long, the ids that do not fit before
-      end-of-text are dropped; if `keep_end_of_text` is false, end-of-text is dropped with them.
+      int32 [n, context_length]. Ids that do not fit before end-of-text are dropped; end-of-text is
+      dropped with them if `keep_end_of_text` is false.
     """
     length = tokenizer.context_length
     start, end = tokenizer.vocab_size - 2, tokenizer.vocab_size - 1
@@ -257,129 +243,18 @@ def pad_and_cut(
     return rows
 
 
-# CLIP's byte-pair encoding
-
-
 def clean(text: str) -> str:
     """The text as CLIP reads it: mended Unicode, no HTML entities, single spaces, lower case."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))  # twice: crawled "&amp;amp;" is common
     return " ".join(text.split()).lower()
 
 
-def clip_byte_characters() -> dict[int, str]:
-    """{byte: the character that stands for it in the vocabulary's file}, in the order of the ids.
-
-    First the visible characters of Latin-1, which stand for themselves; then the other bytes, for
-    which the characters from U+0100 on are visible substitutes.
-    """
-    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    others = [byte for byte in range(256) if byte not in visible]
-    return {byte: chr(byte) for byte in visible} | {
-        byte: chr(256 + i) for i, byte in enumerate(others)
-    }
-
-
-def read_clip_merges(path: str | os.PathLike[str]) -> dict[tuple[int, int], int]:
-    """The merges of a vocabulary's file, {(left id, right id): id of the two merged}.
-
-    The file is gzip-compressed text: a header, then one merge a line, "left right", the most
-    frequent first. The ids 0-255 are the bytes, 256-511 are the bytes that end a word, and each
-    merge adds the next id. Lines beyond `CLIP_MERGES` are not used. A smaller file makes a smaller
-    vocabulary.
-
-    Raises:
-      UserError: the file is missing or damaged, or a line does not merge two earlier tokens.
-    """
-    try:
-        with (
-            epath.Path(path).open("rb") as raw,
-            gzip.open(raw, "rt", encoding="utf-8", newline="\n") as file,
-        ):
-            lines = file.read().rstrip().split("\n")[1 : 1 + CLIP_MERGES]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read the vocabulary {path} ({error}); set config.data.vocabulary to a "
-            f"{CLIP_VOCABULARY}"
-        ) from error
-    characters = list(clip_byte_characters().values())
-    ids = {unit: i for i, unit in enumerate(characters + [c + "</w>" for c in characters])}
-    merges = {}
-    for number, line in enumerate(lines, start=2):
-        pair = line.split()
-        merged = "".join(pair)
-        if len(pair) != 2 or not ids.keys() >= set(pair) or merged in ids:
-            raise UserError(
-                f"{path}, line {number}: '{line}' is not a new merge of two earlier tokens; "
-                f"set config.data.vocabulary to an undamaged {CLIP_VOCABULARY}"
-            )
-        merges[ids[pair[0]], ids[pair[1]]] = ids[merged] = len(ids)
-    return merges
-
-
-def merge_pairs(ids: Sequence[int], merges: Mapping[tuple[int, int], int]) -> tuple[int, ...]:
-    """The ids of one word after byte-pair merging.
-
-    Args:
-      ids: ids of the word's bytes, not empty.
-      merges: {(left id, right id): merged id}; a more frequent pair has a smaller merged id, so
-        that the smallest is the one to merge next.
-
-    Returns:
-      A tuple of ids, no two neighbours of which can be merged.
-    """
-    while len(ids) > 1:
-        best = min(itertools.pairwise(ids), key=lambda pair: merges.get(pair, math.inf))
-        if best not in merges:
-            break
-        ids = replace_pair(ids, best, merges[best])
-    return tuple(ids)
-
-
-def replace_pair(ids: Sequence[int], pair: tuple[int, int], merged: int) -> list[int]:
-    """The ids with every occurrence of `pair`, found from left to right, replaced by `merged`."""
-    replaced = []
-    right_is_merged = False
-    for left, right in itertools.pairwise([*ids, None]):
-        if right_is_merged:
-            right_is_merged = False
-        elif (left, right) == pair:
-            replaced.append(merged)
-            right_is_merged = True
-        else:
-            replaced.append(left)
-    return replaced
-
-
-def find_clip_vocabulary() -> str:
-    """Path of CLIP's vocabulary in an installed package that ships it.
-
-    The package is located but not imported, for that would import torch.
-
-    Raises:
-      UserError: no installed package has the file.
-    """
-    for package in CLIP_PACKAGES:
-        spec = importlib.util.find_spec(package)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            path = os.path.join(folder, CLIP_VOCABULARY)
-            if os.path.isfile(path):
-                return path
-    raise UserError(
-        f"no installed package has {CLIP_VOCABULARY}: set config.data.vocabulary to the file or "
-        "`pip install --no-deps open_clip_torch`"
-    )
-
-
-# SentencePiece
-
-
-def as_utf8(text: str) -> str:
-    """The text with "?" for lone surrogates, which neither UTF-8 nor SentencePiece can express."""
+def _as_utf8(text):  # with "?" for lone surrogates, which SentencePiece cannot express
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_sentencepiece(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceProcessor:
-    """The SentencePiece model in a file; raises UserError where there is no such model."""
+    """The SentencePiece model in a file; raises UserError where there is none."""
     try:
         content = epath.Path(path).read_bytes()
         if not content:
@@ -395,8 +270,8 @@ def read_sentencepiece(path: str | os.PathLike[str]) -> sentencepiece.SentencePi
 def train_sentencepiece(captions: Iterable[str], *, vocab_size: int, output: str) -> str:
     """Trains a unigram SentencePiece model for `SentencePieceTokenizer`.
 
-    Texts are normalised to NFKC and lower case. Id 0 is padding, and id 1 stands for unknown
-    characters. Every caption is used and kept in memory; the same captions give the same file.
+    Texts are normalised to NFKC and lower case. Id 0 is padding, and id 1 is the unknown. Every
+    caption is used and kept in memory; the same captions give the same file.
 
     Args:
       captions: the texts to learn from; blank ones are skipped.
@@ -411,8 +286,8 @@ def train_sentencepiece(captions: Iterable[str], *, vocab_size: int, output: str
       UserError: no caption has text, or the vocabulary is too small for their characters.
     """
     # SentencePiece drops whatever text holds "▅", its own mark of the unknown.
-    sentences = [" ".join(as_utf8(caption).replace("▅", " ").split()) for caption in captions]
-    sentences = [sentence for sentence in sentences if sentence]
+    sentences = [" ".join(_as_utf8(caption).replace("▅", " ").split()) for caption in captions]
+    sentences = list(filter(None, sentences))
     if not sentences:
         raise UserError(
             "there is no caption to train on, as all are empty; give captions with text"
@@ -446,19 +321,11 @@ def train_sentencepiece(captions: Iterable[str], *, vocab_size: int, output: str
 def read_captions(
     path: str | os.PathLike[str], *, caption_key: str = "caption", delimiter: str = ","
 ) -> list[str]:
-    """Reads a column of captions.
-
-    Args:
-      path: a CSV file in UTF-8 with a header.
-      caption_key: name of the column.
-      delimiter: the character between columns.
-
-    Returns:
-      A caption for each row, "" where a row has none.
+    """The captions of a CSV file in UTF-8 with a header, "" where a row has none.
 
     Raises:
-      UserError: the file is missing or not CSV in UTF-8, it has no such column, or the delimiter
-        is not one character.
+      UserError: the file is missing or not such a CSV, it has no column `caption_key`, or the
+        delimiter is not one character.
     """
     if len(delimiter) != 1:
         raise UserError(f"--delimiter is '{delimiter}'; set it to one character")
@@ -478,25 +345,15 @@ def read_captions(
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_string(
-        "train", None, "CSV file of captions, with a header.", required=True, flag_values=values
-    )
-    flags.DEFINE_string(
-        "caption_key", "caption", "Name of the column of captions.", flag_values=values
-    )
-    flags.DEFINE_string(
-        "delimiter", ",", r"Character between columns; \t is a tab.", flag_values=values
-    )
-    flags.DEFINE_integer(
-        "vocab_size",
-        None,
-        "Number of ids, two special tokens included.",
-        required=True,
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "output", None, "Path of the model that is written.", required=True, flag_values=values
-    )
+    for name, default, meaning in (
+        ("train", None, "CSV file of captions, with a header."),
+        ("caption_key", "caption", "Name of the column of captions."),
+        ("delimiter", ",", r"Character between columns; \t is a tab."),
+        ("output", None, "Path of the model that is written."),
+    ):
+        flags.DEFINE_string(name, default, meaning, required=default is None, flag_values=values)
+    ids = "Number of ids, two special tokens included."
+    flags.DEFINE_integer("vocab_size", None, ids, required=True, flag_values=values)
 
 
 def train_on_file(values: Any) -> str | None:

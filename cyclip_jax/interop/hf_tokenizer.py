@@ -43,12 +43,11 @@ from unicodedata import ucd_3_2_0 as unicode_3_2
 
 from sentencepiece import sentencepiece_model_pb2
 
+from cyclip_jax.data.clip_bpe import clip_byte_characters, read_clip_merges
 from cyclip_jax.data.tokenizers import (
     ClipBpeTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
-    clip_byte_characters,
-    read_clip_merges,
     read_sentencepiece,
 )
 from cyclip_jax.errors import UserError

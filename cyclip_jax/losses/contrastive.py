@@ -73,7 +73,7 @@ def contrastive_loss(
     chunk_size: int = CHUNK_SIZE,
     axis_names: tuple[str, ...] = (),
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
-    """The same loss in tiles, on one device or inside `shard_map`, differentiable in all inputs.
+    """The same loss in tiles, on one device or inside `shard_map`; all inputs have gradients.
 
     Each of W devices holds n = N/W rows. The texts are gathered once. A tile is `chunk_size` of
     every device's texts against the local images, [W·c, n]: from it come the log-sum-exp of the
@@ -83,14 +83,14 @@ def contrastive_loss(
     exponent is larger than 0 whatever the scale.
 
     Args:
-      image_embeds: as `contrastive_loss_dense`; inside shard_map the device's rows, [n, D].
+      image_embeds: as in `contrastive_loss_dense`; inside shard_map the device's rows, [n, D].
       text_embeds: as image_embeds.
       logit_scale: a scalar, already exponentiated.
       chunk_size: c, rows of each device in a tile, at least 1; it need not divide n.
       axis_names: the mesh axes that the rows are split over, inside shard_map; () is one device.
 
     Returns:
-      As `contrastive_loss_dense`, of the global batch.
+      As `contrastive_loss_dense`, for the global batch.
     """
     dtype = jnp.promote_types(jnp.result_type(image_embeds, text_embeds), jnp.float32)
     logit_scale = jnp.asarray(logit_scale, dtype)

@@ -48,8 +48,8 @@ def cyclic_consistency_closed_form(
     Args:
       image_embeds: as `cyclic_consistency_dense`; inside shard_map the device's rows, [n, D].
       text_embeds: as image_embeds.
-      axis_names: the mesh axes that the rows are split over, inside shard_map: the three matrices
-        are summed over the devices, and nothing else is sent, neither back. () is one device.
+      axis_names: the mesh axes that the rows are split over, inside shard_map; () is one device.
+        Only the three matrices are sent, to be summed over devices, and nothing for the gradient.
 
     Returns:
       As `cyclic_consistency_dense`, of the global batch.
@@ -88,10 +88,16 @@ def cyclic_consistency(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """In-modal and cross-modal consistency by the cheaper of two equal forms.
 
-    The definition costs three N×N×D products, the closed form three D×D×N: the closed form serves
-    when N ≥ D. Over several devices it always does: it gathers nothing.
+    The definition costs three products of N×N×D, and the closed form three of D×D×N. The closed
+    form is used where N ≥ D, and always over several devices, as it gathers nothing.
 
-    Args and returns: as `cyclic_consistency_closed_form`.
+    Args:
+      image_embeds: as in `cyclic_consistency_closed_form`.
+      text_embeds: as in `cyclic_consistency_closed_form`.
+      axis_names: as in `cyclic_consistency_closed_form`.
+
+    Returns:
+      As `cyclic_consistency_closed_form`.
     """
     n, d = image_embeds.shape
     if n >= d or axis_names:

@@ -62,10 +62,10 @@ def cyclic_term(
     Args:
       inmodal_weight: λ1.
       crossmodal_weight: λ2.
-      cyclic_normalization: as `cyclip_loss`.
+      cyclic_normalization: as in `cyclip_loss`.
 
     Raises:
-      UserError: an unknown normalisation.
+      UserError: the normalisation is unknown.
     """
     if cyclic_normalization not in CYCLIC_NORMALIZATIONS:
         raise UserError(
@@ -123,14 +123,15 @@ def cyclip_loss(
       inmodal_weight: λ1.
       crossmodal_weight: λ2. Both 0 is CLIP; λ1 = 0 is C-CyCLIP, λ2 = 0 I-CyCLIP.
       cyclic_normalization: "reference" divides the double sums by N, as published, so that the
-        terms grow with the batch; "batch_size_free" multiplies that by 128/N: the weights then
+        terms grow with the batch. "batch_size_free" multiplies that by 128/N, so that the weights
         mean at any batch size what they mean at the paper's 128.
-      detached_gather_devices: W, over which the official run gathered its embeddings without their
-        gradient. Each device then has the gradient of its own rows alone, and their mean over the
-        devices is 1/W of the true gradient in both towers, but the true one in the logit scale. 1
-        is the true gradient; values are the same for any W.
-      chunk_size: rows of each device in a tile of the similarities (see `contrastive_loss`): more
-        take more memory, fewer more and smaller products. Values do not depend on it.
+      detached_gather_devices: W, the number of devices over which the official run gathered its
+        embeddings without their gradient. Each device then has the gradient of its own rows alone.
+        The mean over the devices is 1/W of the true gradient in both towers, but the true one in
+        the logit scale. With 1 it is the true gradient; values are the same for any W.
+      chunk_size: rows of each device in a tile of the similarities (see `contrastive_loss`). More
+        rows take more memory; fewer rows make more and smaller products. Values do not depend on
+        it.
       mesh: a jax.sharding.Mesh, all of whose axes the rows are split over; N must be a multiple of
         its size. Each device then works on its own rows (see `contrastive_loss` and
         `cyclic_consistency_closed_form` for what is sent). None is one device.
@@ -142,8 +143,8 @@ def cyclip_loss(
       difference of cosines (lower is more consistent, comparable across batch sizes).
 
     Raises:
-      ValueError: unequal shapes.
-      UserError: an unknown normalisation, no device to gather over, or an empty chunk.
+      ValueError: the shapes are not equal.
+      UserError: the normalisation is unknown, or a number of devices or rows is less than 1.
     """
     if image_embeds.shape != text_embeds.shape:
         raise ValueError(

@@ -24,13 +24,13 @@ PAIRS: Mapping[str, tuple[str, str]] = {"images": ("visual", "images"), "texts":
 
 
 def one(rows: int) -> float:
-    """The normaliser of weights that mean the same for any number of rows."""
+    """The factor of weights that mean the same for any number of rows: 1."""
     del rows
     return 1.0
 
 
 def as_losses(values: Mapping[str, Float[Array, ""]], rows: int) -> Scalars:
-    """The report of each value as it is, named `<value>_loss`."""
+    """Reports each value as it is, under the name `<value>_loss`."""
     del rows
     return {f"{name}_loss": value for name, value in values.items()}
 
@@ -50,11 +50,11 @@ class Term:
       normalizer: function N -> factor of the weights, for a global batch of N rows.
       report: function ({name: value}, N) -> {metric: scalar}: the values as metrics.
       reports: names of all metrics that the term adds to those of a step.
-      rows: the embeddings that it takes, {name: (tower, key of the batch)}; the tower is "visual"
-        or "text". A name means the same in every term.
+      rows: the embeddings that the term takes, {name: (tower, key of the batch)}; the tower is
+        "visual" or "text". A name means the same in every term.
       batch_keys: keys of the batch that `measure` reads itself.
-      scales: names of the model's scalar parameters whose exponentials it takes.
-      is_always_measured: whether it is measured, without a gradient, where its weights are 0.
+      scales: names of the model's scalar parameters whose exponentials the term takes.
+      is_always_measured: whether the term is measured, without a gradient, where its weights are 0.
     """
 
     measure: Callable[[Embeds, Rows, Scales, tuple[str, ...]], Measured]
@@ -69,12 +69,12 @@ class Term:
 
     @property
     def is_computed(self) -> bool:
-        """Whether anything of it is computed: nothing is where each weight is the number 0."""
+        """Whether the term is computed, which it is not where each weight is the number 0."""
         return self.is_always_measured or not all(map(is_zero, self.weights.values()))
 
 
 def is_zero(weight: Weight | None) -> bool:
-    """Whether a weight is the number 0; one that is traced is a number like any other."""
+    """Whether a weight is the number 0; a traced weight never counts as that."""
     return isinstance(weight, int | float) and weight == 0
 
 
@@ -90,7 +90,7 @@ def weighted_sum(
     """Adds up terms with their weights; each device measures its own rows, in one `shard_map`.
 
     Args:
-      terms: what is added up, in this order.
+      terms: the terms that are added up, in this order.
       embeds: unit-norm embeddings of the global batch by the names of the terms' `rows`, float
         [N, D].
       batch: what the terms' `batch_keys` name, [N, ...].

@@ -48,9 +48,9 @@ def fast_attention(
 ) -> Float[Array, "n l w"]:
     """`multi_head_attention`, in 16 bits by jax.nn.dot_product_attention's "xla" or "cudnn".
 
-    JAX's takes the products of the gradient, too, in 16 bits; those of the definition are float32.
-    In wider types it is the definition: JAX's is the same there, though slower on CPUs, and takes
-    its softmax in float32 even of float64.
+    JAX's function computes the products of the gradient, too, in 16 bits, while those of the
+    definition are float32. In wider types this function is the definition: JAX's gives the same
+    value there, but is slower on CPUs, and computes the softmax in float32 even for float64.
     """
     if query.dtype.itemsize > 2:
         return multi_head_attention(query, key, value, heads=heads, is_causal=is_causal)
@@ -79,11 +79,11 @@ def choose_attention(attention: str, *, dtype: DTypeLike, channels: int) -> Lite
 
     Args:
       attention: one of ATTENTIONS; "auto" is "cudnn" wherever that can compute it.
-      dtype: of the tower's computation.
-      channels: per head.
+      dtype: the type in which the tower computes.
+      channels: channels of a head.
 
     Raises:
-      UserError: an unknown name, or "cudnn" where it cannot compute it.
+      UserError: the name is unknown, or it is "cudnn", which cannot compute this attention here.
     """
     if attention not in ATTENTIONS:
         raise UserError(

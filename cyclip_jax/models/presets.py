@@ -128,7 +128,7 @@ def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
       {size: value} for all of SIZES.
 
     Raises:
-      UserError: an unknown preset, size, tower or pool, or sizes that do not go together.
+      UserError: the preset, a size, the tower or the pool is unknown, or sizes do not fit together.
     """
     _check_name(name)
     unknown = sorted(set(overrides) - set(SIZES))
@@ -146,12 +146,14 @@ def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
         sizes["vision_layers"] = tower.layers(sizes["vision_layers"])
     except TypeError as error:
         raise UserError(
-            f"config.model.vision_layers {sizes['vision_layers']!r} is not of {tower.title}, where "
-            f"it is {tower.layers_are}"
+            f"config.model.vision_layers {sizes['vision_layers']!r} does not suit {tower.title}; "
+            f"set it to {tower.layers_are}"
         ) from error
     for key in tower.needs:
         if sizes[key] is None:
-            raise UserError(f"{tower.title} has a config.model.{key}, and {name} has none; set it")
+            raise UserError(
+                f"{tower.title} needs config.model.{key}, which {name} does not have; set it"
+            )
     vision_features = tower.attention_factor * sizes["vision_width"]
     sizes["vision_heads"] = sizes["vision_heads"] or head_count(vision_features)
     sizes["text_heads"] = sizes["text_heads"] or head_count(sizes["text_width"])
@@ -161,19 +163,19 @@ def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
 
 
 def tower_in(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The names of the image tower and of its pool, of settings like config.model.
+    """The names of the image tower and of its pool in settings like config.model.
 
-    Where no `vision_tower` is given, `vision_layers` say which tower is meant, and else the preset:
-    so it was decided before `vision_tower` was a setting.
+    Where no `vision_tower` is given, `vision_layers` says which tower is meant, and without that
+    the preset does. Configs that are older than the setting `vision_tower` rely on this.
 
     Args:
-      settings: of a model; settings that are absent or None are the preset's.
+      settings: a model's settings; those that are absent or None are the preset's.
 
     Returns:
       {"vision_tower": name, "pool": name}.
 
     Raises:
-      UserError: an unknown preset, tower or pool.
+      UserError: the preset, the tower or the pool is unknown.
     """
     _check_name(settings["name"])
     given = {key: value for key, value in settings.items() if value is not None}
@@ -191,7 +193,8 @@ def tower_in(settings: Mapping[str, Any]) -> dict[str, str]:
     pool = given.get("pool", own)
     if pool not in tower.pools:
         raise UserError(
-            f"unknown config.model.pool {pool!r}; {tower.title} has {', '.join(tower.pools)}"
+            f"unknown config.model.pool {pool!r}; choose one of {tower.title}'s: "
+            f"{', '.join(tower.pools)}"
         )
     return {"vision_tower": name, "pool": pool}
 
@@ -213,18 +216,18 @@ def _check_heads(tower: str, features: int, heads: int) -> None:
     if heads < 1 or features % heads:
         raise UserError(
             f"{features} {tower} channels do not divide into {heads} heads; "
-            f"set config.model.{tower}_heads"
+            f"set config.model.{tower}_heads to a divisor of {features}"
         )
 
 
 def sizes_in(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`resolve_sizes` of settings like config.model, which hold more than sizes, or fewer."""
+    """`resolve_sizes` of settings like config.model, which may hold more than sizes."""
     given = {size: settings[size] for size in SIZES if size in settings}
     return resolve_sizes(settings["name"], **given)
 
 
 def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings like config.model without EXECUTION: the same model on whatever computes it."""
+    """Settings like config.model without EXECUTION, which say the same on every machine."""
     return {name: value for name, value in settings.items() if name not in EXECUTION}
 
 
@@ -257,18 +260,18 @@ def create_model(
     Args:
       name: a preset, e.g. "RN50" or "ViT-B/32" (see PRESETS).
       rngs: nnx.Rngs for the initial parameters.
-      quick_gelu: x·σ(1.702 x) as OpenAI's models, or the exact GELU.
+      quick_gelu: whether to use x·σ(1.702 x), as OpenAI's models do, or the exact GELU.
       dtype: compute type of the towers, "float32", "bfloat16" (or "float64" under x64).
       batch_norm_group_size: images per group of BatchNorm statistics; None is the whole batch.
-      initial_weights_dtype: "float32", or "float16" to which OpenAI's code rounds the weights that
+      initial_weights_dtype: "float32", or "float16", to which OpenAI's code rounds the weights that
         `round_to_float16` names.
-      attention: of the transformers, "xla", "cudnn" (bfloat16 on NVIDIA's GPUs), or "auto", which
-        is "cudnn" wherever that is possible.
+      attention: how transformers compute attention: "xla", "cudnn" (bfloat16 on NVIDIA's GPUs), or
+        "auto", which is "cudnn" wherever that is possible.
       vision_remat: what the image tower's blocks keep for the gradient: "none", all activations;
         "dots", outputs of matrix products and convolutions; "full", nothing but their inputs.
-      text_remat: the same of the text tower.
-      scan_blocks: compute a transformer's blocks as one loop, which compiles faster but, without
-        remat, keeps more of every block.
+      text_remat: the same for the text tower.
+      scan_blocks: whether a transformer's blocks are computed as one loop, which compiles faster
+        but, without remat, keeps more of every block.
       **overrides: any of SIZES, e.g. image_size=64, vision_tower="vit" or
         vision_layers=(1, 1, 1, 1).
 
@@ -276,8 +279,8 @@ def create_model(
       A CLIP module.
 
     Raises:
-      UserError: an unknown name, size, dtype or the like, sizes that do not fit together, or an
-        attention that cannot be computed here.
+      UserError: a name, a size or a type is unknown, sizes do not fit together, or the attention
+        cannot be computed here.
     """
     sizes = resolve_sizes(name, **overrides)
     check_policy(vision_remat, field="vision_remat")
@@ -326,7 +329,11 @@ def create_model(
 def abstract_model(
     settings: Mapping[str, Any], *, sharding: jax.sharding.Sharding | None = None
 ) -> tuple[nnx.GraphDef[Any], nnx.GraphDef[Any], dict[str, Tree]]:
-    """What `create_model(**settings)` would be, without computing any of it.
+    """The structure and the shapes of `create_model(**settings)`, without computing anything.
+
+    Args:
+      settings: arguments of `create_model` except rngs, e.g. config.model.
+      sharding: the sharding of every array; None leaves it open.
 
     Returns:
       (train_graphdef, graphdef, {"params": …, "batch_stats": …}): the module without its numbers in
@@ -347,9 +354,9 @@ def abstract_model(
 def round_to_float16(model: nnx.Module) -> None:
     """Rounds weights in place to the nearest float16; their dtype stays.
 
-    Those that OpenAI keeps in float16: weights and biases of convolutions and linear layers,
-    those of attention included, and the projections `text_projection` and `proj`; no embedding, no
-    norm, not the logit scale.
+    They are those that OpenAI keeps in float16: the weights and biases of convolutions and linear
+    layers, also in attention, and the projections `text_projection` and `proj`. Embeddings, norms
+    and the logit scale stay as they are.
     """
     for _, module in nnx.iter_modules(model):
         match module:

@@ -1,4 +1,4 @@
-"""Which of a block's activations are kept for the gradient, and which are computed anew."""
+"""Decides which of a block's activations are kept for the gradient and which computed again."""
 
 from collections.abc import Callable, Sequence
 
@@ -40,9 +40,9 @@ def run_block(
     *,
     policy: str,
 ) -> Float[Array, "n ..."]:
-    """block(x), whose gradient keeps what POLICIES[policy] says.
+    """Returns block(x); for the gradient the activations are kept that POLICIES[policy] names.
 
-    What the block changes in itself, BatchNorm's statistics, is changed once.
+    BatchNorm's statistics, which the block changes in itself, are changed once.
     """
     if policy == "none":
         return block(x)
@@ -52,13 +52,13 @@ def run_block(
 def scan_blocks(
     blocks: Sequence[nnx.Module], x: Float[Array, "..."], *, policy: str
 ) -> Float[Array, "..."]:
-    """`run_block` of one block after the other as one loop, which is compiled once.
+    """Runs one block after the other by `run_block` in one loop, which is compiled once.
 
     The blocks' parameters stay separate arrays outside: they are stacked while this is computed.
 
     Args:
-      blocks: modules that differ in their parameters alone, which they do not change.
-      x: what goes into the first, [...]; each returns what it gets in shape and dtype.
+      blocks: modules that differ only in their parameters, which they do not change.
+      x: the input of the first block, [...]; each block returns the shape and dtype that it gets.
       policy: one of POLICIES.
     """
     graphdef, _ = nnx.split(blocks[0])

@@ -1,4 +1,4 @@
-"""Training on fewer tokens: patches that are left out of images, and shortened texts."""
+"""Training on fewer tokens: leaves patches out of images, and shortens texts."""
 
 import math
 
@@ -15,12 +15,12 @@ def check_patch_dropping(how: str, kept: float, grid: tuple[int, int] | None) ->
     """Checks that `choose_patches` can do what is asked of it.
 
     Args:
-      how: as for `choose_patches`, or "none", of which nothing is asked.
-      kept: likewise.
+      how: as in `choose_patches`, or "none", which needs no check.
+      kept: as in `choose_patches`.
       grid: (h, w) patches of an image; None is a model without patches, a ResNet.
 
     Raises:
-      UserError: it cannot.
+      UserError: the patches cannot be chosen so.
     """
     if how not in PATCH_DROPPING:
         raise UserError(
@@ -45,13 +45,13 @@ def check_patch_dropping(how: str, kept: float, grid: tuple[int, int] | None) ->
 def choose_patches(
     key: Array, images: int, grid: tuple[int, int], kept: float, how: str
 ) -> Int[Array, "images k"]:
-    """Draws the patches that each image keeps, anew for each.
+    """Draws the patches that each image keeps, independently for each image.
 
     Args:
-      key: of the draw.
-      images: how many.
+      key: the random key of the draw.
+      images: the number of images.
       grid: (h, w) patches of an image.
-      kept: share of them, in (0, 1].
+      kept: share of the patches that is kept, in (0, 1].
       how: "random" takes max(1, round(kept · h·w)) of them, all equally likely (FLIP, Li et al.
         2023, arXiv:2212.00794, section 3); "grid" cuts the grid into windows of 1/kept patches, as
         square as they tile it, and takes one of each (CLIPA, Li et al. 2023, arXiv:2305.07017).
@@ -74,7 +74,7 @@ def choose_patches(
 def shorten(tokens: Int[Array, "n l"], length: int) -> Int[Array, "n length"]:
     """Cuts texts, [N, L] -> [N, length] with length ≤ L, and keeps their end-of-text token.
 
-    Where it, the largest id of the row, stands behind the cut, it takes the last kept place.
+    If that token, the largest id of its row, stands behind the cut, it takes the last kept place.
     """
     cut = tokens[:, :length]
     end_is_cut = jnp.argmax(tokens, axis=-1) >= length  # [N]

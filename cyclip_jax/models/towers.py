@@ -21,16 +21,16 @@ class VisionTower:
       title: what it is called in a sentence.
       build: function of the tower's settings that makes its module. The settings are those that
         every kind has, `shared` settings among them, and those in `own`.
-      own: names of the settings that it has and not every kind has.
-      layers: function of `vision_layers` as it was given that returns it as `build` takes it. It
-        raises TypeError for a value that is of another kind of tower.
-      layers_are: what `vision_layers` has to be, in words.
+      own: names of the settings that this kind has and others may lack.
+      layers: function that turns `vision_layers` as it was given into what `build` takes. It raises
+        TypeError for a value that belongs to another kind of tower.
+      layers_are: what `vision_layers` must be, in words.
       attention_factor: channels of its attention for each of `vision_width`.
       grid: function of a model's sizes that returns the patches (h, w) of an image; None for a
         tower without patches.
-      needs: sizes that it cannot do without.
-      lacks: {setting of the model that does not apply to it: what it does not have}.
-      pools: {name: how it makes one embedding of an image's places}; the first is its own.
+      needs: sizes that must be set for it.
+      lacks: {setting of the model that does not apply to it: what the tower does not have}.
+      pools: {name: how it makes one embedding of an image's places}; the first is the default.
     """
 
     title: str
@@ -87,14 +87,14 @@ VISION_TOWERS: Mapping[str, VisionTower] = {
 def tower_of_layers(layers: Any) -> str:
     """The name of the tower that takes such `vision_layers`: one number is a ViT's.
 
-    For what was written before `vision_tower` was a setting of its own, and for others' files: a
-    setting `vision_layers` without a `vision_tower` still says which tower is meant.
+    Configs that are older than the setting `vision_tower`, and files of other projects, have only
+    `vision_layers`, which still says which tower is meant.
 
     Args:
       layers: blocks, or the blocks of each stage.
 
     Raises:
-      UserError: no tower takes them.
+      UserError: no tower takes such layers.
     """
     for name, tower in VISION_TOWERS.items():
         try:
@@ -102,8 +102,10 @@ def tower_of_layers(layers: Any) -> str:
         except TypeError:
             continue
         return name
-    known = ", or ".join(f"for {t.title} {t.layers_are}" for t in VISION_TOWERS.values())
-    raise UserError(f"config.model.vision_layers {layers!r} is of no image tower; it is {known}")
+    known = ", or ".join(f"{t.layers_are} for {t.title}" for t in VISION_TOWERS.values())
+    raise UserError(
+        f"config.model.vision_layers {layers!r} suits no image tower; set it to {known}"
+    )
 
 
 def attention_width(tower: str, width: int) -> int:

@@ -35,9 +35,10 @@ def activation(quick_gelu: bool) -> Callable[[Float[Array, "..."]], Float[Array,
 class Linear(nnx.Linear):
     """nnx.Linear that takes [..., in] as rows [R, in], [..., in] -> [..., out].
 
-    The same value. Of more dimensions than two, XLA's CPU backend transposes the gradient of the
-    output for that of the kernel, element by element, and adds up the residual stream's gradient
-    anew in each of these copies: a sixth of a ViT-B/32's step.
+    The value is the same. With more than two dimensions, XLA's CPU backend would transpose the
+    output's gradient element by element to compute the kernel's gradient, and would add up the
+    residual stream's gradient again in each of these copies. That would cost a sixth of a
+    ViT-B/32's step.
     """
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:

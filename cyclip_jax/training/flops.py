@@ -1,4 +1,4 @@
-"""What a step costs in floating point operations, and which share of a device's peak that is."""
+"""Counts the floating point operations of a step, and their share of a device's peak."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -44,23 +44,24 @@ def matmul_flops(function: Callable[..., object], *args: Tree) -> int:
     """Floating point operations of all matrix products and convolutions of `function(*args)`.
 
     A multiplication with its addition counts 2, so that [M, K] @ [K, N] is 2·M·K·N. They are
-    counted on the jaxpr: nothing is computed or compiled, and what a step does on all devices
-    together is counted once. All other operations are left out. So are products inside a custom
-    call, as of cuDNN's attention, which the jaxpr does not show.
+    counted on the jaxpr: nothing is computed or compiled, and the work of all devices together is
+    counted once. All other operations are left out. So are products inside a custom call, such as
+    cuDNN's attention, which the jaxpr does not show.
 
-    A convolution counts its zero padding in, but not the zeros between the dilated inputs of a
-    strided convolution's gradient: that costs what the forward convolution costs. Of a `cond`, the
-    most expensive branch counts. In a `shard_map`, each device's work counts.
+    A convolution counts its zero padding, but not the zeros between the dilated inputs of a strided
+    convolution's gradient, which therefore costs as much as the forward convolution. Of a `cond`,
+    the most expensive branch counts. In a `shard_map`, each device's work counts.
 
     Args:
-      function: of arrays, or of trees of arrays.
+      function: function of arrays, or of trees of arrays.
       *args: arrays or jax.ShapeDtypeStructs.
 
     Returns:
       An int.
 
     Raises:
-      ValueError: products in a `while` loop or in a Pallas kernel, run nobody knows how often.
+      ValueError: there are products in a `while` loop or in a Pallas kernel, where the jaxpr does
+        not tell how often they run.
     """
     return _jaxpr_flops(jax.make_jaxpr(function)(*args))
 
@@ -68,19 +69,19 @@ def matmul_flops(function: Callable[..., object], *args: Tree) -> int:
 def training_flops(forward: Callable[..., object], *args: Tree) -> int:
     """Floating point operations of a training step: 3 times the forward's.
 
-    The convention of Chowdhery et al. 2022 (PaLM), appendix B: the gradients by a product's two
-    operands cost one forward each. What rematerialisation computes again does not count, nor what
-    the optimiser does.
+    This is the convention of Chowdhery et al. 2022 (PaLM), appendix B: the gradient with respect to
+    each of a product's two operands costs one forward. What rematerialisation computes again does
+    not count, nor does what the optimiser does.
 
     Args:
-      forward: as `function` of `matmul_flops`.
-      *args: as `matmul_flops`.
+      forward: as `function` in `matmul_flops`.
+      *args: as in `matmul_flops`.
 
     Returns:
       An int.
 
     Raises:
-      ValueError: as `matmul_flops`.
+      ValueError: as in `matmul_flops`.
     """
     return 3 * matmul_flops(forward, *args)
 
@@ -93,13 +94,13 @@ def model_flops(
     """Floating point operations of a CLIP model's training on a batch; nothing is computed.
 
     Args:
-      settings: of `create_model`, e.g. config.model.
-      batch: what the towers see: {"images": uint8 [N, H, W, 3], "tokens": int32 [N, L]} and, where
-        patches are dropped, "kept_patches" int32 [N, K]; arrays or shapes.
-      rows: what of it is embedded, as an objective's (see `embed_rows`).
+      settings: arguments of `create_model`, e.g. config.model.
+      batch: what the towers see, arrays or shapes: {"images": uint8 [N, H, W, 3], "tokens": int32
+        [N, L]} and, where patches are dropped, "kept_patches" int32 [N, K].
+      rows: which rows of the batch are embedded, as an objective says (see `embed_rows`).
 
     Returns:
-      An int: see `training_flops`. Losses do not count.
+      An int (see `training_flops`). Losses do not count.
     """
     # Counted are matrix products, which a fused attention does not show.
     graphdef, _, variables = abstract_model({**settings, "attention": "xla"})
@@ -115,7 +116,7 @@ def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 peak of a device in operations per second, or None for an unknown one.
 
     Args:
-      device_kind: a jax.Device's, e.g. "NVIDIA A100-SXM4-80GB" or "TPU v5 lite".
+      device_kind: the attribute of a jax.Device, e.g. "NVIDIA A100-SXM4-80GB" or "TPU v5 lite".
     """
     if " MIG " in device_kind:  # a part of a GPU
         return None
@@ -133,13 +134,13 @@ def utilisation(
     seconds_per_step: float,
     devices: Devices,
 ) -> float | None:
-    """Model FLOPs utilisation (MFU): the share of the devices' bfloat16 peak, 1 being all of it.
+    """Model FLOPs utilisation (MFU), the share of the devices' bfloat16 peak that is used, 0 … 1.
 
-    Chowdhery et al. 2022 (PaLM), appendix B.
+    See Chowdhery et al. 2022 (PaLM), appendix B.
 
     Args:
-      flops_per_step: of the whole batch, as `training_flops` gives it.
-      seconds_per_step: wall-clock time.
+      flops_per_step: operations for the whole batch, as `training_flops` gives them.
+      seconds_per_step: wall-clock time of a step.
       devices: the list of jax.Devices that share a step, all of one kind.
 
     Returns:

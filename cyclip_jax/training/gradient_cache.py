@@ -23,17 +23,17 @@ def embed_with_pullback(
     *,
     micro_batches: int = 1,
 ) -> tuple[Tree, Tree, Callable[[Tree], Tree]]:
-    """Embeds a batch, and returns what pulls a gradient back to the parameters.
+    """Embeds a batch, and returns the function that pulls a gradient back to the parameters.
 
-    What is random must be in the batch, so that both passes over a micro-batch see the same.
+    Everything random must be in the batch, so that both passes over a micro-batch see the same.
 
     Args:
-      embed: function (params, rows) -> (embeds, statistics): embeds is a tree of [n, ...], the rows
-        of which do not depend on one another but through the statistics, as BatchNorm's do.
+      embed: function (params, rows) -> (embeds, statistics). The embeds are a tree of [n, ...],
+        whose rows depend on one another only through the statistics, as with BatchNorm.
       params: tree of arrays.
       batch: tree of arrays [N, ...].
-      micro_batches: k, which divides N. Micro-batch i has rows i, i + k, …: of each device as many,
-        and the same rows whatever the number of devices.
+      micro_batches: k, which divides N. Micro-batch i has rows i, i + k, …, the same number of each
+        device's rows, and the same rows for any number of devices.
 
     Returns:
       (embeds, statistics, pull): embeds of [N, ...] in the batch's order, the mean of the

@@ -41,19 +41,20 @@ class Objective:
     Args:
       inmodal_weight: λ1 of the paper, a factor of the in-modal consistency.
       crossmodal_weight: λ2 of the paper, a factor of the cross-modal consistency.
-      cyclic_normalization: "reference" divides the cyclic double sums by N, as published, or
-        "batch_size_free" by N²/128 (see `cyclip_loss`).
-      chunk_size: rows of each device in a tile of the similarities; only memory and speed.
-      detached_gather_devices: W, by which the gradients of the towers are divided, as published;
-        1 is the true gradient (see `cyclip_loss`).
+      cyclic_normalization: "reference" divides the cyclic double sums by N, as published;
+        "batch_size_free" divides them by N²/128 (see `cyclip_loss`).
+      chunk_size: rows of each device in a tile of the similarities; it changes only memory and
+        speed.
+      detached_gather_devices: W, by which the gradients of the towers are divided, as in the
+        official code; 1 is the true gradient (see `cyclip_loss`).
       **sections: settings of the terms that have a section of their own, by the terms' names.
 
     Attributes:
       detached_gather_devices: as given.
-      terms: {name: Term}, those that are computed.
+      terms: {name: Term}, the terms that are computed.
 
     Raises:
-      UserError: an unknown setting, or a value that a setting cannot have.
+      UserError: a setting is unknown, or has a value that it cannot have.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Objective:
         unknown = sorted(sections.keys() - TERMS.keys())
         if unknown:
             raise UserError(
-                f"config.loss.{unknown[0]} is no setting of the loss; the settings are "
+                f"config.loss.{unknown[0]} is not a setting of the loss; the settings are "
                 f"{', '.join((*loss, 'detached_gather_devices'))}"
             )
         self.detached_gather_devices = detached_gather_devices
@@ -96,7 +97,7 @@ class Objective:
         """The same objective with the named terms alone, for a phase in which no other runs.
 
         Raises:
-          KeyError: a term that this objective has not.
+          KeyError: this objective lacks one of the terms.
         """
         part = copy.copy(self)
         part.terms = {name: self.terms[name] for name in names}
@@ -142,12 +143,12 @@ class Objective:
 
 
 def configured_objective(config: Any) -> Objective:
-    """The objective of a config: of `config.loss`, and of the sections that terms have.
+    """The objective that `config.loss` and the terms' own sections describe.
 
     Args:
-      config: as defaults.py makes it.
+      config: a ConfigDict as defaults.py makes it.
 
     Raises:
-      UserError: as `Objective`.
+      UserError: as in `Objective`.
     """
     return Objective(**config.loss, **{name: config[name] for name in TERMS if name in config})

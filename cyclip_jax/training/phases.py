@@ -18,9 +18,10 @@ class Phase:
     """A stretch of the run with one compiled step.
 
     Attributes:
-      first_step: from which it holds.
+      first_step: the step at which the stretch begins.
       step_fn: the compiled step.
-      flops: of the model in a step; None where the device's peak is not known.
+      flops: the model's floating point operations in a step; None where the device's peak is not
+        known.
     """
 
     first_step: int
@@ -32,13 +33,13 @@ def compile_phases(run: "Run", state: TrainState, batch: Batch) -> list[Phase]:
     """Compiles ahead of the first step, so that its time is not mistaken for a step's.
 
     Args:
-      run: a Run; its `steps` are what is compiled. Each may have a view and an objective of its
-        own.
+      run: the run, whose `steps` are compiled. Each may have a view and an objective of its own.
       state: the TrainState that the first step takes.
-      batch: the first one: what is wrong with the data shows before anything is compiled.
+      batch: the first batch. As it has been read, faults of the data show before anything is
+        compiled.
 
     Returns:
-      The phases that are still to come, as Phase.
+      The phases that are still to come.
     """
     last = max(first_step for first_step, *_ in run.steps if first_step <= int(state.step))
     shardings = jax.tree.map(lambda array: array.sharding, state)

@@ -1,4 +1,4 @@
-"""A run's config, checked: each section as what its own constructor makes of it."""
+"""Checks a run's config: each section becomes what its own constructor makes of it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -32,12 +32,12 @@ class Settings:
     """The config of a run, whose fields are the config's.
 
     Attributes:
-      wandb, mesh, tokens, loss, optimizer, data: as SECTIONS makes them.
-      model, evals: as they are written; `create_model` and the evaluators take them.
+      wandb, mesh, tokens, loss, optimizer, data: what SECTIONS makes of these sections.
+      model, evals: these sections as they are written, for `create_model` and the evaluators.
       …: see defaults.py.
 
     Raises:
-      UserError: what the settings alone show to be wrong.
+      UserError: the settings alone show that something is wrong.
     """
 
     seed: int
@@ -75,7 +75,7 @@ class Settings:
         evals.check_settings(self.evals)
 
     def run_length(self, examples: int) -> int:
-        """Total steps of the run over so many examples, from total_steps or num_epochs."""
+        """The total steps of the run over data of so many examples."""
         if self.total_steps is not None:
             return self.total_steps
         return (self.num_epochs or 0) * steps_per_epoch(examples, self.batch_size)
@@ -85,7 +85,7 @@ def checked(config: Any) -> Settings:
     """The Settings of a config, a ConfigDict as defaults.py makes it.
 
     Raises:
-      UserError: a field that the config has not, or what the config alone shows to be wrong.
+      UserError: a field is missing or unknown, or the config alone shows that something is wrong.
     """
     sections = {
         name: constructed(SECTIONS[name], value, f"config.{name}") if name in SECTIONS else value

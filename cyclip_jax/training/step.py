@@ -37,14 +37,14 @@ class TrainState:
     """All that a step changes.
 
     Attributes:
-      step: steps done, int32 scalar.
+      step: the number of steps done, int32 scalar.
       params: nested dict of float32 arrays.
       batch_stats: nested dict of BatchNorm's running means and variances; empty without BatchNorm.
-      opt_state: of the optimiser.
-      rng: typed key; what is random in a step derives from it and the step.
-      skipped_steps: steps whose update was left out because something was not finite, int32.
-      skipped_in_a_row: the same since the last update, int32.
-      most_skipped_in_a_row: the largest that this ever was, int32.
+      opt_state: the optimiser's state.
+      rng: typed key, from which with the step everything random in a step derives.
+      skipped_steps: how many steps were skipped because something was not finite, int32.
+      skipped_in_a_row: how many steps were skipped since the last update, int32.
+      most_skipped_in_a_row: the largest value that skipped_in_a_row has had, int32.
     """
 
     step: Int[Array, ""]
@@ -68,7 +68,7 @@ def initial_state(
     Args:
       create: function without arguments that returns the model.
       optimizer: gives the state that belongs to the parameters.
-      seed: of the state's random key.
+      seed: the seed of the state's random key.
 
     Returns:
       A TrainState of arrays.
@@ -118,7 +118,7 @@ def state_sharding(
 
     Args:
       state: a TrainState of arrays or shapes.
-      optimizer: the one that its opt_state is of.
+      optimizer: the transformation that its opt_state belongs to.
       mesh: as `parallel.create_mesh` makes it.
       min_size: parameters of fewer numbers stay whole (see `parallel.parameter_sharding`).
 
@@ -181,12 +181,12 @@ def make_train_step(
 ) -> Step:
     """Makes the train step, a pure function (state, batch) -> (state, metrics).
 
-    The batch is global: {"images": uint8 [N, H, W, 3], "tokens": int32 [N, L]}, and what else the
-    objective asks for. Under jit with rows sharded over a mesh, losses, gradients and BatchNorm's
-    statistics are those of the whole batch. So they are with micro-batches, but for BatchNorm: it
-    normalises each micro-batch by itself, and its running statistics follow their average, once a
-    step. A step in which the loss, a gradient or a new statistic is not finite changes nothing but
-    `step` and the two counters.
+    The batch is global: {"images": uint8 [N, H, W, 3], "tokens": int32 [N, L]}, and whatever else
+    the objective asks for. Under jit with rows sharded over a mesh, losses, gradients and
+    BatchNorm's statistics are those of the whole batch. This holds with micro-batches too, except
+    for BatchNorm: it normalises each micro-batch by itself, and its running statistics follow their
+    average once a step. A step in which the loss, a gradient or a new statistic is not finite
+    changes nothing but `step` and the counters of skipped steps.
 
     Args:
       graphdef: of the model in training mode.
@@ -199,8 +199,8 @@ def make_train_step(
       mesh: the mesh that rows are sharded over, or None for one device.
       param_sharding: of the parameters, a tree like theirs; None leaves that to JAX.
       trainable: function from a parameter's path, e.g. ("visual", "conv1", "kernel"), to whether it
-        trains. The others get no gradient, no update and no decay, and what is at their paths among
-        BatchNorm's statistics stays too. None trains all.
+        trains. The others get no gradient, no update and no decay, and the statistics of BatchNorm
+        at such paths stay the same too. None trains all parameters.
     """
 
     def embed(batch_stats, params, rows):
@@ -257,7 +257,7 @@ def embed_rows(
     *,
     normalise: Callable[[UInt8[Array, "n h w 3"]], Float[Array, "n h w 3"]] = normalise_images,
 ) -> dict[str, Float[Array, "n d"]]:
-    """Embeds rows of a batch, those of one tower and one shape in one pass.
+    """Embeds rows of a batch; rows of the same tower and shape go through it in one pass.
 
     In that pass the rows of an example stand side by side: they stay on its device and in its
     micro-batch, and BatchNorm's statistics are over all of them.
@@ -296,7 +296,7 @@ def embed_rows(
 def where_trainable(
     trainable: Callable[[tuple[str, ...]], bool], trained: Params, others: Params
 ) -> Params:
-    """Of two trees, the leaves of the first whose paths train, and of the second the others."""
+    """A tree with the leaves of `trained` at paths that train, and those of `others` elsewhere."""
     return jax.tree_util.tree_map_with_path(
         lambda path, new, old: new if trainable(tuple(key.key for key in path)) else old,
         trained,
@@ -314,9 +314,9 @@ def descended(
 
     Args:
       optimizer: gives updates to be multiplied by −learning rate.
-      learning_rate: of the step, a scalar.
-      grads: by the parameters, a tree like theirs.
-      state: before the step.
+      learning_rate: the step's learning rate, a scalar.
+      grads: the gradients, a tree like that of the parameters.
+      state: the state before the step.
 
     Returns:
       (params, opt_state).
@@ -329,11 +329,11 @@ def descended(
 
 
 def skipped(finite: Bool[Array, ""], state: TrainState) -> dict[str, Int[Array, ""]]:
-    """The counters of skipped steps after a step, by the names that they have in the state.
+    """The counters of skipped steps after a step, by their names in the state.
 
     Args:
-      finite: whether the step counts.
-      state: before the step.
+      finite: whether the step's numbers are finite, so that it is not skipped.
+      state: the state before the step.
     """
     in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
     return {
@@ -367,9 +367,9 @@ def configured_step(
 
     Args:
       config: as defaults.py makes it.
-      graphdef: of its model in training mode.
-      optimizer: of `create_optimizer`.
-      schedule: of `create_optimizer`.
+      graphdef: that of the model in training mode.
+      optimizer: as `create_optimizer` returns it.
+      schedule: as `create_optimizer` returns it.
       mesh: the mesh that rows are sharded over.
       state_sharding: a TrainState of shardings.
       view: what the towers see of a batch (see token_reduction.py).
@@ -377,7 +377,7 @@ def configured_step(
         terms do not run it is `configured_objective(config).only(…)`.
 
     Returns:
-      As `make_train_step`.
+      The step, as `make_train_step` returns it.
     """
     return make_train_step(
         graphdef,
@@ -401,12 +401,12 @@ def jit_step(
     """Puts a train step under jit.
 
     Args:
-      step: of `make_train_step`.
+      step: as `make_train_step` returns it.
       mesh: the mesh that rows are sharded over.
       state_sharding: a TrainState of shardings.
 
     Returns:
-      The jitted function, which takes the memory of the state that it is given for the new one.
+      The jitted function, which reuses the memory of the state that it is given for the new state.
     """
     out_shardings = (state_sharding, parallel.replicated(mesh))
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)

@@ -1,4 +1,4 @@
-"""What the towers see of a batch: all of it, or fewer patches and tokens for cheaper steps."""
+"""Decides what the towers see of a batch: all, or fewer patches and tokens for cheaper steps."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -26,11 +26,11 @@ class TokenReduction:
     Attributes:
       patch_dropping: "none", or how patches are chosen (see `choose_patches`).
       kept_patches: share of the patches that is seen where some are dropped.
-      text_length: tokens of a text that are seen, both ends included; None is all.
-      full_steps: so many steps at the end of the run see everything.
+      text_length: how many tokens of a text are seen, both ends included; None is all.
+      full_steps: how many steps at the end of the run see everything.
 
     Raises:
-      UserError: a negative number of steps.
+      UserError: full_steps is negative.
     """
 
     patch_dropping: str
@@ -46,14 +46,14 @@ class TokenReduction:
         """The view that leaves out patches and shortens texts.
 
         Args:
-          sizes: of the model (see `resolve_sizes`).
+          sizes: the model's sizes (see `resolve_sizes`).
 
         Returns:
           Function (key, {"images", "tokens"}) -> the same with fewer tokens and, where patches are
           dropped, "kept_patches" int32 [N, K]; or None where there is nothing to leave out.
 
         Raises:
-          UserError: settings that the model cannot follow.
+          UserError: the settings do not suit the model.
         """
         is_dropping, text_length = self.patch_dropping != "none", self.text_length
         grid = patch_grid(sizes)
@@ -82,7 +82,7 @@ class TokenReduction:
         """What the towers see in the course of a run.
 
         Args:
-          sizes: of the model.
+          sizes: the model's sizes.
           total_steps: length of the run.
 
         Returns:

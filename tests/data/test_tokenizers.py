@@ -11,13 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cyclip_jax.data import tokenizers
-from cyclip_jax.data.tokenizers import (
-    create_tokenizer,
-    find_clip_vocabulary,
-    main,
-    train_sentencepiece,
-)
+from cyclip_jax.data import clip_bpe, tokenizers
+from cyclip_jax.data.clip_bpe import find_clip_vocabulary
+from cyclip_jax.data.tokenizers import create_tokenizer, main, train_sentencepiece
 from cyclip_jax.errors import UserError
 from tests.runs import status_of
 
@@ -195,7 +191,7 @@ def test_names_of_special_tokens_are_special_tokens(tiny):
 
 
 def test_every_byte_has_an_id_of_its_own(tiny):
-    characters = tokenizers.clip_byte_characters()
+    characters = clip_bpe.clip_byte_characters()
     assert sorted(characters) == list(range(256))
     assert len(set(characters.values())) == 256
     order = list(characters)
@@ -224,7 +220,7 @@ def test_words_beyond_the_cache_are_encoded_all_the_same(tiny, monkeypatch):
 
 
 def test_merges_beyond_those_of_clip_are_not_used(tmp_path):
-    characters = tokenizers.clip_byte_characters().values()
+    characters = clip_bpe.clip_byte_characters().values()
     merges = [f"{left} {right}" for left in characters for right in characters][:50_000]
     path = write_merges(tmp_path / "large.txt.gz", merges)
     tokenizer = create_tokenizer("clip_bpe", vocab_size=49408, context_length=4, vocabulary=path)

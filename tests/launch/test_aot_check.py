@@ -160,9 +160,9 @@ def test_a_dry_run_says_what_it_would_compile_and_compiles_nothing(monkeypatch, 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     (
-        (["--topology=v9:2x2"], "no chip 'v9'; known are v4, v5e"),
-        (["--topology=v5e"], "number of chips along each dimension, e.g. v5e:4x8"),
-        (["--topology=v5e:2x0"], "number of chips along each dimension"),
+        (["--topology=v9:2x2"], "--topology=v9:2x2 names no known chip; choose one of v4, v5e"),
+        (["--topology=v5e"], "how many chips there are along each dimension; write e.g. v5e:4x8"),
+        (["--topology=v5e:2x0"], "how many chips there are along each dimension"),
         (["--topology=v5e:32x32"], "at most 16x16"),
         (["--topology=v5e:2x32"], "at most 16x16"),
         (["--topology=v4:4x4"], "3 dimensions and at most 4096 chips"),

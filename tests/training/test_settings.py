@@ -37,7 +37,7 @@ def test_what_an_objective_does_by_itself_is_what_the_defaults_say():
     *keys, sections = inspect.signature(Objective).parameters.values()
     assert {key.name: key.default for key in keys} == defaults.get_config().loss.to_dict()
     assert sections.kind is sections.VAR_KEYWORD
-    with pytest.raises(UserError, match=r"config\.loss\.chunk_sise is no setting of the loss"):
+    with pytest.raises(UserError, match=r"config\.loss\.chunk_sise is not a setting of the loss"):
         Objective(chunk_sise={})
 
 
