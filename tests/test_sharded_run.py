@@ -56,7 +56,7 @@ def test_a_run_goes_on_over_another_mesh_with_the_same_losses(pairs, tmp_path, c
     assert not any("model_flops_utilisation" in line for line in read_metrics(tmp_path / "first"))
 
 
-VIT = {"vision_layers": 2, "image_size": 32, "patch_size": 8, "context_length": 16}
+VIT = {"vision_tower": "vit", "image_size": 32, "patch_size": 8, "context_length": 16}
 DROPPING = {
     "patch_dropping": "random",
     "kept_patches": 0.5,
@@ -95,7 +95,7 @@ def test_a_view_that_the_model_cannot_have_is_an_error(changed, message):
 def test_a_resnet_has_no_patches_to_drop():
     with pytest.raises(UserError, match=r"config\.tokens\.patch_dropping"):
         TokenReduction(**DROPPING).reduced_view(
-            {**VIT, "vision_layers": (1, 1, 1, 1), "patch_size": None}
+            {**VIT, "vision_tower": "resnet", "patch_size": None}
         )
 
 

@@ -30,7 +30,7 @@ from cyclip_jax.training.step import (
     configured_step,
     jit_step,
 )
-from cyclip_jax.training.token_reduction import see_everything, views_of_run
+from cyclip_jax.training.token_reduction import TokenReduction, see_everything
 
 # The loop sends batches ahead: besides a step's own, so many may be on the device (see Feed).
 WAITING_BATCHES = 2
@@ -207,7 +207,7 @@ def phases(config: Any) -> Sequence[tuple[int, View]]:
     A run whose length only its data tell, by num_epochs, is taken to have all its phases.
     """
     steps = config.total_steps or config.tokens.full_steps + 1
-    return views_of_run(sizes_in(config.model), steps, **config.tokens)
+    return TokenReduction(**config.tokens).views_of_run(sizes_in(config.model), steps)
 
 
 @dataclasses.dataclass(frozen=True)

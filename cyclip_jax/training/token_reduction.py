@@ -96,10 +96,3 @@ class TokenReduction:
         if reduced is None or first_full_step == 0:
             return [(0, see_everything)]
         return [(0, reduced)] + ([(first_full_step, see_everything)] if self.full_steps else [])
-
-
-def views_of_run(
-    sizes: Mapping[str, Any], total_steps: int, **section: Any
-) -> list[tuple[int, View]]:
-    """`TokenReduction.views_of_run` of a reduction with the arguments `section`."""
-    return TokenReduction(**section).views_of_run(sizes, total_steps)
