@@ -140,7 +140,7 @@ def test_a_term_has_its_own_section_of_the_config(second_term):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"inmodal_wieght": 0.1}, "config.loss.inmodal_wieght is no setting.*inmodal_weight"),
+        ({"inmodal_wieght": 0.1}, "config.loss.inmodal_wieght is not a setting.*inmodal_weight"),
         ({"cyclic_normalization": "mean"}, "one of reference, batch_size_free"),
         ({"chunk_size": 0}, "config.loss.chunk_size 0 must be at least 1"),
         ({"detached_gather_devices": 0}, "config.loss.detached_gather_devices 0"),
