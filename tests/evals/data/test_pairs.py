@@ -184,7 +184,8 @@ def test_a_folder_of_clip_benchmark_for_another_task_or_without_the_split_is_ref
     with pytest.raises(UserError, match=r"val/nshards.txt .* set config.evals.x.split"):
         score(data, split="val")
     (data / "test" / "1.tar").unlink()
-    with pytest.raises(UserError, match=r"1 of the files that config.evals.x.pairs names are missing: .*1.tar"):
+    message = r"1 of the files that config.evals.x.pairs names are missing: .*1.tar"
+    with pytest.raises(UserError, match=message):
         score(data)
 
 
