@@ -448,7 +448,7 @@ def _completed(config, defaults):
     }
 
 
-def flat(config, prefix=""):
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"data.train": …} of a nested config."""
     settings = {}
     for key, value in config.items():

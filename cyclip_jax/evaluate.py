@@ -18,19 +18,7 @@ from cyclip_jax.runtime.distributed_flags import define_distributed_flags
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "Workdir of a run, an export, a folder of open_clip or transformers, or a weight file.",
-        required=True,
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "step",
-        None,
-        "Step of the checkpoint in a workdir; by default the newest.",
-        flag_values=values,
-    )
+    command.define_checkpoint(values)
     flags.DEFINE_string(
         "output",
         None,
@@ -83,7 +71,8 @@ def evaluate_checkpoint(
 
     path = absolute(checkpoint)
     if config is not None:
-        evals.check_settings(config.evals)
+        wanted: Any = config.evals  # ConfigDict's fields have no types
+        evals.check_settings(wanted)
     opened = open_checkpoint(path, step=step)
     if opened.config is None and config is None:
         raise UserError(f"{path} is not the workdir of a run; name its data with --config")

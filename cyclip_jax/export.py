@@ -149,19 +149,7 @@ def _put_in_place(folder, output):
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_string(
-        "checkpoint",
-        None,
-        "Workdir of a run, an export, a folder of open_clip or transformers, or a weight file.",
-        required=True,
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "step",
-        None,
-        "Which checkpoint of a workdir; by default the newest.",
-        flag_values=values,
-    )
+    command.define_checkpoint(values)
     flags.DEFINE_enum(
         "format",
         None,

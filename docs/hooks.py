@@ -23,8 +23,7 @@ from cyclip_jax.runtime.config_help import (  # noqa: E402
     sentence,
 )
 
-# The first of these that defines get_config(); older versions have the defaults in the second.
-SOURCES = ("cyclip_jax/defaults.py", "configs/common.py")
+DEFAULTS = "cyclip_jax/defaults.py"
 DEFAULTS_MARKER = "<!-- the defaults -->"
 EVALUATIONS_MARKER = "<!-- the evaluations -->"
 # Their tables need the room of the table of contents.
@@ -70,11 +69,10 @@ def _whole_words(html, longest=None):
 
 def defaults_path(root=ROOT):
     """The file in which the defaults stand."""
-    for source in SOURCES:
-        path = root / source
-        if path.exists() and f"def {ENTRY}(" in path.read_text(encoding="utf-8"):
-            return path
-    raise Undocumented(f"none of {', '.join(SOURCES)} has a function {ENTRY}()")
+    path = root / DEFAULTS
+    if not path.exists() or f"def {ENTRY}(" not in path.read_text(encoding="utf-8"):
+        raise Undocumented(f"{DEFAULTS} has no function {ENTRY}()")
+    return path
 
 
 def defaults_table(text, path="the defaults"):

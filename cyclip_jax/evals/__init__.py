@@ -111,7 +111,9 @@ def create_evaluators(evals: Mapping[str, Mapping[str, Any] | None]) -> dict[str
     }
 
 
-def check_settings(evals):
+def check_settings(
+    evals: Mapping[str, Mapping[str, Any] | None],
+) -> dict[str, tuple[str, dict[str, Any]]]:
     """What `create_evaluators` would open, without a look at any data.
 
     Args:

@@ -26,7 +26,7 @@ from cyclip_jax.report.runs import Group, differing
 def settings(groups: Sequence[Group], _: Drawings | None) -> Html | None:
     """Where the configs differ, and one of each group in full."""
     runs = [run for group in groups for run in group.runs if run.config is not None]
-    configs = [flat(run.config) for run in runs]
+    configs = [flat(run.config or {}) for run in runs]
     if not runs:
         return None
     content = []

@@ -60,6 +60,23 @@ def run(
         sys.exit(status)
 
 
+def define_checkpoint(values: flags.FlagValues) -> None:
+    """Defines --checkpoint and --step, which name a trained model."""
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "Workdir of a run, an export, a folder of open_clip or transformers, or a weight file.",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "step",
+        None,
+        "Step of the checkpoint in a workdir; by default the newest.",
+        flag_values=values,
+    )
+
+
 def parse(
     values: flags.FlagValues, argv: Sequence[str], *, positional: str | None = None
 ) -> list[str]:

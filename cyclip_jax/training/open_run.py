@@ -184,6 +184,7 @@ class _Plan:
     source: Source | Mixture
     evaluators: dict[str, evals.Evaluation]
     total_steps: int
+    views: list[tuple[int, View]]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     tokenizer: Tokenizer
@@ -202,7 +203,6 @@ def _plan(config, workdir):
     source = process_zero_first(lambda: open_source(data, settings.batch_size))
     evaluators = evals.create_evaluators(config.evals)
     total_steps = settings.run_length(len(source))
-    settings.tokens.views_of_run(model.sizes, total_steps)
     schedule = settings.optimizer.schedule(
         total_steps=total_steps, steps_per_epoch=steps_per_epoch(len(source), settings.batch_size)
     )
@@ -214,6 +214,7 @@ def _plan(config, workdir):
         source=source,
         evaluators=evaluators,
         total_steps=total_steps,
+        views=settings.tokens.views_of_run(model.sizes, total_steps),
         optimizer=settings.optimizer.transformation(),
         schedule=schedule,
         tokenizer=process_zero_first(lambda: open_tokenizer(data, workdir, model.sizes, source)),
@@ -274,5 +275,4 @@ def _steps(config, plan, state):
         mesh=plan.mesh,
         state_sharding=jax.tree.map(lambda array: array.sharding, state),
     )
-    views = plan.settings.tokens.views_of_run(plan.model.sizes, plan.total_steps)
-    return [(first_step, view, make_step(view=view)) for first_step, view in views]
+    return [(first_step, view, make_step(view=view)) for first_step, view in plan.views]
