@@ -30,7 +30,8 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
     """Writes bytes or text; `path` holds what it held before or all of `content`, never a part."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.parent / f"{path.name}.{os.getpid()}.tmp"
+    # Of this thread alone: two that write one file at a time must not share what is unfinished.
+    unfinished = path.parent / f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
         unfinished.replace(path)

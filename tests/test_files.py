@@ -1,3 +1,4 @@
+import concurrent.futures
 import json
 
 import pytest
@@ -18,6 +19,26 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path):
     with pytest.raises(OSError):
         write_atomically(tmp_path / "file", "new")
     assert [path.is_dir() for path in tmp_path.iterdir()] == [True]
+
+
+def test_threads_that_write_one_file_at_once_leave_all_of_one_content(tmp_path):
+    path = tmp_path / "file"
+    contents = ["a" * 50_000, "b" * 20_000]
+
+    def write(content):
+        for _ in range(200):
+            write_atomically(path, content)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        writing = [pool.submit(write, content) for content in contents]
+        found = set()
+        while not all(one.done() for one in writing):
+            if path.exists():
+                found.add(path.read_text())
+    for one in writing:
+        one.result()
+    assert found <= set(contents)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_local_paths_become_absolute_and_remote_ones_stay(tmp_path, monkeypatch):

@@ -79,7 +79,9 @@ SETTINGS = "prepare.json"
 MANIFEST = "manifest.json"
 DROPPED = "dropped.jsonl"
 
-_TEMPORARY = re.compile(r"(\d+\.\w[\w.]*|prepare\.json|manifest\.json|dropped\.jsonl)\.\d+\.tmp")
+_TEMPORARY = re.compile(
+    r"(\d+\.\w[\w.]*|prepare\.json|manifest\.json|dropped\.jsonl)(\.\d+){1,2}\.tmp"
+)
 
 
 def prepare(

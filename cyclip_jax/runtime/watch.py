@@ -72,6 +72,7 @@ class Watch:
         self._watched = threading.get_ident()
         self._stall: Moment | None = None
         self._has_failed = False
+        self._turn = threading.Lock()
         self._closed = threading.Event()
         jobs = [(self.look, _LOOK_SECONDS)] if stall_factor > 0 else []
         # Of its own, as a remote file system may be what stalls.
@@ -83,11 +84,12 @@ class Watch:
             thread.start()
 
     def close(self) -> None:
-        """Ends the threads, and writes a last heartbeat."""
+        """Ends the threads, and writes a last heartbeat, unless the one before is still stuck."""
         self._closed.set()
         for thread in self._threads:
             thread.join(timeout=_LEAST_SECONDS)
-        if self._console is not None:
+        is_stuck = any(thread.is_alive() for thread in self._threads)  # in a file system, say
+        if self._console is not None and not is_stuck:
             self.beat()
 
     def _repeat(self, job, seconds):
@@ -98,7 +100,8 @@ class Watch:
     def beat(self) -> None:
         """Writes the heartbeat."""
         try:
-            write_json(self._path, self._clock.heartbeat())
+            with self._turn:  # the clock, too, is read in turn: the file never goes back in time
+                write_json(self._path, self._clock.heartbeat())
         except Exception as error:  # of the file system, which may be remote
             if not self._has_failed:
                 self._say(f"{self._path} could not be written ({error}); the run goes on")

@@ -315,6 +315,7 @@ def test_a_killed_run_continues_to_the_same_bytes(slow_data, uninterrupted, envi
     wait_for(lambda: not any(map(is_running, children)))
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("00*.json")}
     (tmp_path / "00011.tfrecord.1.tmp").write_bytes(b"half a shard")
+    (tmp_path / "manifest.json.1.2.tmp").write_bytes(b"half a manifest")
 
     assert len(children) >= 2
     assert 0 < len(finished) < 12
