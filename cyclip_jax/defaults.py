@@ -437,11 +437,11 @@ def resolve_paths(config: Any, workdir: str | os.PathLike[str]) -> Any:
     return ml_collections.ConfigDict(resolved).lock()
 
 
-def _completed(config, defaults):
+def completed(config, defaults):
     """The nested dict `config` with the fields of `defaults` that it lacks, but for evaluations."""
     missing = {key: value for key, value in defaults.items() if key not in config}
     return missing | {
-        key: _completed(value, defaults[key])
+        key: completed(value, defaults[key])
         if isinstance(defaults.get(key), dict) and key != "evals"
         else value
         for key, value in config.items()

@@ -31,6 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "Exit status of a run that a signal stopped before its end.",
         flag_values=values,
     )
+    command.define_allow_changes(values)
     define_distributed_flags(values)
 
 
@@ -44,7 +45,12 @@ def main(values: Any) -> None:
 
         distributed.join_as_told(values)  # after what takes some processes longer than others
         workdir = values.workdir or default_workdir(values)
-        metrics = train(values.config, workdir, began=process_began())
+        metrics = train(
+            values.config,
+            workdir,
+            began=process_began(),
+            allow_changes=values.allow_changes,
+        )
         status = values.stopped_exit_code if metrics is None else 0
     except UserError as error:
         status = f"error: {error}"

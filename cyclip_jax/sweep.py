@@ -5,7 +5,7 @@ python -m cyclip_jax.sweep --sweep=configs/sweeps/objectives.py
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_collections
@@ -44,16 +44,21 @@ def define_flags(values: flags.FlagValues) -> None:
         "Length of each run in steps, for trying a sweep out.",
         flag_values=values,
     )
+    command.define_allow_changes(values)
 
 
 def sweep(
-    runs: Mapping[str, ml_collections.ConfigDict], workdir: str | os.PathLike[str]
+    runs: Mapping[str, ml_collections.ConfigDict],
+    workdir: str | os.PathLike[str],
+    *,
+    allow_changes: Collection[str] = (),
 ) -> epath.Path | None:
     """Trains each run in `<workdir>/<name>`, or continues it, and reports on all of them together.
 
     Args:
       runs: {name: config}.
       workdir: directory of the runs' directories, local or remote.
+      allow_changes: names of settings that may differ from those with which a run began.
 
     Returns:
       The path of the report, `<workdir>/report.html`; None where a signal ended a run.
@@ -69,7 +74,7 @@ def sweep(
     for number, (name, config) in enumerate(runs.items(), start=1):
         print(f"run {number} of {len(runs)}: {name}", flush=True)
         try:
-            if train(config.lock(), workdir / name) is None:
+            if train(config.lock(), workdir / name, allow_changes=allow_changes) is None:
                 return None
             finished.append(workdir / name)
         except UserError as error:  # one that has diverged must not keep the others
@@ -119,7 +124,7 @@ def main(values: Any) -> None:
     """Runs the sweep."""
     runs = read_runs(values.sweep, only=values.only, total_steps=values.total_steps)
     workdir = values.workdir or pathlib.Path("runs") / pathlib.Path(values.sweep).stem
-    path = sweep(runs, workdir)
+    path = sweep(runs, workdir, allow_changes=values.allow_changes)
     if path is not None:
         print(f"the comparison is in {path}")
 

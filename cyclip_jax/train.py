@@ -6,6 +6,7 @@ import functools
 import os
 import time
 import traceback
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from cyclip_jax.training.flops import utilisation
 from cyclip_jax.training.open_run import open_run
 from cyclip_jax.training.phases import Phase, compile_phases
 from cyclip_jax.training.starting_point import checkpoint_items
+from cyclip_jax.workdir.changes import check_names
 from cyclip_jax.workdir.config_json import describe_run
 from cyclip_jax.workdir.layout import EVALS, LOG, METRICS
 from cyclip_jax.workdir.lock import lock_workdir
@@ -41,6 +43,7 @@ def train(
     workdir: str | os.PathLike[str],
     *,
     began: float | None = None,
+    allow_changes: Collection[str] = (),
 ) -> dict[str, float] | None:
     """Runs an experiment, or continues the one in `workdir`.
 
@@ -48,6 +51,8 @@ def train(
       config: a ConfigDict as defaults.py makes it.
       workdir: directory of the run, local or remote; it replaces {workdir} in the config's paths.
       began: when the process began, by time.monotonic; by default this moment.
+      allow_changes: names of settings, such as "optimizer.learning_rate", that may differ from
+        those with which the run began (see workdir/changes.py).
 
     Returns:
       The last step's metrics, or None where a signal ended the run before.
@@ -58,12 +63,17 @@ def train(
     began = time.monotonic() if began is None else began
     workdir = absolute(workdir)
     settings = flat(config.to_dict(), "config.") | {"--workdir": str(workdir)}
+    settings |= {"--allow_changes": list(allow_changes)}
+    check_names(allow_changes)
     check_same_everywhere(settings)
     with contextlib.ExitStack() as stack:
         lock = functools.partial(lock_workdir, workdir, enabled=jax.process_index() == 0)
         process_zero_first(lambda: stack.enter_context(lock()))
         try:
-            with open_run(config, workdir, began=began) as (run, start):
+            with open_run(config, workdir, began=began, allow_changes=allow_changes) as (
+                run,
+                start,
+            ):
                 return _loop(run, start)
         except OSError as error:
             if error.errno not in FULL:

@@ -29,6 +29,7 @@ class Run:
       path: of the directory.
       config: nested dict, or None.
       versions: {package: version} that it ran with.
+      changes: settings that were changed on the way (see `workdir.changes.history`).
       training: lines of metrics.jsonl that a training step wrote; None stands for a number that is
         not finite.
       evaluations: {evaluation: {name: Metric}}, each the newest.
@@ -39,6 +40,7 @@ class Run:
     path: epath.Path
     config: dict[str, Any] | None
     versions: dict[str, str]
+    changes: list[dict[str, Any]]
     training: list[dict[str, float | None]]
     evaluations: dict[str, dict[str, Metric]]
     steps: dict[str, int | None]
@@ -83,6 +85,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
         path=path,
         config=written["config"] if written else None,
         versions=written.get("versions", {}),
+        changes=written.get("changes", []),
         training=training,
         evaluations=evaluations,
         steps=steps,

@@ -46,6 +46,19 @@ def settings(groups: Sequence[Group], _: Drawings | None) -> Html | None:
     return join(*content)
 
 
+def changes(groups: Sequence[Group], _: Drawings | None) -> Html | None:
+    """The settings with which a run went on otherwise than it had begun."""
+    rows = [
+        [run.name, str(one["step"]), name, str(before), str(after)]
+        for group in groups
+        for run in group.runs
+        for one in run.changes
+        for name, (before, after) in one["settings"].items()
+    ]
+    caption = "Settings that were changed when a run was continued, from the named step on"
+    return table(caption, ["run", "step", "setting", "before", "after"], rows) if rows else None
+
+
 def _written(value):
     return "" if value is None else str(value)
 
@@ -64,5 +77,6 @@ SECTIONS: dict[str, Callable[[Sequence[Group], Drawings], Html | None]] = {
     "Categories": categories,
     "Classes": classes,
     "Retrieval": galleries,
+    "Changes on the way": changes,
     "Configuration": settings,
 }

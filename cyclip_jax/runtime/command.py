@@ -60,6 +60,17 @@ def run(
         sys.exit(status)
 
 
+def define_allow_changes(values: flags.FlagValues) -> None:
+    """Defines the flag that lets a run go on with other settings."""
+    flags.DEFINE_list(
+        "allow_changes",
+        [],
+        "Names of settings, such as optimizer.learning_rate,total_steps, with which a run may go "
+        "on otherwise than it began. Each change is recorded once, so that the flag may stay.",
+        flag_values=values,
+    )
+
+
 def define_checkpoint(values: flags.FlagValues) -> None:
     """Defines --checkpoint and --step, which name a trained model."""
     flags.DEFINE_string(

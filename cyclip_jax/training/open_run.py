@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import jax
@@ -15,7 +15,7 @@ from etils import epath
 
 from cyclip_jax import evals, parallel
 from cyclip_jax.data.bad_examples import BadExamples
-from cyclip_jax.data.order import steps_per_epoch
+from cyclip_jax.data.order import Position, steps_per_epoch
 from cyclip_jax.data.settings import (
     open_bad_examples,
     open_batches,
@@ -42,6 +42,13 @@ from cyclip_jax.training.starting_point import (
     starting_point,
 )
 from cyclip_jax.training.step import Step, View, configured_step
+from cyclip_jax.workdir.changes import (
+    Changes,
+    check_changes,
+    newest_meta,
+    recorded,
+    written,
+)
 from cyclip_jax.workdir.config_json import check_same_model, write_config
 from cyclip_jax.workdir.console import Console
 from cyclip_jax.workdir.metrics import MetricWriter
@@ -102,7 +109,7 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(
-    config: Any, workdir: epath.Path, *, began: float
+    config: Any, workdir: epath.Path, *, began: float, allow_changes: Collection[str] = ()
 ) -> Iterator[tuple[Run, StartingPoint]]:
     """A context in which everything that a run needs is open.
 
@@ -114,6 +121,7 @@ def open_run(
       config: a ConfigDict as defaults.py makes it.
       workdir: the run's directory, which this process may write.
       began: when the process began, by time.monotonic.
+      allow_changes: names of settings that may differ from those of the checkpoint it continues.
 
     Yields:
       (Run, StartingPoint).
@@ -122,7 +130,7 @@ def open_run(
       UserError: the config, the data or the workdir has a fault that the user can mend.
     """
     written_config, config = config, resolve_paths(config, workdir)
-    plan = _plan(config, workdir)
+    plan = _plan(config, workdir, allow_changes)
     settings, model, source = plan.settings, plan.model, plan.source
     is_first_process = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -132,14 +140,17 @@ def open_run(
             config, model, plan.optimizer, checkpointer, plan.mesh, source, console
         )
         step = int(start.state.step)
+        plan = dataclasses.replace(plan, **_schedule(settings, model, source, step, start.position))
+        changes = _changes(config, workdir, start, plan, allow_changes, console)
         batches, bad_examples = _open_data(plan, workdir, start.position, stack)
         if step > plan.total_steps:
             raise UserError(
-                f"{workdir} is at step {step}, past this config's {plan.total_steps} steps; "
-                "set config.total_steps or num_epochs higher, or choose another --workdir"
+                f"{workdir} is at step {step}, past this config's {plan.total_steps} steps; set "
+                "config.total_steps or num_epochs higher, and add --allow_changes with its name, "
+                "or choose another --workdir"
             )
         if is_first_process:
-            write_config(written_config, workdir)
+            write_config(written_config, workdir, recorded(workdir, step, changes))
         mirror = WandbMirror(written_config, workdir, say=console.say, enabled=is_first_process)
         _closed_with(stack, mirror)
         writer = MetricWriter(workdir, first_step=step, enabled=is_first_process, mirror=mirror)
@@ -190,7 +201,7 @@ class _Plan:
     tokenizer: Tokenizer
 
 
-def _plan(config, workdir):
+def _plan(config, workdir, allow_changes):
     settings = checked(config)
     set_matmul_precision(settings.matmul_precision)
     keep_compiled(settings.compilation_cache)
@@ -198,14 +209,14 @@ def _plan(config, workdir):
     parallel.check_batch_size(settings.batch_size, mesh, micro_batches=settings.micro_batches)
     model = Model(config, mesh)
     check_same_model(config, workdir)
+    saved = newest_meta(workdir)
+    if saved is not None:  # once more when it is restored, which may be the one before
+        check_changes(config, workdir, *saved, allow_changes)
 
     data = settings.data
     source = process_zero_first(lambda: open_source(data, settings.batch_size))
     evaluators = evals.create_evaluators(config.evals)
-    total_steps = settings.run_length(len(source))
-    schedule = settings.optimizer.schedule(
-        total_steps=total_steps, steps_per_epoch=steps_per_epoch(len(source), settings.batch_size)
-    )
+    step, position = (0, None) if saved is None else (saved[0], Position(**saved[1]["position"]))
     process_zero_first(lambda: inherit_vocabulary(config, workdir))
     return _Plan(
         settings=settings,
@@ -213,12 +224,35 @@ def _plan(config, workdir):
         model=model,
         source=source,
         evaluators=evaluators,
-        total_steps=total_steps,
-        views=settings.tokens.views_of_run(model.sizes, total_steps),
         optimizer=settings.optimizer.transformation(),
-        schedule=schedule,
         tokenizer=process_zero_first(lambda: open_tokenizer(data, workdir, model.sizes, source)),
+        **_schedule(settings, model, source, step, position),
     )
+
+
+def _schedule(settings, model, source, step, position):
+    """How long the run is from a step and a place in its data on, and what is done when."""
+    total_steps = settings.run_length(len(source), step, position)
+    an_epoch = steps_per_epoch(len(source), settings.batch_size)
+    return {
+        "total_steps": total_steps,
+        "views": settings.tokens.views_of_run(model.sizes, total_steps),
+        "schedule": settings.optimizer.schedule(total_steps=total_steps, steps_per_epoch=an_epoch),
+    }
+
+
+def _changes(config, workdir, start, plan, allow_changes, console):
+    """The settings that change from the checkpoint on that was restored, which are told."""
+    changes: Changes = {}
+    step = int(start.state.step)
+    if start.meta is not None:
+        changes = check_changes(config, workdir, step, start.meta, allow_changes)
+    if changes:
+        console.say(
+            f"from step {step} on with other settings: {written(changes)}. The learning rate there "
+            f"is {float(plan.schedule(step)):.3g}, and the schedule ends at step {plan.total_steps}"
+        )
+    return changes
 
 
 def _closed_with(stack: contextlib.ExitStack, opened: _Opened) -> _Opened:

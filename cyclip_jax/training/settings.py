@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cyclip_jax import evals, parallel
-from cyclip_jax.data.order import steps_per_epoch
+from cyclip_jax.data.order import Position, steps_per_epoch
 from cyclip_jax.data.settings import Data
 from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError
@@ -74,11 +74,21 @@ class Settings:
         self.data.training_sets()
         evals.check_settings(self.evals)
 
-    def run_length(self, examples: int) -> int:
-        """The total steps of the run over data of so many examples."""
+    def run_length(self, examples: int, step: int = 0, position: Position | None = None) -> int:
+        """The total steps of the run over data of so many examples.
+
+        Args:
+          examples: how many examples the data have.
+          step: the steps that are done.
+          position: the place in the data that they led to, by which the length in epochs is right
+            with any batch size; None is the beginning.
+        """
         if self.total_steps is not None:
             return self.total_steps
-        return (self.num_epochs or 0) * steps_per_epoch(examples, self.batch_size)
+        whole = steps_per_epoch(examples, self.batch_size)
+        position = position or Position(epoch=0, examples=0, seed=self.seed)
+        left_of_epoch = (examples - position.examples) // self.batch_size
+        return step + ((self.num_epochs or 0) - position.epoch - 1) * whole + left_of_epoch
 
 
 def checked(config: Any) -> Settings:

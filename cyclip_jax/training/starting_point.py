@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -49,11 +50,13 @@ class StartingPoint:
       state: the TrainState, which lies on the mesh.
       position: the place in the data at which the next batch begins.
       owes_evaluation: whether the run was stopped during the evaluation of the step it begins at.
+      meta: what the checkpoint that the run continues says of itself; None of a new run.
     """
 
     state: TrainState
     position: Position
     owes_evaluation: bool = False
+    meta: Mapping[str, Any] | None = None
 
 
 def starting_point(
@@ -96,7 +99,7 @@ def starting_point(
         training["most_skipped_in_a_row"] = jnp.zeros_like(training["most_skipped_in_a_row"])
         owes_evaluation = not meta.get("is_evaluated", True)  # older checkpoints do not say
         state = TrainState(**trained, **training)
-        return StartingPoint(state, Position(**meta["position"]), owes_evaluation)
+        return StartingPoint(state, Position(**meta["position"]), owes_evaluation, meta)
     # Before anything is computed: what does not fit is said at once.
     given = {} if config.init_from is None else _given_model(config, abstract_model, console)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, abstract)

@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from etils import epath
 
 from cyclip_jax import defaults
-from cyclip_jax.defaults import _completed
+from cyclip_jax.defaults import completed
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
 from cyclip_jax.models.presets import portable, tower_in
@@ -59,9 +60,20 @@ def describe_run(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
-def write_config(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> None:
-    """Writes config.json, either whole or not at all."""
-    text = json.dumps(describe_run(config), indent=2)
+def write_config(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str],
+    changes: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Writes config.json, either whole or not at all.
+
+    Args:
+      config: the run's, with {workdir} as it was written.
+      workdir: the run's directory.
+      changes: how it came to differ from the one that the run began with (see `changes.history`).
+    """
+    described = describe_run(config) | ({"changes": list(changes)} if changes else {})
+    text = json.dumps(described, indent=2)
     write_atomically(epath.Path(workdir) / CONFIG, text + "\n")
 
 
@@ -95,7 +107,7 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
         config["model"] = portable(config["model"])
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error!r}") from error
-    return ml_collections.ConfigDict(_completed(config, defaults.get_config().to_dict())).lock()
+    return ml_collections.ConfigDict(completed(config, defaults.get_config().to_dict())).lock()
 
 
 def _versions():

@@ -28,12 +28,13 @@ def small_config(pairs, **overrides):
 
 @pytest.fixture(scope="session")
 def small_run(pairs, tmp_path_factory):
-    """Function (workdir, **overrides) that trains `small_config` here, without a report."""
+    """Function (workdir, allow_changes=(), **overrides) that trains `small_config` here, without a report."""
     cache = str(tmp_path_factory.mktemp("compilation_cache"))
     before = jax.config.jax_persistent_cache_min_compile_time_secs
 
-    def run(workdir, **overrides):
-        return train(small_config(pairs, compilation_cache=cache, **overrides), workdir)
+    def run(workdir, allow_changes=(), **overrides):
+        config = small_config(pairs, compilation_cache=cache, **overrides)
+        return train(config, workdir, allow_changes=allow_changes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cyclip_jax.train._report", lambda run, step: None)

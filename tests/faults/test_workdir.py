@@ -13,8 +13,11 @@ import pytest
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import remove_unfinished
+from cyclip_jax.report.runs import Group, read_run
+from cyclip_jax.report.sections import changes
 from cyclip_jax.workdir import lock
 from cyclip_jax.workdir.lock import LOCK, FileLock, Lease, lock_workdir
+from cyclip_jax.workdir.metrics import metrics_at
 from tests.faults.conftest import contents, unchanged
 from tests.runs import ROOT, finish, wait_for_step
 from tests.test_train import mathematics
@@ -197,3 +200,20 @@ def test_two_commands_on_one_workdir_and_a_kill_of_the_first(start, finished, tm
     first.communicate()
     finish(start(tmp_path))
     assert mathematics(tmp_path) == mathematics(finished[0])
+
+
+def test_a_run_goes_on_with_other_settings_only_where_that_is_asked_for(
+    undisturbed, small_run, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    with unchanged(workdir / "checkpoints"), pytest.raises(UserError, match="=total_steps$"):
+        small_run(workdir, total_steps=14)
+    assert metrics_at(workdir, 12) and not read_run(workdir).changes
+
+    for _ in range(2):  # a supervisor repeats its command line
+        small_run(workdir, allow_changes=["total_steps"], total_steps=14)
+    assert metrics_at(workdir, 14)["loss"]
+    assert read_run(workdir).changes == [{"step": 12, "settings": {"total_steps": [12, 14]}}]
+    assert capsys.readouterr().out.count("from step 12 on with other settings: total_steps") == 1
+    assert "total_steps" in str(changes([Group("run", [read_run(workdir)])], None))
