@@ -141,6 +141,7 @@ def _assemble(source, path, description):
         model=model | {"image_size": sizes["image_size"]},
         tokenizer=description.get("tokenizer", by_size),
         preprocess=description.get("preprocess", {}),
+        vocabulary_sum=description.get("vocabulary_sum"),
         step=description.get("step"),
     )
 

@@ -129,7 +129,7 @@ def open_run(
         console, clock, profiler = _open_instruments(settings, workdir, began, stack)
         checkpointer = _closed_with(stack, _open_checkpointer(settings, workdir))
         start = starting_point(
-            config, model, plan.optimizer, checkpointer, plan.mesh, source, console
+            config, model, plan.optimizer, checkpointer, plan.mesh, source, plan.tokenizer, console
         )
         step = int(start.state.step)
         batches, bad_examples = _open_data(plan, workdir, start.position, stack)
