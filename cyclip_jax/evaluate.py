@@ -60,11 +60,10 @@ def evaluate_checkpoint(
     import jax
 
     from cyclip_jax import evals, parallel
-    from cyclip_jax.data.settings import Data, open_tokenizer
+    from cyclip_jax.data.settings import Data
     from cyclip_jax.defaults import constructed, resolve_paths
     from cyclip_jax.evals.flat import flattened
     from cyclip_jax.files import write_json
-    from cyclip_jax.interop.checkpoint import check_vocabulary
     from cyclip_jax.interop.pretrained import described_by, open_checkpoint, workdir_and_step
     from cyclip_jax.interop.weights import fit
     from cyclip_jax.runtime.loop import set_matmul_precision
@@ -87,9 +86,7 @@ def evaluate_checkpoint(
     model = Model(run_config, mesh)
     weights = fit(opened.weights, model.abstract, source=opened.source)
     tree = parallel.place(weights, model.abstract)
-    tokenizer = open_tokenizer(data, path, model.sizes)
-    check_vocabulary(opened, tokenizer)
-    encoders = model.encoders(**tree, tokenize=tokenizer)
+    encoders = model.encoders(**tree, tokenize=_tokenizer(opened, data, path, model.sizes))
     output = _results_folder(path, output)
     failed = None
     try:
@@ -111,6 +108,16 @@ def evaluate_checkpoint(
     if failed is not None:
         raise UserError(f"{failed}; the other results are in {file}") from failed
     return results
+
+
+def _tokenizer(checkpoint, data, workdir, sizes):
+    """The tokenizer of the data, whose vocabulary has to be that of the checkpoint."""
+    from cyclip_jax.data.settings import open_tokenizer
+    from cyclip_jax.interop.checkpoint import check_vocabulary
+
+    tokenizer = open_tokenizer(data, workdir, sizes)
+    check_vocabulary(checkpoint, tokenizer)
+    return tokenizer
 
 
 def _mesh_for(batch_size):
