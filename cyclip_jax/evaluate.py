@@ -60,16 +60,16 @@ def evaluate_checkpoint(
     import jax
 
     from cyclip_jax import evals, parallel
-    from cyclip_jax.data.settings import Data, open_tokenizer
+    from cyclip_jax.data.settings import Data
     from cyclip_jax.defaults import constructed, resolve_paths
     from cyclip_jax.evals.flat import flattened
-    from cyclip_jax.files import absolute, write_json
-    from cyclip_jax.interop.pretrained import described_by, open_checkpoint
+    from cyclip_jax.files import write_json
+    from cyclip_jax.interop.pretrained import described_by, open_checkpoint, workdir_and_step
     from cyclip_jax.interop.weights import fit
     from cyclip_jax.runtime.loop import set_matmul_precision
     from cyclip_jax.training.configured_model import Model
 
-    path = absolute(checkpoint)
+    path, step = workdir_and_step(checkpoint, step)
     if config is not None:
         wanted: Any = config.evals  # ConfigDict's fields have no types
         evals.check_settings(wanted)
@@ -86,7 +86,7 @@ def evaluate_checkpoint(
     model = Model(run_config, mesh)
     weights = fit(opened.weights, model.abstract, source=opened.source)
     tree = parallel.place(weights, model.abstract)
-    encoders = model.encoders(**tree, tokenize=open_tokenizer(data, path, model.sizes))
+    encoders = model.encoders(**tree, tokenize=_tokenizer(opened, data, path, model.sizes))
     output = _results_folder(path, output)
     failed = None
     try:
@@ -110,6 +110,16 @@ def evaluate_checkpoint(
     return results
 
 
+def _tokenizer(checkpoint, data, workdir, sizes):
+    """The tokenizer of the data, whose vocabulary has to be that of the checkpoint."""
+    from cyclip_jax.data.settings import open_tokenizer
+    from cyclip_jax.interop.checkpoint import check_vocabulary
+
+    tokenizer = open_tokenizer(data, workdir, sizes)
+    check_vocabulary(checkpoint, tokenizer)
+    return tokenizer
+
+
 def _mesh_for(batch_size):
     """A mesh of as many devices as a batch divides among; the run may have had others."""
     import jax
@@ -127,10 +137,11 @@ def _mesh_for(batch_size):
 def _results_folder(checkpoint, output):
     """Where the results of a checkpoint go."""
     from cyclip_jax.files import absolute
+    from cyclip_jax.interop.pretrained import workdir_and_step
 
     if output is not None:
         return absolute(output)
-    path = absolute(checkpoint)
+    path, _ = workdir_and_step(checkpoint, None)
     return path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
 
 

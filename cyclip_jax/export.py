@@ -104,6 +104,7 @@ def _write_description(folder, opened, tokenizer, weight_files, **values):
         "step": opened.step,
         "model": opened.model,
         "tokenizer": {**opened.tokenizer, "vocabulary": vocabulary},
+        "vocabulary_sum": tokenizer.vocabulary_sum,
         "preprocess": opened.preprocess,
         "files": sorted([*(path.name for path in folder.iterdir()), DESCRIPTION]),
     }

@@ -245,6 +245,7 @@ def _save(run, step, state, position, *, is_evaluated):
         "position": dataclasses.asdict(position),
         "dataset_size": len(run.source),
         "is_evaluated": is_evaluated,
+        "vocabulary_sum": run.tokenizer.vocabulary_sum,
     }
     meta = place | describe_run(run.config)
     run.checkpointer.save(step, model=model, training=training, meta=meta)

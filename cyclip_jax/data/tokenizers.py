@@ -17,8 +17,10 @@ Train a SentencePiece vocabulary on the captions of a csv file with
 """
 
 import csv
+import hashlib
 import html
 import io
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -38,12 +40,14 @@ from cyclip_jax.data.clip_bpe import (
     read_clip_merges,
 )
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import sha256_of, write_atomically
 from cyclip_jax.runtime import command
 from cyclip_jax.workdir.layout import TOKENIZER
 
 SPECIAL_TOKENS = 2  # start-of-text and end-of-text
 CACHED_WORDS = 1 << 16  # some 10 MB, and hardly a word of a caption is missing
+# What `vocabulary_sum` gives for CLIP's own vocabulary, which need not be installed to be known.
+CLIP_SUM = "5f18cb6b835103478b836491ea76999ba2c4fec655f284974851535078710790"
 
 
 class Tokenizer(Protocol):
@@ -52,6 +56,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     context_length: int
     vocabulary: str
+    vocabulary_sum: str
     keep_end_of_text: bool
 
     def __call__(self, texts: str | Iterable[str]) -> Int[np.ndarray, "n l"]:
@@ -117,6 +122,27 @@ def vocabulary_of(data: Any, workdir: str | os.PathLike[str]) -> str | None:
     return data.vocabulary
 
 
+def vocabulary_sum(name: str, vocabulary: str | os.PathLike[str] | None) -> str:
+    """The SHA-256 of what a vocabulary holds, which two files of one vocabulary share.
+
+    Args:
+      name: "clip_bpe" or "sentencepiece".
+      vocabulary: path of the vocabulary's file; None is CLIP's own.
+
+    Raises:
+      UserError, OSError: the file is missing or cannot be read.
+    """
+    if vocabulary is None:
+        return CLIP_SUM
+    if name == "clip_bpe":
+        return _sum_of_merges(read_clip_merges(vocabulary))
+    return sha256_of(epath.Path(vocabulary))
+
+
+def _sum_of_merges(merges):  # not of the file: gzip may compress the same merges in other ways
+    return hashlib.sha256(json.dumps(list(merges)).encode()).hexdigest()
+
+
 class ClipBpeTokenizer:
     """CLIP's byte-pair encoding, with the ids of open_clip's default tokenizer on every text."""
 
@@ -133,6 +159,7 @@ class ClipBpeTokenizer:
         self.context_length: int = context_length
         self.keep_end_of_text: bool = keep_end_of_text
         self._merges = read_clip_merges(self.vocabulary)
+        self.vocabulary_sum: str = _sum_of_merges(self._merges)
         self._byte_ids = {byte: id_ for id_, byte in enumerate(clip_byte_characters())}
         # Not functools.lru_cache, which could not be pickled into a worker process.
         self._word_ids: dict[str, tuple[int, ...]] = {
@@ -197,6 +224,7 @@ class SentencePieceTokenizer:
         self.context_length: int = context_length
         self.keep_end_of_text: bool = keep_end_of_text
         self._model = read_sentencepiece(self.vocabulary)
+        self.vocabulary_sum: str = vocabulary_sum("sentencepiece", self.vocabulary)
         pieces = self._model.get_piece_size()
         if pieces > vocab_size - SPECIAL_TOKENS:
             raise UserError(

@@ -1,5 +1,6 @@
 """A checkpoint: weights, what is known of how to use them, and whether a model agrees with that."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from cyclip_jax.data.tokenizers import CLIP_SUM, Tokenizer, vocabulary_sum
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import file_errors
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD
 
 # Settings of a model that no shape of its weights shows.
@@ -25,6 +28,8 @@ class Checkpoint:
         and quick_gelu are there if the source tells them.
       tokenizer: {"tokenizer": name, "vocabulary": path or None} as in config.data, or None if the
         tokenizer is not ours.
+      vocabulary_sum: the `vocabulary_sum` of the vocabulary that the weights were trained with, or
+        None if the source does not tell it.
       preprocess: those keys of OUR_PREPROCESS that the source tells, with open_clip's values.
       step: the step of the run, or None if it is not known.
       config: the config of the run, a ConfigDict in which {workdir} is not yet replaced. Only a
@@ -38,6 +43,7 @@ class Checkpoint:
     model: dict[str, Any]
     tokenizer: dict[str, Any] | None
     preprocess: dict[str, Any]
+    vocabulary_sum: str | None = None
     step: int | None = None
     config: Any = None
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -73,6 +79,40 @@ def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
         raise UserError(
             f"{checkpoint.source} holds another model: {', '.join(differing)}; set "
             f"config.model.{differing[0].split()[0]} to the checkpoint's value"
+        )
+
+
+def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, *, remedy: str = "") -> None:
+    """Compares the vocabulary of a tokenizer with that of the weights; only its contents count.
+
+    Args:
+      checkpoint: a Checkpoint. Where it does not tell its vocabulary, a warning says so.
+      tokenizer: the one that is to make token ids for its weights.
+      remedy: what the error tells to do; by default, to bring back the file.
+
+    Raises:
+      UserError: the weights were trained with another vocabulary, in which a token has another id.
+    """
+    own = checkpoint.tokenizer
+    path = None if own is None else own["vocabulary"]
+    expected = checkpoint.vocabulary_sum
+    if expected is None and own is not None:
+        with contextlib.suppress(UserError, *file_errors()):  # it is gone: nothing to compare
+            expected = vocabulary_sum(own["tokenizer"], path)
+    if expected is None:
+        logging.warning(
+            "%s does not tell its vocabulary; it is taken to be %s.",
+            checkpoint.source,
+            tokenizer.vocabulary,
+        )
+    elif expected != tokenizer.vocabulary_sum:
+        theirs = path or ("CLIP's own" if expected == CLIP_SUM else "another")
+        if str(theirs) == tokenizer.vocabulary:
+            theirs = "the earlier content of that file"
+        raise UserError(
+            f"{tokenizer.vocabulary} is not the vocabulary that the weights of {checkpoint.source} "
+            f"were trained with, which is {theirs}; "
+            + (remedy or f"bring back that vocabulary at {tokenizer.vocabulary}")
         )
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -38,12 +39,20 @@ _TORCH_DTYPES = [np.dtype(dtype).name for dtype in _SAFETENSORS_DTYPES.values()]
 
 # DistributedDataParallel and torch.compile put these prefixes before the name of every weight.
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
+# FSDP, activation checkpointing and torch.compile put these between the parts of a name.
+_INNER_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+# Every CLIP has this weight, whose name under OpenAI, open_clip or transformers shows the prefix.
+_TOKENS = re.compile(r"(.*?)(text\.|text_model\.embeddings\.)?token_embedding\.weight")
+# Where trainers keep the weights in a checkpoint, the first first.
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads the weights of a safetensors or PyTorch file; the content tells which of them it is.
 
-    A PyTorch file holds a state dict, or a dict with one under "state_dict". Nothing in it is
+    A PyTorch file holds a state dict, or a dict with one under a key of `_NESTED`. Nothing in it is
     executed: PyTorch's restricted unpickler knows only tensors and plain containers.
 
     Args:
@@ -60,6 +69,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         content = epath.Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
+    if content.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of Git LFS, not the file; run git lfs pull there")
     # A safetensors file starts with eight bytes of length and a JSON object.
     if content[8:9] == b"{":
         weights = _read_safetensors(content, path)
@@ -77,18 +88,63 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def unwrapped(
     weights: Mapping[str, np.ndarray], source: str | os.PathLike[str]
 ) -> dict[str, np.ndarray]:
-    """Removes the prefix of a wrapper, e.g. "module.", from the names of weights.
+    """Removes the prefix of a wrapper, e.g. "module." or "student.", from the names of weights.
+
+    A prefix that is not of PyTorch itself is said, and so is how many weights lie outside it.
 
     Raises:
-      UserError: two of the names would become one.
+      UserError: two of the names would become one, or several models lie in one file.
     """
-    result = {_WRAPPERS.sub("", name): array for name, array in weights.items()}
+    result = {
+        _WRAPPERS.sub("", _INNER_WRAPPERS.sub("", name)): array for name, array in weights.items()
+    }
     if len(result) < len(weights):
         raise UserError(
             f"{source} has the same weight with and without the prefix of a wrapper, such as "
             "'module.'; keep one of the two"
         )
-    return result
+    prefixes = sorted({match[1] for match in map(_TOKENS.fullmatch, result) if match})
+    if not prefixes or "" in prefixes:
+        return result
+    if len(prefixes) > 1:
+        raise UserError(
+            f"{source} holds several models, with the prefixes {', '.join(prefixes)}; choose one, "
+            f"here the first:\n{_cure_of_prefix(source, prefixes[0])}"
+        )
+    (prefix,) = prefixes
+    inner = {k.removeprefix(prefix): v for k, v in result.items() if k.startswith(prefix)}
+    logging.warning(
+        "The weights of %s have the prefix %s, which is left out, and so are %d others without it.",
+        source,
+        prefix,
+        len(result) - len(inner),
+    )
+    return inner
+
+
+def _cure_of_prefix(path, prefix):
+    """Lines of Python that write the weights of one prefix into a file of their own."""
+    given, written = _given_and_written(path)
+    if str(path).endswith(".safetensors"):
+        return (
+            "from safetensors.numpy import load_file, save_file\n"
+            f"weights, prefix = load_file({given}), {prefix!r}\n"
+            "save_file({k.removeprefix(prefix): v for k, v in weights.items() "
+            f"if k.startswith(prefix)}}, {written})"
+        )
+    return (
+        "import torch\n"
+        f"held, prefix = torch.load({given}, map_location='cpu', weights_only=True), {prefix!r}\n"
+        f"held = next((held[k] for k in {_NESTED} if isinstance(held.get(k), dict)), held)\n"
+        "torch.save({k.removeprefix(prefix): v for k, v in held.items() if k.startswith(prefix)}, "
+        f"{written})"
+    )
+
+
+def _given_and_written(path):
+    """A file and the one that a cure writes beside it, as Python has them: never the same."""
+    stem, ending = os.path.splitext(str(path))
+    return repr(str(path)), repr(f"{stem}-weights{ending if ending == '.safetensors' else '.pt'}")
 
 
 def write_safetensors(path: str | os.PathLike[str], weights: Mapping[str, np.ndarray]) -> None:
@@ -188,8 +244,11 @@ def _read_pytorch(content, path):
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen types for a file that it cannot read
         raise UserError(_why_not_opened(path, str(error))) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    while isinstance(loaded, dict):
+        key = next((key for key in _NESTED if isinstance(loaded.get(key), dict)), None)
+        if key is None:
+            break
+        loaded = loaded[key]
     if not isinstance(loaded, dict):
         raise UserError(
             f"{path} holds a {type(loaded).__name__}, not a dict of weights; save "
@@ -225,17 +284,30 @@ def from_tensor(tensor: "torch.Tensor", name: str) -> np.ndarray:
 
 
 def _why_not_opened(path, message):
-    first_line = message.split("\n")[0]
+    message = re.sub(r"\x1b\[[0-9;]*m", "", message)  # PyTorch colours its messages
+    first_line = message.split("\n")[0][:300]
+    given, written = _given_and_written(path)
     if "TorchScript" in message:
         return (
-            f"{path} is a TorchScript program, as OpenAI's CLIP files are; save only its weights: "
-            "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
+            f"{path} is a TorchScript program, as OpenAI's CLIP files are; save only its weights:\n"
+            "import torch\n"
+            f"weights = torch.jit.load({given}, map_location='cpu').state_dict()\n"
+            f"torch.save(weights, {written})"
         )
     if "Weights only load failed" in message or "Unsupported" in message:
+        found = re.search(r"GLOBAL (\S+)", message)
+        objects = f"Python objects ({found[1][:100]})" if found else "Python objects"
         return (
             f"{path} was not opened, and nothing in it was executed, because besides tensors it "
-            "holds Python objects, which could run code; if you trust it, save only its weights: "
-            f"torch.save(model.state_dict(), 'weights.pt') (PyTorch says: {first_line})"
+            f"holds {objects}, which could run code; if you trust it, save only its weights, for "
+            "example as model.state_dict():\n"
+            "import torch\n"
+            f"held = torch.load({given}, map_location='cpu', weights_only=False)\n"
+            "is_dict = isinstance(held, dict)\n"
+            f"held = next((held[k] for k in {_NESTED} if is_dict and k in held), held)\n"
+            "held = held if isinstance(held, dict) else held.state_dict()\n"
+            "torch.save({k: v for k, v in held.items() if torch.is_tensor(v)}, "
+            f"{written})"
         )
     return (
         f"{path} is neither a safetensors file nor a complete PyTorch file ({first_line}); give "

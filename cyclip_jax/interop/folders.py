@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ _WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
     "model.safetensors",
     "pytorch_model.bin",
+)
+# The same, an index of their parts, and variants such as model.fp16.safetensors.
+_NAMED_WEIGHTS = re.compile(
+    r"(open_clip_)?(pytorch_)?model(\.\w+)?\.(safetensors|bin)(\.index\.json)?"
 )
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -70,7 +75,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
       UserError: the path does not exist, is of another kind, or holds an architecture that our
         models cannot express.
     """
-    path = absolute(path)
+    path = _folder_of_settings(absolute(path))
     settings = settings_of(path)
     if not path.is_dir():
         return _assemble(path, path, settings)
@@ -96,14 +101,14 @@ def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       UserError: as for `read_checkpoint`.
     """
-    path = absolute(path)
+    path = _folder_of_settings(absolute(path))
     if not path.exists():
         raise UserError(f"there is no file or directory {path}")
     folder = path if path.is_dir() else path.parent
     description = _description(folder)
     if description and (path.is_dir() or path.name in description["weights"]):
         return description
-    if not path.is_dir() and path.name not in _WEIGHT_FILES:
+    if not path.is_dir() and not _is_described(path):
         return {}
     try:
         if (folder / OPEN_CLIP_CONFIG).exists():
@@ -116,6 +121,25 @@ def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:
             "program writes them"
         ) from error
     return {}
+
+
+def _folder_of_settings(path):
+    """The folder of a file of settings, which names the model as well as its folder does."""
+    return (
+        path.parent if path.name in (DESCRIPTION, OPEN_CLIP_CONFIG, TRANSFORMERS_CONFIG) else path
+    )
+
+
+def _is_described(path):
+    """Says whether the settings in the folder of a file of weights, or an index, are about it."""
+    if _NAMED_WEIGHTS.fullmatch(path.name):
+        return True
+    others = [other for other in path.parent.iterdir() if other.name.endswith(_ENDINGS)]
+    if others != [path]:
+        return False
+    config = path.parent / TRANSFORMERS_CONFIG
+    is_clip = config.exists() and _json(config).get("model_type") == "clip"
+    return is_clip or (path.parent / OPEN_CLIP_CONFIG).exists()
 
 
 def _assemble(source, path, description):
@@ -141,6 +165,7 @@ def _assemble(source, path, description):
         model=model | {"image_size": sizes["image_size"]},
         tokenizer=description.get("tokenizer", by_size),
         preprocess=description.get("preprocess", {}),
+        vocabulary_sum=description.get("vocabulary_sum"),
         step=description.get("step"),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -22,6 +23,7 @@ from cyclip_jax.interop.checkpoint import (
     OUR_PREPROCESS,
     UNSEEN,
     Checkpoint,
+    check_vocabulary,
     other_resizing,
     warn_of_guesses,
 )
@@ -30,6 +32,7 @@ from cyclip_jax.interop.weights import fit, weights_of
 from cyclip_jax.models.clip import CLIP
 from cyclip_jax.models.presets import abstract_model, sizes_in
 from cyclip_jax.workdir.config_json import is_workdir, read_config
+from cyclip_jax.workdir.layout import CHECKPOINTS
 from cyclip_jax.workdir.metrics import metrics_at
 
 
@@ -37,8 +40,8 @@ def open_checkpoint(path: str | os.PathLike[str], *, step: int | None = None) ->
     """Reads a trained model.
 
     Args:
-      path: the workdir of a run, an export, a folder of open_clip or transformers, or a PyTorch or
-        safetensors file.
+      path: the workdir of a run, a checkpoint in it (WORKDIR/checkpoints/STEP), an export,
+        a folder of open_clip or transformers, or a PyTorch or safetensors file.
       step: the step of the checkpoint in a workdir; None takes the newest.
 
     Returns:
@@ -47,7 +50,7 @@ def open_checkpoint(path: str | os.PathLike[str], *, step: int | None = None) ->
     Raises:
       UserError: the model does not exist, cannot be read, or is of another architecture.
     """
-    path = absolute(path)
+    path, step = workdir_and_step(path, step)
     if is_workdir(path):
         return _of_workdir(path, step)
     if step is not None:
@@ -56,6 +59,29 @@ def open_checkpoint(path: str | os.PathLike[str], *, step: int | None = None) ->
             "out the step"
         )
     return read_checkpoint(path)
+
+
+def workdir_and_step(
+    path: str | os.PathLike[str], step: int | None
+) -> tuple[epath.Path, int | None]:
+    """Splits the path of a checkpoint in a workdir, such as RUN/checkpoints/60.
+
+    Returns:
+      (the workdir, the step). Any other path is returned as it is, made absolute, with `step`.
+
+    Raises:
+      UserError: the path names another step than `step`.
+    """
+    path = absolute(path)
+    if path.name == CHECKPOINTS and is_workdir(path.parent):
+        return path.parent, step
+    is_step = path.name.isdigit() and path.parent.name == CHECKPOINTS
+    if not is_step or not is_workdir(path.parent.parent):
+        return path, step
+    named = int(path.name)
+    if step not in (None, named):
+        raise UserError(f"{path} is the checkpoint of step {named}; leave out the step {step}")
+    return path.parent.parent, named
 
 
 def load(
@@ -125,12 +151,14 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
             "give it token ids"
         )
     arguments = dict(checkpoint.tokenizer)
-    return create_tokenizer(
+    tokenizer = create_tokenizer(
         arguments.pop("tokenizer"),
         vocab_size=checkpoint.model["vocab_size"],
         context_length=checkpoint.model["context_length"],
         **arguments,
     )
+    check_vocabulary(checkpoint, tokenizer)
+    return tokenizer
 
 
 def described_by(checkpoint: Checkpoint, config: Any) -> Any:
@@ -146,13 +174,15 @@ def described_by(checkpoint: Checkpoint, config: Any) -> Any:
         for name in IMAGE_SETTINGS:
             if name in preprocess:
                 config.data[name] = tuple(preprocess[name])
-        if checkpoint.tokenizer is not None:
-            config.data.update(checkpoint.tokenizer)
+        told = dict(checkpoint.tokenizer or {})
+        if told and told["tokenizer"] == config.data.tokenizer and told["vocabulary"] is None:
+            del told["vocabulary"]  # CLIP's own, of which the config may name the file
+        config.data.update(told)
     return config
 
 
 def _of_workdir(workdir, step):
-    from cyclip_jax.workdir.checkpoints import restore_model  # Orbax: slow to import
+    from cyclip_jax.workdir.checkpoints import read_meta, restore_model  # Orbax: slow to import
 
     written = read_config(workdir)
     config = resolve_paths(written, workdir)
@@ -172,6 +202,7 @@ def _of_workdir(workdir, step):
         model=model,
         tokenizer=tokenizer_settings(config, workdir),
         preprocess=OUR_PREPROCESS | {name: config.data[name] for name in IMAGE_SETTINGS},
+        vocabulary_sum=read_meta(workdir, step).get("vocabulary_sum"),  # older ones lack it
         step=step,
         config=written,
         metrics=metrics_at(workdir, step),

@@ -175,7 +175,24 @@ def _check(weights, expected, source):
         listed = "".join(_listed(kind, names) for kind, names in problems.items() if names)
         raise UserError(
             f"the weights of {source} do not fit the model, and nothing was changed:{listed}"
+            + _settings_that_fit(weights, expected)
         )
+
+
+def _settings_that_fit(weights, expected):
+    """Names the settings with which the model has the shapes of the weights; "" if none do."""
+    zeros = {name: np.broadcast_to(0.0, shape) for name, shape in expected.items()}
+    try:
+        theirs, ours = sizes_of(weights, source="weights"), sizes_of(zeros, source="model")
+    except UserError:
+        return ""  # not of OpenAI's towers
+    # An image size makes no difference, because position embeddings are interpolated.
+    changed = [
+        f"config.model.{name}={theirs[name]} (here {ours.get(name)})"
+        for name in theirs
+        if name not in ("name", "image_size") and theirs[name] != ours.get(name)
+    ]
+    return f"\n  the weights need {', '.join(changed)}" if changed else ""
 
 
 def _listed(kind, names):

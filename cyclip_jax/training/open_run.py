@@ -137,7 +137,7 @@ def open_run(
         console, clock, profiler = _open_instruments(settings, workdir, began, stack)
         checkpointer = _closed_with(stack, _open_checkpointer(settings, workdir))
         start = starting_point(
-            config, model, plan.optimizer, checkpointer, plan.mesh, source, console
+            config, model, plan.optimizer, checkpointer, plan.mesh, source, plan.tokenizer, console
         )
         step = int(start.state.step)
         plan = dataclasses.replace(plan, **_schedule(settings, model, source, step, start.position))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 from absl import logging
@@ -18,18 +19,24 @@ from cyclip_jax import parallel
 from cyclip_jax.data.order import Position
 from cyclip_jax.data.settings import check_continued
 from cyclip_jax.data.sources import Mixture, Source
-from cyclip_jax.data.tokenizers import vocabulary_of
+from cyclip_jax.data.tokenizers import Tokenizer, vocabulary_of
 from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import absolute, write_atomically
+from cyclip_jax.files import write_atomically
 from cyclip_jax.interop.checkpoint import (
     IMAGE_SETTINGS,
     OUR_PREPROCESS,
     UNSEEN,
+    Checkpoint,
     check_settings,
+    check_vocabulary,
 )
 from cyclip_jax.interop.folders import settings_of
-from cyclip_jax.interop.pretrained import open_checkpoint, tokenizer_settings
+from cyclip_jax.interop.pretrained import (
+    open_checkpoint,
+    tokenizer_settings,
+    workdir_and_step,
+)
 from cyclip_jax.interop.weights import fit
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.training.configured_model import Model
@@ -66,6 +73,7 @@ def starting_point(
     checkpointer: "Checkpointer",
     mesh: Mesh,
     source: Source | Mixture,
+    tokenizer: Tokenizer,
     console: Console,
 ) -> StartingPoint:
     """Starts from the newest good checkpoint, else from config.init_from, else from scratch.
@@ -77,6 +85,7 @@ def starting_point(
       checkpointer: the workdir's.
       mesh: the mesh that the state is to lie on.
       source: the training data, which a checkpoint must have been trained on.
+      tokenizer: the run's, whose vocabulary has to be that of the weights.
       console: is told where the run starts.
 
     Returns:
@@ -94,6 +103,7 @@ def starting_point(
     if restored is not None:
         step, trained, training, meta = restored
         check_continued(config, source, meta)
+        _check_continued_vocabulary(meta, tokenizer, checkpointer.workdir)
         console.say(f"continuing from step {step}")
         # What ended the run before is mended, or the next steps will show that it is not.
         training["most_skipped_in_a_row"] = jnp.zeros_like(training["most_skipped_in_a_row"])
@@ -101,7 +111,9 @@ def starting_point(
         state = TrainState(**trained, **training)
         return StartingPoint(state, Position(**meta["position"]), owes_evaluation, meta)
     # Before anything is computed: what does not fit is said at once.
-    given = {} if config.init_from is None else _given_model(config, abstract_model, console)
+    given = {}
+    if config.init_from is not None:
+        given = _given_model(config, abstract_model, tokenizer, console)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     state = create_state(model.create, optimizer, seed=seed, sharding=sharding)
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -124,12 +136,13 @@ def checkpoint_items(state: TrainState) -> tuple[Params, Params]:
     return model, fields
 
 
-def _given_model(config, abstract, console):
+def _given_model(config, abstract, tokenizer, console):
     """The model that config.init_from names.
 
     Args:
       config: the run's; its model is the one to be filled.
       abstract: {"params": …, "batch_stats": …}, trees of jax.ShapeDtypeStruct with shardings.
+      tokenizer: the run's.
       console: is told where the parameters come from.
 
     Returns:
@@ -143,15 +156,53 @@ def _given_model(config, abstract, console):
     _warn_of_other_data(checkpoint, config.data)
     settings = {"quick_gelu": config.model.quick_gelu, **sizes_in(config.model)}
     check_settings(checkpoint, {name: settings[name] for name in UNSEEN})
-    tokenizer = checkpoint.tokenizer
-    if tokenizer is not None and tokenizer["tokenizer"] != config.data.tokenizer:
-        raise UserError(
-            f"{checkpoint.source} has the tokenizer {tokenizer['tokenizer']!r}; "
-            "set config.data.tokenizer to that"
-        )
+    _check_given_vocabulary(config, checkpoint, tokenizer)
     of_step = "" if checkpoint.step is None else f" of step {checkpoint.step}"
     console.say(f"starting from the parameters{of_step} of {config.init_from}")
     return parallel.place(tree, abstract)
+
+
+def _check_given_vocabulary(config, checkpoint, tokenizer):
+    """Raises UserError where the weights to start from were trained with another vocabulary."""
+    own = checkpoint.tokenizer
+    is_named = config.data.vocabulary is not None
+    if own is None and not is_named and config.data.tokenizer == "sentencepiece":
+        # An earlier attempt in this workdir has left one, which nothing joins to these weights.
+        raise _no_vocabulary(config)
+    if own is not None and own["tokenizer"] != config.data.tokenizer:
+        raise UserError(
+            f"{checkpoint.source} has the tokenizer {own['tokenizer']!r}; "
+            "set config.data.tokenizer to that"
+        )
+    remedy = (
+        "leave out config.data.vocabulary, and a new run takes theirs"
+        if is_named
+        else f"no checkpoint here needs the former: remove {tokenizer.vocabulary}, and the run "
+        "takes theirs"
+    )
+    check_vocabulary(checkpoint, tokenizer, remedy=remedy)
+
+
+def _check_continued_vocabulary(meta, tokenizer, workdir):
+    """Raises UserError where the vocabulary is not that which a checkpoint was trained with."""
+    data = resolve_paths(ml_collections.ConfigDict(meta["config"]), workdir).data
+    before = Checkpoint(
+        source=str(workdir),
+        weights={},
+        model={},
+        tokenizer={"tokenizer": data.tokenizer, "vocabulary": vocabulary_of(data, workdir)},
+        preprocess={},
+        vocabulary_sum=meta.get("vocabulary_sum"),  # older checkpoints lack it
+    )
+    remedy = "set config.data.vocabulary as it was, and bring back its file"
+    check_vocabulary(before, tokenizer, remedy=remedy)
+
+
+def _no_vocabulary(config):
+    return UserError(
+        f"{config.init_from} has no vocabulary of the tokenizer {config.data.tokenizer!r}; set "
+        "config.data.tokenizer to its own, or config.data.vocabulary to its file"
+    )
 
 
 def _warn_of_other_data(checkpoint, data):
@@ -178,16 +229,13 @@ def inherit_vocabulary(config: Any, workdir: str | os.PathLike[str]) -> None:
         return
     if epath.Path(own).exists():
         return
-    origin = absolute(config.init_from)
+    origin, _ = workdir_and_step(config.init_from, None)
     if is_workdir(origin):
         tokenizer = tokenizer_settings(resolve_paths(read_config(origin), origin), origin)
     else:
         tokenizer = settings_of(origin).get("tokenizer")  # not its weights: they are read later
     if not tokenizer or tokenizer["tokenizer"] != config.data.tokenizer:
-        raise UserError(
-            f"{config.init_from} has no vocabulary of the tokenizer {config.data.tokenizer!r}; set "
-            "config.data.tokenizer to its own, or config.data.vocabulary to its file"
-        )
+        raise _no_vocabulary(config)
     try:
         write_atomically(own, epath.Path(tokenizer["vocabulary"]).read_bytes())
     except OSError as error:

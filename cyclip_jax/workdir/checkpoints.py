@@ -61,7 +61,7 @@ class Checkpointer:
         keep: int = 3,
         keep_every_steps: int | None = None,
     ) -> None:
-        self._workdir = epath.Path(workdir)
+        self.workdir = self._workdir = epath.Path(workdir)
         self._directory = self._workdir / CHECKPOINTS
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._pending = None
@@ -255,6 +255,12 @@ def restore_model(
         raise UserError(f"checkpoint {step} of {workdir} is damaged: {error}") from error
     with ocp.StandardCheckpointer() as checkpointer:
         return step, checkpointer.restore(directory / str(step) / "model", abstract_model)
+
+
+def read_meta(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
+    """What the checkpoint of a step says of itself: the data position, the config and the like."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(epath.Path(workdir) / CHECKPOINTS / str(step) / "meta")
 
 
 class ChecksumError(Exception):
