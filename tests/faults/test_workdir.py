@@ -207,7 +207,7 @@ def test_a_run_goes_on_with_other_settings_only_where_that_is_asked_for(
 ):
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed, workdir)
-    with unchanged(workdir / "checkpoints"), pytest.raises(UserError, match="=total_steps$"):
+    with unchanged(workdir / "checkpoints"), pytest.raises(UserError, match=r"=total_steps$"):
         small_run(workdir, total_steps=14)
     assert metrics_at(workdir, 12) and not read_run(workdir).changes
 

@@ -45,7 +45,7 @@ def test_forgotten_flags_are_listed_and_refused(workdir):
     assert message.endswith(f"--allow_changes={names}")
     assert set(changed(workdir, names.split(","))) == set(CLIP)
     assert set(changed(workdir, ["config.loss", "optimizer"])) == set(CLIP)
-    with pytest.raises(UserError, match="loss.inmodal_weight"):
+    with pytest.raises(UserError, match=r"loss\.inmodal_weight"):
         changed(workdir, ["optimizer.learning_rate", "loss.crossmodal_weight"])
 
 
@@ -67,7 +67,7 @@ def test_forgotten_flags_are_listed_and_refused(workdir):
     ],
 )
 def test_what_changes_the_numbers_is_refused(workdir, name, value):
-    with pytest.raises(UserError, match=f"{name} .*--allow_changes={name}$"):
+    with pytest.raises(UserError, match=rf"{name} .*--allow_changes={name}$"):
         changed(workdir, **CLIP | {name: value})
 
 
@@ -118,13 +118,13 @@ def test_what_an_older_run_did_not_know_had_its_default(workdir):
     del meta["config"]["matmul_precision"], meta["config"]["data"]["decoder"]
     path.write_text(json.dumps(meta))
     assert changed(workdir, **CLIP) == {}
-    with pytest.raises(UserError, match="data.decoder"):
+    with pytest.raises(UserError, match=r"data\.decoder"):
         changed(workdir, **CLIP | {"data.decoder": "fast"})
 
 
 def test_a_name_that_is_no_setting_is_refused():
     check_names(["optimizer", "config.total_steps", "data.mixture.coco.weight"])
-    with pytest.raises(UserError, match="--allow_changes=optimzer.learning_rate: .* no such"):
+    with pytest.raises(UserError, match=r"--allow_changes=optimzer\.learning_rate: .* no such"):
         check_names(["optimzer.learning_rate"])
 
 
