@@ -70,6 +70,9 @@ def evaluate_checkpoint(
     from cyclip_jax.training.configured_model import Model
 
     path, step = workdir_and_step(checkpoint, step)
+    output = _results_folder(path, output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output={output} is a file; name a folder for the results")
     if config is not None:
         wanted: Any = config.evals  # ConfigDict's fields have no types
         evals.check_settings(wanted)
@@ -87,7 +90,6 @@ def evaluate_checkpoint(
     weights = fit(opened.weights, model.abstract, source=opened.source)
     tree = parallel.place(weights, model.abstract)
     encoders = model.encoders(**tree, tokenize=_tokenizer(opened, data, path, model.sizes))
-    output = _results_folder(path, output)
     failed = None
     try:
         results = evals.evaluate(

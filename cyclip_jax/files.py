@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fnmatch
 import hashlib
 import io
 import json
@@ -15,6 +16,8 @@ from typing import Any
 
 from etils import epath
 
+from cyclip_jax.errors import UserError
+
 # No space, no quota, or a file larger than a limit: what a person can mend while a run goes on.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK = 16 << 20  # bytes of a file that are hashed at a time
@@ -24,6 +27,31 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """The path as an epath.Path; a local one is made absolute, as Orbax wants it, and ~ is home."""
     path = str(path)
     return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
+
+
+def entries(folder: str | os.PathLike[str]) -> list[epath.Path]:
+    """What a folder holds, sorted; nothing where there is no folder.
+
+    A glob would take brackets in the folder's own path for a pattern.
+    """
+    folder = epath.Path(folder)
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def check_literal(path: str | os.PathLike[str], name: str) -> None:
+    """Raises UserError where Orbax, which takes a path for a pattern, would not find it.
+
+    Args:
+      path: where checkpoints are to be written.
+      name: what says so, for the message ("--workdir").
+    """
+    for part in str(path).split("/"):
+        if not fnmatch.fnmatchcase(part, part):
+            better = re.sub(r"[\[\]]", "", part)
+            raise UserError(
+                f"{name} is {path}, and checkpoints cannot be found again in a folder whose name "
+                f"has brackets, as {part} has; choose a name without them, such as {better}"
+            )
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
@@ -41,7 +69,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
     """Removes from a folder the files of processes that were killed in `write_atomically`."""
-    for path in epath.Path(folder).glob("*.tmp"):
+    for path in entries(folder):
         if re.search(r"\.\d+\.tmp$", path.name):
             path.unlink(missing_ok=True)
 

@@ -66,11 +66,13 @@ def sweep(
     Raises:
       UserError: some of the runs failed. It is raised after the other runs.
     """
-    from cyclip_jax.files import absolute
+    from cyclip_jax.files import absolute, check_literal
     from cyclip_jax.report.write import write_report
     from cyclip_jax.train import train
 
     workdir, finished, failures = absolute(workdir), [], []
+    for name in runs:
+        check_literal(workdir / name, "the workdir of a run")
     for number, (name, config) in enumerate(runs.items(), start=1):
         print(f"run {number} of {len(runs)}: {name}", flush=True)
         try:

@@ -19,7 +19,7 @@ from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import flattened
 from cyclip_jax.evals.output import read_abouts
-from cyclip_jax.files import FULL, absolute
+from cyclip_jax.files import FULL, absolute, check_literal
 from cyclip_jax.runtime.agreement import (
     check_same_everywhere,
     process_zero_first,
@@ -62,6 +62,7 @@ def train(
     """
     began = time.monotonic() if began is None else began
     workdir = absolute(workdir)
+    check_literal(workdir, "--workdir")
     settings = flat(config.to_dict(), "config.") | {"--workdir": str(workdir)}
     settings |= {"--allow_changes": list(allow_changes)}
     check_names(allow_changes)

@@ -17,6 +17,7 @@ from cyclip_jax import train
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import metrics_of
 from cyclip_jax.evals.metric import Metric, Unit
+from cyclip_jax.evals.output import read_abouts
 from cyclip_jax.report import __main__ as command_line
 from cyclip_jax.report import figures, parts, sections, style
 from cyclip_jax.report.markup import Cell, element, join, table
@@ -192,6 +193,15 @@ def test_every_kind_of_content_has_its_section(page):
         "Configuration",
     ]
     assert page.texts["h1"] == ["CLIP, CyCLIP"]
+
+
+def test_a_run_in_a_folder_with_brackets_shows_what_evaluate_wrote(tmp_path):
+    run = write_run(tmp_path / "lr=[1e-3]")
+    write_json(run / "evals" / "step_9.json", {"step": 9, "new/pairs": 7})
+    about = {"pairs": {"unit": "count", "better": None, "is_headline": True}}
+    write_json(run / "evals" / "new" / "metrics.json", about)
+    assert read_run(run).steps["new"] == 9
+    assert read_abouts(run / "evals")["new"]["pairs"].is_headline
 
 
 def test_a_section_without_content_is_left_out(tmp_path):

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.clip_benchmark import FOLDER as CLIP_BENCHMARK
 from cyclip_jax.evals.metric import About, Metric, Unit
-from cyclip_jax.files import write_atomically, write_json
+from cyclip_jax.files import entries, write_atomically, write_json
 
 _ABOUT, _OUTCOMES = "metrics", "outcomes"
 
@@ -79,13 +79,13 @@ def read_abouts(directory: epath.Path) -> dict[str, dict[str, About]]:
     Raises:
       UserError: such a file is not what it should be.
     """
-    if not directory.is_dir():
-        return {}
-    files = sorted(directory.glob(f"*/{_ABOUT}.json"))
+    files = [folder / f"{_ABOUT}.json" for folder in entries(directory)]
     return {
         file.parent.name: _read_about(file)
         for file in files
-        if file.parent.name != CLIP_BENCHMARK  # which has numbers of an evaluation called "metrics"
+        if file.exists()
+        and file.parent.name
+        != CLIP_BENCHMARK  # which has numbers of an evaluation called "metrics"
     }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import by_evaluation
 from cyclip_jax.evals.metric import Metric
 from cyclip_jax.evals.output import read_abouts
-from cyclip_jax.files import absolute
+from cyclip_jax.files import absolute, entries
 from cyclip_jax.workdir.layout import CONFIG, EVALS, METRICS
 
 
@@ -100,8 +101,8 @@ def _newest_evaluations(lines, metrics_path, evals):
         if "loss" not in line:  # a training line may have names with a slash too
             sources.append((line["step"], metrics_path.stat().mtime, line))
     if evals.is_dir():
-        for file in sorted(evals.glob("*.json")):
-            if file.name == "results.json" or file.name.startswith("step_"):
+        for file in entries(evals):
+            if file.name == "results.json" or re.fullmatch(r"step_.*\.json", file.name):
                 numbers = _numbers(read_json(file), file)
                 sources.append((numbers.get("step"), file.stat().mtime, numbers))
     evaluations, steps, abouts = {}, {}, read_abouts(evals)

@@ -108,7 +108,9 @@ def parse(
         if flag.name not in values and str(flag.short_name) not in values:
             values[flag.name] = flag
     with _one_sentence(values, argv):
-        rest = values(_without_dashed_no(values, argv))[1:]
+        kept, unset = config_file.without_unset(argv)
+        rest = values(_without_dashed_no(values, kept))[1:]
+        config_file.settle(values, unset)
     flags.FLAGS.mark_as_parsed()
     if rest and positional is None:
         raise UserError(f"unknown argument {rest[0]}; flags begin with --")

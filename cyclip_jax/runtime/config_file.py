@@ -5,6 +5,7 @@ While such a file loads, `from configs import common` works in it from any folde
 
 import contextlib
 import difflib
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -215,6 +216,42 @@ class _Parser(flags.ArgumentParser):
             )
         self.config = config.lock()
         return self.config
+
+
+def without_unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(A command line without --config.FIELD=None, which no type but str can parse; the fields)."""
+    named = [re.fullmatch(r"--?config\.([\w.]+)=None", argument) for argument in argv]
+    kept = [argument for argument, match in zip(argv, named, strict=True) if match is None]
+    return kept, [match[1] for match in named if match is not None]
+
+
+def settle(values: flags.FlagValues, unset: Sequence[str]) -> None:
+    """Unsets fields, and the file's length of a run where a flag gives it in the other unit.
+
+    Args:
+      values: the parsed flags.
+      unset: full names of the fields, as `without_unset` gives them.
+
+    Raises:
+      UserError: a field has to have a value.
+    """
+    parser = values["config"].parser if "config" in values else None
+    config = parser.config if isinstance(parser, _Parser) else None
+    if config is None:
+        return
+    from cyclip_jax import defaults  # brings JAX, which --help does without
+
+    known = defaults.flat(defaults.get_config().to_dict())
+    for field in unset:
+        if known.get(field) is not None:
+            raise UserError(f"config.{field} needs a value; its default is {known[field]!r}")
+        *sections, last = field.split(".")
+        functools.reduce(getattr, sections, config)[last] = None
+    for name, other in (("total_steps", "num_epochs"), ("num_epochs", "total_steps")):
+        flag = f"config.{name}"
+        is_given = flag in values and values[flag].present and config.get(name) is not None
+        if is_given and not (f"config.{other}" in values and values[f"config.{other}"].present):
+            config[other] = None
 
 
 def misspelt_field(values: flags.FlagValues, argv: Sequence[str]) -> str | None:

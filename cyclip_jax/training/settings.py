@@ -68,6 +68,14 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.total_steps is None) == (self.num_epochs is None):
             raise UserError("set exactly one of config.total_steps and config.num_epochs")
+        for name in ("total_steps", "num_epochs", "keep_checkpoints"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise UserError(f"config.{name} is {number}; set it to at least 1")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UserError(
+                f"config.seed is {self.seed}, which does not fit into 64 bits; set it below 2**63"
+            )
         check_profile_steps(self.profile_steps)
         self.tokens.reduced_view(sizes_in(self.model))
         check_warmup(self.optimizer.warmup_steps, self.total_steps)

@@ -13,12 +13,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import sha256_of, write_atomically
+from cyclip_jax.files import entries, sha256_of, write_atomically
 from cyclip_jax.parallel import Tree
 from cyclip_jax.runtime.agreement import decided_by_process_zero
 from cyclip_jax.workdir.layout import CHECKPOINTS, DAMAGED_CHECKPOINTS
 
 _CHECKSUMS = "checksums.json"
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 # A save that fails leaves a page of each array's own error behind, beside the one that it raises.
 logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.getMessage())
@@ -207,7 +208,8 @@ class Checkpointer:
     def _open_manager(self):
         """Orbax's manager, once what a killed or failed save left is removed."""
         if jax.process_index() == 0:
-            for path in self._directory.glob("*.orbax-checkpoint-tmp"):
+            leftovers = [p for p in entries(self._directory) if p.name.endswith(_UNFINISHED)]
+            for path in leftovers:
                 with contextlib.suppress(OSError):  # where its threads still write; so next time
                     path.rmtree()
         return _Manager(self._directory, options=self._options)
@@ -221,7 +223,7 @@ class Checkpointer:
         )
         destination = self._workdir / DAMAGED_CHECKPOINTS
         destination.mkdir(parents=True, exist_ok=True)
-        count = len(list(destination.glob(f"{step}*")))
+        count = sum(path.name.startswith(str(step)) for path in entries(destination))
         (self._directory / str(step)).rename(destination / f"{step}.{count}")
 
 
@@ -242,7 +244,7 @@ def restore_model(
       UserError: no such checkpoint, or a damaged one.
     """
     directory = epath.Path(workdir) / CHECKPOINTS
-    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    steps = sorted(int(path.name) for path in entries(directory) if path.name.isdigit())
     if not steps:
         raise UserError(f"{workdir} has no checkpoints; name the workdir of a run")
     step = steps[-1] if step is None else step

@@ -395,6 +395,24 @@ def test_patterns_name_files_as_they_count_and_globs_sorted(tmp_path):
     assert expanded("b9.tar") == ["b9.tar"]
 
 
+def test_a_path_that_exists_is_that_path_before_it_is_a_pattern(tmp_path):
+    for folder in ("a[1]", "a1", "{x,y}"):
+        (tmp_path / folder).mkdir()
+        for name in ("1.tar", "2.tar"):
+            (tmp_path / folder / name).touch()
+
+    def expanded(pattern):
+        paths = ranges.expand(f"{tmp_path}/{pattern}", config_key="c", endings=(".tar",))
+        return [path.removeprefix(f"{tmp_path}/") for path in paths]
+
+    both = ["a[1]/1.tar", "a[1]/2.tar"]
+    for pattern in ("a[1]", "a[1]/", "a[1]/*.tar", "a[1]/{1,2}.tar", "a[1]/[12].tar"):
+        assert expanded(pattern) == both
+    assert expanded("a[1]/1.tar") == both[:1]
+    assert expanded("{x,y}") == ["{x,y}/1.tar", "{x,y}/2.tar"]
+    assert expanded("a[12]/*.tar") == expanded("a?/*.tar") == ["a1/1.tar", "a1/2.tar"]
+
+
 def test_files_that_are_not_there_are_told_by_name(tmp_path):
     shards.write_tars(tmp_path, [[0], [1], [2]])
 
@@ -761,3 +779,15 @@ def test_a_damaged_row_group_is_not_tried_again(tmp_path, pauses):
     with pytest.raises(Unreadable, match="the row group is damaged"):
         source.read(4)
     assert pauses == []
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "data:image/png;base64," + "A" * 5000, "file.txt/1.png"]
+)
+def test_a_path_that_can_never_be_read_is_tried_once(tmp_path, monkeypatch, name):
+    (tmp_path / "file.txt").touch()
+    pauses = []
+    monkeypatch.setattr(ranges.time, "sleep", pauses.append)
+    with pytest.raises(Unreadable) as error:
+        ranges.read_whole(f"{tmp_path}/{name}")
+    assert not pauses and len(str(error.value)) < 400

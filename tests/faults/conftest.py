@@ -28,7 +28,7 @@ def small_config(pairs, **overrides):
 
 @pytest.fixture(scope="session")
 def small_run(pairs, tmp_path_factory):
-    """Function (workdir, allow_changes=(), **overrides) that trains `small_config` without a report."""
+    """Function (workdir, allow_changes=(), **overrides): trains `small_config`, no report."""
     cache = str(tmp_path_factory.mktemp("compilation_cache"))
     before = jax.config.jax_persistent_cache_min_compile_time_secs
 

@@ -5,8 +5,12 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
 
+from cyclip_jax import defaults
+from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
+from cyclip_jax.runtime import command, config_file
 from cyclip_jax.runtime.config_file import _Parser
 from tests.runs import ROOT
 
@@ -116,3 +120,35 @@ def test_what_follows_a_colon_is_given_to_get_config(tmp_path):
         "    return config\n"
     )
     assert _Parser().parse(f"{tmp_path / 'mine.py'}:ViT-tiny").model.name == "ViT-tiny"
+
+
+def flagged(*overrides, file=ROOT / "configs" / "cc3m.py"):
+    """The config that a command line makes of a file."""
+    argv = ["main", f"--config={file}", *(f"--config.{override}" for override in overrides)]
+    values = flags.FlagValues()
+    config_file.define_config(values, "", argv=argv)
+    command.parse(values, argv)
+    return values.config
+
+
+def test_a_length_on_the_command_line_wins_over_the_files():
+    for overrides in (["total_steps=100"], ["num_epochs=None", "total_steps=100"]):
+        config = flagged(*overrides)
+        assert (config.total_steps, config.num_epochs) == (100, None)
+    config = flagged("num_epochs=3", file=ROOT / "configs" / "drawings.py")
+    assert (config.total_steps, config.num_epochs) == (None, 3)
+    both = flagged("num_epochs=3", "total_steps=100")  # which `checked` refuses
+    assert (both.total_steps, both.num_epochs) == (100, 3)
+    assert flagged().num_epochs == 64
+
+
+def test_every_optional_field_can_be_unset_and_no_other_one():
+    optional = [k for k, v in flat(defaults.get_config().to_dict()).items() if v is None]
+    assert {"data.validation", "data.caption_key", "profile_steps"} < set(optional)
+    config = flagged(*(f"{field}=None" for field in optional))
+    assert {flat(config.to_dict())[f] for f in optional if f[:5] != "evals"} == {None}
+    assert flagged("evals.val=None").evals.val is None
+    with pytest.raises(UserError, match=r"config\.seed needs a value; its default is 0"):
+        flagged("seed=None")
+    with pytest.raises(UserError, match=r'has no field "sead"\. Did you mean "seed"'):
+        flagged("sead=None")

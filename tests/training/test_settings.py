@@ -93,7 +93,7 @@ def test_a_section_that_lacks_a_field_says_where_to_begin():
 
 
 BAD = {
-    "total_steps=5": "set exactly one of config.total_steps and config.num_epochs",
+    "total_steps=5": "config.optimizer.warmup_steps 10000 must be at least 0 and less than",
     "profile_steps=(3,1)": "config.profile_steps (3, 1) is not (first, last)",
     "matmul_precision=half": "config.matmul_precision 'half' is unknown to JAX",
     "micro_batches=0": "config.micro_batches 0 must be at least 1",
@@ -163,3 +163,28 @@ def test_a_bad_value_ends_the_command_with_one_line_and_exit_status_one(tmp_path
     *_, last = process.stderr.strip().splitlines()
     assert last == "error: config.optimizer.warmup_steps -1 must be at least 0"
     assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("keep_checkpoints", 0, "config.keep_checkpoints is 0; set it to at least 1"),
+        ("num_epochs", 0, "config.num_epochs is 0; set it to at least 1"),
+        ("total_steps", 0, "config.total_steps is 0; set it to at least 1"),
+        (
+            "seed",
+            2**63,
+            f"config.seed is {2**63}, which does not fit into 64 bits; set it below 2**63",
+        ),
+    ],
+)
+def test_a_number_that_no_run_can_have_is_refused_by_its_own_name(field, value, sentence):
+    own = {"num_epochs": None} if field == "total_steps" else {}
+    with pytest.raises(UserError) as error:
+        checked(configured(**own, **{field: value}))
+    assert str(error.value) == sentence
+
+
+def test_two_lengths_are_refused():
+    with pytest.raises(UserError, match="set exactly one of config"):
+        checked(configured(total_steps=20_000))

@@ -10,7 +10,10 @@ from jax.sharding import PartitionSpec
 
 from cyclip_jax import parallel
 from cyclip_jax.errors import UserError
+from cyclip_jax.sweep import sweep
+from cyclip_jax.train import train
 from cyclip_jax.workdir.checkpoints import Checkpointer, ChecksumError, restore_model, verify
+from tests import tiny
 
 
 def make_items(step):
@@ -187,3 +190,21 @@ def test_checksums_are_json_of_every_file(tmp_path):
     sums = json.loads((directory / "checksums.json").read_text())
     files = {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
     assert files == sums.keys() | {"checksums.json"}
+
+
+def test_a_run_that_was_moved_into_a_folder_with_brackets_is_read(tmp_path):
+    save_steps(tmp_path / "run", [3])
+    workdir = (tmp_path / "run").rename(tmp_path / "lr=[1e-3]")
+    assert restore_model(workdir, make_items(0)[0])[0] == 3
+    flip_bit(data_file(workdir, 3), 8)
+    with pytest.raises(UserError, match="every checkpoint"):
+        restore(workdir)
+    assert [path.name for path in (workdir / "damaged_checkpoints").iterdir()] == ["3.0"]
+
+
+def test_a_run_in_a_folder_with_brackets_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="choose a name without them, such as lr=1e-3"):
+        train(tiny.get_config(), tmp_path / "lr=[1e-3]")
+    with pytest.raises(UserError, match="brackets, as b\\[1\\] has"):
+        sweep({"a": tiny.get_config(), "b[1]": tiny.get_config()}, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import errno
 import glob
 import os
 import threading
@@ -29,7 +30,21 @@ _MAY_PASS = {
     "UnavailableError",
     "UnknownError",
 }
-_WILL_NOT_PASS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+# What will not pass, of the system's errors: the path or the file itself is at fault.
+_WILL_NOT_PASS = {
+    errno.EACCES,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENODEV,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENXIO,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+}
+_LONGEST_DETAIL = 300  # characters; a path may be a whole picture
 
 INDEX_ENDING = ".index.npz"  # of the files beside shards that no pattern means
 
@@ -61,7 +76,7 @@ def expand(pattern: str, *, config_key: str, endings: Sequence[str]) -> list[str
     Raises:
       UserError: there is no such file, or one that the braces name is missing.
     """
-    named = _expand_braces(pattern, config_key)
+    named = [pattern] if _gfile().exists(pattern) else _expand_braces(pattern, config_key)
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:  # remote answers take their time
         found = list(pool.map(lambda path: _files_at(path, endings), named))
     missing = [path for path, files in zip(named, found, strict=True) if files is None]
@@ -211,12 +226,26 @@ def _expand_braces(pattern, config_key):
 
 
 def _files_at(path, endings):
-    """The files that a path without braces names, list[str]; None where there should be one."""
-    if glob.has_magic(path):
-        return _glob(path)
+    """The files that a path without braces names, list[str]; None where there should be one.
+
+    A path that exists is that path before it is a pattern, and so are the folders that one is in.
+    """
     if _gfile().isdir(path):
-        return [file for ending in endings for file in _glob(f"{path.rstrip('/')}/*{ending}")]
-    return [path] if _gfile().exists(path) else None
+        folder = glob.escape(path.rstrip("/"))
+        return [file for ending in endings for file in _glob(f"{folder}/*{ending}")]
+    if _gfile().exists(path):
+        return [path]
+    return _glob(_literal_folders(path)) if glob.has_magic(path) else None
+
+
+def _literal_folders(pattern):
+    """A pattern of which the folders that exist as they are written are not one."""
+    folder, slash, last = pattern.rpartition("/")
+    if not glob.has_magic(folder):
+        return pattern
+    if _gfile().isdir(folder):
+        return f"{glob.escape(folder)}/{last}"
+    return f"{_literal_folders(folder)}{slash}{last}"
 
 
 def _glob(pattern):
@@ -237,7 +266,7 @@ def _gfile():
 
 
 def _may_pass(error):
-    is_of_the_system = isinstance(error, OSError) and not isinstance(error, _WILL_NOT_PASS)
+    is_of_the_system = isinstance(error, OSError) and error.errno not in _WILL_NOT_PASS
     # By name, as TensorFlow may not be imported.
     return is_of_the_system or any(kind.__name__ in _MAY_PASS for kind in type(error).__mro__)
 
@@ -245,4 +274,6 @@ def _may_pass(error):
 def _message(error):
     """What an error says, without the name that TensorFlow gave the operation."""
     lines = (getattr(error, "message", None) or str(error)).strip().splitlines()
-    return lines[0].split("}}")[-1].strip() if lines else type(error).__name__
+    message = lines[0].split("}}")[-1].strip() if lines else type(error).__name__
+    is_long = len(message) > _LONGEST_DETAIL
+    return message[:_LONGEST_DETAIL] + "…" if is_long else message
