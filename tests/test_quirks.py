@@ -19,7 +19,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.data.labelled import open_images
 from cyclip_jax.evals.flat import flat_numbers
-from cyclip_jax.evals.retrieval import ranks_of_best_partner, retrieval
+from cyclip_jax.evals.retrieval import Retrieval, ranks_of_best_partner
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models import create_model
 from cyclip_jax.models.clip import normalise_images, split_model, unit_norm
@@ -328,8 +328,10 @@ def test_published_recall_is_that_of_an_array_of_ranks_five_times_too_long(tmp_p
     path = write_pairs(tmp_path)
     swap = {"red": "blue", "blue": "red"}
     encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
-    right = flat_numbers(retrieval("x", pairs=str(path))(encoders, Output()))
-    both = flat_numbers(retrieval("x", pairs=str(path), published_recall=True)(encoders, Output()))
+    right = flat_numbers(Retrieval("x", pairs=str(path)).open()(encoders, Output()))
+    both = flat_numbers(
+        Retrieval("x", pairs=str(path), published_recall=True).open()(encoders, Output())
+    )
     assert {name: both[name] for name in right} == right
     added = {name: both[name] for name in both.keys() - right.keys()}
     dataset = open_images(path, config_key="pairs")
@@ -352,7 +354,7 @@ def test_published_recall_is_that_of_an_array_of_ranks_five_times_too_long(tmp_p
 
 def test_captions_per_image_scores_the_first_captions_alone(tmp_path):
     path = write_pairs(tmp_path)
-    once = flat_numbers(retrieval("x", pairs=str(path))(fake_encoders(8), Output()))
+    once = flat_numbers(Retrieval("x", pairs=str(path)).open()(fake_encoders(8), Output()))
     header, *lines = path.read_text().splitlines()
     wrong = [line.replace("a red", "a blue").replace("a grey", "a red") for line in lines]
     five = [
@@ -361,7 +363,7 @@ def test_captions_per_image_scores_the_first_captions_alone(tmp_path):
     path.write_text("\n".join([header, *five]))
 
     def score(captions_per_image):
-        evaluate = retrieval("x", pairs=str(path), captions_per_image=captions_per_image)
+        evaluate = Retrieval("x", pairs=str(path), captions_per_image=captions_per_image).open()
         return flat_numbers(evaluate(fake_encoders(8), Output()))
 
     assert score(1) == once

@@ -1,9 +1,10 @@
 """Evaluators by name.
 
-An evaluator knows no model. `EVALUATORS[type](name, **settings)` opens its data and returns a
-function (encoders, output) -> {name: Metric}, where `encoders` is an Encoders and `output` an
-Output, for what is more than numbers. So what is wrong with the data shows when a run starts, not
-when it ends. Files hold metrics as flat numbers, see flat.py.
+An evaluator knows no model. `EVALUATORS[type](name, **settings)` checks its settings, and imports
+and reads nothing for it. `.open()` of the result opens its data and returns a function
+(encoders, output) -> {name: Metric}, where `encoders` is an Encoders and `output` an Output, for
+what is more than numbers. So what is wrong with the settings shows at once, and what is wrong with
+the data when a run starts, not when it ends. Files hold metrics as flat numbers, see flat.py.
 """
 
 import dataclasses
@@ -14,37 +15,38 @@ from typing import Any
 from etils import epath
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.checks import check_type
 from cyclip_jax.evals.clip_benchmark import FOLDER as CLIP_BENCHMARK
 from cyclip_jax.evals.clip_benchmark import clip_benchmark_results
-from cyclip_jax.evals.compositional import compositional
-from cyclip_jax.evals.consistency import consistency
+from cyclip_jax.evals.compositional import Compositional
+from cyclip_jax.evals.consistency import Consistency
 from cyclip_jax.evals.encoders import Encoders, Interrupted
-from cyclip_jax.evals.evaluator import Evaluator
-from cyclip_jax.evals.few_shot import few_shot
-from cyclip_jax.evals.gda import gda
-from cyclip_jax.evals.geometry import geometry
+from cyclip_jax.evals.evaluator import Evaluator, Settings
+from cyclip_jax.evals.few_shot import FewShot
+from cyclip_jax.evals.gda import Gda
+from cyclip_jax.evals.geometry import Geometry
 from cyclip_jax.evals.known_metrics import KNOWN
-from cyclip_jax.evals.linear_probe import linear_probe
-from cyclip_jax.evals.logistic_probe import logistic_probe
+from cyclip_jax.evals.linear_probe import LinearProbe
+from cyclip_jax.evals.logistic_probe import LogisticProbe
 from cyclip_jax.evals.metric import Metric
 from cyclip_jax.evals.old_settings import in_todays_words
 from cyclip_jax.evals.output import Output
-from cyclip_jax.evals.retrieval import retrieval
-from cyclip_jax.evals.robustness import robustness
-from cyclip_jax.evals.zeroshot import zeroshot
+from cyclip_jax.evals.retrieval import Retrieval
+from cyclip_jax.evals.robustness import Robustness
+from cyclip_jax.evals.zeroshot import Zeroshot
 from cyclip_jax.files import write_json
 
-EVALUATORS: dict[str, Callable[..., Evaluator]] = {
-    "compositional": compositional,
-    "consistency": consistency,
-    "few_shot": few_shot,
-    "gda": gda,
-    "geometry": geometry,
-    "linear_probe": linear_probe,
-    "logistic_probe": logistic_probe,
-    "retrieval": retrieval,
-    "robustness": robustness,
-    "zeroshot": zeroshot,
+EVALUATORS: dict[str, Callable[..., Settings]] = {
+    "compositional": Compositional,
+    "consistency": Consistency,
+    "few_shot": FewShot,
+    "gda": Gda,
+    "geometry": Geometry,
+    "linear_probe": LinearProbe,
+    "logistic_probe": LogisticProbe,
+    "retrieval": Retrieval,
+    "robustness": Robustness,
+    "zeroshot": Zeroshot,
 }
 
 __all__ = [
@@ -103,32 +105,35 @@ def create_evaluators(evals: Mapping[str, Mapping[str, Any] | None]) -> dict[str
       {name: Evaluation}.
 
     Raises:
-      UserError: there is no such evaluator or setting, or something is wrong with the data.
+      UserError: there is no such evaluator or setting, or something is wrong with the settings or
+        the data.
     """
     return {
-        name: Evaluation(kind, EVALUATORS[kind](name, **settings))
+        name: Evaluation(kind, settings.open())
         for name, (kind, settings) in check_settings(evals).items()
     }
 
 
 def check_settings(
     evals: Mapping[str, Mapping[str, Any] | None],
-) -> dict[str, tuple[str, dict[str, Any]]]:
+) -> dict[str, tuple[str, Settings]]:
     """What `create_evaluators` would open, without a look at any data.
 
     Args:
       evals: as there.
 
     Returns:
-      {name: (evaluator's name, its settings)}.
+      {name: (evaluator's name, its settings, not opened yet)}.
 
     Raises:
-      UserError: there is no such evaluator or setting.
+      UserError: there is no such evaluator or setting, or the settings alone show that something is
+        wrong.
     """
     chosen = {}
     for name, settings in evals.items():
         if settings is None:
             continue
+        check_type(f"config.evals.{name}", settings, Mapping[str, Any])
         settings = in_todays_words(name, settings)
         kind = settings.pop("type", None)
         if kind not in EVALUATORS:
@@ -141,7 +146,7 @@ def check_settings(
         except TypeError as error:
             raise UserError(f"config.evals.{name}: {error}") from error
         if not any(settings[key] is None for key in _required(signature) & settings.keys()):
-            chosen[name] = kind, settings
+            chosen[name] = kind, EVALUATORS[kind](name, **settings)
     return chosen
 
 

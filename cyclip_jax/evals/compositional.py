@@ -14,6 +14,7 @@ from PIL import Image
 from cyclip_jax.data.sources import Record, Unreadable
 from cyclip_jax.data.sources.ranges import read_whole
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.checks import check_named, check_types
 from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.pairs import distinct
 from cyclip_jax.evals.evaluator import Evaluator
@@ -55,14 +56,8 @@ class Example:
     category: str
 
 
-def compositional(
-    name: str,
-    *,
-    examples: str,
-    images: str | None = None,
-    layout: str = "choice",
-    category_key: str | None = None,
-) -> Evaluator:
+@dataclasses.dataclass(frozen=True)
+class Compositional:
     """Scores choices between captions that share most of their words.
 
     The layout "choice" has a picture, its caption and one or more wrong ones; a choice is right
@@ -77,7 +72,7 @@ def compositional(
     Ties are misses everywhere. The intervals are over pictures, of which one brings all its
     examples and boxes along; of "winoground" over pairs of pictures, which are its examples.
 
-    Args:
+    Attributes:
       name: of the evaluation.
       examples: a .json, .jsonl or .csv, or a folder of such, of which each then is a category.
         Fields of "choice": image_path, image or filename; true_caption or caption; false_caption or
@@ -90,56 +85,77 @@ def compositional(
       category_key: field that examples are grouped by; default what the published files have
         (relation_name, attributes, category; collapsed_tag, tag), else the file's name.
 
-    Returns:
-      An evaluator (see evals/__init__.py) that gives, with intervals, `accuracy` and
-      `macro_accuracy`, the mean over the categories; or `text_score`, `image_score` and
-      `group_score`; what `chance_…` gets, a wrong caption that is listed again counting once;
-      `examples`, `images`, `captions`: what was scored. `categories.json` has the same by category.
-      Outcomes: each of `examples` has its `category`, its `accuracy` or its three scores, and
-      `cluster`, which are of the same pictures.
-
     Raises:
-      UserError: what is wrong with the files.
+      UserError: the settings alone show that something is wrong.
     """
-    config_key = f"config.evals.{name}"
-    if layout not in _LAYOUTS:
-        raise UserError(
-            f"{config_key}.layout is {layout!r}; choose one of {', '.join(map(repr, _LAYOUTS))}"
+
+    name: str
+    _: dataclasses.KW_ONLY
+    examples: str
+    images: str | None = None
+    layout: str = "choice"
+    category_key: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.layout not in _LAYOUTS:
+            raise UserError(
+                f"config.evals.{self.name}.layout is {self.layout!r}; choose one of "
+                f"{', '.join(map(repr, _LAYOUTS))}"
+            )
+        check_named(self, "examples")
+
+    def open(self) -> Evaluator:
+        """Opens the data.
+
+        Returns:
+          An evaluator (see evals/__init__.py) that gives, with intervals, `accuracy` and
+          `macro_accuracy`, the mean over the categories; or `text_score`, `image_score` and
+          `group_score`; what `chance_…` gets, a wrong caption that is listed again counting once;
+          `examples`, `images`, `captions`: what was scored. `categories.json` has the same by
+          category. Outcomes: each of `examples` has its `category`, its `accuracy` or its three
+          scores, and `cluster`, which are of the same pictures.
+
+        Raises:
+          UserError: what is wrong with the files.
+        """
+        config_key = f"config.evals.{self.name}"
+        opened = _open_examples(
+            self.examples, self.images, self.layout, self.category_key, config_key
         )
-    opened = _open_examples(examples, images, layout, category_key, config_key)
-    pictures = list(dict.fromkeys(p for example in opened for p in example.pictures))
-    source = Pictures(pictures)
-    identity = ("pictures", str(examples), str(images), layout)
-    image_set = ImageSet(source, identity, str(examples))
+        pictures = list(dict.fromkeys(p for example in opened for p in example.pictures))
+        source = Pictures(pictures)
+        identity = ("pictures", str(self.examples), str(self.images), self.layout)
+        image_set = ImageSet(source, identity, str(self.examples))
 
-    def evaluate(encoders, output):
-        image_embeds, indices = encoders.image_embeds(image_set)
-        image_number = {pictures[index]: row for row, index in enumerate(indices)}
-        kept = [n for n, e in enumerate(opened) if all(p in image_number for p in e.pictures)]
-        scored = [opened[number] for number in kept]
-        if not scored:
-            raise UserError(f"no example of {examples} has pictures that can all be read")
-        captions = [caption for example in scored for caption in example.captions]
-        text_ids, first = distinct(captions)
-        text_embeds = encoders.text_embeds([captions[index] for index in first])
-        image_ids = np.array([[image_number[p] for p in e.pictures] for e in scored])
-        text_rows = np.split(text_ids, np.cumsum([len(e.captions) for e in scored])[:-1])
-        categories = np.array([example.category for example in scored])
-        clusters = distinct([tuple(path for path, _ in e.pictures) for e in scored])[0]
-        groups = categories, clusters
-        score = _winoground if layout == "winoground" else _choice
-        metrics, table, hits = score(image_embeds, text_embeds, image_ids, text_rows, *groups)
-        output.json("categories", table)
-        of_examples = {"index": kept, "cluster": clusters, "category": categories, **hits}
-        output.outcomes({"examples": of_examples})
-        return {
-            **metrics,
-            "examples": count(len(scored)),
-            "images": count(len(np.unique(image_ids))),
-            "captions": count(len(text_embeds)),
-        }
+        def evaluate(encoders, output):
+            image_embeds, indices = encoders.image_embeds(image_set)
+            image_number = {pictures[index]: row for row, index in enumerate(indices)}
+            kept = [n for n, e in enumerate(opened) if all(p in image_number for p in e.pictures)]
+            scored = [opened[number] for number in kept]
+            if not scored:
+                raise UserError(f"no example of {self.examples} has pictures that can all be read")
+            captions = [caption for example in scored for caption in example.captions]
+            text_ids, first = distinct(captions)
+            text_embeds = encoders.text_embeds([captions[index] for index in first])
+            image_ids = np.array([[image_number[p] for p in e.pictures] for e in scored])
+            text_rows = np.split(text_ids, np.cumsum([len(e.captions) for e in scored])[:-1])
+            categories = np.array([example.category for example in scored])
+            clusters = distinct([tuple(path for path, _ in e.pictures) for e in scored])[0]
+            groups = categories, clusters
+            score = _winoground if self.layout == "winoground" else _choice
+            metrics, table, hits = score(image_embeds, text_embeds, image_ids, text_rows, *groups)
+            output.json("categories", table)
+            of_examples = {"index": kept, "cluster": clusters, "category": categories, **hits}
+            output.outcomes({"examples": of_examples})
+            return {
+                **metrics,
+                "examples": count(len(scored)),
+                "images": count(len(np.unique(image_ids))),
+                "captions": count(len(text_embeds)),
+            }
 
-    return evaluate
+        return evaluate
 
 
 class Pictures:

@@ -1,12 +1,19 @@
 """Whether predictions in image space and in text space agree, which is what CyCLIP is about."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from cyclip_jax.evals.checks import check_named, check_types
 from cyclip_jax.evals.data.class_names import checked_templates
-from cyclip_jax.evals.data.labelled import open_images, open_train_and_test
+from cyclip_jax.evals.data.labelled import (
+    check_images,
+    check_train_and_test,
+    open_images,
+    open_train_and_test,
+)
 from cyclip_jax.evals.data.superclasses import read_superclasses, superclass_of_each
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import Metric, count, share_at
@@ -20,20 +27,11 @@ _TILE_ROWS = 1024
 _NO_LABEL = -2
 
 
-def consistency(
-    name: str,
-    *,
-    train: str,
-    test: str,
-    image_key: str | None = None,
-    label_key: str | None = None,
-    templates: Sequence[str] | None = None,
-    superclasses: str | None = None,
-    pairs: str | None = None,
-) -> Evaluator:
+@dataclasses.dataclass(frozen=True)
+class Consistency:
     """Consistency of zero-shot with nearest-neighbour predictions (Goel et al. 2022, section 4.2).
 
-    Args:
+    Attributes:
       name: of the evaluation, for messages.
       train, test: labelled images, as `open_labelled` reads them; the classes are those of `train`.
       image_key, label_key: as there.
@@ -42,66 +40,99 @@ def consistency(
       pairs: file of images and captions on which the two terms of the objective are measured, as
         data.train; default none.
 
-    Returns:
-      An evaluator (see evals/__init__.py) that gives, with intervals,
-      `consistency@k`, the share of the test images whose zero-shot class is the majority among the
-      k nearest training images (a tie shrinks k by one until it is broken; k = 1, 3, 5, 10, as far
-      as there are training images); `zeroshot_top1` and `knn_top1@k`, how often each is right;
-      `fine_top1`, zero-shot among the classes of the true superclass, and `coarse_top1`, zero-shot
-      counted right in the true superclass; `inmodal_consistency` and `crossmodal_consistency`, the
-      means over all j, k of (⟨I_j,I_k⟩ − ⟨T_j,T_k⟩)² and (⟨I_j,T_k⟩ − ⟨I_k,T_j⟩)²; `images`,
-      `train_images`, `pairs`: what was scored. An image with several most similar classes has no
-      zero-shot class, one equally near to more than ten training images no nearest ones: it counts
-      as inconsistent and wrong. `chance_…`: what a random class gets. Outcomes: each of `images`
-      has its `label`, its zero-shot class `zeroshot` and its `majority` [N, k] among the nearest
-      images (negative where it has none), and each of these metrics; each of `pairs` has its part
-      in the two terms.
-
     Raises:
-      UserError: what is wrong with the data.
+      UserError: the settings alone show that something is wrong.
     """
-    key = f"config.evals.{name}"
-    data = open_train_and_test(
-        name, train, test, image_key=image_key, label_key=label_key, are_named=True
-    )
-    classes = data.train.classes
-    if templates is None:
-        templates = data.test.templates
-    else:
-        templates = checked_templates(templates, f"{key}.templates")
-    groups = None
-    if superclasses is not None:
-        by_class = read_superclasses(superclasses, config_key=f"{key}.superclasses")
-        groups = superclass_of_each(classes, by_class, config_key=f"{key}.superclasses")
-        groups = np.unique(groups, return_inverse=True)[1]  # [C]
-    pair_set = None if pairs is None else open_images(pairs, config_key=f"{key}.pairs")
 
-    def evaluate(encoders, output):
-        class_embeds = class_embeddings(encoders.text_embeds, classes, templates)
-        features = data.features(encoders, normalize=True)
-        labels, train_labels = features.test_labels, features.train_labels
-        zeroshot = predictions(features.test, class_embeds)
-        ks = [k for k in _K if k <= len(features.train)]
-        majorities = neighbour_labels(features.test, features.train, train_labels, ks[-1])
-        output.json("agreement", _agreement(zeroshot == labels, majorities == labels[:, None], ks))
-        majorities = majorities[:, [k - 1 for k in ks]]  # [N, len(ks)]
-        metrics, hits = _both_predictions(zeroshot, majorities, labels, ks, len(classes))
-        if groups is not None:
-            further = fine_and_coarse(features.test, class_embeds, groups, labels)
-            metrics, hits = metrics | further[0], hits | further[1]
-        counts = {"images": count(len(labels)), "train_images": count(len(train_labels))}
-        metrics = counts | metrics
-        predicted = {"zeroshot": zeroshot, "majority": majorities}
-        outcomes = {"images": {**features.test_items, **predicted, **hits}}
-        if pair_set is not None:
-            embeds = encoders.pair_embeds(pair_set)
-            consistencies, parts = cyclic_consistencies(embeds.images, embeds.texts)
-            metrics |= {**consistencies, "pairs": count(len(embeds.captions))}
-            outcomes["pairs"] = {"index": embeds.index, **parts}
-        output.outcomes(outcomes)
-        return metrics
+    name: str
+    _: dataclasses.KW_ONLY
+    train: str
+    test: str
+    image_key: str | None = None
+    label_key: str | None = None
+    templates: Sequence[str] | None = None
+    superclasses: str | None = None
+    pairs: str | None = None
 
-    return evaluate
+    def __post_init__(self) -> None:
+        key = f"config.evals.{self.name}"
+        if self.templates is not None:
+            checked_templates(self.templates, f"{key}.templates")
+        check_types(self)
+        check_named(self, "superclasses")
+        check_train_and_test(self.name, self.train, self.test)
+        if self.pairs is not None:
+            check_images(self.pairs, config_key=f"{key}.pairs")
+
+    def open(self) -> Evaluator:
+        """Opens the data.
+
+        Returns:
+          An evaluator (see evals/__init__.py) that gives, with intervals, `consistency@k`, the
+          share of the test images whose zero-shot class is the majority among the k nearest
+          training images (a tie shrinks k by one until it is broken; k = 1, 3, 5, 10, as far as
+          there are training images); `zeroshot_top1` and `knn_top1@k`, how often each is right;
+          `fine_top1`, zero-shot among the classes of the true superclass, and `coarse_top1`,
+          zero-shot counted right in the true superclass; `inmodal_consistency` and
+          `crossmodal_consistency`, the means over all j, k of (⟨I_j,I_k⟩ − ⟨T_j,T_k⟩)² and
+          (⟨I_j,T_k⟩ − ⟨I_k,T_j⟩)²; `images`, `train_images`, `pairs`: what was scored. An image
+          with several most similar classes has no zero-shot class, one equally near to more than
+          ten training images no nearest ones: it counts as inconsistent and wrong. `chance_…`: what
+          a random class gets. Outcomes: each of `images` has its `label`, its zero-shot class
+          `zeroshot` and its `majority` [N, k] among the nearest images (negative where it has
+          none), and each of these metrics; each of `pairs` has its part in the two terms.
+
+        Raises:
+          UserError: what is wrong with the data.
+        """
+        key = f"config.evals.{self.name}"
+        data = open_train_and_test(
+            self.name,
+            self.train,
+            self.test,
+            image_key=self.image_key,
+            label_key=self.label_key,
+            are_named=True,
+        )
+        classes = data.train.classes
+        templates = self.templates or data.test.templates
+        groups = None
+        if self.superclasses is not None:
+            by_class = read_superclasses(self.superclasses, config_key=f"{key}.superclasses")
+            groups = superclass_of_each(classes, by_class, config_key=f"{key}.superclasses")
+            groups = np.unique(groups, return_inverse=True)[1]  # [C]
+        pair_set = (
+            None if self.pairs is None else open_images(self.pairs, config_key=f"{key}.pairs")
+        )
+
+        def evaluate(encoders, output):
+            class_embeds = class_embeddings(encoders.text_embeds, classes, templates)
+            features = data.features(encoders, normalize=True)
+            labels, train_labels = features.test_labels, features.train_labels
+            zeroshot = predictions(features.test, class_embeds)
+            ks = [k for k in _K if k <= len(features.train)]
+            majorities = neighbour_labels(features.test, features.train, train_labels, ks[-1])
+            output.json(
+                "agreement", _agreement(zeroshot == labels, majorities == labels[:, None], ks)
+            )
+            majorities = majorities[:, [k - 1 for k in ks]]  # [N, len(ks)]
+            metrics, hits = _both_predictions(zeroshot, majorities, labels, ks, len(classes))
+            if groups is not None:
+                further = fine_and_coarse(features.test, class_embeds, groups, labels)
+                metrics, hits = metrics | further[0], hits | further[1]
+            counts = {"images": count(len(labels)), "train_images": count(len(train_labels))}
+            metrics = counts | metrics
+            predicted = {"zeroshot": zeroshot, "majority": majorities}
+            outcomes = {"images": {**features.test_items, **predicted, **hits}}
+            if pair_set is not None:
+                embeds = encoders.pair_embeds(pair_set)
+                consistencies, parts = cyclic_consistencies(embeds.images, embeds.texts)
+                metrics |= {**consistencies, "pairs": count(len(embeds.captions))}
+                outcomes["pairs"] = {"index": embeds.index, **parts}
+            output.outcomes(outcomes)
+            return metrics
+
+        return evaluate
 
 
 def _both_predictions(zeroshot, majorities, labels, ks, classes):
@@ -180,7 +211,7 @@ def fine_and_coarse(
     groups: Int[np.ndarray, "c"],
     labels: Int[np.ndarray, "n"],
 ) -> tuple[dict[str, Metric], dict[str, Bool[np.ndarray, "n"]]]:
-    """Accuracy within the true superclass and of the superclass, see `consistency`.
+    """Accuracy within the true superclass and of the superclass, see `Consistency`.
 
     Args:
       image_embeds, class_embeds: unit-norm [N, D] and [C, D].

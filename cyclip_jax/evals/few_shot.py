@@ -1,5 +1,6 @@
 """Few-shot linear probes: how much a classifier learns from k images of each class."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.data.labelled import open_train_and_test
+from cyclip_jax.evals.checks import check_at_least, check_named, check_types
+from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import count, share_at
 from cyclip_jax.evals.statistics.classification import ranks_of_label
@@ -23,23 +25,11 @@ from cyclip_jax.evals.statistics.logistic import (
 from cyclip_jax.evals.statistics.splits import k_shot, missing_images, places_in_class
 
 
-def few_shot(
-    name: str,
-    *,
-    train: str,
-    test: str,
-    shots: int | Sequence[int] = (1, 2, 4, 8, 16),
-    seeds: int = 3,
-    regularization: float | None = 0.1,
-    max_iterations: int = 1000,
-    normalize: bool = True,
-    classes: str | None = None,
-    image_key: str | None = None,
-    label_key: str | None = None,
-) -> Evaluator:
+@dataclasses.dataclass(frozen=True)
+class FewShot:
     """Logistic regression on k images of each class (Radford et al. 2021, section 3.1).
 
-    Args:
+    Attributes:
       name: of the evaluation, for messages.
       train, test: labelled images, as `open_labelled` reads them; the classes are those of `train`.
       shots: the k, one or several. One is left out, with a warning, for which some class has too
@@ -52,59 +42,91 @@ def few_shot(
       normalize: whether features get unit norm.
       classes, image_key, label_key: of both data sets, see `open_labelled`.
 
-    Returns:
-      An evaluator (see evals/__init__.py) that gives `top1@k`, the mean over the draws, with
-      intervals over draws and test images (`interval_over_both`), and `chance_top1@k`; `images`,
-      `classes`. Detail: `few_shot.json`, a row for each draw. Outcomes: each of `images` has its
-      `label` and for each k its `top1@k` in every draw, bool [N, draws].
-
     Raises:
-      UserError: what is wrong with the data or a setting, or every k is too large.
+      UserError: the settings alone show that something is wrong.
     """
-    key = f"config.evals.{name}"
-    shots = checked_shots(key, shots)
-    if seeds < 1:
-        raise UserError(f"{key}.seeds {seeds} must be at least 1")
-    check_regularization(key, regularization)
-    data = open_train_and_test(
-        name, train, test, classes=classes, image_key=image_key, label_key=label_key
-    )
-    names, limits = data.train.classes, {"max_iterations": max_iterations}
-    needs = {"also_validation": regularization is None}
-    if missing := missing_images(data.train.labels, names, shots[0], **needs):
-        raise UserError(f"{key}.train {missing}")
-    shots = possible_shots(key, data.train.labels, names, shots, **needs)
 
-    def fit(features, labels, draw, k):
-        """(Fit, λ) of one draw."""
-        own, further = k_shot(places_in_class(labels, draw), k)
-        shown, strength = (features[own], labels[own]), regularization
-        if strength is None:
-            strength, _ = chosen_regularization(
-                *shown, features[further], labels[further], len(names), **limits
-            )
-        return logistic_regression(*shown, len(names), **limits)(strength), strength
+    name: str
+    _: dataclasses.KW_ONLY
+    train: str
+    test: str
+    shots: int | Sequence[int] = (1, 2, 4, 8, 16)
+    seeds: int = 3
+    regularization: float | None = 0.1
+    max_iterations: int = 1000
+    normalize: bool = True
+    classes: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
 
-    def evaluate(encoders, output):
-        features = data.features(encoders, normalize)
-        labels, rows = features.train_labels, with_constant(features.test)
-        outcomes = features.test_items
-        metrics, table = {"images": count(len(rows)), "classes": count(len(names))}, []
-        for k in possible_shots(key, labels, names, shots, **needs):  # of those that can be read
-            fits = [fit(features.train, labels, draw, k) for draw in range(seeds)]
-            classifiers = [class_rows(probe.kernel, probe.bias) for probe, _ in fits]
-            ranks = [ranks_of_label(rows, one, features.test_labels) for one in classifiers]
-            is_hit = np.asarray(ranks) < 1  # [draws, N]
-            outcomes[f"top1@{k}"] = is_hit.T
-            metrics[f"top1@{k}"] = share_at(k).metric(
-                float(is_hit.mean()), interval_over_both(is_hit), 1 / len(names)
-            )
-            table += _table_rows(k, is_hit, fits)
-        output.json("few_shot", table)
-        output.outcomes({"images": outcomes})
-        return metrics
+    def __post_init__(self) -> None:
+        check_types(self)
+        key = f"config.evals.{self.name}"
+        checked_shots(key, self.shots)
+        check_regularization(key, self.regularization)
+        check_at_least(self, 1, "seeds", "max_iterations")
+        check_named(self, "classes")
+        check_train_and_test(self.name, self.train, self.test)
 
-    return evaluate
+    def open(self) -> Evaluator:
+        """Opens the data.
+
+        Returns:
+          An evaluator (see evals/__init__.py) that gives `top1@k`, the mean over the draws, with
+          intervals over draws and test images (`interval_over_both`), and `chance_top1@k`;
+          `images`, `classes`. Detail: `few_shot.json`, a row for each draw. Outcomes: each of
+          `images` has its `label` and for each k its `top1@k` in every draw, bool [N, draws].
+
+        Raises:
+          UserError: what is wrong with the data, or every k is too large.
+        """
+        key = f"config.evals.{self.name}"
+        shots = checked_shots(key, self.shots)
+        data = open_train_and_test(
+            self.name,
+            self.train,
+            self.test,
+            classes=self.classes,
+            image_key=self.image_key,
+            label_key=self.label_key,
+        )
+        names, limits = data.train.classes, {"max_iterations": self.max_iterations}
+        needs = {"also_validation": self.regularization is None}
+        if missing := missing_images(data.train.labels, names, shots[0], **needs):
+            raise UserError(f"{key}.train {missing}")
+        shots = possible_shots(key, data.train.labels, names, shots, **needs)
+
+        def fit(features, labels, draw, k):
+            """(Fit, λ) of one draw."""
+            own, further = k_shot(places_in_class(labels, draw), k)
+            shown, strength = (features[own], labels[own]), self.regularization
+            if strength is None:
+                strength, _ = chosen_regularization(
+                    *shown, features[further], labels[further], len(names), **limits
+                )
+            return logistic_regression(*shown, len(names), **limits)(strength), strength
+
+        def evaluate(encoders, output):
+            features = data.features(encoders, self.normalize)
+            labels, rows = features.train_labels, with_constant(features.test)
+            outcomes = features.test_items
+            metrics, table = {"images": count(len(rows)), "classes": count(len(names))}, []
+            # Of the images that can be read.
+            for k in possible_shots(key, labels, names, shots, **needs):
+                fits = [fit(features.train, labels, draw, k) for draw in range(self.seeds)]
+                classifiers = [class_rows(probe.kernel, probe.bias) for probe, _ in fits]
+                ranks = [ranks_of_label(rows, one, features.test_labels) for one in classifiers]
+                is_hit = np.asarray(ranks) < 1  # [draws, N]
+                outcomes[f"top1@{k}"] = is_hit.T
+                metrics[f"top1@{k}"] = share_at(k).metric(
+                    float(is_hit.mean()), interval_over_both(is_hit), 1 / len(names)
+                )
+                table += _table_rows(k, is_hit, fits)
+            output.json("few_shot", table)
+            output.outcomes({"images": outcomes})
+            return metrics
+
+        return evaluate
 
 
 def _table_rows(k, is_hit, fits):

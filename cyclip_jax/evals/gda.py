@@ -1,13 +1,15 @@
 """Gaussian discriminant analysis beside zero-shot: what images add to names, without training."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.checks import check_at_least, check_named, check_types
 from cyclip_jax.evals.data.class_names import checked_templates
-from cyclip_jax.evals.data.labelled import open_train_and_test
+from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import Metric, count
 from cyclip_jax.evals.statistics.classification import class_embeddings, ranks_of_label
@@ -26,23 +28,11 @@ _ZEROSHOT_SCALE = 100  # of the cosines, as published; the bound of CLIP's logit
 _ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # the grid of the published code
 
 
-def gda(
-    name: str,
-    *,
-    train: str,
-    test: str,
-    shots: int | None = None,
-    alpha: float | None = None,
-    templates: Sequence[str] | None = None,
-    validation_share: float = 0.2,
-    seed: int = 0,
-    classes: str | None = None,
-    image_key: str | None = None,
-    label_key: str | None = None,
-) -> Evaluator:
+@dataclasses.dataclass(frozen=True)
+class Gda:
     """Zero-shot logits plus those of Gaussian discriminant analysis (Wang et al., ICLR 2024).
 
-    Args:
+    Attributes:
       name: of the evaluation, for messages.
       train, test: labelled images, as `open_labelled` reads them; the classes are those of `train`.
       shots: images of each class, 2 or more (without augmentation one has no covariance), or fewer
@@ -56,70 +46,105 @@ def gda(
       seed: of the images drawn.
       classes, image_key, label_key: of both data sets, see `open_labelled`.
 
-    Returns:
-      An evaluator (see evals/__init__.py) that gives `zeroshot_top1`, `gda_top1`, `ensemble_top1`
-      with intervals and `chance_…`; `alpha`; `images` and `train_images`, how many were scored and
-      how many the Gaussians come from. Detail of a choice: `alphas.json`. Outcomes: each of
-      `images` has its `label`, `zeroshot_top1`, `gda_top1` and `ensemble_top1`.
-
     Raises:
-      UserError: what is wrong with the data or a setting; in an evaluation, a class has fewer than
-        two images that can be read, or without `shots` none.
+      UserError: the settings alone show that something is wrong.
     """
-    key = f"config.evals.{name}"
-    _check_settings(key, shots, alpha, validation_share)
-    if templates is not None:
-        templates = checked_templates(templates, f"{key}.templates")
-    data = open_train_and_test(
-        name, train, test, classes=classes, image_key=image_key, label_key=label_key
-    )
-    names, templates = data.train.classes, templates or data.train.templates
 
-    def split(labels, least):
-        """(images that α is chosen with, those it is chosen on, those of the result), bool [N]."""
-        needs = {"also_validation": shots is not None and alpha is None, "least": least}
-        if missing := missing_images(labels, names, shots or 1, **needs):
-            raise UserError(f"{key}.train {missing}")
-        if shots is not None:
-            own, further = k_shot(places_in_class(labels, seed), shots)
-            return own, further, own
-        everything = np.ones(len(labels), bool)
-        if alpha is not None:
-            return everything, ~everything, everything
-        is_held = held_out(labels, validation_share, seed, f"{key}.train", "alpha")
-        return ~is_held, is_held, everything
+    name: str
+    _: dataclasses.KW_ONLY
+    train: str
+    test: str
+    shots: int | None = None
+    alpha: float | None = None
+    templates: Sequence[str] | None = None
+    validation_share: float = 0.2
+    seed: int = 0
+    classes: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
 
-    split(data.train.labels, shots)
+    def __post_init__(self) -> None:
+        key = f"config.evals.{self.name}"
+        if self.templates is not None:
+            checked_templates(self.templates, f"{key}.templates")
+        check_types(self)
+        if self.shots is not None and self.shots < 2:
+            raise UserError(
+                f"{key}.shots {self.shots} must be at least 2: one image has no covariance"
+            )
+        check_at_least(self, 0, "alpha")
+        check_share(key, self.validation_share)
+        check_named(self, "classes")
+        check_train_and_test(self.name, self.train, self.test)
 
-    def evaluate(encoders, output):
-        features = data.features(encoders, normalize=True)
-        shown, labels = features.train, features.train_labels  # of those that can be read
-        fitting, choosing, final = split(labels, min(shots or 1, 2))
-        texts = class_embeddings(encoders.text_embeds, names, templates)
-        zeroshot = np.pad(_ZEROSHOT_SCALE * texts, ((0, 0), (0, 1)))  # [C, D + 1], no bias
-        weight = alpha
-        if weight is None:
-            known, others = (shown[fitting], labels[fitting]), (shown[choosing], labels[choosing])
-            weight = _chosen_alpha(*known, *others, zeroshot, output)
-        gaussian = discriminant(shown[final], labels[final], len(names))
-        hits = _hits(features, names, zeroshot, gaussian, weight)
-        output.outcomes({"images": {**features.test_items, **hits}})
-        return {
-            "images": count(len(features.test)),
-            "train_images": count(int(final.sum())),
-            "alpha": Metric(weight),
-            **{name: mean_with_interval(h, chance=1 / len(names)) for name, h in hits.items()},
-        }
+    def open(self) -> Evaluator:
+        """Opens the data.
 
-    return evaluate
+        Returns:
+          An evaluator (see evals/__init__.py) that gives `zeroshot_top1`, `gda_top1`,
+          `ensemble_top1` with intervals and `chance_…`; `alpha`; `images` and `train_images`, how
+          many were scored and how many the Gaussians come from. Detail of a choice: `alphas.json`.
+          Outcomes: each of `images` has its `label`, `zeroshot_top1`, `gda_top1` and
+          `ensemble_top1`.
 
+        Raises:
+          UserError: what is wrong with the data; in an evaluation, a class has fewer than two images
+            that can be read, or without `shots` none.
+        """
+        key = f"config.evals.{self.name}"
+        data = open_train_and_test(
+            self.name,
+            self.train,
+            self.test,
+            classes=self.classes,
+            image_key=self.image_key,
+            label_key=self.label_key,
+        )
+        names, templates = data.train.classes, self.templates or data.train.templates
 
-def _check_settings(key, shots, alpha, validation_share):
-    if shots is not None and shots < 2:
-        raise UserError(f"{key}.shots {shots} must be at least 2: one image has no covariance")
-    if alpha is not None and not alpha >= 0:
-        raise UserError(f"{key}.alpha {alpha} must be at least 0")
-    check_share(key, validation_share)
+        def split(labels, least):
+            """(images that α is chosen with, that it is chosen on, of the result), bool [N]."""
+            needs = {
+                "also_validation": self.shots is not None and self.alpha is None,
+                "least": least,
+            }
+            if missing := missing_images(labels, names, self.shots or 1, **needs):
+                raise UserError(f"{key}.train {missing}")
+            if self.shots is not None:
+                own, further = k_shot(places_in_class(labels, self.seed), self.shots)
+                return own, further, own
+            everything = np.ones(len(labels), bool)
+            if self.alpha is not None:
+                return everything, ~everything, everything
+            is_held = held_out(labels, self.validation_share, self.seed, f"{key}.train", "alpha")
+            return ~is_held, is_held, everything
+
+        split(data.train.labels, self.shots)
+
+        def evaluate(encoders, output):
+            features = data.features(encoders, normalize=True)
+            shown, labels = features.train, features.train_labels  # of those that can be read
+            fitting, choosing, final = split(labels, min(self.shots or 1, 2))
+            texts = class_embeddings(encoders.text_embeds, names, templates)
+            zeroshot = np.pad(_ZEROSHOT_SCALE * texts, ((0, 0), (0, 1)))  # [C, D + 1], no bias
+            weight = self.alpha
+            if weight is None:
+                known, others = (
+                    (shown[fitting], labels[fitting]),
+                    (shown[choosing], labels[choosing]),
+                )
+                weight = _chosen_alpha(*known, *others, zeroshot, output)
+            gaussian = discriminant(shown[final], labels[final], len(names))
+            hits = _hits(features, names, zeroshot, gaussian, weight)
+            output.outcomes({"images": {**features.test_items, **hits}})
+            return {
+                "images": count(len(features.test)),
+                "train_images": count(int(final.sum())),
+                "alpha": Metric(weight),
+                **{name: mean_with_interval(h, chance=1 / len(names)) for name, h in hits.items()},
+            }
+
+        return evaluate
 
 
 def _hits(features, names, zeroshot, gaussian, weight):

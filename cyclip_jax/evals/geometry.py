@@ -3,13 +3,15 @@
 In all functions `images` and `texts` are the unit-norm embeddings of N pairs, float64 [N, D].
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.data.labelled import open_images
+from cyclip_jax.evals.checks import check_named, check_types
+from cyclip_jax.evals.data.labelled import check_images, open_images
 from cyclip_jax.evals.data.superclasses import normal, read_superclasses
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.known_metrics import KNOWN
@@ -28,70 +30,89 @@ _ROUNDING = 1e-12
 _OF_EVERY_MODEL = ("alignment", "uniformity", "modality_gap")
 
 
-def geometry(
-    name: str,
-    *,
-    pairs: str,
-    reference: str | None = None,
-    image_key: str | None = None,
-    caption_key: str | Sequence[str] | None = None,
-    superclasses: str | None = None,
-) -> Evaluator:
+@dataclasses.dataclass(frozen=True)
+class Geometry:
     """Measures held-out pairs' embeddings; a picture with several captions counts once.
 
-    Args:
+    Attributes:
       name: of the evaluation, for messages.
       pairs: file of images and captions, as data.train.
       reference: pairs whose mean and covariance whiten these; default the other half of `pairs`.
       image_key, caption_key: as in config.data.
       superclasses: by which the report orders and marks the pairs, see `read_superclasses`.
 
-    Returns:
-      An evaluator (see evals/__init__.py) that gives
-      `alignment`, the mean of ⟨I_j,T_j⟩, and `uniformity`, the log of the mean over j ≠ k of
-      exp(−⟨I_j,T_k⟩) (Goel et al. 2022, section 4.4);
-      `modality_gap`, the distance between the means (Liang et al. 2022), and
-      `modality_separability`, the share of embeddings that a least-squares classifier fitted on one
-      half of the pairs puts into their modality in the other;
-      `image_effective_rank` and `text_effective_rank` (see `effective_rank`);
-      `image_conformity` and `text_conformity`, the mean cosine to the others of the modality, and
-      `conformity_correlation`, over the pairs (Levi and Gilboa 2024);
-      `image_log_likelihood` and `text_log_likelihood`, means in nats per dimension (see
-      `whitened_log_likelihood`; Betser et al. 2025); `pairs`. Intervals stand beside the alignment,
-      the gap, the conformities and the likelihoods. Outcomes: each of `pairs` has its part in these
-      five kinds, and whether its two embeddings were told apart, `modality_separability` [N, 2].
-
     Raises:
-      UserError: what is wrong with the data, or, on evaluation, fewer than four pictures.
+      UserError: the settings alone show that something is wrong.
     """
-    key = f"config.evals.{name}"
-    columns = {"image_key": image_key, "caption_key": caption_key}
-    pair_set = open_images(pairs, config_key=f"{key}.pairs", **columns)
-    reference_set = None
-    if reference is not None:
-        reference_set = open_images(reference, config_key=f"{key}.reference", **columns)
-    by_class = {}
-    if superclasses is not None:
-        by_class = read_superclasses(superclasses, config_key=f"{key}.superclasses")
 
-    def evaluate(encoders, output):
-        embeds = encoders.pair_embeds(pair_set)
-        images, texts = embeds.images.astype(np.float64), embeds.texts.astype(np.float64)
-        if len(images) < 4:
-            raise UserError(f"{pairs} has fewer than four pictures that can be read")
-        if not (np.isfinite(images).all() and np.isfinite(texts).all()):  # the run has diverged
-            return {name: KNOWN[name].metric(np.nan) for name in _OF_EVERY_MODEL}
-        references = None
-        if reference_set is not None:
-            found = encoders.pair_embeds(reference_set)
-            references = found.images.astype(np.float64), found.texts.astype(np.float64)
-        metrics, outcomes = _measured(images, texts, references)
-        output.outcomes({"pairs": {"index": embeds.index, **outcomes}})
-        groups = [by_class.get(normal(caption), "") for caption in embeds.captions]
-        _write_drawn(output, images, texts, np.array(embeds.captions), np.array(groups))
-        return metrics
+    name: str
+    _: dataclasses.KW_ONLY
+    pairs: str
+    reference: str | None = None
+    image_key: str | None = None
+    caption_key: str | Sequence[str] | None = None
+    superclasses: str | None = None
 
-    return evaluate
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_named(self, "superclasses")
+        for key in ("pairs", "reference"):
+            if (path := getattr(self, key)) is not None:
+                check_images(path, config_key=f"config.evals.{self.name}.{key}", **self._columns)
+
+    @property
+    def _columns(self):
+        return {"image_key": self.image_key, "caption_key": self.caption_key}
+
+    def open(self) -> Evaluator:
+        """Opens the data.
+
+        Returns:
+          An evaluator (see evals/__init__.py) that gives `alignment`, the mean of ⟨I_j,T_j⟩, and
+          `uniformity`, the log of the mean over j ≠ k of exp(−⟨I_j,T_k⟩) (Goel et al. 2022, section
+          4.4); `modality_gap`, the distance between the means (Liang et al. 2022), and
+          `modality_separability`, the share of embeddings that a least-squares classifier fitted on
+          one half of the pairs puts into their modality in the other; `image_effective_rank` and
+          `text_effective_rank` (see `effective_rank`); `image_conformity` and `text_conformity`,
+          the mean cosine to the others of the modality, and `conformity_correlation`, over the
+          pairs (Levi and Gilboa 2024); `image_log_likelihood` and `text_log_likelihood`, means in
+          nats per dimension (see `whitened_log_likelihood`; Betser et al. 2025); `pairs`. Intervals
+          stand beside the alignment, the gap, the conformities and the likelihoods. Outcomes: each
+          of `pairs` has its part in these five kinds, and whether its two embeddings were told
+          apart, `modality_separability` [N, 2].
+
+        Raises:
+          UserError: what is wrong with the data, or, on evaluation, fewer than four pictures.
+        """
+        key = f"config.evals.{self.name}"
+        pair_set = open_images(self.pairs, config_key=f"{key}.pairs", **self._columns)
+        reference_set = None
+        if self.reference is not None:
+            reference_set = open_images(
+                self.reference, config_key=f"{key}.reference", **self._columns
+            )
+        by_class = {}
+        if self.superclasses is not None:
+            by_class = read_superclasses(self.superclasses, config_key=f"{key}.superclasses")
+
+        def evaluate(encoders, output):
+            embeds = encoders.pair_embeds(pair_set)
+            images, texts = embeds.images.astype(np.float64), embeds.texts.astype(np.float64)
+            if len(images) < 4:
+                raise UserError(f"{self.pairs} has fewer than four pictures that can be read")
+            if not (np.isfinite(images).all() and np.isfinite(texts).all()):  # the run has diverged
+                return {name: KNOWN[name].metric(np.nan) for name in _OF_EVERY_MODEL}
+            references = None
+            if reference_set is not None:
+                found = encoders.pair_embeds(reference_set)
+                references = found.images.astype(np.float64), found.texts.astype(np.float64)
+            metrics, outcomes = _measured(images, texts, references)
+            output.outcomes({"pairs": {"index": embeds.index, **outcomes}})
+            groups = [by_class.get(normal(caption), "") for caption in embeds.captions]
+            _write_drawn(output, images, texts, np.array(embeds.captions), np.array(groups))
+            return metrics
+
+        return evaluate
 
 
 def _measured(images, texts, references):

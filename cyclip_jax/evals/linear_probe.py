@@ -3,6 +3,8 @@
 It is the probe of Goel et al. 2022. For that of Radford et al. 2021 see logistic_probe.py.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,31 +12,18 @@ import optax
 from jaxtyping import Float, Int
 
 from cyclip_jax.data.order import order
-from cyclip_jax.errors import UserError
-from cyclip_jax.evals.data.labelled import open_train_and_test
+from cyclip_jax.evals.checks import check_at_least, check_named, check_types
+from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import count
 from cyclip_jax.evals.statistics.probes import probe_scores
 
 
-def linear_probe(
-    name: str,
-    *,
-    train: str,
-    test: str,
-    batch_size: int = 16,
-    epochs: int = 32,
-    learning_rate: float = 5e-3,
-    weight_decay: float = 0.01,
-    normalize: bool = False,
-    seed: int = 0,
-    classes: str | None = None,
-    image_key: str | None = None,
-    label_key: str | None = None,
-) -> Evaluator:
+@dataclasses.dataclass(frozen=True)
+class LinearProbe:
     """Trains a linear classifier on image features over epochs by AdamW, and tests it.
 
-    Args:
+    Attributes:
       name: of the evaluation, for messages.
       train, test: labelled images, as `open_labelled` reads them; the classes are those of `train`.
       batch_size, epochs, learning_rate, weight_decay: as `train_classifier`; the defaults are those
@@ -43,41 +32,71 @@ def linear_probe(
       seed: of the initial weights and of the order.
       classes, image_key, label_key: of both data sets, see `open_labelled`.
 
-    Returns:
-      An evaluator (see evals/__init__.py) that gives `top1` and `top5` (fractions, those of k below
-      the number of classes), `chance_…`, what a random order of the classes gets, and
-      `mean_per_class`, as zeroshot; `images` and `train_images`, how many were scored and trained
-      on. Outcomes: each of `images` has its `top<k>` and its `label`.
-
     Raises:
-      UserError: what is wrong with the data or a setting.
+      UserError: the settings alone show that something is wrong.
     """
-    key = f"config.evals.{name}"
-    if batch_size < 1:
-        raise UserError(f"{key}.batch_size {batch_size} must be at least 1")
-    data = open_train_and_test(
-        name, train, test, classes=classes, image_key=image_key, label_key=label_key
-    )
 
-    def evaluate(encoders, output):
-        features = data.features(encoders, normalize)
-        kernel, bias = train_classifier(
-            features.train,
-            features.train_labels,
-            len(data.train.classes),
-            batch_size=batch_size,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            seed=seed,
+    name: str
+    _: dataclasses.KW_ONLY
+    train: str
+    test: str
+    batch_size: int = 16
+    epochs: int = 32
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.01
+    normalize: bool = False
+    seed: int = 0
+    classes: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_at_least(self, 1, "batch_size", "epochs")
+        check_at_least(self, 0, "learning_rate", "weight_decay", "seed")
+        check_named(self, "classes")
+        check_train_and_test(self.name, self.train, self.test)
+
+    def open(self) -> Evaluator:
+        """Opens the data.
+
+        Returns:
+          An evaluator (see evals/__init__.py) that gives `top1` and `top5` (fractions, those of k
+          below the number of classes), `chance_…`, what a random order of the classes gets, and
+          `mean_per_class`, as zeroshot; `images` and `train_images`, how many were scored and
+          trained on. Outcomes: each of `images` has its `top<k>` and its `label`.
+
+        Raises:
+          UserError: what is wrong with the data.
+        """
+        data = open_train_and_test(
+            self.name,
+            self.train,
+            self.test,
+            classes=self.classes,
+            image_key=self.image_key,
+            label_key=self.label_key,
         )
-        return {
-            "images": count(len(features.test)),
-            "train_images": count(len(features.train)),
-            **probe_scores(features, kernel, bias, output),
-        }
 
-    return evaluate
+        def evaluate(encoders, output):
+            features = data.features(encoders, self.normalize)
+            kernel, bias = train_classifier(
+                features.train,
+                features.train_labels,
+                len(data.train.classes),
+                batch_size=self.batch_size,
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                weight_decay=self.weight_decay,
+                seed=self.seed,
+            )
+            return {
+                "images": count(len(features.test)),
+                "train_images": count(len(features.train)),
+                **probe_scores(features, kernel, bias, output),
+            }
+
+        return evaluate
 
 
 def train_classifier(

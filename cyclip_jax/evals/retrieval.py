@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
-from cyclip_jax.errors import UserError
-from cyclip_jax.evals.data.pairs import Pairs, distinct, open_pairs
+from cyclip_jax.evals.checks import check_at_least, check_types
+from cyclip_jax.evals.data.pairs import Pairs, check_pairs, distinct, open_pairs
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.known_metrics import KNOWN, LOSS
 from cyclip_jax.evals.metric import FURTHER_SHARE, SHARE, Metric, count, share_at
@@ -26,27 +26,15 @@ _GALLERY_IMAGES = 6  # for each caption
 _PUBLISHED_PLACES = 5
 
 
-def retrieval(
-    name: str,
-    *,
-    pairs: str,
-    source: str = "auto",
-    images: str | None = None,
-    split: str = "test",
-    image_key: str | None = None,
-    caption_key: str | Sequence[str] | None = None,
-    delimiter: str = ",",
-    gallery_captions: int = 0,
-    captions_per_image: int | None = None,
-    published_recall: bool = False,
-) -> Evaluator:
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
     """Scores held-out pairs.
 
     Each picture is embedded once, however many captions it has. Pictures or captions that stand in
     several pairs are one query with several partners: it hits at k when any partner is among its
     first k.
 
-    Args:
+    Attributes:
       name: of the evaluation.
       pairs: file of images and captions, as data.train; or Karpathy's .json of COCO or Flickr30k;
         or a folder in CLIP_benchmark's layout. See `open_pairs`.
@@ -58,57 +46,82 @@ def retrieval(
         for COCO and Flickr30k; None scores all.
       published_recall: adds `image_to_text_recall@k_as_published`, see `published_recall_of`.
 
-    Returns:
-      An evaluator (see evals/__init__.py) that gives `image_to_text_recall@k` and
-      `text_to_image_recall@k` (fractions), `mean_recall` over these six, and
-      `image_to_text_median_rank` and `text_to_image_median_rank` (1 is first), each with its
-      interval over images, of which one carries all its captions, and those that share a caption
-      are one draw; `chance_…`, the recall that a random order gets; the training loss's terms, as
-      means over groups of batch_size pairs in file order, the last group smaller;
-      `inmodal_consistency` and `crossmodal_consistency` over all pairs, with intervals over images;
-      `images`, `captions`, `pairs`: what was scored. Detail: `gallery.json`. Outcomes: each of
-      `images` and of `captions` has its recalls and its rank, 1 is first, and `cluster`, the draw
-      that it belongs to; each caption the `image` of its first pair; each of `pairs` its `image`
-      and its part in the two consistencies.
-
     Raises:
-      UserError: what is wrong with the data, or no caption per image.
+      UserError: the settings alone show that something is wrong.
     """
-    config_key = f"config.evals.{name}"
-    if captions_per_image is not None and captions_per_image < 1:
-        raise UserError(f"{config_key}.captions_per_image must be at least 1, or None")
-    read_pairs = open_pairs(
-        pairs,
-        config_key=config_key,
-        source=source,
-        images=images,
-        split=split,
-        image_key=image_key,
-        caption_key=caption_key,
-        delimiter=delimiter,
-    )
 
-    def evaluate(encoders, output):
-        scored = _scored(read_pairs(), encoders, captions_per_image)
-        recalls = recall_of_ranks(
-            scored.image_ranks, scored.text_ranks, scored.image_ids, scored.text_ids
-        )
-        pair_embeds = scored.image_embeds[scored.image_ids], scored.text_embeds[scored.text_ids]
-        consistencies, parts = cyclic_consistencies(*pair_embeds, clusters=scored.image_ids)
-        output.outcomes(_outcomes(scored, parts))
-        if gallery_captions and output.is_wanted:
-            output.json("gallery", _gallery(scored, gallery_captions))
+    name: str
+    _: dataclasses.KW_ONLY
+    pairs: str
+    source: str = "auto"
+    images: str | None = None
+    split: str | None = "test"
+    image_key: str | None = None
+    caption_key: str | Sequence[str] | None = None
+    delimiter: str = ","
+    gallery_captions: int = 0
+    captions_per_image: int | None = None
+    published_recall: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_at_least(self, 0, "gallery_captions")
+        check_at_least(self, 1, "captions_per_image")
+        check_pairs(self.pairs, images=self.images, **self._reading)
+
+    @property
+    def _reading(self):
+        """How the pairs are read, for messages too."""
         return {
-            **_mean_loss(encoders, *pair_embeds),
-            **consistencies,
-            **recalls,
-            **(published_recall_of(recalls) if published_recall else {}),
-            "images": count(len(scored.image_embeds)),
-            "captions": count(len(scored.text_embeds)),
-            "pairs": count(len(scored.kept)),
+            "config_key": f"config.evals.{self.name}",
+            "source": self.source,
+            "image_key": self.image_key,
+            "caption_key": self.caption_key,
+            "delimiter": self.delimiter,
         }
 
-    return evaluate
+    def open(self) -> Evaluator:
+        """Opens the data.
+
+        Returns:
+          An evaluator (see evals/__init__.py) that gives `image_to_text_recall@k` and
+          `text_to_image_recall@k` (fractions), `mean_recall` over these six, and
+          `image_to_text_median_rank` and `text_to_image_median_rank` (1 is first), each with its
+          interval over images, of which one carries all its captions, and those that share a
+          caption are one draw; `chance_…`, the recall that a random order gets; the training loss's
+          terms, as means over groups of batch_size pairs in file order, the last group smaller;
+          `inmodal_consistency` and `crossmodal_consistency` over all pairs, with intervals over
+          images; `images`, `captions`, `pairs`: what was scored. Detail: `gallery.json`. Outcomes:
+          each of `images` and of `captions` has its recalls and its rank, 1 is first, and
+          `cluster`, the draw that it belongs to; each caption the `image` of its first pair; each
+          of `pairs` its `image` and its part in the two consistencies.
+
+        Raises:
+          UserError: what is wrong with the data.
+        """
+        read_pairs = open_pairs(self.pairs, images=self.images, split=self.split, **self._reading)
+
+        def evaluate(encoders, output):
+            scored = _scored(read_pairs(), encoders, self.captions_per_image)
+            recalls = recall_of_ranks(
+                scored.image_ranks, scored.text_ranks, scored.image_ids, scored.text_ids
+            )
+            pair_embeds = scored.image_embeds[scored.image_ids], scored.text_embeds[scored.text_ids]
+            consistencies, parts = cyclic_consistencies(*pair_embeds, clusters=scored.image_ids)
+            output.outcomes(_outcomes(scored, parts))
+            if self.gallery_captions and output.is_wanted:
+                output.json("gallery", _gallery(scored, self.gallery_captions))
+            return {
+                **_mean_loss(encoders, *pair_embeds),
+                **consistencies,
+                **recalls,
+                **(published_recall_of(recalls) if self.published_recall else {}),
+                "images": count(len(scored.image_embeds)),
+                "captions": count(len(scored.text_embeds)),
+                "pairs": count(len(scored.kept)),
+            }
+
+        return evaluate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +178,7 @@ def _scored(dataset, encoders, captions_per_image):
 
 
 def _outcomes(scored, parts):
-    """What became of each image, caption and pair, see `retrieval`."""
+    """What became of each image, caption and pair, see `Retrieval`."""
     unit_of_image, unit_of_text = units(scored.image_ids, scored.text_ids)
     caption_index = distinct(scored.dataset.captions)[0]  # equal captions are one
     image_of_pair = scored.index[scored.image_ids]

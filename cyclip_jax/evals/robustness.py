@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import inspect
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +12,15 @@ from etils import epath
 from jaxtyping import Bool, Float, Int
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.checks import check_named, check_type, check_types
 from cyclip_jax.evals.data.keys import are_wordnet_ids
-from cyclip_jax.evals.data.labelled import LabelledImages, open_settings
+from cyclip_jax.evals.data.labelled import (
+    PRESET,
+    LabelledImages,
+    check_labelled,
+    open_labelled,
+    open_named,
+)
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import SHARE, About, Metric, Unit, count
 from cyclip_jax.evals.statistics.classification import Embedded, embed, ranks_of_label
@@ -43,14 +51,8 @@ class Line:
 LINES = {"imagenetv2": Line(1.2, -0.09, "linear")}
 
 
-def robustness(
-    name: str,
-    *,
-    reference: Mapping[str, Any],
-    shifts: Mapping[str, Mapping[str, Any] | None],
-    models: str | None = None,
-    scale: str = "logit",
-) -> Evaluator:
+@dataclasses.dataclass(frozen=True)
+class Robustness:
     """Zero-shot accuracy on distribution shifts, beside that on the set they have shifted from.
 
     Effective robustness is the accuracy on a shift less what models of standard training have at
@@ -59,7 +61,7 @@ def robustness(
     images of these classes, scored among them alone; `models` is to have it so too. Classes are the
     same by their WordNet ids or their names.
 
-    Args:
+    Attributes:
       name: of the evaluation, for messages.
       reference: settings of `zeroshot`, as {"preset": "imagenet"}; a `type` may be among them.
       shifts: {name: settings of `zeroshot`}; one that is None, or whose folder is, is left out. A
@@ -69,63 +71,117 @@ def robustness(
         fractions where no number is above 1; a cell may be empty.
       scale: "logit", as Taori et al. 2020, or "linear": in what the line of `models` is fitted.
 
-    Returns:
-      An evaluator (see evals/__init__.py) that gives `reference_top1`, `<shift>_top1`, and for each
-      shift with a line `<shift>_effective`, in fractions and with intervals; `<shift>_reference`,
-      the accuracy that the line is taken at; and `<shift>_images`, `images`, how many were scored.
-      Details: `robustness.json`. Outcomes: each image of `reference` and of every `<shift>` has its
-      `label` and its `…_top1`; where a shift has a line, each of `<shift>_reference`, the reference
-      set's images of its classes, has its `<shift>_reference`.
-
     Raises:
-      UserError: what is wrong with the data or with `models`.
+      UserError: the settings alone show that something is wrong.
     """
-    key = f"config.evals.{name}"
-    reference_set = open_settings(reference, f"{key}.reference")
-    shift_sets = {
-        shift: open_settings(settings, f"{key}.shifts.{shift}")
-        for shift, settings in dict(shifts).items()
-        if settings is not None and ("folder" not in settings or settings["folder"] is not None)
-    }
-    if not shift_sets:
-        raise UserError(f"{key}.shifts is empty; name zero-shot settings there")
-    if scale not in ("logit", "linear"):
-        raise UserError(f"{key}.scale is {scale!r}; choose 'logit' or 'linear'")
-    common = {
-        shift: common_classes(reference_set, shift_set) for shift, shift_set in shift_sets.items()
-    }
-    known = [] if models is None else read_models(epath.Path(models), list(shift_sets))
-    lines = LINES | _fit_lines(known, list(shift_sets), scale, models)
 
-    def evaluate(encoders, output):
-        embedded = embed(encoders, reference_set)
-        hits, own = hits_among(embedded, reference_set, np.arange(len(reference_set.classes)))
-        metrics = {"reference_top1": mean_with_interval(hits), "images": count(len(hits))}
-        outcomes = {"reference": _outcomes(embedded, own, "reference_top1", hits)}
-        table = []
-        for shift, shift_set in shift_sets.items():
-            shifted = embed(encoders, shift_set)
-            every_class = np.arange(len(shift_set.classes))
-            shift_hits, own = hits_among(shifted, shift_set, every_class)
-            outcomes[shift] = _outcomes(shifted, own, f"{shift}_top1", shift_hits)
-            hits, own = hits_among(embedded, reference_set, common[shift])
-            line = lines.get(shift)
-            if line is not None:
-                name = f"{shift}_reference"
-                outcomes[name] = _outcomes(embedded, own, name, hits)
-            row, further = _score(shift, shift_hits, hits, line)
-            table.append(row)
-            metrics |= further
-        content = {
-            "reference": _bounded(metrics["reference_top1"]),
-            "shifts": table,
-            "models": known,
+    name: str
+    _: dataclasses.KW_ONLY
+    reference: Mapping[str, Any]
+    shifts: Mapping[str, Mapping[str, Any] | None]
+    models: str | None = None
+    scale: str = "logit"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        key = f"config.evals.{self.name}"
+        _zeroshot_data(self.reference, f"{key}.reference")
+        if not self._shift_sets():
+            raise UserError(f"{key}.shifts is empty; name zero-shot settings there")
+        if self.scale not in ("logit", "linear"):
+            raise UserError(f"{key}.scale is {self.scale!r}; choose 'logit' or 'linear'")
+        check_named(self, "models")
+
+    def _shift_sets(self):
+        """{name: what `_zeroshot_data` makes of a shift that is not left out}."""
+        chosen = {}
+        for shift, settings in dict(self.shifts).items():
+            where = f"config.evals.{self.name}.shifts.{shift}"
+            check_type(where, settings, Mapping[str, Any] | None)
+            if settings is not None and settings.get("folder", "") is not None:
+                chosen[shift] = _zeroshot_data(settings, where)
+        return chosen
+
+    def open(self) -> Evaluator:
+        """Opens the data.
+
+        Returns:
+          An evaluator (see evals/__init__.py) that gives `reference_top1`, `<shift>_top1`, and for
+          each shift with a line `<shift>_effective`, in fractions and with intervals;
+          `<shift>_reference`, the accuracy that the line is taken at; and `<shift>_images`,
+          `images`, how many were scored. Details: `robustness.json`. Outcomes: each image of
+          `reference` and of every `<shift>` has its `label` and its `…_top1`; where a shift has a
+          line, each of `<shift>_reference`, the reference set's images of its classes, has its
+          `<shift>_reference`.
+
+        Raises:
+          UserError: what is wrong with the data or with `models`.
+        """
+        where = f"config.evals.{self.name}.reference"
+        reference_set = open_named(**_zeroshot_data(self.reference, where))
+        shift_sets = {shift: open_named(**data) for shift, data in self._shift_sets().items()}
+        common = {
+            shift: common_classes(reference_set, shift_set)
+            for shift, shift_set in shift_sets.items()
         }
-        output.json("robustness", content)
-        output.outcomes(outcomes)
-        return metrics
+        known = (
+            [] if self.models is None else read_models(epath.Path(self.models), list(shift_sets))
+        )
+        lines = LINES | _fit_lines(known, list(shift_sets), self.scale, self.models)
 
-    return evaluate
+        def evaluate(encoders, output):
+            embedded = embed(encoders, reference_set)
+            hits, own = hits_among(embedded, reference_set, np.arange(len(reference_set.classes)))
+            metrics = {"reference_top1": mean_with_interval(hits), "images": count(len(hits))}
+            outcomes = {"reference": _outcomes(embedded, own, "reference_top1", hits)}
+            table = []
+            for shift, shift_set in shift_sets.items():
+                shifted = embed(encoders, shift_set)
+                every_class = np.arange(len(shift_set.classes))
+                shift_hits, own = hits_among(shifted, shift_set, every_class)
+                outcomes[shift] = _outcomes(shifted, own, f"{shift}_top1", shift_hits)
+                hits, own = hits_among(embedded, reference_set, common[shift])
+                line = lines.get(shift)
+                if line is not None:
+                    name = f"{shift}_reference"
+                    outcomes[name] = _outcomes(embedded, own, name, hits)
+                row, further = _score(shift, shift_hits, hits, line)
+                table.append(row)
+                metrics |= further
+            content = {
+                "reference": _bounded(metrics["reference_top1"]),
+                "shifts": table,
+                "models": known,
+            }
+            output.json("robustness", content)
+            output.outcomes(outcomes)
+            return metrics
+
+        return evaluate
+
+
+def _zeroshot_data(settings, config_key):
+    """The keyword arguments of `open_named` for the data that zero-shot settings name."""
+    check_type(config_key, settings, Mapping[str, Any])
+    settings = dict(settings)
+    kind = settings.pop("type", "zeroshot")
+    if kind != "zeroshot":
+        raise UserError(f"{config_key}.type is {kind!r}; leave it out, or set it to 'zeroshot'")
+    if "folder" not in settings and settings.get("preset"):
+        settings["folder"] = f"{PRESET}{settings['preset']}"
+    folder = settings.pop("folder", None)
+    try:
+        inspect.signature(open_labelled).bind(folder, config_key=config_key, **settings)
+    except TypeError as error:
+        raise UserError(f"{config_key}: {error}") from error
+    if folder is None:
+        raise UserError(f"{config_key}.folder is empty; set it to labelled pictures")
+    for key, value in settings.items():
+        check_type(f"{config_key}.{key}", value, str | None)
+    check_type(f"{config_key}.folder", folder, str)
+    place = {"config_key": f"{config_key}.folder", "data": folder}
+    check_labelled(**place, split=settings.get("split"), preset=settings.get("preset"))
+    return place | settings
 
 
 def _outcomes(embedded, own, name, hits):
@@ -220,7 +276,7 @@ def common_classes(reference: LabelledImages, shift: LabelledImages) -> Int[np.n
 
 
 def read_models(path: epath.Path, shifts: Sequence[str]) -> list[dict[str, Any]]:
-    """Accuracies of reference models, see `robustness`.
+    """Accuracies of reference models, see `Robustness`.
 
     Args:
       path: the CSV.

@@ -1,8 +1,11 @@
 """Zero-shot classification of labelled images."""
 
+import dataclasses
+
 import numpy as np
 
-from cyclip_jax.evals.data.labelled import open_named
+from cyclip_jax.evals.checks import check_named, check_types
+from cyclip_jax.evals.data.labelled import check_labelled, open_named
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import count
 from cyclip_jax.evals.statistics.classification import (
@@ -18,57 +21,75 @@ _TOP = (1, 3, 5, 10)
 _MOST_CONFUSIONS = 2000  # classes; with more the matrix of confusions is not written
 
 
-def zeroshot(
-    name: str,
-    *,
-    folder: str,
-    split: str | None = None,
-    classes: str | None = None,
-    image_key: str | None = None,
-    label_key: str | None = None,
-    preset: str | None = None,
-) -> Evaluator:
+@dataclasses.dataclass(frozen=True)
+class Zeroshot:
     """Top-k accuracy with class embeddings made from templates (Radford et al. 2021, section 3.1).
 
-    Args:
+    Attributes:
       name: of the evaluation, for messages.
       folder: the labelled pictures in any layout of `open_labelled`, which has the other settings
         too; "preset:cifar10" is one of known.PRESETS where TensorFlow Datasets has it.
       split, classes, image_key, label_key, preset: see there. Without templates the prompt is "a
         photo of a {}.".
 
-    Returns:
-      An evaluator (see evals/__init__.py) that gives `top1`, `top3`, `top5`, `top10` as fractions,
-      those of k below the number of classes, with intervals, and `chance_…`; `mean_per_class`, the
-      mean over the classes with images of each one's top1, with its interval; `images`, how many
-      were scored, and `classes`. Details: `classes.json`, and `confusion.npz` with counts [C, C],
-      true by predicted, of up to 2,000 classes. Outcomes: each of `images` has its `top<k>` and its
-      `label`.
-
     Raises:
-      UserError: what is wrong with the data.
+      UserError: the settings alone show that something is wrong.
     """
-    dataset = open_named(
-        folder,
-        config_key=f"config.evals.{name}.folder",
-        split=split,
-        classes=classes,
-        image_key=image_key,
-        label_key=label_key,
-        preset=preset,
-    )
 
-    def evaluate(encoders, output):
-        images, class_embeds, labels, index = embed(encoders, dataset)
-        ranks = ranks_of_label(images, class_embeds, labels, names=dataset.classes)
-        metrics, hits = top_k(ranks, labels, len(dataset.classes), _TOP)
-        output.outcomes({"images": {"index": index, "label": labels, **hits}})
-        if output.is_wanted:
-            predictions = predicted(images, class_embeds)
-            output.json("classes", class_table(dataset.classes, ranks < 1, labels, predictions))
-            if len(dataset.classes) <= _MOST_CONFUSIONS:
-                counts = confusion(labels, predictions, len(dataset.classes))
-                output.arrays("confusion", counts=counts, classes=np.asarray(dataset.classes))
-        return {"images": count(len(ranks)), "classes": count(len(dataset.classes)), **metrics}
+    name: str
+    _: dataclasses.KW_ONLY
+    folder: str
+    split: str | None = None
+    classes: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
+    preset: str | None = None
 
-    return evaluate
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_named(self, "classes")
+        check_labelled(
+            self.folder,
+            config_key=f"config.evals.{self.name}.folder",
+            split=self.split,
+            preset=self.preset,
+        )
+
+    def open(self) -> Evaluator:
+        """Opens the data.
+
+        Returns:
+          An evaluator (see evals/__init__.py) that gives `top1`, `top3`, `top5`, `top10` as
+          fractions, those of k below the number of classes, with intervals, and `chance_…`;
+          `mean_per_class`, the mean over the classes with images of each one's top1, with its
+          interval; `images`, how many were scored, and `classes`. Details: `classes.json`, and
+          `confusion.npz` with counts [C, C], true by predicted, of up to 2,000 classes. Outcomes:
+          each of `images` has its `top<k>` and its `label`.
+
+        Raises:
+          UserError: what is wrong with the data.
+        """
+        dataset = open_named(
+            self.folder,
+            config_key=f"config.evals.{self.name}.folder",
+            split=self.split,
+            classes=self.classes,
+            image_key=self.image_key,
+            label_key=self.label_key,
+            preset=self.preset,
+        )
+
+        def evaluate(encoders, output):
+            images, class_embeds, labels, index = embed(encoders, dataset)
+            ranks = ranks_of_label(images, class_embeds, labels, names=dataset.classes)
+            metrics, hits = top_k(ranks, labels, len(dataset.classes), _TOP)
+            output.outcomes({"images": {"index": index, "label": labels, **hits}})
+            if output.is_wanted:
+                predictions = predicted(images, class_embeds)
+                output.json("classes", class_table(dataset.classes, ranks < 1, labels, predictions))
+                if len(dataset.classes) <= _MOST_CONFUSIONS:
+                    counts = confusion(labels, predictions, len(dataset.classes))
+                    output.arrays("confusion", counts=counts, classes=np.asarray(dataset.classes))
+            return {"images": count(len(ranks)), "classes": count(len(dataset.classes)), **metrics}
+
+        return evaluate

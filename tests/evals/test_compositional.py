@@ -11,7 +11,7 @@ from PIL import Image
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
-from cyclip_jax.evals.compositional import compositional, winoground_scores
+from cyclip_jax.evals.compositional import Compositional, winoground_scores
 from cyclip_jax.evals.flat import flat_numbers
 from tests.conftest import unit_rows
 from tests.evals.data.test_pairs import quick
@@ -35,7 +35,7 @@ def write(path, content):
 
 
 def score(path, images, directory=None, encoders=None, **settings):
-    evaluate = compositional("x", examples=str(path), images=str(images), **settings)
+    evaluate = Compositional("x", examples=str(path), images=str(images), **settings).open()
     return flat_numbers(evaluate(quick(encoders or fake_encoders(8)), Output(directory)))
 
 
@@ -104,9 +104,9 @@ def test_winoground_files_are_scored_by_tag(folder, tmp_path, ending):
     table = json.loads((tmp_path / "categories.json").read_text())
     assert [(row["category"], row["examples"]) for row in table] == [("Object", 1), ("Relation", 2)]
     assert table[1]["group_score"] == table[1]["group_score_ci_low"] == 1.0
-    by_tag = compositional(
+    by_tag = Compositional(
         "x", examples=str(path), images=str(folder), layout="winoground", category_key="tag"
-    )
+    ).open()
     by_tag(quick(fake_encoders(8)), Output(tmp_path))
     assert [row["category"] for row in json.loads((tmp_path / "categories.json").read_text())] == [
         "x"
@@ -215,7 +215,7 @@ def test_boxes_are_cut_out_before_anything_else(tmp_path):
         | {"true_caption": "a blue bar", "false_caption": "a red disc"}
         | other,
     ]
-    evaluate = compositional("x", examples=str(write(tmp_path / "boxes.json", rows)))
+    evaluate = Compositional("x", examples=str(write(tmp_path / "boxes.json", rows))).open()
     results = flat_numbers(evaluate(fake_encoders(8), Output()))
     assert (results["accuracy"], results["images"]) == (1.0, 2)
     for row in rows:
@@ -232,10 +232,10 @@ def test_an_example_without_its_picture_is_left_out_of_the_count(folder, tmp_pat
     (tmp_path / "red_bar.png").write_bytes(b"no picture")
     box = {"bbox_x": 0, "bbox_y": 0, "bbox_w": 9, "bbox_h": 9}
     rows = [choice("red_disc", "x"), choice("red_bar", "x"), choice("red_bar", "x", **box)]
-    evaluate = compositional("x", examples=str(write(tmp_path / "some.json", rows)))
+    evaluate = Compositional("x", examples=str(write(tmp_path / "some.json", rows))).open()
     results = flat_numbers(evaluate(fake_encoders(8), Output()))
     assert (results["examples"], results["accuracy"]) == (1, 1.0)
-    evaluate = compositional("x", examples=str(write(tmp_path / "none.json", rows[1:])))
+    evaluate = Compositional("x", examples=str(write(tmp_path / "none.json", rows[1:]))).open()
     with pytest.raises(UserError, match=r"none of the images of .*none.json can be read"):
         evaluate(fake_encoders(8), Output())
 
@@ -316,4 +316,4 @@ def test_wrong_files_are_refused_before_any_picture_is_read(tmp_path, content, s
     if content is not None:
         write(path, content)
     with pytest.raises(UserError, match=message):
-        compositional("x", examples=str(path), **settings)
+        Compositional("x", examples=str(path), **settings).open()

@@ -7,8 +7,8 @@ import pytest
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.consistency import (
+    Consistency,
     coarse_predictions,
-    consistency,
     fine_and_coarse,
     majority_labels,
     neighbour_labels,
@@ -150,7 +150,7 @@ def settings(folder, **more):
 
 @pytest.mark.parametrize("batch_size", [5, 24])
 def test_a_model_that_sees_everything_is_consistent_and_right(folder, tmp_path, batch_size):
-    evaluate = consistency("x", **settings(folder))
+    evaluate = Consistency("x", **settings(folder)).open()
     results = flat_numbers(evaluate(fake_encoders(batch_size), Output(tmp_path / "details")))
     for name in ("consistency@1", "zeroshot_top1", "knn_top1@1", "fine_top1", "coarse_top1"):
         assert (results[name], results[f"{name}_ci_low"]) == (1.0, 1.0)
@@ -164,7 +164,7 @@ def test_a_model_that_mixes_up_two_colours_is_consistently_wrong(folder):
     """Both in image space: the training images of red are where the test images of red are."""
     swap = {"red": "blue", "blue": "red"}
     encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
-    results = flat_numbers(consistency("x", **settings(folder))(encoders, Output()))
+    results = flat_numbers(Consistency("x", **settings(folder)).open()(encoders, Output()))
     assert results["knn_top1@1"] == 1.0
     assert results["consistency@1"] == results["zeroshot_top1"] == pytest.approx(1 / 3)
     assert results["coarse_top1"] == 1.0 and results["fine_top1"] == pytest.approx(1 / 3)
@@ -173,19 +173,19 @@ def test_a_model_that_mixes_up_two_colours_is_consistently_wrong(folder):
 def test_a_collapsed_model_is_not_consistent(folder):
     encoders = fake_encoders(8)
     object.__setattr__(encoders, "encode_features", lambda images: np.ones((len(images), 25)))
-    results = flat_numbers(consistency("x", **settings(folder))(encoders, Output()))
+    results = flat_numbers(Consistency("x", **settings(folder)).open()(encoders, Output()))
     assert results["consistency@1"] == results["zeroshot_top1"] == results["coarse_top1"] == 0.0
 
 
 def test_a_set_is_not_compared_with_itself(folder):
     with pytest.raises(UserError, match=r"x.train and config.evals.x.test are the same pictures"):
-        consistency("x", **settings(folder, test=folder / "train.csv"))
+        Consistency("x", **settings(folder, test=folder / "train.csv")).open()
 
 
 @pytest.mark.parametrize("templates", ["a {}", ("a photo",), ()])
 def test_templates_that_name_no_class_are_refused_at_once(folder, templates):
     with pytest.raises(UserError, match=r"config.evals.x.templates"):
-        consistency("x", **settings(folder, templates=templates))
+        Consistency("x", **settings(folder, templates=templates)).open()
 
 
 def test_cifar_100_has_twenty_superclasses_of_five():
@@ -212,4 +212,4 @@ def test_what_is_wrong_with_superclasses_is_said_at_once(folder, content, messag
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=message):
-        consistency("x", **settings(folder, superclasses=str(path)))
+        Consistency("x", **settings(folder, superclasses=str(path))).open()

@@ -9,7 +9,7 @@ from etils import epath
 from cyclip_jax import defaults, evals
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
-from cyclip_jax.evals.few_shot import checked_shots, few_shot, interval_over_both, possible_shots
+from cyclip_jax.evals.few_shot import FewShot, checked_shots, interval_over_both, possible_shots
 from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.statistics.intervals import interval
 from cyclip_jax.evals.statistics.splits import k_shot, places_in_class
@@ -60,7 +60,7 @@ def blurred_encoders(batch_size):
 
 
 def test_a_model_whose_labels_are_mixed_up_is_half_right_at_every_k(train, swapped, seen, tmp_path):
-    probe = few_shot("x", train=train, test=swapped, shots=(1, 2, 4, 8), seeds=2)
+    probe = FewShot("x", train=train, test=swapped, shots=(1, 2, 4, 8), seeds=2).open()
     results = flat_numbers(probe(seen, Output(epath.Path(tmp_path))))
     tops = ("top1@1", "top1@2", "top1@4")  # no colour has eight pictures
     assert {name for name in results if "ci" not in name} == {
@@ -81,7 +81,7 @@ def test_a_model_whose_labels_are_mixed_up_is_half_right_at_every_k(train, swapp
 
 def test_results_are_means_over_draws_and_do_not_depend_on_the_batch_size(train, again, tmp_path):
     settings = {"train": train, "test": again, "shots": [1, 2]}
-    probe = few_shot("x", **settings)
+    probe = FewShot("x", **settings).open()
     results = flat_numbers(probe(blurred_encoders(7), Output(epath.Path(tmp_path))))
     assert results == flat_numbers(probe(blurred_encoders(24), Output()))
     table = json.loads((tmp_path / "few_shot.json").read_text())
@@ -91,7 +91,7 @@ def test_results_are_means_over_draws_and_do_not_depend_on_the_batch_size(train,
 
 
 def test_the_regularisation_may_be_chosen_on_further_images(train, again, seen, tmp_path):
-    probe = few_shot("x", train=train, test=again, shots=(2, 6), seeds=1, regularization=None)
+    probe = FewShot("x", train=train, test=again, shots=(2, 6), seeds=1, regularization=None).open()
     results = flat_numbers(probe(seen, Output(epath.Path(tmp_path))))
     assert results["top1@2"] == 1.0
     assert "top1@6" not in results  # all six are trained on, none is left to choose by
@@ -122,7 +122,7 @@ def test_the_interval_is_over_draws_and_images():
 
 def test_a_diverged_model_is_never_right(train, again):
     results = flat_numbers(
-        few_shot("x", train=train, test=again, shots=[2])(diverged_encoders(), Output())
+        FewShot("x", train=train, test=again, shots=[2]).open()(diverged_encoders(), Output())
     )
     assert (results["top1@2"], results["top1@2_ci_high"]) == (0, 0)
 
@@ -134,7 +134,7 @@ def test_a_single_k_may_be_a_number():
 
 def test_a_k_that_is_left_out_is_named_with_what_it_lacks(train, again, caplog):
     with caplog.at_level(logging.WARNING):
-        few_shot("x", train=train, test=again, shots=(4, 8))
+        FewShot("x", train=train, test=again, shots=(4, 8)).open()
     (record,) = caplog.records
     assert record.getMessage() == (
         "config.evals.x: top1@8 is left out: train has 6 images of the class 'blue'; "
@@ -168,7 +168,7 @@ def test_the_k_that_readable_pictures_suffice_for(caplog):
 )
 def test_what_is_wrong_is_said_at_once(train, again, settings, message):
     with pytest.raises(UserError, match=message):
-        few_shot("x", train=train, test=again, **settings)
+        FewShot("x", train=train, test=again, **settings).open()
 
 
 def test_an_evaluation_without_data_is_left_out():

@@ -11,10 +11,10 @@ from cyclip_jax import defaults, evals
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.flat import flat_numbers
-from cyclip_jax.evals.gda import discriminant, gda
+from cyclip_jax.evals.gda import Gda, discriminant
 from cyclip_jax.evals.statistics.classification import ranks_of_label
 from cyclip_jax.evals.statistics.logistic import with_constant
-from cyclip_jax.evals.zeroshot import zeroshot
+from cyclip_jax.evals.zeroshot import Zeroshot
 from tests.evals.test_linear_probe import colour_encoders, same_again, write_labels
 from tests.pictures import COLOURS
 
@@ -115,7 +115,7 @@ def test_collapsed_and_diverged_models_are_never_right():
 
 @pytest.mark.parametrize("shots, images", [(None, 24), (2, 8)])
 def test_images_mend_what_names_mix_up(folder, again, seen, tmp_path, shots, images):
-    evaluate = gda("x", train=folder, test=again, shots=shots)
+    evaluate = Gda("x", train=folder, test=again, shots=shots).open()
     results = flat_numbers(evaluate(seen, Output(epath.Path(tmp_path))))
     assert (results["zeroshot_top1"], results["gda_top1"], results["ensemble_top1"]) == (0.5, 1, 1)
     assert results["zeroshot_top1_ci_low"] < 0.5 < results["zeroshot_top1_ci_high"]
@@ -129,14 +129,14 @@ def test_images_mend_what_names_mix_up(folder, again, seen, tmp_path, shots, ima
 
 
 def test_results_do_not_depend_on_the_batch_size(folder, again, seen):
-    evaluate = gda("x", train=folder, test=again, shots=2)
+    evaluate = Gda("x", train=folder, test=again, shots=2).open()
     assert flat_numbers(evaluate(seen, Output())) == flat_numbers(evaluate(encoders(7), Output()))
 
 
 def test_without_weight_the_ensemble_is_zero_shot(folder, again, seen, tmp_path):
-    evaluate = gda("x", train=folder, test=again, alpha=0.0)
+    evaluate = Gda("x", train=folder, test=again, alpha=0.0).open()
     results = flat_numbers(evaluate(seen, Output(epath.Path(tmp_path))))
-    reference = flat_numbers(zeroshot("x", folder=folder)(seen, Output()))
+    reference = flat_numbers(Zeroshot("x", folder=folder).open()(seen, Output()))
     for bound in ("", "_ci_low", "_ci_high"):
         assert results[f"ensemble_top1{bound}"] == results[f"zeroshot_top1{bound}"]
         assert results[f"zeroshot_top1{bound}"] == reference[f"top1{bound}"]
@@ -151,7 +151,7 @@ def test_templates_may_be_given(folder, again, seen):
         texts.extend(batch)
         return seen.tokenize(batch)
 
-    evaluate = gda("x", train=folder, test=again, alpha=1.0, templates=["some {}"])
+    evaluate = Gda("x", train=folder, test=again, alpha=1.0, templates=["some {}"]).open()
     evaluate(dataclasses.replace(encoders(8), tokenize=tokenize), Output())
     assert texts == [f"some {colour}" for colour in COLOURS]
 
@@ -170,11 +170,13 @@ def test_templates_may_be_given(folder, again, seen):
 )
 def test_what_is_wrong_is_said_at_once(folder, again, settings, message):
     with pytest.raises(UserError, match=message):
-        gda("x", train=folder, test=again, **settings)
+        Gda("x", train=folder, test=again, **settings).open()
 
 
 def test_all_images_may_be_shots_where_alpha_is_given(folder, again, seen):
-    results = flat_numbers(gda("x", train=folder, test=again, shots=6, alpha=100.0)(seen, Output()))
+    results = flat_numbers(
+        Gda("x", train=folder, test=again, shots=6, alpha=100.0).open()(seen, Output())
+    )
     assert (results["train_images"], results["ensemble_top1"]) == (24, 1.0)
 
 
@@ -183,13 +185,13 @@ def test_a_class_without_an_image_is_said(tmp_path):
     content = {"classes": [*COLOURS, "pink"], "templates": TEMPLATES}
     (train / "classes.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"x.train has 0 images of the class 'pink'"):
-        gda("x", train=train, test=same_again(train))
+        Gda("x", train=train, test=same_again(train)).open()
 
 
 def test_pictures_that_cannot_be_read_are_left_out_of_the_shots(tmp_path, folder):
     train = write_labels(tmp_path, lambda colour, shape: colour)
     settings = {"train": train, "test": folder, "classes": folder / "classes.json"}
-    evaluate = gda("x", **settings, shots=4, alpha=1.0)
+    evaluate = Gda("x", **settings, shots=4, alpha=1.0).open()
     reds = sorted(train.glob("red_*.png"))
     for picture in reds[:4]:
         picture.write_bytes(b"no picture")
@@ -203,7 +205,7 @@ def test_pictures_that_cannot_be_read_are_left_out_of_the_shots(tmp_path, folder
 def test_no_readable_image_to_choose_alpha_by_is_said(tmp_path, folder):
     train = write_labels(tmp_path, lambda colour, shape: colour)
     settings = {"train": train, "test": folder, "classes": folder / "classes.json"}
-    evaluate = gda("x", **settings, shots=5)
+    evaluate = Gda("x", **settings, shots=5).open()
     for picture in train.glob("*_disc.png"):
         picture.write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"x.train has only 5 images of each class"):

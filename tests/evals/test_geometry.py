@@ -7,10 +7,10 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.geometry import (
+    Geometry,
     along_the_gap,
     conformity,
     effective_rank,
-    geometry,
     plane,
     told_apart,
     uniformity,
@@ -92,7 +92,7 @@ def test_a_model_whose_modalities_coincide(tmp_path, batch_size):
     pairs = write_pairs(tmp_path)
     groups = {shape: [f"a {colour} {shape}" for colour in COLOURS] for shape in SHAPES[1:]}
     (tmp_path / "groups.json").write_text(json.dumps(groups))
-    evaluate = geometry("x", pairs=pairs, superclasses=tmp_path / "groups.json")
+    evaluate = Geometry("x", pairs=pairs, superclasses=tmp_path / "groups.json").open()
     results = flat_numbers(evaluate(fake_encoders(batch_size), Output(tmp_path / "details")))
     # 24 different unit vectors, the same of both modalities.
     assert results["alignment"] == results["alignment_ci_low"] == 1.0
@@ -116,7 +116,7 @@ def test_a_diverged_model_ends_no_run(tmp_path):
     object.__setattr__(
         encoders, "encode_features", lambda images: np.full((len(images), 25), np.nan)
     )
-    results = flat_numbers(geometry("x", pairs=write_pairs(tmp_path))(encoders, Output()))
+    results = flat_numbers(Geometry("x", pairs=write_pairs(tmp_path)).open()(encoders, Output()))
     assert np.isnan(list(results.values())).all()
 
 
@@ -124,16 +124,16 @@ def test_too_few_pictures_are_refused(tmp_path):
     write_pairs(tmp_path)
     (tmp_path / "few.csv").write_text("image,caption\nred_disc.png,a red disc\n")
     with pytest.raises(UserError, match=r"few.csv has fewer than four pictures"):
-        geometry("x", pairs=tmp_path / "few.csv")(fake_encoders(8), Output())
+        Geometry("x", pairs=tmp_path / "few.csv").open()(fake_encoders(8), Output())
 
 
 def test_a_picture_with_several_captions_counts_once(tmp_path):
     pairs = write_pairs(tmp_path)
-    once = flat_numbers(geometry("x", pairs=pairs)(fake_encoders(8), Output()))
+    once = flat_numbers(Geometry("x", pairs=pairs).open()(fake_encoders(8), Output()))
     lines = pairs.read_text().splitlines()
     again = [line.replace(",a ", ",the ") for line in lines[1:]]
     pairs.write_text("\n".join([*lines, *again, *again]))
-    assert flat_numbers(geometry("x", pairs=pairs)(fake_encoders(8), Output())) == once
+    assert flat_numbers(Geometry("x", pairs=pairs).open()(fake_encoders(8), Output())) == once
 
 
 def test_a_collapsed_model_has_no_rank_and_no_likelihood():

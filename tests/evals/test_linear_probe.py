@@ -13,8 +13,8 @@ from cyclip_jax.data.order import order
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.flat import flat_numbers, flattened
-from cyclip_jax.evals.linear_probe import linear_probe, train_classifier
-from cyclip_jax.evals.logistic_probe import logistic_probe
+from cyclip_jax.evals.linear_probe import LinearProbe, train_classifier
+from cyclip_jax.evals.logistic_probe import LogisticProbe
 from cyclip_jax.evals.old_settings import LINEAR_ALONE, LOGISTIC_ALONE
 from cyclip_jax.evals.statistics.splits import held_out, places_in_class
 from cyclip_jax.models.clip import split_model
@@ -115,7 +115,7 @@ def test_a_model_that_sees_everything_is_right(tmp_path):
     test = write_labels(tmp_path / "test", lambda colour, shape: shape)
     rows = (test / "labels.csv").read_text().splitlines()
     (test / "labels.csv").write_text("\n".join(rows[:7]))  # two of the six classes
-    probe = linear_probe("x", train=train, test=test, learning_rate=0.1)
+    probe = LinearProbe("x", train=train, test=test, learning_rate=0.1).open()
     bounds = ("", "_ci_low", "_ci_high")
     tops = {f"{m}{bound}": 1.0 for m in ("top1", "top5", "mean_per_class") for bound in bounds}
     assert flat_numbers(probe(fake_encoders(8), Output())) == tops | {
@@ -131,7 +131,7 @@ def test_a_model_whose_labels_are_mixed_up_in_the_test_is_half_right(tmp_path):
     swap = {"red": "blue", "blue": "red"}
     train = write_labels(tmp_path / "train", lambda colour, shape: colour)
     test = write_labels(tmp_path / "test", lambda colour, shape: swap.get(colour, colour))
-    probe = linear_probe("x", train=train, test=test, learning_rate=0.1)
+    probe = LinearProbe("x", train=train, test=test, learning_rate=0.1).open()
     results = flat_numbers(probe(fake_encoders(8), Output()))
     assert (results["top1"], results["chance_top1"]) == (0.5, 0.25)
     assert "top5" not in results  # of four classes
@@ -149,7 +149,7 @@ def test_features_get_unit_norm_on_demand_alone(tmp_path, normalize, top1):
         encode_features=lambda images: images.mean(axis=(1, 2), dtype=np.float32) / 60,  # [N, 3]
     )
     settings = {"learning_rate": 0.3, "epochs": 60, "normalize": normalize}
-    probe = linear_probe("x", train=tmp_path, test=same_again(tmp_path), **settings)
+    probe = LinearProbe("x", train=tmp_path, test=same_again(tmp_path), **settings).open()
     assert probe(brightness, Output())["top1"].value == top1
 
 
@@ -172,7 +172,7 @@ def test_features_of_a_model_are_its_embeddings_before_the_unit_norm():
 def test_pictures_that_cannot_be_read_are_left_out_of_the_counts(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: shape)
     (train / "red_disc.png").write_bytes(b"no picture")
-    probe = linear_probe("x", train=train, test=same_again(train), epochs=1)
+    probe = LinearProbe("x", train=train, test=same_again(train), epochs=1).open()
     results = flat_numbers(probe(fake_encoders(8), Output()))
     assert (results["images"], results["train_images"]) == (23, 23)
 
@@ -181,21 +181,21 @@ def test_what_is_wrong_with_the_folders_is_said(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: shape)
     test = write_labels(tmp_path / "test", lambda colour, shape: f"a {shape}")
     with pytest.raises(UserError, match=r"test/labels.csv has labels that .*train/labels.csv has"):
-        linear_probe("x", train=train, test=test)
+        LinearProbe("x", train=train, test=test).open()
     with pytest.raises(UserError, match=r"config.evals.x.train"):
-        linear_probe("x", train=tmp_path, test=test)
+        LinearProbe("x", train=tmp_path, test=test).open()
     with pytest.raises(
         UserError, match=r"x.train and .*x.test are the same pictures \(.*labels.csv"
     ):
-        linear_probe("x", train=train, test=train / "labels.csv")
+        LinearProbe("x", train=train, test=train / "labels.csv").open()
     with pytest.raises(UserError, match=r"config.evals.x.batch_size 0"):
-        linear_probe("x", train=train, test=train, batch_size=0)
+        LinearProbe("x", train=train, test=train, batch_size=0).open()
     for path in test.glob("*.png"):
         path.write_bytes(b"no picture")
     labels = (train / "labels.csv").read_text()
     (test / "labels.csv").write_text(labels)
     with pytest.raises(UserError, match=r"none of .*test/labels.csv can be read"):
-        linear_probe("x", train=train, test=test)(fake_encoders(8), Output())
+        LinearProbe("x", train=train, test=test).open()(fake_encoders(8), Output())
 
 
 def test_a_probe_without_data_is_left_out():
@@ -206,7 +206,7 @@ def test_a_probe_without_data_is_left_out():
 
 
 def test_the_defaults_are_those_of_the_published_probe():
-    parameters = inspect.signature(linear_probe).parameters
+    parameters = inspect.signature(LinearProbe).parameters
     published = {"batch_size": 16, "epochs": 32, "learning_rate": 5e-3, "weight_decay": 0.01}
     assert {name: parameters[name].default for name in published} == published
 
@@ -216,7 +216,7 @@ def test_logistic_regression_sweeps_its_regularisation(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: colour)
     test = write_labels(tmp_path / "test", lambda colour, shape: swap.get(colour, colour))
     colours = colour_encoders(8)
-    probe = logistic_probe("x", train=train, test=test)
+    probe = LogisticProbe("x", train=train, test=test).open()
     results = flat_numbers(probe(colours, Output(epath.Path(tmp_path / "out"))))
     assert (results["top1"], results["mean_per_class"], results["images"]) == (0.5, 0.5, 24)
     assert results["top1_ci_low"] < 0.5 < results["top1_ci_high"]
@@ -229,7 +229,7 @@ def test_logistic_regression_sweeps_its_regularisation(tmp_path):
 def test_a_given_regularisation_is_not_swept(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: colour)
     settings = {"regularization": 0.3, "test": same_again(train)}
-    probe = logistic_probe("x", train=train, **settings)
+    probe = LogisticProbe("x", train=train, **settings).open()
     results = flat_numbers(probe(colour_encoders(8), Output(epath.Path(tmp_path / "out"))))
     assert (results["regularization"], results["top1"]) == (0.3, 1.0)
     assert not (tmp_path / "out" / "regularization_sweep.json").exists()
@@ -238,12 +238,12 @@ def test_a_given_regularisation_is_not_swept(tmp_path):
 
 @pytest.mark.parametrize(
     "probe_of, settings",
-    [(linear_probe, {"epochs": 1}), (logistic_probe, {"regularization": 1.0})],
+    [(LinearProbe, {"epochs": 1}), (LogisticProbe, {"regularization": 1.0})],
     ids=["linear", "logistic"],
 )
 def test_a_diverged_model_is_never_right_even_among_one_class(tmp_path, probe_of, settings):
     train = write_labels(tmp_path, lambda colour, shape: "picture")
-    probe = probe_of("x", train=train, test=same_again(train), **settings)
+    probe = probe_of("x", train=train, test=same_again(train), **settings).open()
     results = flat_numbers(probe(diverged_encoders(), Output()))
     assert (results["mean_per_class"], results["chance_mean_per_class"]) == (0, 1)
 
@@ -328,4 +328,4 @@ def test_neither_probe_takes_a_setting_of_the_other():
 def test_classes_of_one_image_need_a_given_regularisation(tmp_path):
     train = write_labels(tmp_path / "train", lambda colour, shape: f"{colour} {shape}")
     with pytest.raises(UserError, match=r"x.train has one image of each class .*`regularization`"):
-        logistic_probe("x", train=train, test=same_again(train))
+        LogisticProbe("x", train=train, test=same_again(train)).open()

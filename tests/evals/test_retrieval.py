@@ -11,7 +11,7 @@ from PIL import Image
 
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.flat import flat_numbers
-from cyclip_jax.evals.retrieval import chance_recall, recall_of_ranks, retrieval
+from cyclip_jax.evals.retrieval import Retrieval, chance_recall, recall_of_ranks
 from cyclip_jax.evals.statistics.ranking import ranks_of_best_partner
 from tests.conftest import unit_rows
 from tests.evals.data.test_pairs import quick
@@ -22,7 +22,9 @@ from tests.pytorch import torch
 
 
 def score(encoders, pairs, directory=None, **settings):
-    return flat_numbers(retrieval("x", pairs=str(pairs), **settings)(encoders, Output(directory)))
+    return flat_numbers(
+        Retrieval("x", pairs=str(pairs), **settings).open()(encoders, Output(directory))
+    )
 
 
 def recalls(queries, targets, ids):

@@ -14,12 +14,12 @@ from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.robustness import (
     LINES,
     Line,
+    Robustness,
     common_classes,
     effective_robustness,
     fit_line,
     hits_among,
     read_models,
-    robustness,
 )
 from cyclip_jax.evals.statistics.classification import Embedded
 from tests.evals.fakes import fake_encoders
@@ -76,7 +76,7 @@ def test_effective_robustness_by_hand(settings, encode_at_once, tmp_path):
     """Red is taken for blue and blue for red: half of all is right, and 12 of 30 with red twice."""
     swap = {"red": "blue", "blue": "red"}
     encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
-    results = flat_numbers(robustness("x", **settings)(encoders, Output(tmp_path)))
+    results = flat_numbers(Robustness("x", **settings).open()(encoders, Output(tmp_path)))
     assert results["reference_top1"] == 0.5 and results["images"] == 24
     assert results["imagenetv2_top1"] == 0.4 and results["imagenetv2_images"] == 30
     assert abs(results["imagenetv2_effective"] - (0.4 - (1.2 * 0.5 - 0.09))) < 1e-12
@@ -106,7 +106,7 @@ def test_a_shift_with_a_part_of_the_classes_is_beside_the_reference_on_these(
     encoders = dataclasses.replace(
         encoders, encode_features=lambda images: table[seen(images).argmax(axis=1)]
     )
-    evaluate = robustness("x", **settings, models=tmp_path / "models.csv", scale="linear")
+    evaluate = Robustness("x", **settings, models=tmp_path / "models.csv", scale="linear").open()
     results = flat_numbers(evaluate(encoders, Output()))
     assert results["reference_top1"] == 20 / 24
     assert results["part_reference"] == results["part_top1"] == 7 / 8
@@ -169,7 +169,7 @@ def test_classes_in_common_are_looked_for_when_the_data_are_opened(settings, pic
     (pictures / "other.json").write_text('{"classes": {"red square": "x", "green square": "y"}}')
     shifts = {"other": other | {"classes": str(pictures / "other.json")}}
     with pytest.raises(UserError, match=r"2 classes of .* are none of .*: x, y;"):
-        robustness("x", reference=settings["reference"], shifts=shifts)
+        Robustness("x", reference=settings["reference"], shifts=shifts).open()
 
 
 def test_the_published_line_is_in_percentage_points():
@@ -227,19 +227,19 @@ def test_models_may_begin_with_a_byte_order_mark_and_must_be_there(tmp_path):
 def test_what_is_wrong_with_the_models_is_said(settings, tmp_path, models, scale, message):
     (tmp_path / "models.csv").write_text(models)
     with pytest.raises(UserError, match=message):
-        robustness("x", **settings, models=tmp_path / "models.csv", scale=scale)
+        Robustness("x", **settings, models=tmp_path / "models.csv", scale=scale).open()
 
 
 def test_what_is_wrong_with_the_settings_is_said(settings):
     reference = settings["reference"]
     with pytest.raises(UserError, match=r"config\.evals\.x\.shifts\.v2: .*'splt'"):
-        robustness("x", reference=reference, shifts={"v2": {"folder": "/data", "splt": "x"}})
+        Robustness("x", reference=reference, shifts={"v2": {"folder": "/data", "splt": "x"}}).open()
     with pytest.raises(UserError, match=r"config\.evals\.x\.reference\.folder is empty"):
-        robustness("x", reference={"folder": None}, shifts={})
+        Robustness("x", reference={"folder": None}, shifts={}).open()
     with pytest.raises(UserError, match=r"x\.reference\.type is 'gda'"):
-        robustness("x", reference={"type": "gda", "train": "a", "test": "b"}, shifts={})
+        Robustness("x", reference={"type": "gda", "train": "a", "test": "b"}, shifts={}).open()
     with pytest.raises(UserError, match="shifts is empty"):
-        robustness("x", reference=reference, shifts={"v2": None, "r": {"folder": None}})
+        Robustness("x", reference=reference, shifts={"v2": None, "r": {"folder": None}}).open()
 
 
 def test_a_config_file_names_it(settings):

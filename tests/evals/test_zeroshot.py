@@ -18,7 +18,7 @@ from cyclip_jax.evals.statistics.classification import (
     predicted,
     ranks_of_label,
 )
-from cyclip_jax.evals.zeroshot import zeroshot
+from cyclip_jax.evals.zeroshot import Zeroshot
 from tests.conftest import unit_rows
 from tests.evals.fakes import fake_encoders
 from tests.pictures import COLOURS, SHAPES, write_pairs
@@ -81,7 +81,7 @@ def test_numbers_from_1_on_are_not_taken_for_numbers_from_0_on(labels):
 def test_numbers_without_names_are_no_prompts(tmp_path):
     (tmp_path / "labels.csv").write_text("image,label\n1.png,0\n2.png,1\n")
     with pytest.raises(UserError, match=r"numbers without names; set config\.evals\.x\.classes"):
-        zeroshot("x", folder=tmp_path)
+        Zeroshot("x", folder=tmp_path).open()
 
 
 def test_a_class_is_the_normalised_mean_over_its_templates():
@@ -94,7 +94,7 @@ def test_a_class_is_the_normalised_mean_over_its_templates():
 
 @pytest.mark.parametrize("batch_size", [7, 24])
 def test_a_model_that_sees_everything_is_right(folder, batch_size):
-    results = flat_numbers(zeroshot("x", folder=folder)(fake_encoders(batch_size), Output()))
+    results = flat_numbers(Zeroshot("x", folder=folder).open()(fake_encoders(batch_size), Output()))
     bounds = ("", "_ci_low", "_ci_high")
     tops = {f"top{k}{bound}": 1.0 for k in (1, 3, 5, 10) for bound in bounds}
     mean = {f"mean_per_class{bound}": 1.0 for bound in bounds}
@@ -109,7 +109,7 @@ def test_labels_may_be_names_and_small_k_alone_are_given(folder):
     (folder / "classes.json").write_text(
         '{"classes": ["red disc", "blue bar"], "templates": ["{}"]}'
     )
-    results = flat_numbers(zeroshot("x", folder=folder)(fake_encoders(8), Output()))
+    results = flat_numbers(Zeroshot("x", folder=folder).open()(fake_encoders(8), Output()))
     assert (results["top1"], results["images"]) == (1.0, 2)
     assert "top3" not in results
 
@@ -138,7 +138,7 @@ def test_details_by_hand():
 def test_a_model_that_mixes_up_two_colours_is_half_right_and_leaves_details(folder, tmp_path):
     swap = {"red": "blue", "blue": "red"}
     encoders = fake_encoders(8, misread=lambda colour: swap.get(colour, colour))
-    results = flat_numbers(zeroshot("x", folder=folder)(encoders, Output(tmp_path / "out")))
+    results = flat_numbers(Zeroshot("x", folder=folder).open()(encoders, Output(tmp_path / "out")))
     assert results["top1"] == results["mean_per_class"] == 0.5
     table = json.loads((tmp_path / "out" / "classes.json").read_text())
     assert table[0] == {
@@ -238,4 +238,4 @@ def test_ranks_do_not_depend_on_tiles(monkeypatch):
 def test_what_is_wrong_with_the_folder_is_said(folder, name, content, message):
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=message):
-        zeroshot("x", folder=folder)
+        Zeroshot("x", folder=folder).open()

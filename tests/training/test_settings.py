@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from configs import cc3m
-from cyclip_jax import defaults
+from cyclip_jax import defaults, evals
 from cyclip_jax.data.reading import Reading
 from cyclip_jax.data.transform import Transform
 from cyclip_jax.errors import UserError
@@ -119,24 +119,124 @@ BAD = {
 }
 
 
-def test_what_the_config_alone_shows_is_said_without_tensorflow_and_orbax(tmp_path):
+# Settings of each evaluator that are good, whether or not there are such files.
+PROBED = {"train": "train", "test": "test"}
+GOOD_EVALUATIONS = {
+    "compositional": {"examples": "choices.json"},
+    "consistency": PROBED,
+    "few_shot": PROBED,
+    "gda": PROBED,
+    "geometry": {"pairs": "pairs.csv"},
+    "linear_probe": PROBED,
+    "logistic_probe": PROBED,
+    "retrieval": {"pairs": "pairs.csv"},
+    "robustness": {"reference": {"folder": "a"}, "shifts": {"v2": {"folder": "b"}}},
+    "zeroshot": {"folder": "pictures"},
+}
+# (evaluator, a bad value, what is said of it); "…" stands for config.evals.x.
+BAD_EVALUATIONS = [
+    ("compositional", {"layout": "aro"}, "….layout is 'aro'; choose one of 'choice', 'winoground'"),
+    ("compositional", {"examples": ""}, "….examples is empty; name a file there"),
+    ("compositional", {"category_key": 3}, "….category_key 3 must be a text or None"),
+    ("consistency", {"templates": ["a photo"]}, "….templates needs a {} in each template"),
+    ("consistency", {"templates": []}, "….templates must be a list of texts"),
+    ("consistency", {"superclasses": ""}, "….superclasses is empty; name a file there"),
+    ("consistency", {"pairs": "pairs"}, "….pairs is pairs, whose ending does not tell the format"),
+    ("consistency", {"train": ""}, "….train is empty; set it to labelled pictures"),
+    ("few_shot", {"shots": []}, "….shots [] must be whole numbers of at least 1"),
+    ("few_shot", {"shots": [0, 1]}, "….shots [0, 1] must be whole numbers of at least 1"),
+    ("few_shot", {"shots": "4"}, "….shots '4' must be a whole number or a list of whole numbers"),
+    ("few_shot", {"seeds": 0}, "….seeds 0 must be at least 1"),
+    ("few_shot", {"regularization": -1}, "….regularization -1 must be above 0"),
+    ("few_shot", {"max_iterations": 0}, "….max_iterations 0 must be at least 1"),
+    ("few_shot", {"normalize": "no"}, "….normalize 'no' must be True or False"),
+    ("gda", {"shots": 1}, "….shots 1 must be at least 2: one image has no covariance"),
+    ("gda", {"alpha": -1.0}, "….alpha -1.0 must be at least 0"),
+    ("gda", {"alpha": "auto"}, "….alpha 'auto' must be a finite number or None"),
+    ("gda", {"alpha": float("nan")}, "….alpha nan must be a finite number or None"),
+    ("gda", {"validation_share": 0.0}, "….validation_share 0.0 must be between 0 and 1"),
+    ("gda", {"templates": "a {}"}, "….templates must be a list of texts"),
+    ("geometry", {"pairs": ""}, "….pairs is empty; set it to a CSV"),
+    ("geometry", {"reference": "pairs"}, "….reference is pairs, whose ending does not tell"),
+    ("geometry", {"superclasses": ""}, "….superclasses is empty; name a file there"),
+    ("geometry", {"caption_key": ["a", 1]}, "….caption_key ['a', 1] must be a text or a list of"),
+    ("linear_probe", {"batch_size": 0}, "….batch_size 0 must be at least 1"),
+    ("linear_probe", {"batch_size": "16"}, "….batch_size '16' must be a whole number"),
+    ("linear_probe", {"batch_size": 1.5}, "….batch_size 1.5 must be a whole number"),
+    ("linear_probe", {"epochs": 0}, "….epochs 0 must be at least 1"),
+    ("linear_probe", {"learning_rate": -0.1}, "….learning_rate -0.1 must be at least 0"),
+    ("linear_probe", {"weight_decay": -1}, "….weight_decay -1 must be at least 0"),
+    ("linear_probe", {"seed": -1}, "….seed -1 must be at least 0"),
+    ("linear_probe", {"classes": ""}, "….classes is empty; name a file there"),
+    ("linear_probe", {"train": "preset:cifar11"}, "….train: there is no preset 'cifar11'"),
+    ("linear_probe", {"train": "preset:imagenet_a"}, "….train: imagenet_a has no training split"),
+    ("logistic_probe", {"regularization": 0.0}, "….regularization 0.0 must be above 0"),
+    ("logistic_probe", {"validation_share": 1.0}, "….validation_share 1.0 must be between 0 and 1"),
+    ("logistic_probe", {"max_iterations": -1}, "….max_iterations -1 must be at least 1"),
+    ("retrieval", {"captions_per_image": 0}, "….captions_per_image 0 must be at least 1"),
+    ("retrieval", {"captions_per_image": "5"}, "….captions_per_image '5' must be a whole number"),
+    ("retrieval", {"gallery_captions": -1}, "….gallery_captions -1 must be at least 0"),
+    ("retrieval", {"images": "/pictures"}, "….images is /pictures, but ….pairs is no .json"),
+    ("retrieval", {"source": "cvs"}, "there is no data source 'cvs'"),
+    ("retrieval", {"delimiter": "--"}, "config.data.delimiter is '--'"),
+    ("retrieval", {"pairs": ""}, "….pairs is empty; set it to a CSV"),
+    ("robustness", {"scale": "cubic"}, "….scale is 'cubic'; choose 'logit' or 'linear'"),
+    ("robustness", {"shifts": {}}, "….shifts is empty; name zero-shot settings there"),
+    ("robustness", {"shifts": "v2"}, "….shifts 'v2' must be settings by name"),
+    ("robustness", {"shifts": {"v2": 5}}, "….shifts.v2 5 must be settings by name or None"),
+    ("robustness", {"shifts": {"v2": {"folder": "a", "splt": "x"}}}, "….shifts.v2: got an unexp"),
+    (
+        "robustness",
+        {"reference": {"folder": "a", "split": 5}},
+        "….reference.split 5 must be a text",
+    ),
+    ("robustness", {"reference": {"preset": "mnst"}}, "….reference.folder: there is no preset 'mn"),
+    ("robustness", {"models": ""}, "….models is empty; name a file there"),
+    ("zeroshot", {"folder": ""}, "….folder is empty; set it to labelled pictures"),
+    ("zeroshot", {"folder": 5}, "….folder 5 must be a text"),
+    ("zeroshot", {"preset": "mnst"}, "….folder: there is no preset 'mnst'; choose"),
+    ("zeroshot", {"folder": "a.csv", "split": "test"}, "a.csv is one file and has no split 'test'"),
+    ("zeroshot", {"folder": "tfds:a@b", "split": "c"}, "….folder names the split 'b', and `split`"),
+    ("zeroshot", {"fodler": "a"}, "…: got an unexpected keyword argument 'fodler'"),
+]
+
+
+def test_every_key_of_every_evaluator_is_checked_by_its_type():
+    """And the good settings, which the bad values are put into, are good."""
+    assert GOOD_EVALUATIONS.keys() == evals.EVALUATORS.keys()
+    for kind, good in GOOD_EVALUATIONS.items():
+        constructed = evals.EVALUATORS[kind]("x", **good)
+        for field in dataclasses.fields(constructed)[1:]:
+            with pytest.raises(UserError, match=rf"^config\.evals\.x\.{field.name}\b.* must be "):
+                evals.EVALUATORS[kind]("x", **good | {field.name: object()})
+
+
+def test_a_whole_number_may_be_written_with_a_point():
+    evaluator = evals.EVALUATORS["few_shot"]("x", **PROBED, max_iterations=1e3)
+    assert repr(evaluator.max_iterations) == "1000"
+
+
+def test_an_evaluation_that_is_no_section_is_refused():
+    with pytest.raises(UserError, match=r"config\.evals\.x 'zeroshot' must be settings by name"):
+        evals.check_settings({"x": "zeroshot"})
+
+
+def said_without_tensorflow_and_orbax(commands):
+    """What ends each command, [door, *flags] of cyclip_jax, which all run in one process."""
     code = (
-        "import json, sys\n"
-        "from cyclip_jax import main\n"
+        "import importlib, json, sys\n"
         "from cyclip_jax.runtime import command\n"
-        "workdir, *overrides = sys.argv[1:]\n"
-        "said = {}\n"
-        "for override in overrides:\n"
-        "    sys.argv = ['main', '--config=configs/cc3m.py', '--config.data.train=train.csv']\n"
-        "    sys.argv += [f'--workdir={workdir}', f'--config.{override}']\n"
+        "said = []\n"
+        "for door, *flags in json.loads(sys.argv[1]):\n"
+        "    module, sys.argv = importlib.import_module('cyclip_jax.' + door), [door, *flags]\n"
         "    try:\n"
-        "        command.run(main.main, main.define_flags, doc='')\n"
+        "        command.run(module.main, module.define_flags, doc='')\n"
         "    except SystemExit as end:\n"
-        "        said[override] = end.code\n"
+        "        said.append(end.code)\n"
         "print(json.dumps([said, sorted({'tensorflow', 'orbax'} & set(sys.modules))]))\n"
     )
     process = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "run", *BAD],
+        [sys.executable, "-c", code, json.dumps(commands)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -144,10 +244,41 @@ def test_what_the_config_alone_shows_is_said_without_tensorflow_and_orbax(tmp_pa
     assert process.returncode == 0, process.stderr
     said, imported = json.loads(process.stdout.splitlines()[-1])
     assert imported == []
-    assert said.keys() == BAD.keys()
-    for override, sentence in BAD.items():
-        assert said[override].startswith(f"error: {sentence}"), override
-        assert "\n" not in said[override]
+    assert len(said) == len(commands)
+    assert all(sentence.startswith("error: ") and "\n" not in sentence for sentence in said)
+    return [sentence.removeprefix("error: ") for sentence in said]
+
+
+def test_what_the_config_alone_shows_is_said_without_tensorflow_and_orbax(tmp_path):
+    run = ["main", "--config=configs/cc3m.py", "--config.data.train=train.csv"]
+    commands = [[*run, f"--workdir={tmp_path}/run", f"--config.{override}"] for override in BAD]
+    said = said_without_tensorflow_and_orbax(commands)
+    for override, found in zip(BAD, said, strict=True):
+        assert found.startswith(BAD[override]), override
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def test_a_bad_value_of_an_evaluation_is_said_without_tensorflow_and_orbax(tmp_path):
+    """By main and by evaluate, before it looks for the checkpoint."""
+    (tmp_path / "config.py").write_text(
+        "from configs import cc3m\n\n\n"
+        "def get_config(written):\n"
+        "    config = cc3m.get_config()\n"
+        "    config.data.train = 'train.csv'\n"
+        "    config.evals.x = eval(written, {'nan': float('nan')})\n"
+        "    return config\n"
+    )
+    commands = []
+    for kind, bad, _ in BAD_EVALUATIONS:
+        config = (
+            f"--config={tmp_path}/config.py:{ ({'type': kind} | GOOD_EVALUATIONS[kind] | bad)!r}"
+        )
+        commands.append(["main", config, f"--workdir={tmp_path}/run"])
+        commands.append(["evaluate", config, f"--checkpoint={tmp_path}/none"])
+    said = said_without_tensorflow_and_orbax(commands)
+    for (_, bad, sentence), *found in zip(BAD_EVALUATIONS, said[::2], said[1::2], strict=True):
+        for one in found:
+            assert one.startswith(sentence.replace("…", "config.evals.x")), bad
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "create_source",
     "draw_caption",
     "parts_of_mixture",
+    "source_told_by",
 ]
 
 SOURCES: dict[str, Callable[..., Source]] = {
@@ -167,15 +168,19 @@ def create_mixture(
     return Mixture({name: (data_set.open(), weight) for name, (data_set, weight) in parts.items()})
 
 
+def source_told_by(path: str) -> str | None:
+    """The name of the source that a path tells by how it begins or ends; None where it does not."""
+    if path.startswith(PREFIX):
+        return "tfds"
+    return next((name for end, name in _ENDINGS.items() if path.lower().endswith(end)), None)
+
+
 def _by_path(path, config_key):
     """The name of the source that a path belongs to."""
     if not path:
         return "csv"  # which says what is missing
-    if path.startswith(PREFIX):
-        return "tfds"
-    for ending, name in _ENDINGS.items():
-        if path.lower().endswith(ending):
-            return name
+    if name := source_told_by(path):
+        return name
     raise UserError(
         f"{config_key} is {path}, whose ending does not tell the format "
         f"({', '.join(_ENDINGS)}, or {PREFIX}… before a TensorFlow Datasets name); "

@@ -1,16 +1,14 @@
 """Data to evaluate on: pictures, pictures with labels."""
 
 import dataclasses
-import inspect
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-from cyclip_jax.data.sources import CaptionRule, create_source
+from cyclip_jax.data.sources import CaptionRule, DataSet, Reading, create_source
 from cyclip_jax.data.sources.table import CAPTION_KEY, IMAGE_KEY, CsvSource, StringArray
 from cyclip_jax.data.sources.tfds import PREFIX as TFDS
 from cyclip_jax.errors import UserError
@@ -66,6 +64,11 @@ class _Stored:
     labels: list[str]
     keys: list[str] | None
     naming: Naming | None
+
+
+def check_images(path: str, *, config_key: str, source: str = "auto", **settings: Any) -> None:
+    """Raises UserError where `open_images` would without a look at the data."""
+    DataSet(source, str(path), Reading(**settings), config_key)
 
 
 def open_images(path: str, *, config_key: str, source: str = "auto", **settings: Any) -> ImageSet:
@@ -126,8 +129,6 @@ def open_labelled(
     Raises:
       UserError: what is wrong with it.
     """
-    if not str(data):
-        raise UserError(f"{config_key} is empty; set it to labelled pictures")
     place, split, preset = _resolve(str(data), split, preset, config_key)
     chosen = None if classes is None else read_classes(epath.Path(classes))
     try:
@@ -154,13 +155,20 @@ def open_labelled(
     )
 
 
-def open_named(folder: str, *, config_key: str, **settings: Any) -> LabelledImages:
+def check_labelled(
+    data: str, *, config_key: str, split: str | None = None, preset: str | None = None
+) -> None:
+    """Raises UserError where `open_labelled` would without a look at the data."""
+    _resolve(str(data), split, preset, config_key)
+
+
+def open_named(data: str, *, config_key: str, **settings: Any) -> LabelledImages:
     """Opens labelled pictures as `open_labelled`; prompts need classes that have names.
 
     Raises:
       UserError: as there, or the classes are numbers that nobody has named.
     """
-    dataset = open_labelled(folder, config_key=config_key, **settings)
+    dataset = open_labelled(data, config_key=config_key, **settings)
     if not dataset.is_named:
         raise UserError(
             f"the classes of {dataset.path} are numbers without names; set "
@@ -236,6 +244,12 @@ class TrainAndTest:
         )
 
 
+def check_train_and_test(name: str, train: str, test: str) -> None:
+    """Raises UserError where `open_train_and_test` would without a look at the data."""
+    for key, data in (("train", train), ("test", test)):
+        check_labelled(data, config_key=f"config.evals.{name}.{key}")
+
+
 def open_train_and_test(
     name: str,
     train: str,
@@ -271,6 +285,8 @@ def open_train_and_test(
 
 def _resolve(data, split, preset, config_key):
     """(place, split, preset) of what `open_labelled` is given; folders may have no split."""
+    if not data:
+        raise UserError(f"{config_key} is empty; set it to labelled pictures")
     data, written = _cut_split(data) if data.startswith((PRESET, TFDS)) else (data, None)
     if written and split and written != split:
         raise UserError(f"{config_key} names the split {written!r}, and `split` is {split!r}")
@@ -295,7 +311,13 @@ def _resolve(data, split, preset, config_key):
             split = getattr(known, split)
         if split is None:
             raise UserError(f"{config_key}: {preset} has no training split")
+    if split and _is_table(data):
+        raise UserError(f"{data} is one file and has no split {split!r}")
     return data, split, preset
+
+
+def _is_table(place):
+    return not place.startswith(TFDS) and epath.Path(place).suffix.lower() in (".csv", ".tsv")
 
 
 def _cut_split(data):
@@ -320,9 +342,7 @@ def _open(place, split, preset, config_key, image_key, label_key):
         return _open_tfds(place, split, config_key, image_key or "image", label_key or "label")
     folder = epath.Path(place)
     columns = image_key or "image", label_key or "label"
-    if folder.suffix.lower() in (".csv", ".tsv"):
-        if split:
-            raise UserError(f"{place} is one file and has no split {split!r}")
+    if _is_table(place):
         return _open_csv(folder, naming_beside(folder.parent), config_key, *columns)
     if not split and _is_exported(folder / _usual_split(config_key)):
         split = _usual_split(config_key)
@@ -446,30 +466,3 @@ def _pictures(folder):
 def _strings(texts):
     encoded = [text.encode() for text in texts]
     return StringArray(b"".join(encoded), np.cumsum([len(text) for text in encoded]).tolist())
-
-
-def open_settings(settings: Mapping[str, Any], config_key: str) -> LabelledImages:
-    """Opens the data that a zero-shot evaluation of these settings would score.
-
-    Args:
-      settings: {"folder": …, …} as those of `zeroshot`, or with a `preset` alone; its `type` may be
-        among them.
-      config_key: full name of the config key that holds them, for messages.
-
-    Raises:
-      UserError: there is no such setting, or something is wrong with the data.
-    """
-    settings = dict(settings)
-    kind = settings.pop("type", "zeroshot")
-    if kind != "zeroshot":
-        raise UserError(f"{config_key}.type is {kind!r}; leave it out, or set it to 'zeroshot'")
-    if "folder" not in settings and settings.get("preset"):
-        settings["folder"] = f"{PRESET}{settings['preset']}"
-    folder = settings.pop("folder", None)
-    try:
-        inspect.signature(open_labelled).bind(folder, config_key=config_key, **settings)
-    except TypeError as error:
-        raise UserError(f"{config_key}: {error}") from error
-    if folder is None:
-        raise UserError(f"{config_key}.folder is empty; set it to labelled pictures")
-    return open_named(folder, config_key=f"{config_key}.folder", **settings)

@@ -13,13 +13,13 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-from cyclip_jax.data.sources import CaptionRule, Record, Source, Unreadable
+from cyclip_jax.data.sources import CaptionRule, Record, Source, Unreadable, source_told_by
 from cyclip_jax.data.sources.ranges import READERS
 from cyclip_jax.data.sources.table import CsvSource
 from cyclip_jax.data.sources.webdataset import WebDataset
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.image_set import ImageSet
-from cyclip_jax.evals.data.labelled import open_images
+from cyclip_jax.evals.data.labelled import check_images, open_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ def open_pairs(
     config_key: str,
     source: str = "auto",
     images: str | None = None,
-    split: str = "test",
+    split: str | None = "test",
     image_key: str | None = None,
     caption_key: str | Sequence[str] | None = None,
     delimiter: str = ",",
@@ -70,13 +70,7 @@ def open_pairs(
     Raises:
       UserError: what is wrong with the data.
     """
-    is_json = str(path).lower().endswith(".json")
-    if images is not None and not is_json:
-        raise UserError(
-            f"{config_key}.images is {images}, but {config_key}.pairs is no .json, whose pictures "
-            "may lie elsewhere; leave it out"
-        )
-    if is_json:
+    if _is_json(path):
         opened = _open_karpathy(path, images, split, config_key)
         return functools.cache(lambda: _read_pairs(opened, has_one_each=True))
     if path and (epath.Path(path) / "dataset_type.txt").exists():
@@ -85,7 +79,7 @@ def open_pairs(
     opened = open_images(
         path,
         config_key=f"{config_key}.pairs",
-        source="auto" if source == "mixture" else source,  # that is a matter of training
+        source=_source_of(source),
         image_key=image_key,
         caption_key=caption_key,
         delimiter=delimiter,
@@ -93,6 +87,40 @@ def open_pairs(
     is_one_text = caption_key is None or (isinstance(caption_key, str) and ":" not in caption_key)
     has_one_each = is_one_text and isinstance(opened.source, CsvSource | WebDataset)
     return functools.cache(lambda: _read_pairs(opened, has_one_each=has_one_each))
+
+
+def check_pairs(
+    path: str,
+    *,
+    config_key: str,
+    source: str,
+    images: str | None,
+    image_key: str | None,
+    caption_key: str | Sequence[str] | None,
+    delimiter: str,
+) -> None:
+    """Raises UserError where `open_pairs` with these arguments would without a look at the data."""
+    if _is_json(path):
+        return
+    if images is not None:
+        raise UserError(
+            f"{config_key}.images is {images}, but {config_key}.pairs is no .json, whose pictures "
+            "may lie elsewhere; leave it out"
+        )
+    source = _source_of(source)
+    if path and source == "auto" and source_told_by(str(path)) is None:
+        return  # it may be a folder in CLIP_benchmark's layout
+    columns = {"image_key": image_key, "caption_key": caption_key, "delimiter": delimiter}
+    check_images(path, config_key=f"{config_key}.pairs", source=source, **columns)
+
+
+def _is_json(path):
+    return str(path).lower().endswith(".json")
+
+
+def _source_of(source):
+    """What `source` means for pairs; a mixture is a matter of training."""
+    return "auto" if source == "mixture" else source
 
 
 class Subset:

@@ -19,7 +19,7 @@ from cyclip_jax.evals import Output, create_evaluators
 from cyclip_jax.evals.data.class_names import checked_templates
 from cyclip_jax.evals.data.labelled import labels_among, open_images, open_labelled
 from cyclip_jax.evals.flat import flat_numbers
-from cyclip_jax.evals.zeroshot import zeroshot
+from cyclip_jax.evals.zeroshot import Zeroshot
 from tests.data.shards import write_tar
 from tests.evals.fakes import fake_encoders
 from tests.pictures import COLOURS, SHAPES, draw, write_pairs
@@ -132,7 +132,7 @@ def test_a_model_that_sees_everything_is_right_in_each_layout(pictures, built, t
         "tfds": {"folder": f"tfds:{built[True]}", "label_key": "kind", "classes": names},
     }
     for layout, settings in by_layout.items():
-        results = flat_numbers(zeroshot("x", **settings)(fake_encoders(8), Output()))
+        results = flat_numbers(Zeroshot("x", **settings).open()(fake_encoders(8), Output()))
         assert (results["top1"], results["images"]) == (1, 24), layout
 
 

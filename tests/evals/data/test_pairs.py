@@ -16,7 +16,7 @@ from cyclip_jax.evals.data.labelled import open_images
 from cyclip_jax.evals.data.pairs import open_pairs
 from cyclip_jax.evals.encoders import unit_rows
 from cyclip_jax.evals.flat import flat_numbers
-from cyclip_jax.evals.retrieval import retrieval
+from cyclip_jax.evals.retrieval import Retrieval
 from tests.evals.fakes import fake_encoders
 from tests.pictures import COLOURS, SHAPES, write_pairs
 
@@ -75,7 +75,7 @@ def quick(encoders):
 
 
 def score(pairs, encoders=None, **settings):
-    evaluate = retrieval("x", pairs=str(pairs), **settings)
+    evaluate = Retrieval("x", pairs=str(pairs), **settings).open()
     return flat_numbers(evaluate(encoders or quick(fake_encoders(8)), Output()))
 
 
@@ -130,7 +130,7 @@ def test_a_wrong_json_is_refused_before_any_picture_is_read(tmp_path, content, s
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match=message):
-        retrieval("x", pairs=str(path), **settings)
+        Retrieval("x", pairs=str(path), **settings).open()
 
 
 def test_a_json_is_read_as_utf8_whatever_it_starts_with(tmp_path):
@@ -144,7 +144,7 @@ def test_a_json_is_read_as_utf8_whatever_it_starts_with(tmp_path):
 
 def test_a_folder_for_pictures_is_refused_beside_anything_but_a_json(pairs_csv):
     with pytest.raises(UserError, match=r"config.evals.x.images is /pictures, but"):
-        retrieval("x", pairs=str(pairs_csv), images="/pictures")
+        Retrieval("x", pairs=str(pairs_csv), images="/pictures").open()
 
 
 def clip_benchmark_folder(folder, target, kind="retrieval\n"):
