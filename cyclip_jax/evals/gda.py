@@ -88,8 +88,8 @@ class Gda:
           `ensemble_top1`.
 
         Raises:
-          UserError: what is wrong with the data; in an evaluation, a class has fewer than two images
-            that can be read, or without `shots` none.
+          UserError: what is wrong with the data; in an evaluation, a class has fewer than two
+            images that can be read, or without `shots` none.
         """
         key = f"config.evals.{self.name}"
         data = open_train_and_test(
