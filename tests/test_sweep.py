@@ -33,8 +33,8 @@ def test_the_objectives_are_the_papers_four_with_three_seeds_and_nothing_else_di
 def test_runs_are_trained_in_turn_and_reported_together(monkeypatch, tmp_path):
     trained = []
 
-    def train(config, workdir):
-        assert config.is_locked
+    def train(config, workdir, allow_changes):
+        assert config.is_locked and allow_changes == ["total_steps"]
         trained.append((workdir.name, config.total_steps))
         return {}
 
@@ -43,7 +43,7 @@ def test_runs_are_trained_in_turn_and_reported_together(monkeypatch, tmp_path):
         "cyclip_jax.report.write.write_report", lambda workdirs, output: (workdirs, output)
     )
     runs = sweep.read_runs(OBJECTIVES, only="c*_seed1", total_steps=7)
-    workdirs, output = sweep.sweep(runs, tmp_path)
+    workdirs, output = sweep.sweep(runs, tmp_path, allow_changes=["total_steps"])
     assert trained == [("cyclip_seed1", 7), ("clip_seed1", 7), ("c_cyclip_seed1", 7)]
     assert [workdir.name for workdir in workdirs] == [name for name, _ in trained]
     assert pathlib.Path(output) == tmp_path / "report.html"
@@ -51,13 +51,15 @@ def test_runs_are_trained_in_turn_and_reported_together(monkeypatch, tmp_path):
 
 def test_a_signal_ends_the_sweep(monkeypatch, tmp_path):
     trained = []
-    monkeypatch.setattr("cyclip_jax.train.train", lambda config, workdir: trained.append(workdir))
+    monkeypatch.setattr(
+        "cyclip_jax.train.train", lambda config, workdir, allow_changes: trained.append(workdir)
+    )
     assert sweep.sweep(sweep.read_runs(OBJECTIVES), tmp_path) is None
     assert len(trained) == 1
 
 
 def test_a_run_that_fails_does_not_keep_the_others(monkeypatch, tmp_path):
-    def train(config, workdir):
+    def train(config, workdir, allow_changes):
         if workdir.name == "clip_seed0":
             raise UserError("not finite")
         return {}

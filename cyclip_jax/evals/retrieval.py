@@ -41,7 +41,8 @@ class Retrieval:
       source, image_key, caption_key, delimiter: as in config.data.
       images: folder that the pictures of a .json lie in; default the file's own.
       split: of a .json or folder.
-      gallery_captions: how many captions the report shows with the images that they retrieve.
+      gallery_captions: how many captions the report shows with the images that they retrieve;
+        None shows none.
       captions_per_image: how many of each image's captions are scored, the first in file order, 5
         for COCO and Flickr30k; None scores all.
       published_recall: adds `image_to_text_recall@k_as_published`, see `published_recall_of`.
@@ -59,7 +60,7 @@ class Retrieval:
     image_key: str | None = None
     caption_key: str | Sequence[str] | None = None
     delimiter: str = ","
-    gallery_captions: int = 0
+    gallery_captions: int | None = 0
     captions_per_image: int | None = None
     published_recall: bool = False
 

@@ -9,6 +9,7 @@ import pytest
 from clip_benchmark.metrics import zeroshot_retrieval
 from PIL import Image
 
+from cyclip_jax import evals
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.retrieval import Retrieval, chance_recall, recall_of_ranks
@@ -269,3 +270,7 @@ def test_a_tie_in_the_gallery_is_a_miss_as_in_the_recall(pairs_csv, tmp_path):
     ranks = np.array([row["rank"] for row in rows])
     assert np.mean(ranks <= 1) == results["text_to_image_recall@1"] == 0.0
     assert np.median(ranks) == results["text_to_image_median_rank"]
+
+
+def test_no_gallery_may_be_written_as_none():
+    evals.check_settings({"val": {"type": "retrieval", "pairs": "x.csv", "gallery_captions": None}})
