@@ -437,7 +437,7 @@ def resolve_paths(config: Any, workdir: str | os.PathLike[str]) -> Any:
     return ml_collections.ConfigDict(resolved).lock()
 
 
-def completed(config, defaults):
+def completed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The nested dict `config` with the fields of `defaults` that it lacks, but for evaluations."""
     missing = {key: value for key, value in defaults.items() if key not in config}
     return missing | {

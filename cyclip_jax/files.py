@@ -20,6 +20,7 @@ from cyclip_jax.errors import UserError
 
 # No space, no quota, or a file larger than a limit: what a person can mend while a run goes on.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNFINISHED = r"(\.\d+){1,2}\.tmp"  # how `unfinished_path` ends; earlier code gave one number
 _BLOCK = 16 << 20  # bytes of a file that are hashed at a time
 
 
@@ -58,8 +59,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
     """Writes bytes or text; `path` holds what it held before or all of `content`, never a part."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Of this thread alone: two that write one file at a time must not share what is unfinished.
-    unfinished = path.parent / f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
+    unfinished = unfinished_path(path)
     try:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
         unfinished.replace(path)
@@ -67,10 +67,18 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None
         unfinished.unlink(missing_ok=True)
 
 
+def unfinished_path(path: epath.Path) -> epath.Path:
+    """Where a file is written before it gets its name.
+
+    It is of this thread alone: two that write one file at a time must not share what is unfinished.
+    """
+    return path.parent / f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
+
+
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
     """Removes from a folder the files of processes that were killed in `write_atomically`."""
     for path in entries(folder):
-        if re.search(r"\.\d+\.tmp$", path.name):
+        if re.search(f"{UNFINISHED}$", path.name):
             path.unlink(missing_ok=True)
 
 

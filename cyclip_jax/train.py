@@ -63,18 +63,15 @@ def train(
     began = time.monotonic() if began is None else began
     workdir = absolute(workdir)
     check_literal(workdir, "--workdir")
-    settings = flat(config.to_dict(), "config.") | {"--workdir": str(workdir)}
-    settings |= {"--allow_changes": list(allow_changes)}
     check_names(allow_changes)
-    check_same_everywhere(settings)
+    told = {"--workdir": str(workdir), "--allow_changes": list(allow_changes)}
+    check_same_everywhere(flat(config.to_dict(), "config.") | told)
     with contextlib.ExitStack() as stack:
         lock = functools.partial(lock_workdir, workdir, enabled=jax.process_index() == 0)
         process_zero_first(lambda: stack.enter_context(lock()))
         try:
-            with open_run(config, workdir, began=began, allow_changes=allow_changes) as (
-                run,
-                start,
-            ):
+            opening = open_run(config, workdir, began=began, allow_changes=allow_changes)
+            with opening as (run, start):
                 return _loop(run, start)
         except OSError as error:
             if error.errno not in FULL:

@@ -71,7 +71,14 @@ from cyclip_jax.data.shard_writer import (
 )
 from cyclip_jax.data.sources.ranges import is_remote
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import absolute, file_errors, is_missing, sha256_of, write_atomically
+from cyclip_jax.files import (
+    UNFINISHED,
+    absolute,
+    file_errors,
+    is_missing,
+    sha256_of,
+    write_atomically,
+)
 from cyclip_jax.runtime import command
 
 VERSION = 1  # of what is written; shards of different ones are not mixed
@@ -79,9 +86,7 @@ SETTINGS = "prepare.json"
 MANIFEST = "manifest.json"
 DROPPED = "dropped.jsonl"
 
-_TEMPORARY = re.compile(
-    r"(\d+\.\w[\w.]*|prepare\.json|manifest\.json|dropped\.jsonl)(\.\d+){1,2}\.tmp"
-)
+_TEMPORARY = re.compile(rf"(\d+\.\w[\w.]*|prepare\.json|manifest\.json|dropped\.jsonl){UNFINISHED}")
 
 
 def prepare(

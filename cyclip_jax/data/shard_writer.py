@@ -27,7 +27,7 @@ from cyclip_jax.data.sources import create_source
 from cyclip_jax.data.sources.shard_index import make_index, scan_tfrecord
 from cyclip_jax.data.transform import MAX_PIXELS
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import sha256_of, write_atomically
+from cyclip_jax.files import sha256_of, unfinished_path, write_atomically
 from cyclip_jax.runtime.started import import_tensorflow
 
 READERS = 8  # threads of a process: where pictures lie far away, most of the time is waiting
@@ -215,7 +215,7 @@ def write_shard(
     """
     open_writer = import_tensorflow().io.TFRecordWriter
     path = folder / f"{name}.tfrecord"
-    unfinished = folder / f"{path.name}.{os.getpid()}.tmp"
+    unfinished = unfinished_path(path)
     try:
         with _pillow_at_work(), open_writer(os.fspath(unfinished)) as writer:
             dropped = _write_records(writer, source, settings, indices, progress)

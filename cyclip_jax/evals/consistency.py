@@ -60,7 +60,7 @@ class Consistency:
             checked_templates(self.templates, f"{key}.templates")
         check_types(self)
         check_named(self, "superclasses")
-        check_train_and_test(self.name, self.train, self.test)
+        check_train_and_test(self)
         if self.pairs is not None:
             check_images(self.pairs, config_key=f"{key}.pairs")
 
@@ -86,14 +86,7 @@ class Consistency:
           UserError: what is wrong with the data.
         """
         key = f"config.evals.{self.name}"
-        data = open_train_and_test(
-            self.name,
-            self.train,
-            self.test,
-            image_key=self.image_key,
-            label_key=self.label_key,
-            are_named=True,
-        )
+        data = open_train_and_test(self, are_named=True)
         classes = data.train.classes
         templates = self.templates or data.test.templates
         groups = None

@@ -66,7 +66,7 @@ class FewShot:
         check_regularization(key, self.regularization)
         check_at_least(self, 1, "seeds", "max_iterations")
         check_named(self, "classes")
-        check_train_and_test(self.name, self.train, self.test)
+        check_train_and_test(self)
 
     def open(self) -> Evaluator:
         """Opens the data.
@@ -82,14 +82,7 @@ class FewShot:
         """
         key = f"config.evals.{self.name}"
         shots = checked_shots(key, self.shots)
-        data = open_train_and_test(
-            self.name,
-            self.train,
-            self.test,
-            classes=self.classes,
-            image_key=self.image_key,
-            label_key=self.label_key,
-        )
+        data = open_train_and_test(self, classes=self.classes)
         names, limits = data.train.classes, {"max_iterations": self.max_iterations}
         needs = {"also_validation": self.regularization is None}
         if missing := missing_images(data.train.labels, names, shots[0], **needs):

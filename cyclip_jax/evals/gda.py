@@ -75,7 +75,7 @@ class Gda:
         check_at_least(self, 0, "alpha")
         check_share(key, self.validation_share)
         check_named(self, "classes")
-        check_train_and_test(self.name, self.train, self.test)
+        check_train_and_test(self)
 
     def open(self) -> Evaluator:
         """Opens the data.
@@ -92,14 +92,7 @@ class Gda:
             images that can be read, or without `shots` none.
         """
         key = f"config.evals.{self.name}"
-        data = open_train_and_test(
-            self.name,
-            self.train,
-            self.test,
-            classes=self.classes,
-            image_key=self.image_key,
-            label_key=self.label_key,
-        )
+        data = open_train_and_test(self, classes=self.classes)
         names, templates = data.train.classes, self.templates or data.train.templates
 
         def split(labels, least):

@@ -55,7 +55,7 @@ class LinearProbe:
         check_at_least(self, 1, "batch_size", "epochs")
         check_at_least(self, 0, "learning_rate", "weight_decay", "seed")
         check_named(self, "classes")
-        check_train_and_test(self.name, self.train, self.test)
+        check_train_and_test(self)
 
     def open(self) -> Evaluator:
         """Opens the data.
@@ -69,14 +69,7 @@ class LinearProbe:
         Raises:
           UserError: what is wrong with the data.
         """
-        data = open_train_and_test(
-            self.name,
-            self.train,
-            self.test,
-            classes=self.classes,
-            image_key=self.image_key,
-            label_key=self.label_key,
-        )
+        data = open_train_and_test(self, classes=self.classes)
 
         def evaluate(encoders, output):
             features = data.features(encoders, self.normalize)

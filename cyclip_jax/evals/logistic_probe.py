@@ -57,7 +57,7 @@ class LogisticProbe:
         check_share(key, self.validation_share)
         check_at_least(self, 1, "max_iterations")
         check_named(self, "classes")
-        check_train_and_test(self.name, self.train, self.test)
+        check_train_and_test(self)
 
     def open(self) -> Evaluator:
         """Opens the data.
@@ -70,14 +70,7 @@ class LogisticProbe:
         Raises:
           UserError: what is wrong with the data, or no image is left to hold out.
         """
-        data = open_train_and_test(
-            self.name,
-            self.train,
-            self.test,
-            classes=self.classes,
-            image_key=self.image_key,
-            label_key=self.label_key,
-        )
+        data = open_train_and_test(self, classes=self.classes)
         names = data.train.classes
         limits = {"max_iterations": self.max_iterations}
 

@@ -83,9 +83,8 @@ def read_abouts(directory: epath.Path) -> dict[str, dict[str, About]]:
     return {
         file.parent.name: _read_about(file)
         for file in files
-        if file.exists()
-        and file.parent.name
-        != CLIP_BENCHMARK  # which has numbers of an evaluation called "metrics"
+        # CLIP_benchmark's folder has numbers of an evaluation called "metrics".
+        if file.exists() and file.parent.name != CLIP_BENCHMARK
     }
 
 

@@ -34,6 +34,7 @@ from cyclip_jax.models.presets import abstract_model, sizes_in
 from cyclip_jax.workdir.config_json import is_workdir, read_config
 from cyclip_jax.workdir.layout import CHECKPOINTS
 from cyclip_jax.workdir.metrics import metrics_at
+from cyclip_jax.workdir.saved import read_meta
 
 
 def open_checkpoint(path: str | os.PathLike[str], *, step: int | None = None) -> Checkpoint:
@@ -182,7 +183,7 @@ def described_by(checkpoint: Checkpoint, config: Any) -> Any:
 
 
 def _of_workdir(workdir, step):
-    from cyclip_jax.workdir.checkpoints import read_meta, restore_model  # Orbax: slow to import
+    from cyclip_jax.workdir.checkpoints import restore_model  # Orbax: slow to import
 
     written = read_config(workdir)
     config = resolve_paths(written, workdir)

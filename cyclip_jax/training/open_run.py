@@ -45,13 +45,13 @@ from cyclip_jax.training.step import Step, View, configured_step
 from cyclip_jax.workdir.changes import (
     Changes,
     check_changes,
-    newest_meta,
     recorded,
     written,
 )
 from cyclip_jax.workdir.config_json import check_same_model, write_config
 from cyclip_jax.workdir.console import Console
 from cyclip_jax.workdir.metrics import MetricWriter
+from cyclip_jax.workdir.saved import newest_meta
 
 
 class _Closable(Protocol):

@@ -12,7 +12,7 @@ from cyclip_jax.defaults import completed, flat
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import file_errors
 from cyclip_jax.models.presets import tower_in
-from cyclip_jax.workdir.layout import CHECKPOINTS, CONFIG
+from cyclip_jax.workdir.layout import CONFIG
 
 # Settings and sections that change no number of training from a checkpoint on. What a model is, and
 # its vocabulary, are compared elsewhere, and never allowed to change.
@@ -40,22 +40,6 @@ FREE = (
 
 # {setting: (value before, value after)}
 Changes = dict[str, tuple[Any, Any]]
-
-
-def newest_meta(workdir: str | os.PathLike[str]) -> tuple[int, dict[str, Any]] | None:
-    """What the newest checkpoint says of itself, read without Orbax; None where there is none.
-
-    Returns:
-      (step, meta).
-    """
-    folder = epath.Path(workdir) / CHECKPOINTS
-    if not folder.exists():
-        return None
-    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-    try:
-        return steps[-1], json.loads((folder / str(steps[-1]) / "meta" / "metadata").read_text())
-    except (IndexError, ValueError, *file_errors()):  # a damaged one is set aside when restored
-        return None
 
 
 def history(workdir: str | os.PathLike[str], *, until: int | None = None) -> list[dict[str, Any]]:

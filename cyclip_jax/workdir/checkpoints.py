@@ -17,6 +17,7 @@ from cyclip_jax.files import entries, sha256_of, write_atomically
 from cyclip_jax.parallel import Tree
 from cyclip_jax.runtime.agreement import decided_by_process_zero
 from cyclip_jax.workdir.layout import CHECKPOINTS, DAMAGED_CHECKPOINTS
+from cyclip_jax.workdir.saved import saved_steps
 
 _CHECKSUMS = "checksums.json"
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -49,6 +50,9 @@ class Checkpointer:
     end the run: the next save tries again, and earlier checkpoints stay. With several processes it
     does end the run, as the others may be waiting for this one inside the save.
 
+    Attributes:
+      workdir: the run's directory.
+
     Args:
       workdir: the run's directory, local or remote.
       keep: how many of the newest checkpoints stay.
@@ -62,8 +66,8 @@ class Checkpointer:
         keep: int = 3,
         keep_every_steps: int | None = None,
     ) -> None:
-        self.workdir = self._workdir = epath.Path(workdir)
-        self._directory = self._workdir / CHECKPOINTS
+        self.workdir: epath.Path = epath.Path(workdir)
+        self._directory = self.workdir / CHECKPOINTS
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._pending = None
         self._failure = None
@@ -129,7 +133,7 @@ class Checkpointer:
                 self._manager.reload()
                 return self.restore_newest(model=model, training=training)
             raise UserError(
-                f"checkpoint {step} of {self._workdir} does not fit the config's model and "
+                f"checkpoint {step} of {self.workdir} does not fit the config's model and "
                 f"optimizer; restore the old config, or choose another --workdir ({error})"
             ) from error
         return step, restored.model, restored.training, restored.meta
@@ -147,8 +151,8 @@ class Checkpointer:
             return step
         if steps:
             raise UserError(
-                f"every checkpoint of {self._workdir} was damaged; they are in "
-                f"{self._workdir / DAMAGED_CHECKPOINTS}, and the same command starts from scratch"
+                f"every checkpoint of {self.workdir} was damaged; they are in "
+                f"{self.workdir / DAMAGED_CHECKPOINTS}, and the same command starts from scratch"
             )
         return None
 
@@ -218,10 +222,10 @@ class Checkpointer:
         logging.error(
             "Checkpoint %d is damaged and is set aside in %s; trying the one before. (%s)",
             step,
-            self._workdir / DAMAGED_CHECKPOINTS,
+            self.workdir / DAMAGED_CHECKPOINTS,
             error,
         )
-        destination = self._workdir / DAMAGED_CHECKPOINTS
+        destination = self.workdir / DAMAGED_CHECKPOINTS
         destination.mkdir(parents=True, exist_ok=True)
         count = sum(path.name.startswith(str(step)) for path in entries(destination))
         (self._directory / str(step)).rename(destination / f"{step}.{count}")
@@ -244,7 +248,7 @@ def restore_model(
       UserError: no such checkpoint, or a damaged one.
     """
     directory = epath.Path(workdir) / CHECKPOINTS
-    steps = sorted(int(path.name) for path in entries(directory) if path.name.isdigit())
+    steps = saved_steps(workdir)
     if not steps:
         raise UserError(f"{workdir} has no checkpoints; name the workdir of a run")
     step = steps[-1] if step is None else step
@@ -257,12 +261,6 @@ def restore_model(
         raise UserError(f"checkpoint {step} of {workdir} is damaged: {error}") from error
     with ocp.StandardCheckpointer() as checkpointer:
         return step, checkpointer.restore(directory / str(step) / "model", abstract_model)
-
-
-def read_meta(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
-    """What the checkpoint of a step says of itself: the data position, the config and the like."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(epath.Path(workdir) / CHECKPOINTS / str(step) / "meta")
 
 
 class ChecksumError(Exception):

@@ -5,8 +5,9 @@ import pytest
 from cyclip_jax.data.order import Position
 from cyclip_jax.errors import UserError
 from cyclip_jax.training.settings import checked
-from cyclip_jax.workdir.changes import check_changes, check_names, history, newest_meta, recorded
+from cyclip_jax.workdir.changes import check_changes, check_names, history, recorded
 from cyclip_jax.workdir.config_json import write_config
+from cyclip_jax.workdir.saved import newest_meta
 from tests import tiny
 
 CLIP = {"loss.inmodal_weight": 0.0, "loss.crossmodal_weight": 0.0, "optimizer.learning_rate": 0.01}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
@@ -244,37 +244,53 @@ class TrainAndTest:
         )
 
 
-def check_train_and_test(name: str, train: str, test: str) -> None:
+class TrainAndTestSettings(Protocol):
+    """What the settings of an evaluation say of its two sets.
+
+    Attributes:
+      name: of the evaluation, for messages.
+      train, test: as `data` of `open_labelled`.
+      image_key, label_key: as there.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def train(self) -> str: ...
+    @property
+    def test(self) -> str: ...
+    @property
+    def image_key(self) -> str | None: ...
+    @property
+    def label_key(self) -> str | None: ...
+
+
+def check_train_and_test(settings: TrainAndTestSettings) -> None:
     """Raises UserError where `open_train_and_test` would without a look at the data."""
-    for key, data in (("train", train), ("test", test)):
-        check_labelled(data, config_key=f"config.evals.{name}.{key}")
+    for key, data in (("train", settings.train), ("test", settings.test)):
+        check_labelled(data, config_key=f"config.evals.{settings.name}.{key}")
 
 
 def open_train_and_test(
-    name: str,
-    train: str,
-    test: str,
-    *,
-    classes: str | None = None,
-    image_key: str | None = None,
-    label_key: str | None = None,
-    are_named: bool = False,
+    settings: TrainAndTestSettings, *, classes: str | None = None, are_named: bool = False
 ) -> TrainAndTest:
     """Opens TrainAndTest for an evaluation.
 
     Args:
-      name: of the evaluation, for messages.
-      train, test, classes, image_key, label_key: as `open_labelled`.
+      settings: the evaluation's.
+      classes: as `open_labelled`.
       are_named: whether the classes must have names, as in `open_named`.
 
     Raises:
       UserError: what is wrong with the data, or both are the same.
     """
-    key = f"config.evals.{name}"
+    key = f"config.evals.{settings.name}"
     open_set = open_named if are_named else open_labelled
-    columns = {"classes": classes, "image_key": image_key, "label_key": label_key}
-    train_set = open_set(train, config_key=f"{key}.train", **columns)
-    test_set = open_set(test, config_key=f"{key}.test", **columns)
+    columns = {"image_key": settings.image_key, "label_key": settings.label_key}
+    train_set, test_set = (
+        open_set(data, config_key=f"{key}.{part}", classes=classes, **columns)
+        for part, data in (("train", settings.train), ("test", settings.test))
+    )
     if train_set.identity == test_set.identity:
         raise UserError(
             f"{key}.train and {key}.test are the same pictures ({test_set.path}); set {key}.test "
