@@ -27,6 +27,7 @@ from cyclip_jax.runtime.agreement import (
 )
 from cyclip_jax.runtime.memory import give_back_memory
 from cyclip_jax.training.flops import utilisation
+from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.open_run import open_run
 from cyclip_jax.training.phases import Phase, compile_phases
 from cyclip_jax.training.starting_point import checkpoint_items
@@ -34,7 +35,7 @@ from cyclip_jax.workdir.changes import check_names
 from cyclip_jax.workdir.config_json import describe_run
 from cyclip_jax.workdir.layout import EVALS, LOG, METRICS
 from cyclip_jax.workdir.lock import lock_workdir
-from cyclip_jax.workdir.metrics import metrics_at
+from cyclip_jax.workdir.metrics import metrics_at, read_reports
 from cyclip_jax.workdir.table import final_table, headline_lines
 
 
@@ -86,6 +87,7 @@ def _loop(run, start):
     """Evaluate if due → save if due or pre-empted → next batch → step → log."""
     config, clock, feed, stop = run.config, run.clock, run.feed, run.stop
     state, position = start.state, start.position
+    run.writer.describe(configured_objective(config).reports)
     first_step = step = int(state.step)
     upcoming: tuple[Any, Position] | None = None
     phases: list[Phase] = []
@@ -144,8 +146,8 @@ def _end(run, step, *, is_done):
         run.console.say(f"asked to stop at step {step}; the same command continues from there")
         return None
     metrics = metrics_at(run.workdir, step)
-    abouts = read_abouts(run.workdir / EVALS)
-    run.console.say(final_table(metrics, abouts, headlines_only=True))
+    abouts, reports = read_abouts(run.workdir / EVALS), read_reports(run.workdir)
+    run.console.say(final_table(metrics, abouts, reports=reports, headlines_only=True))
     _report(run, step)
     run.console.say(f"{step} steps done; everything is in {run.workdir}")
     return metrics

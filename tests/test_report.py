@@ -19,8 +19,10 @@ from cyclip_jax.evals.flat import metrics_of
 from cyclip_jax.evals.metric import Metric, Unit
 from cyclip_jax.evals.output import read_abouts
 from cyclip_jax.report import __main__ as command_line
-from cyclip_jax.report import figures, parts, sections, style
+from cyclip_jax.report import charts, figures, parts, sections, style
 from cyclip_jax.report.markup import Cell, element, join, table
+from cyclip_jax.report.numbers import headlines
+from cyclip_jax.report.parts import Drawings
 from cyclip_jax.report.runs import group_runs, objective, read_run, student_interval
 from cyclip_jax.report.write import write_report
 
@@ -222,12 +224,12 @@ def test_groups_have_means_over_seeds_and_students_interval(page):
     rows = page.rows("In brackets")
     assert rows["metric"] == ["CLIP, 2 seeds", "CyCLIP", "chance"]
     # Mean of 0.2 and 0.3; 12.7062 times 0.0707107 over the root of 2 is 0.63531 on either side.
-    assert rows["image_to_text_recall@1 val"] == [
+    assert rows["image_to_text_recall@1 ↑ val"] == [
         "25.0% [-38.5, 88.5]",
         "75.0% [12.5, 50.0]",
         "1.00%",
     ]
-    assert rows["alignment val"] == ["0.5000 [0.5, 0.5]", "0.5000", ""]
+    assert rows["alignment ↑ val"] == ["0.5000 [0.5, 0.5]", "0.5000", ""]
     assert "pairs val" not in rows
 
 
@@ -262,7 +264,7 @@ def test_differences_from_clip_are_taken_seed_by_seed(tmp_path):
     rows = Page(str(sections.differences(groups, None))).rows("Means over seeds")
     assert rows["metric"] == ["CyCLIP"]
     # 10, 11 and 9 points: s = 1 and t = 4.3027, so 2.4841 on either side, far less than unpaired.
-    assert rows["image_to_text_recall@1 val"] == ["+10.0 [+7.5, +12.5]"]
+    assert rows["image_to_text_recall@1 ↑ val"] == ["+10.0 [+7.5, +12.5]"]
     assert sections.differences(groups[:1], None) is None
 
 
@@ -492,8 +494,8 @@ def test_a_report_goes_by_what_the_metrics_of_a_run_say(tmp_path, undrawn):
     write_json(directory / "evals" / "val" / "metrics.json", told)
     page = Page(write_report([directory]).read_text())
     rows = page.rows("In brackets")
-    assert rows["alignment val"] == ["50.0%", ""]
-    assert "image_to_text_recall@1 val" not in rows
+    assert rows["alignment ↑ val"] == ["50.0%", ""]
+    assert not any("image_to_text_recall@1" in name for name in rows)
     every = page.rows("All numbers")
     assert every["image_to_text_recall@1 val"] == ["0.2500 [0.125, 0.5]"]
     assert every["pairs val"] == ["100"]  # of which nothing is said: by its name
@@ -599,6 +601,52 @@ class Said(list):
     """A console that keeps what it is told."""
 
     say = log = list.append
+
+
+def captions_of_training(directory):
+    """The captions of the curves of a run's report, in their order."""
+    drawings = Drawings()
+    page = charts.training(group_runs([read_run(directory)]), drawings)
+    return re.findall(r"<figcaption[^>]*>(.*?) at each logged step", page), list(drawings.drawings)
+
+
+def test_the_curves_of_an_older_run_are_those_that_it_always_had(tmp_path):
+    captions, names = captions_of_training(write_run(tmp_path / "run"))
+    assert names == ["loss", "contrastive_loss", "learning_rate", "images_per_second"]
+    assert captions == [
+        "The whole loss",
+        "The contrastive term",
+        "The learning rate",
+        "The speed in images per second over all devices",
+    ]
+
+
+def test_a_term_that_no_list_names_has_its_curve(tmp_path):
+    directory = write_run(tmp_path / "run")
+    told = {name: {"meaning": "The term of " + name} for name in ("new_loss", "other_loss")}
+    told["share"] = {"meaning": "A share", "unit": "share"}
+    write_json(directory / "metrics.json", told)
+    text = (directory / "metrics.jsonl").read_text()
+    numbers = '"share": 0.5, "other_loss": 1.0, "new_loss": 2.0, "learning_rate"'
+    (directory / "metrics.jsonl").write_text(text.replace('"learning_rate"', numbers))
+    captions, names = captions_of_training(directory)
+    assert names == ["loss", "new_loss", "other_loss", "learning_rate", "images_per_second"]
+    assert captions[1:3] == ["The term of new_loss", "The term of other_loss"]
+
+
+def test_an_arrow_shows_where_a_metric_is_better(tmp_path):
+    directory = write_run(tmp_path / "run")
+    text = (directory / "metrics.jsonl").read_text()
+    numbers = (
+        '"val/uniformity": -1.5, "val/image_to_text_median_rank": 3.0, "val/modality_gap": 0.5, '
+    )
+    text = text.replace('"val/image_to_text_recall@1"', numbers + '"val/image_to_text_recall@1"')
+    (directory / "metrics.jsonl").write_text(text)
+    page = str(headlines(group_runs([read_run(directory)]), None)).replace("<wbr>", "")
+    shown, *_ = page.split("All numbers of all runs")
+    assert "image_to_text_recall@1 ↑ <" in shown
+    assert "image_to_text_median_rank ↓ <" in shown and "uniformity ↓ <" in shown
+    assert "modality_gap <" in shown
 
 
 def test_the_end_of_a_run_reports_and_shows_the_main_figures_in_tensorboard(tmp_path):

@@ -55,6 +55,7 @@ def test_a_run_writes_what_it_promises(finished):
     assert {path.name for path in workdir.iterdir()} >= {
         "config.json",
         "checkpoints",
+        "metrics.json",
         "metrics.jsonl",
         "tensorboard",
         "tokenizer.model",

@@ -1,33 +1,34 @@
 """What metrics say of themselves, by their names.
 
 Evaluators take it from here where it is more than that a number is a share or a count. So do the
-terms of a loss, which come from the model by their names, and the metrics of workdirs from before
-metrics said it, which hold names and numbers alone.
+metrics of workdirs from before metrics said it, which hold names and numbers alone. What the terms
+of a loss measure is known from the terms themselves.
 """
 
 import dataclasses
 
 from cyclip_jax.evals.metric import COUNT, FURTHER_SHARE, SHARE, About, Unit
+from cyclip_jax.losses.cyclip import contrastive_term, cyclic_term
+from cyclip_jax.losses.terms import Reported
+
+# The metrics of the terms that every run measures, in training and of held-out pairs.
+KNOWN_REPORTS: dict[str, Reported] = {**contrastive_term().reports, **cyclic_term().reports}
 
 LOSS = About(Unit.LOSS, "less", is_headline=False)
 _RANK = About(Unit.RANK, "less")
-_CONSISTENCY = About(Unit.NUMBER, "less")
 _COSINE = About(Unit.COSINE)
 _NATS = About(Unit.NATS)
 _NUMBER = About()
 
 # {metric: About}; of one "at k" what stands before the "@".
 KNOWN = {
-    # The terms of the loss, in training and of held-out pairs.
+    # The loss and its terms. Of their metrics the consistencies are headlines of an evaluation.
     "loss": LOSS,
-    "contrastive_loss": LOSS,
-    "inmodal_cyclic_loss": LOSS,
-    "crossmodal_cyclic_loss": LOSS,
-    "image_to_text_accuracy": FURTHER_SHARE,  # among the pairs of a batch
-    "text_to_image_accuracy": FURTHER_SHARE,
     "temperature": About(is_headline=False),
-    "inmodal_consistency": _CONSISTENCY,
-    "crossmodal_consistency": _CONSISTENCY,
+    **{
+        name: About(Unit(told.unit), told.better, is_headline=told.unit == Unit.NUMBER)
+        for name, told in KNOWN_REPORTS.items()
+    },
     # Labelled images: zero-shot, probes, few shots, consistency of two predictions.
     **dict.fromkeys(("top1", "zeroshot_top1", "gda_top1", "ensemble_top1", "knn_top1"), SHARE),
     **dict.fromkeys(("mean_per_class", "consistency", "fine_top1", "coarse_top1"), SHARE),

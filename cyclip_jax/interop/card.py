@@ -3,8 +3,13 @@
 import json
 import math
 
+from etils import epath
+
 from cyclip_jax import __version__
+from cyclip_jax.evals.output import read_abouts
 from cyclip_jax.interop.checkpoint import Checkpoint
+from cyclip_jax.workdir.layout import EVALS
+from cyclip_jax.workdir.metrics import read_reports
 from cyclip_jax.workdir.table import final_table
 
 _OPEN_CLIP = """```python
@@ -136,11 +141,13 @@ def _training(checkpoint):
     }
     parts = [_table(rows)]
     if checkpoint.metrics:
+        workdir = epath.Path(checkpoint.source)
+        abouts, reports = read_abouts(workdir / EVALS), read_reports(workdir)
         parts += [
             "The run measured at that step:",
             "",
             "```",
-            final_table(checkpoint.metrics),
+            final_table(checkpoint.metrics, abouts, reports=reports),
             "```",
             "",
         ]

@@ -22,7 +22,7 @@ class Checkpoint:
     """Weights, and what is known of how to use them.
 
     Attributes:
-      source: where the weights come from, for messages.
+      source: where the weights come from; the path of a workdir, where they come from one.
       weights: {OpenAI name: numpy array}.
       model: keyword arguments of `create_model`. The sizes are always there; the numbers of heads
         and quick_gelu are there if the source tells them.

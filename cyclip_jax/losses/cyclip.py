@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses.contrastive import CHUNK_SIZE, contrastive_loss
 from cyclip_jax.losses.cyclic import cyclic_consistency
-from cyclip_jax.losses.terms import Term, Weight, weighted_sum
+from cyclip_jax.losses.terms import Reported, Term, Weight, weighted_sum
 
 # The batch size at which the paper chose its weights λ1 = λ2 = 0.25.
 REFERENCE_BATCH_SIZE = 128
@@ -45,7 +45,19 @@ def contrastive_term(*, chunk_size: int = CHUNK_SIZE) -> Term:
     return Term(
         measure=measure,
         weights={"contrastive": None},
-        reports=("contrastive_loss", "image_to_text_accuracy", "text_to_image_accuracy"),
+        reports={
+            "contrastive_loss": Reported(meaning="The contrastive term"),
+            "image_to_text_accuracy": Reported(
+                meaning="The share of images that are nearest to their own text in the batch",
+                unit="share",
+                better="more",
+            ),
+            "text_to_image_accuracy": Reported(
+                meaning="The share of texts that are nearest to their own image in the batch",
+                unit="share",
+                better="more",
+            ),
+        },
     )
 
 
@@ -92,10 +104,21 @@ def cyclic_term(
         measure=measure,
         weights={"inmodal": inmodal_weight, "crossmodal": crossmodal_weight},
         normalizer=normalizer,
-        reports=(
-            *("inmodal_cyclic_loss", "crossmodal_cyclic_loss"),
-            *("inmodal_consistency", "crossmodal_consistency"),
-        ),
+        reports={
+            "inmodal_cyclic_loss": Reported(
+                meaning="The in-modal consistency term, without its weight"
+            ),
+            "crossmodal_cyclic_loss": Reported(
+                meaning="The cross-modal consistency term, without its weight"
+            ),
+            "inmodal_consistency": Reported(
+                meaning="The in-modal consistency as a mean over the pairs of pairs", unit="number"
+            ),
+            "crossmodal_consistency": Reported(
+                meaning="The cross-modal consistency as a mean over the pairs of pairs",
+                unit="number",
+            ),
+        },
         report=report,
         scales=(),
         is_always_measured=True,

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,22 @@ def as_losses(values: Mapping[str, Float[Array, ""]], rows: int) -> Scalars:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Reported:
+    """What a term says of one of its metrics, for whoever shows it.
+
+    Attributes:
+      meaning: what it is, as the caption of its curve begins: "The contrastive term".
+      unit: in what it counts, by a name of `evals.metric.Unit`. The table at the end of a run has a
+        row for what is no share, and the report has a curve of each loss.
+      better: whether more or less of it is better; None where neither is.
+    """
+
+    meaning: str
+    unit: Literal["loss", "share", "number"] = "loss"
+    better: Literal["more", "less"] | None = "less"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Term:
     """A part of an objective: one function of embeddings, which gives one or several values.
 
@@ -49,7 +66,8 @@ class Term:
       weights: {name of a value: its weight}. None stands for a value that is added as it is.
       normalizer: function N -> factor of the weights, for a global batch of N rows.
       report: function ({name: value}, N) -> {metric: scalar}: the values as metrics.
-      reports: names of all metrics that the term adds to those of a step.
+      reports: {metric: what it is}, all metrics that the term adds to those of a step, in the order
+        in which they are shown.
       rows: the embeddings that the term takes, {name: (tower, key of the batch)}; the tower is
         "visual" or "text". A name means the same in every term.
       batch_keys: keys of the batch that `measure` reads itself.
@@ -61,7 +79,7 @@ class Term:
     weights: Mapping[str, Weight | None]
     normalizer: Callable[[int], float] = one
     report: Callable[[Mapping[str, Float[Array, ""]], int], Scalars] = as_losses
-    reports: tuple[str, ...]
+    reports: Mapping[str, Reported]
     rows: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=lambda: PAIRS)
     batch_keys: tuple[str, ...] = ()
     scales: tuple[str, ...] = ("logit_scale",)

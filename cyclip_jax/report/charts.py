@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.known_metrics import family_at_k
+from cyclip_jax.evals.metric import Unit
 from cyclip_jax.report import figures
 from cyclip_jax.report.markup import Html
 from cyclip_jax.report.parts import (
@@ -17,11 +18,9 @@ from cyclip_jax.report.parts import (
 )
 from cyclip_jax.report.runs import Group, read_json
 
-_CURVES = {
-    "loss": "The whole loss",
-    "contrastive_loss": "The contrastive term",
-    "inmodal_cyclic_loss": "The in-modal consistency term, without its weight",
-    "crossmodal_cyclic_loss": "The cross-modal consistency term, without its weight",
+# What every training measures, before and after the losses of its terms.
+_FIRST = {"loss": "The whole loss"}
+_LAST = {
     "learning_rate": "The learning rate",
     "images_per_second": "The speed in images per second over all devices",
 }
@@ -30,7 +29,14 @@ _CURVES = {
 def training(groups: Sequence[Group], drawings: Drawings) -> Html | None:
     """Curves over the steps of training."""
     content = []
-    for name, meaning in _CURVES.items():
+    terms = {
+        name: told.meaning
+        for group in groups
+        for run in group.runs
+        for name, told in run.reports.items()
+        if told.unit == Unit.LOSS
+    }
+    for name, meaning in (_FIRST | terms | _LAST).items():
         series = {
             group.name: [
                 ([line["step"] for line in lines], [line[name] for line in lines])

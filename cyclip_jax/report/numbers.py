@@ -16,6 +16,7 @@ from cyclip_jax.report.parts import (
 from cyclip_jax.report.runs import Group, without_folder
 
 _BASELINE = "CLIP"
+_ARROWS_MEAN = "of a metric with ↑ more is better, of one with ↓ less"
 # Of an evaluation's headlines the one that its summary tells: the first of these, or the first.
 _TOLD = ("image_to_text_recall@1", "top1", "consistency@1", "modality_gap")
 
@@ -75,13 +76,14 @@ def headlines(groups: Sequence[Group], _: Drawings | None) -> Html | None:
             values = [group.metric(evaluation, name) for group in groups]
             chance = "" if metric.chance is None else f"{metric.chance:.2%}"
             cells = [metric_cell(value) for value in values]
-            rows.append([named(name, evaluation), *cells, Cell(chance, metric.chance)])
+            row = named(name, evaluation, metric.better)
+            rows.append([row, *cells, Cell(chance, metric.chance)])
     if not rows:
         return None
     caption = "In brackets 95 % intervals"
     if any(len(group.runs) > 1 for group in groups):
         caption += " (of a mean over seeds by Student's t, of a single run by bootstrap)"
-    caption += "; chance is what a random order gets"
+    caption += f"; chance is what a random order gets; {_ARROWS_MEAN}"
     columns = ["metric", *(_counted(group) for group in groups), "chance"]
     behind = [
         element(
@@ -104,16 +106,17 @@ def differences(groups: Sequence[Group], _: Drawings | None) -> Html | None:
         return None
     rows = []
     for evaluation in evaluations_of(groups):
-        for name, _metric in headlines_of(groups, evaluation):
+        for name, metric in headlines_of(groups, evaluation):
             found = [group.difference(baseline, evaluation, name) for group in others]
             if any(one is not None for one in found):
-                rows.append([named(name, evaluation), *map(_difference_cell, found)])
+                row = named(name, evaluation, metric.better)
+                rows.append([row, *map(_difference_cell, found)])
     if not rows:
         return None
     caption = (
         f"Means over seeds of a run's number less {_BASELINE}'s with the same seed, of shares in "
         "percentage points; in brackets 95 % intervals by Student's t over the seeds, bold where "
-        "they leave out 0, as one in twenty does by chance"
+        f"they leave out 0, as one in twenty does by chance; {_ARROWS_MEAN}"
     )
     return table(caption, ["metric", *(group.name for group in others)], rows)
 

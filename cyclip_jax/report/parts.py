@@ -9,11 +9,12 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.metric import Metric
+from cyclip_jax.evals.metric import Better, Metric
 from cyclip_jax.report.markup import Cell, Html, breakable, element, join
 from cyclip_jax.report.runs import Group, Run, read_json
 from cyclip_jax.report.style import Drawing, drawn, inline
 
+ARROWS = {"more": "↑", "less": "↓"}  # to the better values of a metric
 _HEADLINES = 12  # of an evaluation; all its numbers are in the folded table
 
 
@@ -128,9 +129,10 @@ def metric_cell(metric: Metric | None) -> Cell:
     return Cell(metric.with_interval(), metric.value if metric.is_finite else None)
 
 
-def named(metric: str, evaluation: str) -> Html:
-    """The name of a metric with that of its evaluation."""
-    return join(breakable(metric), " ", element("span", evaluation, class_="of"))
+def named(metric: str, evaluation: str, better: Better = None) -> Html:
+    """The name of a metric with that of its evaluation, and with an arrow to what is better."""
+    arrow = "" if better is None else f" {ARROWS[better]}"
+    return join(breakable(metric), arrow, " ", element("span", evaluation, class_="of"))
 
 
 def run_names(groups: Sequence[Group], of: Sequence[Run] | None = None) -> list[str]:

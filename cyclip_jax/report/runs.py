@@ -19,7 +19,9 @@ from cyclip_jax.evals.flat import by_evaluation
 from cyclip_jax.evals.metric import Metric
 from cyclip_jax.evals.output import read_abouts
 from cyclip_jax.files import absolute, entries
+from cyclip_jax.losses.terms import Reported
 from cyclip_jax.workdir.layout import CONFIG, EVALS, METRICS
+from cyclip_jax.workdir.metrics import read_reports
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Run:
       changes: settings that were changed on the way (see `workdir.changes.history`).
       training: lines of metrics.jsonl that a training step wrote; None stands for a number that is
         not finite.
+      reports: {name: Reported} of what the terms of its loss measured.
       evaluations: {evaluation: {name: Metric}}, each the newest.
       steps: {evaluation: its step, or None}.
       details: {evaluation: directory of its files}.
@@ -43,6 +46,7 @@ class Run:
     versions: dict[str, str]
     changes: list[dict[str, Any]]
     training: list[dict[str, float | None]]
+    reports: dict[str, Reported]
     evaluations: dict[str, dict[str, Metric]]
     steps: dict[str, int | None]
     details: dict[str, epath.Path]
@@ -88,6 +92,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
         versions=written.get("versions", {}),
         changes=written.get("changes", []),
         training=training,
+        reports=read_reports(path),
         evaluations=evaluations,
         steps=steps,
         details={name: evals / name for name in evaluations if (evals / name).is_dir()},

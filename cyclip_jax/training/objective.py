@@ -13,6 +13,7 @@ from cyclip_jax.losses.contrastive import CHUNK_SIZE
 from cyclip_jax.losses.cyclip import contrastive_term, cyclic_term
 from cyclip_jax.losses.terms import (
     Embeds,
+    Reported,
     Rows,
     Scalars,
     Scales,
@@ -117,6 +118,11 @@ class Objective:
     def scales(self) -> tuple[str, ...]:
         """Names of the model's scalar parameters whose exponentials the terms take."""
         return tuple(dict.fromkeys(name for term in self.terms.values() for name in term.scales))
+
+    @property
+    def reports(self) -> dict[str, Reported]:
+        """What the terms say of their metrics, in the order in which they are shown."""
+        return {name: told for term in self.terms.values() for name, told in term.reports.items()}
 
     def __call__(
         self, embeds: Embeds, batch: Rows, scales: Scales, *, mesh: Mesh | None = None

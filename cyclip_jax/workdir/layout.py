@@ -2,6 +2,7 @@
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
+MEANINGS = "metrics.json"  # of the numbers of training
 LOG = "train.log"
 CHECKPOINTS = "checkpoints"
 DAMAGED_CHECKPOINTS = "damaged_checkpoints"

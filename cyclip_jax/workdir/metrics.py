@@ -1,6 +1,7 @@
 """metrics.jsonl and TensorBoard's files."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -11,8 +12,10 @@ from typing import Any, Protocol
 from etils import epath
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import Appender, file_errors, write_atomically
-from cyclip_jax.workdir.layout import METRICS, TENSORBOARD
+from cyclip_jax.evals.known_metrics import KNOWN_REPORTS
+from cyclip_jax.files import Appender, file_errors, write_atomically, write_json
+from cyclip_jax.losses.terms import Reported
+from cyclip_jax.workdir.layout import MEANINGS, METRICS, TENSORBOARD
 from cyclip_jax.workdir.tensorboard import Summaries
 
 
@@ -71,6 +74,12 @@ class MetricWriter:
         if self._mirror is not None:
             self._mirror.write(step, numbers)
 
+    def describe(self, reports: Mapping[str, Reported]) -> None:
+        """Writes metrics.json: what the terms of the loss say of their metrics."""
+        if self._enabled:
+            told = {name: dataclasses.asdict(reported) for name, reported in reports.items()}
+            write_json(self._path.with_name(MEANINGS), told)
+
     def flush(self) -> Exception | None:
         """Tries once more to write what could not be; returns the error that keeps it, or None.
 
@@ -121,6 +130,26 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         except ValueError as error:
             raise UserError(f"line {number} of {path} is damaged ({error}); remove it") from error
     return lines
+
+
+def read_reports(workdir: str | os.PathLike[str]) -> dict[str, Reported]:
+    """What the metrics of a workdir's training are, in the order in which they are shown.
+
+    Of a workdir that does not say it, which is older, they are those that every run measures.
+
+    Raises:
+      UserError: metrics.json is not what it should be.
+    """
+    path = epath.Path(workdir) / MEANINGS
+    if not path.exists():
+        return KNOWN_REPORTS
+    try:
+        return {name: Reported(**told) for name, told in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} does not say what the metrics of training mean ({error!r}); remove it: those "
+            "that every run measures are known"
+        ) from error
 
 
 def metrics_at(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:

@@ -4,24 +4,19 @@ import math
 from collections.abc import Mapping
 
 from cyclip_jax.evals.flat import by_evaluation, metrics_of
-from cyclip_jax.evals.metric import About, Metric
+from cyclip_jax.evals.known_metrics import KNOWN_REPORTS
+from cyclip_jax.evals.metric import About, Metric, Unit
+from cyclip_jax.losses.terms import Reported
 
 _WIDTH = 120  # characters of a line before the columns go on below
 _LOSS = "loss"
-_FIRST = (
-    _LOSS,
-    "contrastive_loss",
-    "inmodal_cyclic_loss",
-    "crossmodal_cyclic_loss",
-    "inmodal_consistency",
-    "crossmodal_consistency",
-)
 
 
 def final_table(
     numbers: Mapping[str, float],
     abouts: Mapping[str, Mapping[str, About]] | None = None,
     *,
+    reports: Mapping[str, Reported] = KNOWN_REPORTS,
     headlines_only: bool = False,
 ) -> str:
     """The last step's metrics as text: a column for training and one for each evaluation.
@@ -31,6 +26,7 @@ def final_table(
     Args:
       numbers: {name: number}, evaluations' as "<evaluation>/<metric>".
       abouts: {evaluation: {metric: About}}, what the evaluations said of their metrics.
+      reports: {metric: Reported}, what the terms of the loss said of theirs.
       headlines_only: leaves out of evaluations what is no `Metric.is_headline`: further k, counts.
     """
     evaluations = by_evaluation(numbers, abouts)
@@ -44,7 +40,7 @@ def final_table(
     columns |= evaluations
     rows = [
         (name, [c[name].text() if name in c else "" for c in columns.values()])
-        for name in _row_names(training, evaluations)
+        for name in _row_names(training, evaluations, reports)
     ]
     if "images_per_second" in numbers:
         rows.append(("images/s", [f"{numbers['images_per_second']:.0f}"] + [""] * len(evaluations)))
@@ -79,10 +75,11 @@ def _notes(evaluations):
     return [", ".join(notes)] if notes else []
 
 
-def _row_names(training, evaluations):
+def _row_names(training, evaluations, reports):
     """Names of the rows: losses and consistencies, shares, other numbers, counts."""
     found = {name: metric for metrics in evaluations.values() for name, metric in metrics.items()}
-    first = [name for name in _FIRST if name in training or name in found]
+    first = [_LOSS, *(name for name, told in reports.items() if told.unit != Unit.SHARE)]
+    first = [name for name in first if name in training or name in found]
     others = {name: metric for name, metric in found.items() if name not in first}
     shares = [name for name, metric in others.items() if metric.is_share]
     counts = [name for name, metric in others.items() if metric.is_count]

@@ -14,7 +14,7 @@ from cyclip_jax import defaults, parallel
 from cyclip_jax.costs import hlo
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses import cyclip_loss
-from cyclip_jax.losses.terms import PAIRS, Term
+from cyclip_jax.losses.terms import PAIRS, Reported, Term
 from cyclip_jax.models.clip import MAX_LOGIT_SCALE, normalise_images, split_model
 from cyclip_jax.training import objective as table
 from cyclip_jax.training.flops import matmul_flops
@@ -43,7 +43,10 @@ def second_captions(*, weight, temperature, learns_scale=False):
     return Term(
         measure=measure,
         weights={"second_caption": weight},
-        reports=("second_caption_loss", "second_cosine"),
+        reports={
+            "second_caption_loss": Reported(meaning="The second captions' term"),
+            "second_cosine": Reported(meaning="Their cosine", unit="number", better="more"),
+        },
         rows={"texts": PAIRS["texts"], "second_texts": ("text", "second_tokens")},
         batch_keys=("second_shares",),
         scales=("second_scale",) if learns_scale else (),
@@ -106,8 +109,12 @@ def test_the_objective_is_the_public_loss_to_the_last_bit(settings, devices):
 def test_the_metrics_are_those_that_the_table_tells_of():
     objective = Objective()
     _, metrics = objective(pair_of(), {}, {"logit_scale": 14.0})
-    told = [name for term in objective.terms.values() for name in term.reports]
-    assert sorted(metrics) == sorted(["loss", "temperature", *told])
+    assert sorted(metrics) == sorted(["loss", "temperature", *objective.reports])
+
+
+def test_a_further_term_is_shown_after_those_that_were_there(second_term):
+    told = list(Objective(second=SECOND).reports)
+    assert told == [*Objective().reports, "second_caption_loss", "second_cosine"]
 
 
 def test_a_term_whose_section_is_missing_is_left_out(second_term):

@@ -8,11 +8,13 @@ from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import by_evaluation
 from cyclip_jax.evals.metric import About, Unit
+from cyclip_jax.losses.terms import Reported
 from cyclip_jax.models.presets import EXECUTION
+from cyclip_jax.training.objective import Objective
 from cyclip_jax.workdir import console as console_module
 from cyclip_jax.workdir.config_json import check_same_model, read_config, write_config
 from cyclip_jax.workdir.console import Console
-from cyclip_jax.workdir.metrics import MetricWriter, metrics_at, read_metrics
+from cyclip_jax.workdir.metrics import MetricWriter, metrics_at, read_metrics, read_reports
 from cyclip_jax.workdir.table import final_table, headline_lines
 
 
@@ -174,6 +176,51 @@ def test_what_metrics_say_of_themselves_counts_before_their_names():
     assert rows["new"] == ["50.0%"]
     shown = final_table(numbers, abouts, headlines_only=True).splitlines()
     assert [line.split() for line in shown[1:]] == [["new", "50.0%"], ["top1", "50.0%"]]
+
+
+def test_the_rows_of_training_are_in_the_order_that_they_always_had():
+    names = ["loss", "contrastive_loss", "inmodal_cyclic_loss", "crossmodal_cyclic_loss"]
+    names += ["inmodal_consistency", "crossmodal_consistency"]
+    others = ["temperature", "image_to_text_accuracy", "learning_rate"]
+    numbers = dict.fromkeys([*others, *sorted(names)], 0.5)
+    lines = final_table(numbers).splitlines()
+    assert [line.split()[0] for line in lines] == ["training", *names]
+
+
+NEW = {
+    "new_loss": Reported(meaning="The new term"),
+    "new_accuracy": Reported(meaning="Its hits", unit="share", better="more"),
+    "new_angle": Reported(meaning="Its angle", unit="number", better=None),
+}
+
+
+def test_a_term_that_no_list_names_has_its_rows():
+    numbers = {"loss": 2.0, "new_angle": 0.5, "new_accuracy": 0.5, "new_loss": 1.25, "a/top1": 0.5}
+    rows = [line.split() for line in final_table(numbers, reports=NEW).splitlines()[1:]]
+    assert rows == [
+        ["loss", "2.000"],
+        ["new_loss", "1.250"],
+        ["new_angle", "0.5000"],
+        ["top1", "50.0%"],
+    ]
+
+
+def test_what_the_terms_say_of_their_metrics_comes_back(tmp_path):
+    writer = MetricWriter(tmp_path, first_step=0, enabled=True)
+    writer.describe(NEW)
+    writer.close()
+    assert list(read_reports(tmp_path).items()) == list(NEW.items())
+
+
+def test_an_older_workdir_has_the_metrics_that_every_run_measures(tmp_path):
+    assert read_reports(tmp_path) == Objective().reports
+
+
+@pytest.mark.parametrize("text", ["[]", '{"a": 1}', '{"a": {"unit": "loss"}}', "{"])
+def test_meanings_that_are_damaged_are_named(tmp_path, text):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(UserError, match=r"metrics\.json does not say what.*; remove it"):
+        read_reports(tmp_path)
 
 
 def test_every_evaluation_has_a_line_with_its_first_headlines():
