@@ -28,7 +28,7 @@ from cyclip_jax.runtime.agreement import (
 from cyclip_jax.runtime.memory import give_back_memory
 from cyclip_jax.training.flops import utilisation
 from cyclip_jax.training.objective import configured_objective
-from cyclip_jax.training.open_run import open_run
+from cyclip_jax.training.open_run import Run, open_run
 from cyclip_jax.training.phases import Phase, compile_phases
 from cyclip_jax.training.starting_point import checkpoint_items
 from cyclip_jax.workdir.changes import check_names
@@ -148,7 +148,7 @@ def _end(run, step, *, is_done):
     metrics = metrics_at(run.workdir, step)
     abouts, reports = read_abouts(run.workdir / EVALS), read_reports(run.workdir)
     run.console.say(final_table(metrics, abouts, reports=reports, headlines_only=True))
-    _report(run, step)
+    report_at_end(run, step)
     run.console.say(f"{step} steps done; everything is in {run.workdir}")
     return metrics
 
@@ -169,7 +169,7 @@ def _check_written(run, step):
         )
 
 
-def _report(run, step):
+def report_at_end(run: Run, step: int) -> None:
     """Writes the page of tables and figures, on process 0; a picture must not fail the run."""
     if jax.process_index() != 0:
         return

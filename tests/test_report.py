@@ -652,7 +652,7 @@ def test_an_arrow_shows_where_a_metric_is_better(tmp_path):
 def test_the_end_of_a_run_reports_and_shows_the_main_figures_in_tensorboard(tmp_path):
     directory = write_run(tmp_path / "run")
     said = Said()
-    train._report(types.SimpleNamespace(workdir=directory, console=said), 4)
+    train.report_at_end(types.SimpleNamespace(workdir=directory, console=said), 4)
     assert said == [f"report: {directory / 'report.html'}"]
     events = next((directory / "tensorboard").iterdir()).read_bytes()
     assert b"report/contrastive_loss" in events and b"PNG" in events
@@ -662,7 +662,7 @@ def test_a_report_that_fails_does_not_fail_the_run(tmp_path):
     directory = write_run(tmp_path / "run")
     (directory / "metrics.jsonl").write_text("broken\n")
     said = Said()
-    train._report(types.SimpleNamespace(workdir=directory, console=said), 4)
+    train.report_at_end(types.SimpleNamespace(workdir=directory, console=said), 4)
     traceback, sentence = said
     assert "UserError" in traceback
     assert f"python -m cyclip_jax.report {directory}" in sentence

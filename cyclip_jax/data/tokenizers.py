@@ -144,7 +144,11 @@ def _sum_of_merges(merges):  # not of the file: gzip may compress the same merge
 
 
 class ClipBpeTokenizer:
-    """CLIP's byte-pair encoding, with the ids of open_clip's default tokenizer on every text."""
+    """CLIP's byte-pair encoding, with the ids of open_clip's default tokenizer on every text.
+
+    Attributes:
+      word_ids: {word: its ids}, of at most CACHED_WORDS words that were met.
+    """
 
     def __init__(
         self,
@@ -162,7 +166,7 @@ class ClipBpeTokenizer:
         self.vocabulary_sum: str = _sum_of_merges(self._merges)
         self._byte_ids = {byte: id_ for id_, byte in enumerate(clip_byte_characters())}
         # Not functools.lru_cache, which could not be pickled into a worker process.
-        self._word_ids: dict[str, tuple[int, ...]] = {
+        self.word_ids: dict[str, tuple[int, ...]] = {
             "<start_of_text>": (vocab_size - 2,),
             "<end_of_text>": (vocab_size - 1,),
         }
@@ -188,13 +192,13 @@ class ClipBpeTokenizer:
         return ids
 
     def _encode_word(self, word):
-        ids = self._word_ids.get(word)
+        ids = self.word_ids.get(word)
         if ids is None:
             byte_ids = [self._byte_ids[byte] for byte in word.encode()]
             byte_ids[-1] += 256  # the last byte of a word has an id of its own
             ids = merge_pairs(byte_ids, self._merges)
-            if len(self._word_ids) < CACHED_WORDS:
-                self._word_ids[word] = ids
+            if len(self.word_ids) < CACHED_WORDS:
+                self.word_ids[word] = ids
         return ids
 
 

@@ -45,14 +45,14 @@ def define_config(
       argv: the command line with the program's name; None means that of the process.
     """
     config_flags.DEFINE_config_file("config", None, help_text, flag_values=values, sys_argv=argv)
-    values["config"].parser = _Parser()
+    values["config"].parser = ConfigFileParser()
     if required:
         flags.mark_flag_as_required("config", flag_values=values)
 
 
 def is_config(flag: flags.Flag[Any]) -> bool:
     """Whether a flag is --config."""
-    return isinstance(flag.parser, _Parser)
+    return isinstance(flag.parser, ConfigFileParser)
 
 
 def config_name(values: flags.FlagValues) -> str:
@@ -189,7 +189,7 @@ def _in_checkout(fullname):
     return None
 
 
-class _Parser(flags.ArgumentParser):
+class ConfigFileParser(flags.ArgumentParser):
     """Loads FILE or FILE:ARGUMENT.
 
     Attributes:
@@ -236,7 +236,7 @@ def settle(values: flags.FlagValues, unset: Sequence[str]) -> None:
       UserError: a field has to have a value.
     """
     parser = values["config"].parser if "config" in values else None
-    config = parser.config if isinstance(parser, _Parser) else None
+    config = parser.config if isinstance(parser, ConfigFileParser) else None
     if config is None:
         return
     from cyclip_jax import defaults  # brings JAX, which --help does without
@@ -257,7 +257,7 @@ def settle(values: flags.FlagValues, unset: Sequence[str]) -> None:
 def misspelt_field(values: flags.FlagValues, argv: Sequence[str]) -> str | None:
     """A sentence on the first --config.FIELD that the config does not have, or None."""
     parser = values["config"].parser if "config" in values else None
-    if not isinstance(parser, _Parser) or parser.config is None:
+    if not isinstance(parser, ConfigFileParser) or parser.config is None:
         return None
     for argument in argv[1:]:
         named = re.match(r"--?(?:no)?config\.([^=]+)", argument)

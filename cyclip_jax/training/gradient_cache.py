@@ -44,7 +44,7 @@ def embed_with_pullback(
         embeds, pull, statistics = jax.vjp(lambda p: embed(p, batch), params, has_aux=True)
         return embeds, statistics, lambda cotangents: pull(cotangents)[0]
 
-    parts = _split(batch, micro_batches)
+    parts = split_rows(batch, micro_batches)
     _, (embeds, statistics) = jax.lax.scan(lambda _, rows: (None, embed(params, rows)), None, parts)
 
     def pull(cotangents):
@@ -54,13 +54,13 @@ def embed_with_pullback(
             return jax.tree.map(jnp.add, gradient, pull_part(cotangent)[0]), None
 
         start = jax.tree.map(jnp.zeros_like, params)
-        return jax.lax.scan(add, start, (parts, _split(cotangents, micro_batches)))[0]
+        return jax.lax.scan(add, start, (parts, split_rows(cotangents, micro_batches)))[0]
 
     mean = jax.tree.map(lambda values: values.mean(axis=0), statistics)
     return _merge(embeds), mean, pull
 
 
-def _split(tree: Tree, parts: int) -> Tree:
+def split_rows(tree: Tree, parts: int) -> Tree:
     """[N, ...] -> [parts, N / parts, ...]; rows that a device holds stay on it."""
     return jax.tree.map(
         lambda rows: jnp.moveaxis(rows.reshape(-1, parts, *rows.shape[1:]), 1, 0), tree
@@ -68,5 +68,5 @@ def _split(tree: Tree, parts: int) -> Tree:
 
 
 def _merge(tree: Tree) -> Tree:
-    """The inverse of `_split`."""
+    """The inverse of `split_rows`."""
     return jax.tree.map(lambda rows: jnp.moveaxis(rows, 0, 1).reshape(-1, *rows.shape[2:]), tree)

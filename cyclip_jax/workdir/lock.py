@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
@@ -79,7 +80,7 @@ class FileLock:
         self._path = path
         try:
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(_this_process()).encode(), 0)
+            os.pwrite(self._descriptor, json.dumps(this_process()).encode(), 0)
         except OSError:
             self.close()
             raise
@@ -120,7 +121,7 @@ class Lease:
         stale_seconds: float = STALE_SECONDS,
         settle_seconds: float = 2.0,
     ) -> None:
-        self._path, self._me = epath.Path(path), _this_process()
+        self._path, self._me = epath.Path(path), this_process()
         holder = self._read()
         if holder and _lives(self._read, holder, beat_seconds, stale_seconds):
             raise _in_use(path, holder)
@@ -167,7 +168,7 @@ class Lease:
 
 def _lives(read, holder, beat_seconds, stale_seconds):
     """Whether the holder of a lease still runs."""
-    me = _this_process()
+    me = this_process()
     if holder.get("machine") == me["machine"]:
         return _start_of(holder["pid"]) == holder["process_start"]
     logging.warning(
@@ -182,19 +183,19 @@ def _lives(read, holder, beat_seconds, stale_seconds):
     return False
 
 
-def _this_process():
+def this_process() -> dict[str, Any]:
     """Who holds a lock, as a dict for JSON."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "began": datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds"),
         "id": uuid.uuid4().hex,
-        "machine": _machine(),
+        "machine": this_machine(),
         "process_start": _start_of(os.getpid()),
     }
 
 
-def _machine():
+def this_machine() -> str:
     """What tells apart all machines, boots and containers in which a process id means something."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()

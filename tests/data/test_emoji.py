@@ -416,7 +416,7 @@ def test_missing_packages_are_named_with_the_cure(tmp_path, monkeypatch):
 @pytest.mark.parametrize("module", ["json", "no_such_module"])
 def test_a_package_without_its_drawings_is_named(module):
     with pytest.raises(UserError, match=rf"{module} has no folder drawings; .*\[quickstart\]"):
-        emoji._package_folder(module, "drawings")
+        emoji.package_folder(module, "drawings")
 
 
 def test_a_picture_without_pixels_is_refused(collections, tmp_path):

@@ -339,7 +339,7 @@ def test_the_overshoot_of_the_kernel_is_clipped_and_not_wrapped(size):
 
 @tf.function
 def box(height, width, seed, scale, ratio):
-    return tf.stack(images._random_box(height, width, seed, scale, ratio))
+    return tf.stack(images.random_box(height, width, seed, scale, ratio))
 
 
 def boxes(height, width, count, scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3)):
@@ -361,7 +361,7 @@ def test_a_crop_is_the_same_for_the_same_seed_and_another_for_another():
 
 def pillow_random_crop(picture, size, seed, scale):
     """The box of `random_resized_crop`, cut and resized by Pillow. uint8 [size, size, 3]."""
-    sides = images._height_and_width(picture)
+    sides = images.height_and_width(picture)
     top, left, height, width = box(*sides, seed, scale, (3 / 4, 4 / 3)).numpy()
     cut = Image.fromarray(picture[top : top + height, left : left + width])
     return np.asarray(cut.resize((size, size), Image.Resampling.BICUBIC))

@@ -216,7 +216,7 @@ def test_words_beyond_the_cache_are_encoded_all_the_same(tiny, monkeypatch):
     monkeypatch.setattr(tokenizers, "CACHED_WORDS", 10)
     for letter in "abcdefghijklmnopqrstuvwxyz":
         assert text_ids(tiny, f"{letter}.") == [ord(letter) - 33 + 256, 13 + 256]
-    assert len(tiny._word_ids) == 10
+    assert len(tiny.word_ids) == 10
 
 
 def test_merges_beyond_those_of_clip_are_not_used(tmp_path):

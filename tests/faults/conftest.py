@@ -37,7 +37,7 @@ def small_run(pairs, tmp_path_factory):
         return train(config, workdir, allow_changes=allow_changes)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cyclip_jax.train._report", lambda run, step: None)
+        patch.setattr("cyclip_jax.train.report_at_end", lambda run, step: None)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         yield run
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before)

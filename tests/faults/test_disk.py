@@ -6,6 +6,7 @@ import logging
 import pathlib
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -108,11 +109,12 @@ class Remote:
     close = flush
 
 
-def test_lines_wait_for_a_remote_store_too(tmp_path, caplog):
+def test_lines_wait_for_a_remote_store_too(caplog):
     remote = Remote()
-    file = Appender(tmp_path / "file")
-    file._file.close()
-    file._file = remote
+    with pytest.MonkeyPatch.context() as patch:
+        store = types.SimpleNamespace(open=lambda mode: remote)
+        patch.setattr("cyclip_jax.files.epath.Path", lambda path: store)
+        file = Appender("gs://bucket/file")
     file.write("first\n")
     remote.is_away = True
     file.write("second\n")

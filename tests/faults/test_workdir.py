@@ -121,13 +121,13 @@ def lease(path, **seconds):
 def holder(**changes):
     """What the lease of a process of another machine holds."""
     return (
-        lock._this_process() | {"machine": "another", "host": "far", "pid": 7, "beats": 3} | changes
+        lock.this_process() | {"machine": "another", "host": "far", "pid": 7, "beats": 3} | changes
     )
 
 
 def test_a_lease_that_its_holder_renews_is_refused(tmp_path, monkeypatch):
     first = lease(tmp_path / LOCK)
-    monkeypatch.setattr(lock, "_machine", lambda: "another")  # so that only the beats tell
+    monkeypatch.setattr(lock, "this_machine", lambda: "another")  # so that only the beats tell
     with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on"):
         lease(tmp_path / LOCK)
     first.close()
@@ -145,7 +145,7 @@ def test_a_lease_that_nobody_renews_is_taken_over_after_a_while(tmp_path):
 def test_a_lease_of_a_dead_process_of_this_machine_is_taken_over_at_once(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    me = lock._this_process()
+    me = lock.this_process()
     for process in ({"pid": dead.pid}, {"pid": me["pid"], "process_start": 1}):  # or a reused pid
         (tmp_path / LOCK).write_text(json.dumps(me | process | {"id": "its"}))
         lease(tmp_path / LOCK, stale_seconds=10_000).close()

@@ -3,9 +3,11 @@
 import csv
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 import cyclip_jax
@@ -16,6 +18,7 @@ from cyclip_jax.export import export_checkpoint
 from cyclip_jax.interop.pretrained import open_checkpoint
 from cyclip_jax.interop.weights import weights_of
 from cyclip_jax.train import train
+from cyclip_jax.training.open_run import open_run
 from cyclip_jax.workdir.metrics import metrics_at
 from tests import tiny
 from tests.interop.models import embed
@@ -147,9 +150,14 @@ def test_evaluate_wants_data_for_what_is_no_run(exports):
         evaluate_checkpoint(exports["open_clip"])
 
 
-def test_a_run_starts_from_the_very_weights_and_vocabulary(exports, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr("cyclip_jax.train._loop", lambda run, start: start.state)
-    state = train(tiny_config(pairs, init_from=str(exports["openai.pt"])), tmp_path)
+def start_state(config, workdir):
+    """The state that a run begins with."""
+    with open_run(config, epath.Path(workdir), began=time.monotonic()) as (_, start):
+        return start.state
+
+
+def test_a_run_starts_from_the_very_weights_and_vocabulary(exports, pairs, tmp_path):
+    state = start_state(tiny_config(pairs, init_from=str(exports["openai.pt"])), tmp_path)
     found = weights_of({"params": state.params, "batch_stats": state.batch_stats})
     for name, array in open_checkpoint(exports["workdir"]).weights.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
@@ -193,10 +201,9 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_compiled(
         train(config, tmp_path / "run")
 
 
-def test_a_start_at_another_image_size_interpolates(exports, pairs, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("cyclip_jax.train._loop", lambda run, start: start.state)
+def test_a_start_at_another_image_size_interpolates(exports, pairs, tmp_path, caplog):
     config = tiny_config(pairs, init_from=str(exports["workdir"]), **{"model.image_size": 64})
     with caplog.at_level("WARNING"):
-        state = train(config, tmp_path / "run")
+        state = start_state(config, tmp_path)
     assert "interpolated to 2×2" in caplog.text
     assert state.params["visual"]["attnpool"]["positional_embedding"].shape == (5, 256)

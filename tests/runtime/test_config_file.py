@@ -11,7 +11,7 @@ from cyclip_jax import defaults
 from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import command, config_file
-from cyclip_jax.runtime.config_file import _Parser
+from cyclip_jax.runtime.config_file import ConfigFileParser
 from tests.runs import ROOT
 
 WITHOUT_CONFIGS = """
@@ -31,7 +31,7 @@ spec.loader.exec_module(package)
 from cyclip_jax.runtime import config_file
 """
 LOAD = """
-config = config_file._Parser().parse("mine.py")
+config = config_file.ConfigFileParser().parse("mine.py")
 print(config.seed, "configs" in sys.modules, "configs.common" in sys.modules)
 """
 
@@ -99,16 +99,16 @@ def test_a_mistake_is_said_in_one_sentence_with_its_line(tmp_path, text, sentenc
     (tmp_path / "mine.py").write_text(text)
     pattern = re.escape(sentence).replace(r"\.\*", ".*")
     with pytest.raises(UserError, match=pattern) as refused:
-        _Parser().parse(str(tmp_path / "mine.py"))
+        ConfigFileParser().parse(str(tmp_path / "mine.py"))
     assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_not_there_is_told_with_the_nearest(tmp_path):
     write(tmp_path)
     with pytest.raises(UserError, match=r"there is no file .*mime\.py; did you mean .*mine\.py\?$"):
-        _Parser().parse(str(tmp_path / "mime.py"))
+        ConfigFileParser().parse(str(tmp_path / "mime.py"))
     with pytest.raises(UserError, match=r"there is no file /no/such\.py$"):
-        _Parser().parse("/no/such.py")
+        ConfigFileParser().parse("/no/such.py")
 
 
 def test_what_follows_a_colon_is_given_to_get_config(tmp_path):
@@ -119,7 +119,7 @@ def test_what_follows_a_colon_is_given_to_get_config(tmp_path):
         "    config.model.name = name\n"
         "    return config\n"
     )
-    assert _Parser().parse(f"{tmp_path / 'mine.py'}:ViT-tiny").model.name == "ViT-tiny"
+    assert ConfigFileParser().parse(f"{tmp_path / 'mine.py'}:ViT-tiny").model.name == "ViT-tiny"
 
 
 def flagged(*overrides, file=ROOT / "configs" / "cc3m.py"):

@@ -37,15 +37,27 @@ def now():
     return Time()
 
 
+class Idle:
+    """A thread that does nothing."""
+
+    def __init__(self, **_):
+        self.start = lambda: None
+
+
+def without_threads(clock, workdir, console):
+    """A Watch that looks only where a test tells it to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch.threading, "Thread", Idle)
+        return Watch(clock, workdir, stall_factor=FACTOR, console=console)
+
+
 @pytest.fixture
 def watched(now, tmp_path):
     """(clock in training after ten steps of 2 s, Watch without threads, console)."""
     clock, console = Clock(now=now), Lines()
     clock.begin_training(0)
     trained(clock, now, 0, 10, seconds=2)
-    watching = Watch(clock, tmp_path, stall_factor=0, console=None)
-    watching._stall_factor, watching._console = FACTOR, console
-    return clock, watching, console
+    return clock, without_threads(clock, tmp_path, console), console
 
 
 def look_through(watching, now, seconds):
@@ -106,11 +118,10 @@ def test_what_never_happened_before_is_a_stall_after_ten_minutes(watched, now, p
     assert len(console.said) == 1 and "usual" not in console.said[0]
 
 
-def test_the_first_steps_are_stalled_after_ten_minutes(now, watched):
-    _, watching, console = watched
-    fresh = Clock(now=now)
+def test_the_first_steps_are_stalled_after_ten_minutes(now, tmp_path):
+    fresh, console = Clock(now=now), Lines()
     fresh.begin_training(0)
-    watching._clock = fresh
+    watching = without_threads(fresh, tmp_path, console)
     look_through(watching, now, 600)
     assert console.said == []
     look_through(watching, now, 1)
@@ -126,9 +137,8 @@ def test_steps_of_milliseconds_may_take_seconds(watched, now):
 
 def test_a_date_that_jumps_makes_no_stall(monkeypatch):
     console = Lines()
-    real = Watch(clock := Clock(), "/nowhere", stall_factor=0, console=None)
+    real = without_threads(clock := Clock(), "/nowhere", console)
     clock.begin_training(0)
-    real._stall_factor, real._console = FACTOR, console
     for date in (0.0, 1e10, -1e10):
         monkeypatch.setattr(time, "time", lambda date=date: date)
         for _ in range(3):

@@ -57,7 +57,7 @@ def test_a_pullback_of_another_micro_batch_would_fail(x64, monkeypatch):
     expected, _ = gradients(params, rows, 2.0, 1)
     monkeypatch.setattr(
         # Blocks, where the embeddings are put together by rows.
-        "cyclip_jax.training.gradient_cache._split",
+        "cyclip_jax.training.gradient_cache.split_rows",
         lambda tree, parts: jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tree),
     )
     actual, _ = gradients(params, rows, 2.0, 4)

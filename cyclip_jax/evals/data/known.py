@@ -176,7 +176,9 @@ def class_templates(name: str) -> list[str] | None:
     It is None where no installed package has them.
     """
     key = PRESETS[name].templates
-    if file := _installed("clip_benchmark", "datasets/en_zeroshot_classification_templates.json"):
+    if file := installed_file(
+        "clip_benchmark", "datasets/en_zeroshot_classification_templates.json"
+    ):
         return [template.replace("{c}", "{}") for template in json.loads(file.read_text())[key]]
     if key == "imagenet1k" and (metadata := _open_clip_metadata()):
         return [template("{}") for template in metadata["OPENAI_IMAGENET_TEMPLATES"]]
@@ -185,9 +187,9 @@ def class_templates(name: str) -> list[str] | None:
 
 def imagenet_ids() -> list[str] | None:
     """The WordNet ids of ImageNet's 1,000 classes in their order, or None where none are found."""
-    if file := _installed("tensorflow_datasets", "datasets/imagenet2012/labels.txt"):
+    if file := installed_file("tensorflow_datasets", "datasets/imagenet2012/labels.txt"):
         return file.read_text().split()
-    if file := _installed("clip_benchmark", "datasets/builder.py"):
+    if file := installed_file("clip_benchmark", "datasets/builder.py"):
         for node in ast.parse(file.read_text()).body:
             if not isinstance(node, ast.Assign):
                 continue
@@ -230,7 +232,7 @@ def _listed_names(preset):
     """Class names by their number out of an installed package, or None."""
     if preset.names is None:
         return None
-    if file := _installed("clip_benchmark", "datasets/en_classnames.json"):
+    if file := installed_file("clip_benchmark", "datasets/en_classnames.json"):
         return json.loads(file.read_text())[preset.names]
     if preset.names == "imagenet1k" and (metadata := _open_clip_metadata()):
         return list(metadata["IMAGENET_CLASSNAMES"])
@@ -238,11 +240,11 @@ def _listed_names(preset):
 
 
 def _open_clip_metadata():
-    file = _installed("open_clip", "zero_shot_metadata.py")
+    file = installed_file("open_clip", "zero_shot_metadata.py")
     return runpy.run_path(str(file)) if file else None  # it imports nothing
 
 
-def _installed(package, path):
+def installed_file(package: str, path: str) -> epath.Path | None:
     """A file of an installed package, which is not imported; None where there is none."""
     spec = importlib.util.find_spec(package)
     for folder in (spec and spec.submodule_search_locations) or ():
