@@ -1,19 +1,22 @@
-"""From a file's bytes to pixels: JPEG, PNG, WebP, GIF and BMP, in the graph where that is possible.
+"""From a file's bytes to pixels: JPEG, PNG and WebP in the graph, other formats by Pillow.
 
-Everything here is a TensorFlow graph function of one picture. The yardstick is Pillow, with which
-the published models were trained.
+Nearly everything here is a TensorFlow graph function of one picture. The yardstick is Pillow, with
+which the published models were trained.
 """
 
 from __future__ import annotations
 
+import functools
 import io
-import threading
+import re
 
 import numpy as np
 import tensorflow as tf
 from jaxtyping import UInt8
 from PIL import Image
 
+from cyclip_jax.data.pillow import as_rgb, open_picture
+from cyclip_jax.data.record import Unreadable
 from cyclip_jax.data.transform import MAX_PIXELS
 
 # A flag in a WebP file's VP8X header (developers.google.com/speed/webp/docs/riff_container).
@@ -24,19 +27,20 @@ HEADER_BYTES = 30
 # A pixel's colour is interpolated from its neighbours', of which a part's edge has none.
 CHROMA_MARGIN = 2
 
-# Guards Pillow's own limit of pixels, a variable of its module.
-_pillow_limit = threading.Lock()
+_ASSERTION = re.compile(r"assertion failed: \[(.*)\]", re.DOTALL)
+_DAMAGED = re.compile(r"(?:Invalid|Failed to decode) (JPEG|PNG|WebP)\b")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # differs from run to run
 
 
 def decode(encoded: tf.Tensor | bytes, max_pixels: int = MAX_PIXELS) -> UInt8[tf.Tensor, "h w 3"]:
-    """Decodes a JPEG, PNG, WebP, GIF or BMP file; an animation gives its first frame.
+    """Decodes a picture of any format that Pillow reads; an animation gives its first frame.
 
     The format is found in the content. Grey becomes RGB and an alpha channel is dropped without
     blending, as Pillow's `convert("RGB")` does. JPEG (also CMYK and progressive), PNG and still
     WebP are decoded in the graph. The pixels are equal to Pillow's, up to its own build of libjpeg,
-    except for 16-bit PNG: its upper 8 bits are kept, whereas Pillow clips grey ones to white. Rare
-    formats are left to Pillow itself: GIF, BMP, and animated WebP, whose frames TensorFlow 2.21
-    writes past their memory.
+    except for values of more than 8 bits, see `as_rgb`. Rarer formats are left to Pillow itself:
+    GIF, BMP, TIFF, PPM and others, and animated WebP, whose frames TensorFlow 2.21 writes past
+    their memory.
 
     Orientation tags are ignored, as in the reference. The size is read from the file's header
     before anything is decoded.
@@ -80,6 +84,47 @@ def decode(encoded: tf.Tensor | bytes, max_pixels: int = MAX_PIXELS) -> UInt8[tf
         exclusive=True,
     )
     return tf.ensure_shape(image, [None, None, 3])
+
+
+def pixels_of(encoded: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture's pixels as training sees them, uint8 [h, w, 3], before any resizing.
+
+    Whoever checks, crops or stores a picture asks here, so that all see the same.
+
+    Args:
+      encoded: the file's bytes.
+      max_pixels: pictures of more pixels are refused.
+
+    Raises:
+      Unreadable: the bytes are not a whole picture, or one of more than max_pixels.
+    """
+    try:
+        return _graph(max_pixels)(tf.constant(encoded)).numpy()
+    except tf.errors.OpError as error:
+        raise unreadable(error) from error
+
+
+@functools.cache
+def _graph(max_pixels):
+    signature = [tf.TensorSpec([], tf.string)]
+    return tf.function(
+        lambda encoded: decode(encoded, max_pixels), input_signature=signature, autograph=False
+    )
+
+
+def unreadable(error: tf.errors.OpError) -> Unreadable:
+    """What is wrong with a picture in plain words, from what its decoding in a graph raised."""
+    # The last line says it, between the names that TensorFlow gave the operation.
+    lines = error.message.split("\n\t [[")[0].split(" [Op:")[0].strip().splitlines() or [""]
+    detail = lines[-1].split("}}")[-1].strip()
+    if assertion := _ASSERTION.fullmatch(detail):
+        detail = assertion[1]
+    elif damaged := _DAMAGED.match(detail):
+        detail = f"the {damaged[1]} is damaged or cut short"
+    is_large = "data.max_pixels" in detail
+    return Unreadable(
+        "the image is too large" if is_large else "the image cannot be decoded", detail
+    )
 
 
 def is_jpeg(encoded: tf.Tensor | bytes) -> tf.Tensor:
@@ -222,28 +267,18 @@ def _decode_by_pillow(encoded, max_pixels):
     def decode_first_frame(content):
         content = np.asarray(content, object).item()  # bytes in a graph, an array outside
         try:
-            with _open_by_pillow(content, max_pixels) as picture:
+            with open_picture(io.BytesIO(content), max_pixels) as picture:
                 width, height = picture.size
                 if width * height <= max_pixels:
-                    return np.asarray(picture.convert("RGB")), b""
-                problem = f"{width} × {height} pixels, more"
+                    return np.asarray(as_rgb(picture)), b""
+                problem = f"{width} × {height} pixels, more than data.max_pixels = {max_pixels}"
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            problem = "more pixels"
-        except (OSError, ValueError, SyntaxError):
-            return np.zeros((0, 0, 3), np.uint8), b"this is no picture of a known format"
-        problem = f"{problem} than data.max_pixels = {max_pixels}"
+            problem = f"more pixels than data.max_pixels = {max_pixels}"
+        except Image.UnidentifiedImageError:
+            problem = "no picture of a known format"
+        except Exception as error:  # Pillow's decoders raise whatever they stumble upon
+            problem = f"the file is damaged: {_ADDRESS.sub('', str(error))}"
         return np.zeros((0, 0, 3), np.uint8), problem.encode()
 
     image, problem = tf.numpy_function(decode_first_frame, [encoded], [tf.uint8, tf.string])
     return _with_assertion(image, problem == b"", problem)
-
-
-def _open_by_pillow(content, max_pixels):
-    """An `Image` whose header has been read, with our limit of pixels in place of Pillow's."""
-    with _pillow_limit:
-        pillows_own = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = max_pixels
-        try:
-            return Image.open(io.BytesIO(content))
-        finally:
-            Image.MAX_IMAGE_PIXELS = pillows_own

@@ -18,6 +18,7 @@ from jaxtyping import Int
 from cyclip_jax.data import images
 from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.captions import text_of
+from cyclip_jax.data.decoding import unreadable
 from cyclip_jax.data.order import Position, examples_of_epoch, steps_per_epoch
 from cyclip_jax.data.record import Unreadable
 from cyclip_jax.data.sources import Mixture, Source
@@ -386,11 +387,8 @@ def _reason(source, seed, epoch, index, load):
     except Unreadable as error:
         return error.reason, error.detail
     except tf.errors.OpError as error:
-        # The last line says it, after the name that TensorFlow gave the operation.
-        lines = error.message.split("\n\t [[")[0].strip().splitlines()
-        detail = lines[-1].split("}}")[-1].strip()
-        is_large = "max_pixels" in detail
-        return "the image is too large" if is_large else "the image cannot be decoded", detail
+        problem = unreadable(error)
+        return problem.reason, problem.detail
     return "failed once, but could be read afterwards", ""
 
 

@@ -10,6 +10,8 @@ from etils import epath
 from jaxtyping import Array, Float
 from PIL import Image
 
+from cyclip_jax.data.pillow import as_rgb
+from cyclip_jax.data.record import Unreadable
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.clip import normalise_images
 
@@ -52,12 +54,10 @@ def preprocessor(
 
 def _pixels(image):
     """One picture of any kind as uint8 [h, w, 3]."""
-    import tensorflow as tf
-
-    from cyclip_jax.data.images import decode
+    from cyclip_jax.data.decoding import pixels_of  # TensorFlow: slow to import
 
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        image = np.asarray(as_rgb(image))
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise UserError(
@@ -65,9 +65,9 @@ def _pixels(image):
             )
         return image
     try:
-        return decode(image if isinstance(image, bytes) else epath.Path(image).read_bytes())
+        return pixels_of(image if isinstance(image, bytes) else epath.Path(image).read_bytes())
     except OSError as error:
         raise UserError(f"{image} cannot be read: {error}") from error
-    except tf.errors.InvalidArgumentError as error:
+    except Unreadable as error:
         name = "the bytes given" if isinstance(image, bytes) else image
-        raise UserError(f"{name} cannot be decoded as a picture: {error.message}") from error
+        raise UserError(f"{name} cannot be decoded as a picture: {error.detail}") from error

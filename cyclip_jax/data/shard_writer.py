@@ -7,12 +7,10 @@ the picture's file under "jpg", "png" or "webp", "txt" (here with every caption)
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import io
 import json
 import os
-import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +20,7 @@ from etils import epath
 from jaxtyping import Int
 from PIL import Image
 
+from cyclip_jax.data.pillow import encoded_as, open_picture, stored_format
 from cyclip_jax.data.record import Record, Unreadable, part_of
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.data.sources.shard_index import make_index, scan_tfrecord
@@ -33,8 +32,6 @@ from cyclip_jax.runtime.started import import_tensorflow
 READERS = 8  # threads of a process: where pictures lie far away, most of the time is waiting
 READ_AHEAD = 64  # examples
 REPORT_EVERY = 32  # examples
-
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # differs from run to run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,66 +126,46 @@ def stored_picture(
     Raises:
       Unreadable: it has too many pixels or cannot be decoded.
     """
-    feature = _format(encoded)
+    from cyclip_jax.data.decoding import pixels_of  # TensorFlow: slow to import
+
+    feature = stored_format(encoded)
+    if feature and not settings.check:
+        size = _size_in_header(encoded, settings.max_pixels)
+        if not settings.resize or (size and min(size) <= settings.resize):
+            return feature, encoded, size
     try:
-        with Image.open(io.BytesIO(encoded)) as picture:
-            size = picture.size
-            if size[0] * size[1] <= settings.max_pixels:
-                return _converted(picture, feature, encoded, settings)
-    except Exception as error:  # Pillow's decoders raise whatever they stumble upon
-        if feature and not settings.check and not settings.resize:
-            return feature, encoded, None
-        is_unknown = isinstance(error, Image.UnidentifiedImageError)
-        detail = "no picture of a known format" if is_unknown else _ADDRESS.sub("", str(error))
-        raise Unreadable("the image cannot be decoded", detail) from error
-    detail = f"{size[0]} × {size[1]} pixels, more than --max_pixels={settings.max_pixels}"
-    raise Unreadable("the image is too large", detail)
-
-
-def _format(encoded):
-    """The feature for a file that may be stored as it is, by its content; None for others."""
-    if encoded[:3] == b"\xff\xd8\xff":
-        return "jpg"
-    if encoded[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
-        return "webp"
-    return None
-
-
-def _converted(picture, feature, encoded, settings):
-    """`stored_picture`'s result for an open picture."""
+        picture = Image.fromarray(pixels_of(encoded, settings.max_pixels))
+    except Unreadable as error:
+        raise Unreadable(error.reason, _with_option(error.detail)) from error
     if settings.resize and min(picture.size) > settings.resize:
         shorter = min(picture.size)
         # As training does it, and torchvision: the longer side is rounded down.
         width, height = (settings.resize * side // shorter for side in picture.size)
-        pixels = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-        return "jpg", _encoded(pixels, "JPEG", quality=settings.quality), pixels.size
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        return "jpg", encoded_as(picture, "JPEG", quality=settings.quality), picture.size
     if feature is None:
-        return "png", _encoded(picture.convert("RGB"), "PNG"), picture.size
-    if settings.check:
-        picture.load()
+        return "png", encoded_as(picture, "PNG"), picture.size
     return feature, encoded, picture.size
 
 
-def _encoded(pixels, file_format, **options):
-    pixels.info.clear()  # comments and colour profiles, which Pillow would write again
-    file = io.BytesIO()
-    pixels.save(file, file_format, **options)
-    return file.getvalue()
-
-
-@contextlib.contextmanager
-def _pillow_at_work():
-    """Pillow without its own limit of pixels, instead of which ours holds, and without warnings."""
-    limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
+def _size_in_header(encoded, max_pixels):
+    """(width, height), or None where the header cannot be read; raises Unreadable."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        with open_picture(io.BytesIO(encoded), max_pixels) as picture:
+            width, height = picture.size
+    except Image.DecompressionBombError as error:
+        detail = f"more pixels than --max_pixels={max_pixels}"
+        raise Unreadable("the image is too large", detail) from error
+    except Exception:  # Pillow's readers raise whatever they stumble upon
+        return None
+    if width * height > max_pixels:
+        detail = f"{width} × {height} pixels, more than --max_pixels={max_pixels}"
+        raise Unreadable("the image is too large", detail)
+    return width, height
+
+
+def _with_option(detail):
+    return detail.replace("data.max_pixels = ", "--max_pixels=")
 
 
 # One shard
@@ -217,7 +194,8 @@ def write_shard(
     path = folder / f"{name}.tfrecord"
     unfinished = unfinished_path(path)
     try:
-        with _pillow_at_work(), open_writer(os.fspath(unfinished)) as writer:
+        with warnings.catch_warnings(), open_writer(os.fspath(unfinished)) as writer:
+            warnings.simplefilter("ignore")  # what Pillow thinks of odd pictures
             dropped = _write_records(writer, source, settings, indices, progress)
         # What is hashed is what was stored, also where that is a service.
         size, sha256 = unfinished.stat().length, sha256_of(unfinished)

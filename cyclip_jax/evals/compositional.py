@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Bool, Float
 from PIL import Image
 
+from cyclip_jax.data.pillow import encoded_as
 from cyclip_jax.data.sources import Record, Unreadable
 from cyclip_jax.data.sources.ranges import read_whole
 from cyclip_jax.errors import UserError
@@ -310,13 +311,14 @@ def _similarities(image_embeds, text_embeds, image_ids, text_ids):
 
 def _cropped(content, box):
     """A PNG file of a rectangle of a picture; raises Unreadable."""
-    file = io.BytesIO()
+    from cyclip_jax.data.decoding import pixels_of  # TensorFlow: slow to import
+
+    picture = Image.fromarray(pixels_of(content))
     try:
-        picture = Image.open(io.BytesIO(content)).convert("RGB").crop(box)
-        picture.save(file, "PNG", compress_level=1)  # it is decoded again at once
-    except (OSError, ValueError, SystemError, Image.DecompressionBombError) as error:
-        raise Unreadable("the image cannot be decoded", str(error)) from error
-    return file.getvalue()
+        # It is decoded again at once.
+        return encoded_as(picture.crop(box), "PNG", compress_level=1)
+    except (OSError, ValueError, SystemError, MemoryError, Image.DecompressionBombError) as error:
+        raise Unreadable("the box cannot be cut out of the image", str(error)) from error
 
 
 def _open_examples(path, images, layout, category_key, config_key):

@@ -388,11 +388,9 @@ def _gallery(scored, count):
 
 def _read(scored, image):
     """One of the pictures that are scored, uint8 [h, w, 3]."""
-    from cyclip_jax.data.decoding import decode  # TensorFlow: slow to import
-    from cyclip_jax.runtime.started import import_tensorflow
+    from cyclip_jax.data.decoding import pixels_of  # TensorFlow: slow to import
 
-    record = scored.dataset.images.source.read(scored.index[image])
-    return decode(import_tensorflow().constant(record.image)).numpy()
+    return pixels_of(scored.dataset.images.source.read(scored.index[image]).image)
 
 
 def _thumbnail(pixels, side=96):
