@@ -17,7 +17,7 @@ from cyclip_jax.evals.data.labelled import (
 from cyclip_jax.evals.data.superclasses import read_superclasses, superclass_of_each
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import Metric, count, share_at
-from cyclip_jax.evals.statistics.classification import class_embeddings
+from cyclip_jax.evals.statistics.classification import embed_classes
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
 from cyclip_jax.evals.statistics.intervals import mean_with_interval
 from cyclip_jax.evals.statistics.neighbours import nearest
@@ -99,7 +99,7 @@ class Consistency:
         )
 
         def evaluate(encoders, output):
-            class_embeds = class_embeddings(encoders.text_embeds, classes, templates)
+            class_embeds = embed_classes(encoders, classes, templates)
             features = data.features(encoders, normalize=True)
             labels, train_labels = features.test_labels, features.train_labels
             zeroshot = predictions(features.test, class_embeds)

@@ -12,7 +12,7 @@ from cyclip_jax.evals.data.class_names import checked_templates
 from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import Metric, count
-from cyclip_jax.evals.statistics.classification import class_embeddings, ranks_of_label
+from cyclip_jax.evals.statistics.classification import embed_classes, ranks_of_label
 from cyclip_jax.evals.statistics.intervals import mean_with_interval
 from cyclip_jax.evals.statistics.logistic import with_constant
 from cyclip_jax.evals.statistics.splits import (
@@ -118,7 +118,7 @@ class Gda:
             features = data.features(encoders, normalize=True)
             shown, labels = features.train, features.train_labels  # of those that can be read
             fitting, choosing, final = split(labels, min(self.shots or 1, 2))
-            texts = class_embeddings(encoders.text_embeds, names, templates)
+            texts = embed_classes(encoders, names, templates)
             zeroshot = np.pad(_ZEROSHOT_SCALE * texts, ((0, 0), (0, 1)))  # [C, D + 1], no bias
             weight = self.alpha
             if weight is None:

@@ -59,8 +59,8 @@ class Zeroshot:
         """Opens the data.
 
         Returns:
-          An evaluator (see evals/__init__.py) that gives `top1`, `top3`, `top5`, `top10` as
-          fractions, those of k below the number of classes, with intervals, and `chance_…`;
+          An evaluator (see evals/__init__.py) that gives `top1`, and of `top3`, `top5`, `top10`
+          those of k below the number of classes, as fractions with intervals, and `chance_…`;
           `mean_per_class`, the mean over the classes with images of each one's top1, with its
           interval; `images`, how many were scored, and `classes`. Details: `classes.json`, and
           `confusion.npz` with counts [C, C], true by predicted, of up to 2,000 classes. Outcomes:

@@ -153,7 +153,7 @@ def test_templates_may_be_given(folder, again, seen):
 
     evaluate = Gda("x", train=folder, test=again, alpha=1.0, templates=["some {}"]).open()
     evaluate(dataclasses.replace(encoders(8), tokenize=tokenize), Output())
-    assert texts == [f"some {colour}" for colour in COLOURS]
+    assert texts == 2 * [f"some {colour}" for colour in COLOURS]  # compared, then embedded
 
 
 @pytest.mark.parametrize(

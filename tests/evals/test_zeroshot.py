@@ -14,9 +14,11 @@ from cyclip_jax.evals.statistics.classification import (
     class_embeddings,
     class_table,
     confusion,
+    embed_classes,
     mean_per_class,
     predicted,
     ranks_of_label,
+    top_k,
 )
 from cyclip_jax.evals.zeroshot import Zeroshot
 from tests.conftest import unit_rows
@@ -239,3 +241,39 @@ def test_what_is_wrong_with_the_folder_is_said(folder, name, content, message):
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=message):
         Zeroshot("x", folder=folder).open()
+
+
+class CutContext:
+    """Encoders whose tokenizer keeps so many letters of a text."""
+
+    def __init__(self, letters):
+        self._letters = letters
+
+    def tokenize(self, texts):
+        cut = [text[: self._letters].ljust(self._letters) for text in texts]
+        return np.array([list(map(ord, text)) for text in cut])
+
+    def text_embeds(self, texts):
+        return np.eye(len(texts))
+
+
+def test_classes_whose_prompts_the_context_makes_alike_are_refused():
+    names, templates = ["cat", "dog", "cat"], ["a photo of a {}.", "a drawing of a {}."]
+    with pytest.raises(UserError, match=r"all 2 classes have the same tokens .*'a photo of a cat"):
+        embed_classes(CutContext(13), names, templates)
+    assert embed_classes(CutContext(14), names, templates).shape == (3, 6)  # the first tells
+    assert embed_classes(CutContext(9), ["cat"], templates).shape == (1, 2)
+
+
+def test_some_classes_alike_are_said_before_scoring(caplog):
+    names = ["a tower of bricks", "a tower of stones", "a house"]
+    embed_classes(CutContext(9), names, ["{}"])
+    assert "2 classes have the same tokens" in caplog.text
+    assert "'a tower of bricks', 'a tower of stones'" in caplog.text
+    assert "house" not in caplog.text
+
+
+def test_one_class_has_a_top1_with_its_chance():
+    metrics, hits = top_k(np.array([0, 0, 1]), np.zeros(3, int), 1, (1, 3))
+    assert list(metrics) == ["top1", "mean_per_class"] and list(hits) == ["top1"]
+    assert (metrics["top1"].value, metrics["top1"].chance) == (pytest.approx(2 / 3), 1)

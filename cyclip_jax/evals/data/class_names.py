@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from cyclip_jax.evals.data.known import PRESETS, class_names, class_templates
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _BY_NUMBER = 'give the names by the setting `classes` as {"label": "name", …}'
+# Numbers, WordNet's numbers, and the like of "class_3".
+_NUMBER = re.compile(r"(n(?=\d{8}$)|class|category|label|id)?[ _.-]*\d+(\.\d+)?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,11 @@ def checked_templates(templates: Any, where: str) -> list[str]:
 
 def _are_texts(texts):
     return isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
+
+
+def mean_nothing(keys: Sequence[str]) -> bool:
+    """Whether all keys of classes are numbers in some form, which no text encoder knows."""
+    return all(_NUMBER.fullmatch(key) for key in keys)
 
 
 def templates_of(namings: Sequence[Naming | None], preset: str | None) -> list[str]:

@@ -12,8 +12,10 @@ from cyclip_jax.data.sources import CaptionRule, DataSet, Reading, create_source
 from cyclip_jax.data.sources.table import CAPTION_KEY, IMAGE_KEY, CsvSource, StringArray
 from cyclip_jax.data.sources.tfds import PREFIX as TFDS
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.data.class_folders import class_folders, pictures_of_classes
 from cyclip_jax.evals.data.class_names import (
     Naming,
+    mean_nothing,
     name_classes,
     naming_beside,
     read_classes,
@@ -23,10 +25,8 @@ from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.keys import sorted_keys
 from cyclip_jax.evals.data.known import has_mappings, objectnet_folders, preset_of
 from cyclip_jax.evals.encoders import Encoders
-from cyclip_jax.runtime.started import import_tensorflow
 
 PRESET = "preset:"
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _SPLITS = {"train", "trainval", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -39,7 +39,7 @@ class LabelledImages(ImageSet):
       classes: the classes' names, list[str]; two may have the same, as ImageNet's two missiles.
       keys: what the data itself calls the classes, list[str], all different where it tells.
       templates: sentences with {} that stand around a class's name, list[str].
-      is_named: whether `classes` are more than numbers that nobody has named.
+      is_named: whether `classes` are more than numbers, or the like, that nobody has named.
     """
 
     labels: Int[np.ndarray, "n"]
@@ -110,7 +110,8 @@ def open_labelled(
     Args:
       data: one of
         a folder with `labels.csv`, or such a CSV itself;
-        a folder with a folder for each class, in the order of their names;
+        a folder with a folder for each class, in the order of their names, of which every file
+        that the decoder knows is a picture;
         a folder as CLIP_benchmark exports it: tars with labels in `.cls` in `<split>/`;
         "tfds:NAME[/CONFIG][@SPLIT]" with a ClassLabel, or for the name the folder of one built;
         "preset:NAME[=PLACE][@SPLIT]", one of known.PRESETS, in TensorFlow Datasets or in a place
@@ -141,6 +142,8 @@ def open_labelled(
         raise UserError(f"{missing} of the {len(stored.labels)} pictures of {path} have no label")
     namings = chosen, stored.naming
     keys, names, labels = name_classes(stored.labels, stored.keys, namings, preset, path)
+    if len(names) == 1:
+        logging.warning("%s has one class, so that every answer is right by chance too", path)
     return LabelledImages(
         stored.images.source,
         stored.images.identity,
@@ -151,7 +154,7 @@ def open_labelled(
         templates=templates_of(namings, preset),
         is_named=preset is not None
         or any(naming is not None and naming.names for naming in namings)
-        or not all(key.isdecimal() for key in keys),
+        or not mean_nothing(keys),
     )
 
 
@@ -166,13 +169,13 @@ def open_named(data: str, *, config_key: str, **settings: Any) -> LabelledImages
     """Opens labelled pictures as `open_labelled`; prompts need classes that have names.
 
     Raises:
-      UserError: as there, or the classes are numbers that nobody has named.
+      UserError: as there, or the classes are numbers or the like that nobody has named.
     """
     dataset = open_labelled(data, config_key=config_key, **settings)
     if not dataset.is_named:
         raise UserError(
-            f"the classes of {dataset.path} are numbers without names; set "
-            f"{config_key.rpartition('.')[0]}.classes to a file of names, or .preset"
+            f"the classes of {dataset.path} ({', '.join(dataset.keys[:2])}, …) are numbers without "
+            f"names; set {config_key.rpartition('.')[0]}.classes to a file of names, or .preset"
         )
     return dataset
 
@@ -434,7 +437,7 @@ def _open_folders(folder, base, preset, config_key):
     if preset == "objectnet" and has_mappings(folder):
         base, wanted = objectnet_folders(folder)
         naming = Naming(str(folder), wanted, None)
-    keys = sorted_keys(_subfolders(base)) if base.is_dir() else []
+    keys = sorted_keys(class_folders(base)) if base.is_dir() else []
     if not keys:
         raise UserError(
             f"{base} has neither labels.csv, nor nshards.txt, nor a folder for each class; set "
@@ -447,36 +450,12 @@ def _open_folders(folder, base, preset, config_key):
         )
     if wanted is not None:
         keys = [key for key in keys if key in wanted]
-    files, labels = [], []
-    for key in keys:
-        own = _pictures(f"{base}/{key}")
-        files += [f"{key}/{name}" for name in own]
-        labels += [key] * len(own)
+    files, labels = pictures_of_classes(str(base), keys)
     if not files:
-        raise UserError(f"the folders of {base} have no pictures ({', '.join(_PICTURES)})")
+        raise UserError(f"the folders of {base} have no pictures; set {config_key} to others")
     source = CsvSource(str(base), _strings(files), [_strings(labels)], CaptionRule("label"))
     identity = ("folders", str(base), "wanted" if wanted else "all")
     return _Stored(ImageSet(source, identity, str(base)), labels, keys, naming)
-
-
-def _subfolders(folder):
-    return [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
-
-
-def _pictures(folder):
-    """Paths of the pictures in a folder and those within it, relative to it, sorted."""
-    gfile = import_tensorflow().io.gfile
-    pictures, others = [], 0
-    for name in sorted(entry.rstrip("/") for entry in gfile.listdir(folder)):
-        if name.lower().endswith(_PICTURES) and name[0] != ".":
-            pictures.append(name)
-        elif gfile.isdir(f"{folder}/{name}"):
-            pictures += [f"{name}/{inner}" for inner in _pictures(f"{folder}/{name}")]
-        else:
-            others += 1
-    if others:
-        logging.warning("%s: %d files that are no pictures are left out", folder, others)
-    return pictures
 
 
 def _strings(texts):

@@ -1,11 +1,14 @@
 """Classes scored by similarity: accuracies, ranks, confusions."""
 
+import collections
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import LabelledImages
 from cyclip_jax.evals.encoders import Encoders
 from cyclip_jax.evals.metric import SHARE, Metric, share_at
@@ -34,9 +37,60 @@ class Embedded(NamedTuple):
 
 def embed(encoders: Encoders, dataset: LabelledImages) -> Embedded:
     """Embeds the pictures and the classes of a data set."""
-    class_embeds = class_embeddings(encoders.text_embeds, dataset.classes, dataset.templates)
+    class_embeds = embed_classes(encoders, dataset.classes, dataset.templates)
     image_embeds, index = encoders.image_embeds(dataset)
     return Embedded(image_embeds, class_embeds, dataset.labels[index], index)
+
+
+def embed_classes(
+    encoders: Encoders, classes: Sequence[str], templates: Sequence[str]
+) -> Float[np.ndarray, "c d"]:
+    """The `class_embeddings` of a model, which must be able to tell the classes by their prompts.
+
+    Where some of them have the same tokens, a warning says which.
+
+    Raises:
+      UserError: all prompts of all classes have the same tokens.
+    """
+    alike = classes_alike(encoders.tokenize, classes, templates)
+    if alike and len(alike[0]) == len(set(classes)):
+        raise UserError(
+            f"all {len(alike[0])} classes have the same tokens in every template, such as "
+            f"{templates[0].format(classes[0])!r}: the context of the model is too short, or its "
+            "vocabulary lacks their names; shorten the templates or the names in `classes`"
+        )
+    if alike:
+        named = "; ".join(", ".join(map(repr, group[:3])) for group in alike[:3])
+        logging.warning(
+            "%d classes have the same tokens as another in every template, so that the model "
+            "cannot tell them apart: %s%s; shorten the templates or the names in `classes`",
+            sum(map(len, alike)),
+            named,
+            "; …" if len(alike) > 3 else "",
+        )
+    return class_embeddings(encoders.text_embeds, classes, templates)
+
+
+def classes_alike(
+    tokenize: Callable[[list[str]], Int[np.ndarray, "n l"]],
+    classes: Sequence[str],
+    templates: Sequence[str],
+) -> list[list[str]]:
+    """Groups of different names whose prompts have the same tokens in every template.
+
+    A context that is too short cuts the name off, and a vocabulary may lack it.
+    """
+    groups = [list(dict.fromkeys(classes))]
+    for template in templates:  # of the second only those are asked that the first leaves alike
+        finer = []
+        for group in groups:
+            by_tokens = collections.defaultdict(list)
+            tokens = np.asarray(tokenize([template.format(name) for name in group]))
+            for name, row in zip(group, tokens, strict=True):
+                by_tokens[row.tobytes()].append(name)
+            finer += [names for names in by_tokens.values() if len(names) > 1]
+        groups = finer
+    return groups
 
 
 def class_embeddings(
@@ -108,12 +162,12 @@ def top_k(
       ranks: how many classes come before the right one, int [N].
       labels: the right classes, int [N].
       classes: their number C.
-      every_k: the k of which `top<k>` is wanted; those below C are given.
+      every_k: the k of which `top<k>` is wanted; 1 and those below C are given.
 
     Returns:
       ({name: Metric}, {name: hits bool [N]}): `top<k>`, and `mean_per_class` among the metrics.
     """
-    ks = [k for k in every_k if k < classes]
+    ks = [k for k in every_k if k < classes or k == 1]
     hits = {f"top{k}": ranks < k for k in ks}
     metrics = {
         f"top{k}": mean_with_interval(ranks < k, chance=k / classes, about=share_at(k)) for k in ks

@@ -21,7 +21,7 @@ def probe_scores(
     """Tests a classifier, [D, C] and [C], and writes the outcome of each test image.
 
     Returns:
-      `top1` and `top5`, those of k below the number of classes, and `mean_per_class`.
+      `top1`, `top5` where there are more than 5 classes, and `mean_per_class`.
     """
     labels = features.test_labels
     ranks = ranks_of_label(with_constant(features.test), class_rows(kernel, bias), labels)
