@@ -16,7 +16,6 @@ Train a SentencePiece vocabulary on the captions of a csv file with
         --output=tokenizer.model
 """
 
-import csv
 import hashlib
 import html
 import io
@@ -39,6 +38,8 @@ from cyclip_jax.data.clip_bpe import (
     merge_pairs,
     read_clip_merges,
 )
+from cyclip_jax.data.mistaken import mistaken_for
+from cyclip_jax.data.tables import Table
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import sha256_of, write_atomically
 from cyclip_jax.runtime import command
@@ -291,6 +292,8 @@ def read_sentencepiece(path: str | os.PathLike[str]) -> sentencepiece.SentencePi
         content = epath.Path(path).read_bytes()
         if not content:
             raise RuntimeError("the file is empty")
+        if kind := mistaken_for(content):
+            raise RuntimeError(kind)
         return sentencepiece.SentencePieceProcessor(model_proto=content)
     except (OSError, RuntimeError) as error:
         raise UserError(
@@ -353,25 +356,27 @@ def train_sentencepiece(captions: Iterable[str], *, vocab_size: int, output: str
 def read_captions(
     path: str | os.PathLike[str], *, caption_key: str = "caption", delimiter: str = ","
 ) -> list[str]:
-    """The captions of a CSV file in UTF-8 with a header, "" where a row has none.
+    """The captions of a CSV or TSV file in UTF-8 with a header, "" where a row has none.
 
     Raises:
-      UserError: the file is missing or not such a CSV, it has no column `caption_key`, or the
-        delimiter is not one character.
+      UserError: the file is missing or no such table, it has no column `caption_key`, a row has
+        more fields than the header, or the delimiter is not one character.
     """
     if len(delimiter) != 1:
         raise UserError(f"--delimiter is '{delimiter}'; set it to one character")
+    if delimiter == "," and os.fspath(path).lower().endswith(".tsv"):
+        delimiter = "\t"
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, delimiter=delimiter)
-            columns = rows.fieldnames or []
-            if caption_key not in columns:
-                raise UserError(
-                    f"{path} has no column '{caption_key}' (columns: {', '.join(columns)}); "
-                    "set --caption_key or --delimiter"
-                )
-            return [row[caption_key] or "" for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = Table(os.fspath(path), delimiter, "--delimiter")
+        position = table.position(caption_key, "--caption_key")
+        captions = []
+        for row in table.rows():
+            is_short = len(row.fields) < len(table.names)  # often a blank caption at the end
+            if row.fault is not None and not is_short:
+                raise UserError(f"{path} cannot be used: {': '.join(row.fault)}; mend it")
+            captions.append("" if is_short else row.fields[position])
+        return captions
+    except OSError as error:
         raise UserError(f"cannot read the captions of {path}: {error}") from error
 
 

@@ -1,6 +1,5 @@
 """Compositional understanding: the right caption or picture among ones that differ by little."""
 
-import csv
 import dataclasses
 import io
 import json
@@ -12,8 +11,10 @@ from jaxtyping import Bool, Float
 from PIL import Image
 
 from cyclip_jax.data.pillow import encoded_as
+from cyclip_jax.data.mistaken import mistaken_for
 from cyclip_jax.data.sources import Record, Unreadable
 from cyclip_jax.data.sources.ranges import read_whole
+from cyclip_jax.data.tables import Table
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_named, check_types
 from cyclip_jax.evals.data.image_set import ImageSet
@@ -352,7 +353,11 @@ def _files_at(path, config_key):
     place = epath.Path(path)
     files = [place]
     if place.is_dir():
-        files = sorted(file for file in place.iterdir() if file.suffix.lower() in _ENDINGS)
+        files = sorted(
+            file
+            for file in place.iterdir()
+            if file.suffix.lower() in _ENDINGS and file.name[0] != "."
+        )
     if not files or not files[0].exists():
         raise UserError(
             f"{path} is no file, and no folder with files that end in {', '.join(_ENDINGS)}; "
@@ -363,20 +368,49 @@ def _files_at(path, config_key):
 
 def _read_rows(file):
     """The examples of a file, list[dict]; raises UserError."""
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-        if file.suffix.lower() == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        elif file.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            rows = json.loads(text)
-            rows = list(rows.values()) if isinstance(rows, dict) else rows
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{file} cannot be read as {file.suffix}: {error}") from error
+    if file.suffix.lower() == ".csv":
+        rows = _read_table(file)
+    else:
+        try:
+            rows = _read_json(file)
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{file} cannot be read as {file.suffix}: {error}") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{file} holds no list of examples with named fields")
     return rows
+
+
+def _read_table(file):
+    table = Table(str(file), ",", "a comma as its delimiter")
+    rows = []
+    for row in table.rows():
+        if row.fault is not None:
+            raise UserError(f"{file} cannot be used: {': '.join(row.fault)}; mend it")
+        rows.append(dict(zip(table.names, row.fields, strict=False)))
+    return rows
+
+
+def _read_json(file):
+    content = file.read_bytes()
+    if kind := mistaken_for(content):
+        raise ValueError(kind)
+    text = content.decode("utf-8-sig")
+    if file.suffix.lower() == ".jsonl":
+        # Not str.splitlines, which also cuts at line separators within texts.
+        return [
+            _json_of_line(number, line)
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
+        ]
+    rows = json.loads(text)
+    return list(rows.values()) if isinstance(rows, dict) else rows
+
+
+def _json_of_line(number, line):
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from error
 
 
 def _choice_example(row, folder, category):

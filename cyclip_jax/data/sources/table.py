@@ -1,18 +1,18 @@
 """CSV and TSV files of paths and captions, and the quickstart's drawings."""
 
-import csv
 import posixpath
 import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from cyclip_jax.data.captions import CaptionRule
 from cyclip_jax.data.reading import Reading
-from cyclip_jax.data.record import Record
+from cyclip_jax.data.record import Record, Unreadable
 from cyclip_jax.data.sources.ranges import read_whole
+from cyclip_jax.data.tables import Fault, Table
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime.started import import_tensorflow
 
@@ -32,10 +32,11 @@ def csv_source(path: str, reading: Reading, *, config_key: str) -> "CsvSource":
       config_key: full name of the config key that holds `path`, for messages.
 
     Returns:
-      A CsvSource. A field that a row lacks counts as empty, so that the row cannot be read.
+      A CsvSource. A row with more or fewer fields than the header cannot be read.
 
     Raises:
-      UserError: `path` is not a file, or the file is not such a table or has no rows.
+      UserError: `path` is not a file, or the file is not such a table or has no rows that can be
+        read.
     """
     gfile = import_tensorflow().io.gfile
     if not gfile.exists(path) or gfile.isdir(path):
@@ -43,12 +44,16 @@ def csv_source(path: str, reading: Reading, *, config_key: str) -> "CsvSource":
             f"{path} is not a file; set {config_key} to a CSV of image paths and captions"
         )
     rule, image_key = reading.caption_rule(CAPTION_KEY), reading.image_key or IMAGE_KEY
-    images, *captions = _read_columns(path, image_key, rule.fields, reading.delimiter_of(path))
+    table = Table(path, reading.delimiter_of(path), "config.data.delimiter")
+    (images, *captions), row_faults = _read_columns(table, image_key, rule.fields)
     if len(images) == 0:
         raise UserError(
             f"{path} has no rows below its header; set {config_key} to a CSV that has some"
         )
-    return CsvSource(posixpath.dirname(path), images, captions, rule)
+    if len(row_faults) == len(images):
+        reason, detail = row_faults[0]
+        raise UserError(f"no row of {path} can be used: {reason} ({detail}); mend the rows")
+    return CsvSource(posixpath.dirname(path), images, captions, rule, row_faults)
 
 
 class CsvSource:
@@ -59,8 +64,10 @@ class CsvSource:
       images: the image paths.
       captions: columns of captions.
       rule: what of a row is its captions.
+      row_faults: {row: what is wrong with it} of those that cannot be read.
 
     Attributes:
+      row_faults: as given.
       boundaries: all rows are one run, [0, rows].
       mean_bytes: a usual size of pictures, as theirs is not known.
       faults: always empty.
@@ -75,7 +82,9 @@ class CsvSource:
         images: "Sequence[str] | StringArray",
         captions: "Sequence[Sequence[str] | StringArray]",
         rule: CaptionRule,
+        row_faults: Mapping[int, Fault] | None = None,
     ) -> None:
+        self.row_faults: Mapping[int, Fault] = row_faults or {}
         self._folder = folder
         self._images = images
         self._captions = captions
@@ -90,12 +99,14 @@ class CsvSource:
         return [self._images[index] for index in indices]
 
     def captions(self) -> list[str]:
-        """The first column of captions in file order, list[str]."""
+        """The first column of captions in file order, list[str]; "" where a row cannot be read."""
         column = self._captions[0]
-        return [column[row] for row in range(len(column))]
+        return ["" if row in self.row_faults else column[row] for row in range(len(column))]
 
     def read(self, index: int) -> Record:
         """The Record of a row; raises Unreadable."""
+        if index in self.row_faults:
+            raise Unreadable(*self.row_faults[index])
         path = self._images[index]
         if self._folder and not _STANDS_ALONE.match(path):
             path = f"{self._folder}/{path}"
@@ -125,54 +136,20 @@ class StringArray:
         return self._encoded[self._offsets[index] : self._offsets[index + 1]].decode()
 
 
-def _read_columns(path, image_key, caption_keys, delimiter):
-    """Columns of a table as `StringArray`s; raises UserError where there are no such."""
-    columns = [(bytearray(), array("q")) for _ in range(1 + len(caption_keys))]
-    reader = csv.reader(_lines(path), delimiter=delimiter)
-    try:
-        header = next(reader, [])
-        positions = [
-            _column(path, header, image_key, "config.data.image_key"),
-            *(_column(path, header, key, "config.data.caption_key") for key in caption_keys),
-        ]
-        for row in reader:
-            if not row:
-                continue  # a blank line
-            for (encoded, ends), position in zip(columns, positions, strict=True):
-                encoded += row[position].encode() if position < len(row) else b""
-                ends.append(len(encoded))
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {reader.line_num}: {error}; mend the quoting there or before, "
-            "or set config.data.delimiter"
-        ) from error
-    return [StringArray(encoded, ends) for encoded, ends in columns]
-
-
-def _column(path, header, name, config_key):
-    """The position of the column `name`."""
-    if name not in header:
-        # A single column is the sign of another delimiter.
-        or_delimiter = " or config.data.delimiter" if len(header) < 2 else ""
-        raise UserError(
-            f"{path} has no column {name!r} (columns: {', '.join(header) or 'none'}); "
-            f"set {config_key}{or_delimiter}"
-        )
-    return header.index(name)
-
-
-def _lines(path):
-    """The lines of a UTF-8 file, a leading byte-order mark removed."""
-    with import_tensorflow().io.gfile.GFile(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}, line {number}, byte {error.start + 1} of the line is not UTF-8 "
-                    f"(0x{line[error.start]:02x}); convert the file, e.g. with "
-                    "iconv -f LATIN1 -t UTF-8"
-                ) from error
+def _read_columns(table, image_key, caption_keys):
+    """Columns of a table as `StringArray`s, and {row: Fault} of its rows that cannot be used."""
+    positions = [
+        table.position(image_key, "config.data.image_key"),
+        *(table.position(key, "config.data.caption_key") for key in caption_keys),
+    ]
+    columns, faults = [(bytearray(), array("q")) for _ in positions], {}
+    for number, (_, fields, fault) in enumerate(table.rows()):
+        if fault is not None:
+            faults[number] = fault
+        for (encoded, ends), position in zip(columns, positions, strict=True):
+            encoded += fields[position].encode() if position < len(fields) else b""
+            ends.append(len(encoded))
+    return [StringArray(encoded, ends) for encoded, ends in columns], faults
 
 
 def emoji_source(path: str, reading: Reading, *, config_key: str) -> CsvSource:

@@ -378,6 +378,8 @@ def _open_csv(path, naming, config_key, image_key, label_key):
     images = open_images(
         path, config_key=config_key, source="csv", image_key=image_key, caption_key=label_key
     )
+    for fault in getattr(images.source, "row_faults", {}).values():  # a label would be cut
+        raise UserError(f"{path} cannot be used: {': '.join(fault)}; mend the row")
     return _Stored(images, images.source.captions(), None, naming)
 
 
