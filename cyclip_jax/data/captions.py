@@ -7,6 +7,7 @@ templates around captions, and the draw of one caption in each epoch.
 import hashlib
 import struct
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ class CaptionRule:
         captions shares its weight among them.
       templates: sentences with {} in place of the caption, each used equally often. Without any,
         the captions stay as they are.
+      takes_numbers: whether a number counts as a text, as it does of labels.
 
     Raises:
       UserError: there are not as many weights as fields, one is negative or all are 0, or a
@@ -34,12 +36,14 @@ class CaptionRule:
         fields: str | Iterable[str],
         weights: Iterable[float] | None = None,
         templates: Iterable[str] = (),
+        takes_numbers: bool = False,
     ) -> None:
         self.fields: tuple[str, ...] = (fields,) if isinstance(fields, str) else tuple(fields)
         self.weights: tuple[float, ...] = (
             (1.0,) * len(self.fields) if weights is None else tuple(weights)
         )
         self.templates: tuple[str, ...] = tuple(templates)
+        self._takes_numbers = takes_numbers
         if len(self.weights) != len(self.fields) or min(self.weights) < 0 or not sum(self.weights):
             raise UserError(
                 f"config.data.caption_weights is {self.weights} for {len(self.fields)} field(s) of "
@@ -53,19 +57,20 @@ class CaptionRule:
                     "where the caption is to stand"
                 )
 
-    def record(self, image: bytes, values: Iterable[Iterable[str | bytes]]) -> Record:
+    def record(self, image: bytes, values: Iterable[Iterable[Any]]) -> Record:
         """Makes a Record of a picture and of what its fields hold.
 
         Args:
           image: the picture's file.
-          values: for each field a list of captions, str or UTF-8 bytes.
+          values: for each field a list of captions, str or UTF-8 bytes. Half of a character, which
+            JSON can hold and UTF-8 cannot, becomes "?".
 
         Raises:
-          Unreadable: every caption is blank, or one is not UTF-8.
+          Unreadable: every caption is blank, or one is not UTF-8 or no text.
         """
         captions, weights = [], []
         for texts, weight in zip(values, self.weights, strict=True):
-            texts = [text for text in map(_as_text, texts) if text.strip()]
+            texts = [text for text in map(self._as_text, texts) if text.strip()]
             if weight and texts:
                 captions += texts
                 weights += [weight / len(texts)] * len(texts)
@@ -79,6 +84,17 @@ class CaptionRule:
                 for template in self.templates
             ]
         return Record(image, captions, weights)
+
+    def _as_text(self, value):
+        if self._takes_numbers and isinstance(value, int | float) and value == value:
+            value = str(value)
+        if not isinstance(value, str | bytes):
+            raise Unreadable("the caption is no text", repr(value))
+        try:
+            encoded = value if isinstance(value, bytes) else value.encode("utf-8", "replace")
+            return encoded.decode()
+        except UnicodeDecodeError as error:
+            raise Unreadable("the caption is not UTF-8", f"byte {error.start + 1}") from error
 
 
 def draw_caption(record: Record, seed: int, epoch: int, index: int) -> str:
@@ -110,12 +126,3 @@ def text_of(record: Record, seed: int | None, epoch: int, index: int) -> str:
       index: the example's number.
     """
     return record.captions[0] if seed is None else draw_caption(record, seed, epoch, index)
-
-
-def _as_text(value):
-    if not isinstance(value, str | bytes):
-        raise Unreadable("the caption is no text", repr(value))
-    try:
-        return value if isinstance(value, str) else value.decode()
-    except UnicodeDecodeError as error:
-        raise Unreadable("the caption is not UTF-8", f"byte {error.start + 1}") from error

@@ -20,7 +20,7 @@ from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.captions import text_of
 from cyclip_jax.data.decoding import unreadable
 from cyclip_jax.data.order import Position, examples_of_epoch, steps_per_epoch
-from cyclip_jax.data.record import Unreadable
+from cyclip_jax.data.record import Unreadable, read_told, told
 from cyclip_jax.data.sources import Mixture, Source
 from cyclip_jax.data.transform import PLAIN, Transform
 from cyclip_jax.errors import UserError
@@ -126,7 +126,7 @@ def train_batches(
         bad_examples.add(key, NO_EXAMPLE, reason, detail)
     positions = _positions_after(position, len(source), batch_size)
     loaded = _iterate(dataset, source, seed, load, bad_examples, positions)
-    return _train_batches(loaded, tokenizer)
+    return _train_batches(loaded, tokenizer, source, seed, load, bad_examples)
 
 
 def _chunks(chunk, rows):
@@ -201,7 +201,7 @@ def eval_batches(
         .prefetch(tf.data.AUTOTUNE)
     )
     loaded = _iterate(dataset, source, None, load, bad_examples)
-    return _eval_batches(loaded, tokenizer)
+    return _eval_batches(loaded, tokenizer, source, bad_examples)
 
 
 def _rows_per_process(batch_size, process_count):
@@ -266,8 +266,8 @@ def _read_row(source, seed, epoch, index):
     """(encoded image, caption as bytes) of one example; raises Unreadable."""
     if index == NO_EXAMPLE:
         raise Unreadable("no example")
-    record = source.read(index)
-    return record.image, text_of(record, seed, epoch, index).encode()
+    record = read_told(source.read, index)
+    return record.image, text_of(record, seed, epoch, index).encode("utf-8", "replace")
 
 
 @functools.cache
@@ -345,9 +345,9 @@ def _load_chunk(rows, *, read, load, candidates, image_size):
 
 
 def _iterate(dataset, source, seed, load, bad_examples, positions=None):
-    """Yields (images, captions, used, position) of every batch, and reports the bad examples.
+    """Yields (images, captions, used, epochs, position) of every batch; reports the bad examples.
 
-    The first three are NumPy arrays. `positions` are those after each batch, in training, where
+    The first four are NumPy arrays. `positions` are those after each batch, in training, where
     bad examples are replaced.
     """
     options = tf.data.Options()
@@ -360,23 +360,29 @@ def _iterate(dataset, source, seed, load, bad_examples, positions=None):
         for epoch, index in rows[rows[:, 1] != used].tolist():
             _report(source, seed, epoch, index, load, bad_examples, position)
         if replaced and NO_EXAMPLE in used:
-            index = int(rows[used == NO_EXAMPLE][0, 1])
-            raise UserError(
-                f"example {source.keys([index])[0]} and the {REPLACEMENTS} drawn to replace it "
-                "cannot be read; check the paths in config.data.train"
-            )
-        yield pictures, captions, used, position
+            raise _not_replaced(source, int(rows[used == NO_EXAMPLE][0, 1]))
+        yield pictures, captions, used, rows[:, 0], position
+
+
+def _not_replaced(source, index):
+    return UserError(
+        f"example {source.keys([index])[0]} and the {REPLACEMENTS} drawn to replace it "
+        "cannot be read; check the paths in config.data.train"
+    )
 
 
 def _report(source, seed, epoch, index, load, bad_examples, position):
     """Names a bad example, with the reason; reads it once more to find that."""
     key = source.keys([index])[0]
     if bad_examples is None or (key, index) not in bad_examples:
-        reason, detail = _reason(source, seed, epoch, index, load)
-        if bad_examples is None:
-            logging.warning("left out %s (row %d): %s %s", key, index, reason, detail)
-        else:
-            bad_examples.add(key, index, reason, detail, position)
+        _name(key, index, *_reason(source, seed, epoch, index, load), bad_examples, position)
+
+
+def _name(key, index, reason, detail, bad_examples, position=None):
+    if bad_examples is None:
+        logging.warning("left out %s (row %d): %s %s", key, index, reason, detail)
+    else:
+        bad_examples.add(key, index, reason, detail, position)
 
 
 def _reason(source, seed, epoch, index, load):
@@ -404,23 +410,65 @@ def _positions_after(position, size, batch_size):
 
 
 def _train_batches(
-    loaded, tokenizer
+    loaded, tokenizer, source, seed, load, bad_examples
 ) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
     """Yields (batch, position after it) of what `_iterate` yields."""
-    for pictures, captions, _, position in loaded:
-        yield {"images": pictures, "tokens": _tokenise(tokenizer, captions)}, position
+    for pictures, captions, used, epochs, position in loaded:
+        tokens, faults = _tokenise(tokenizer, captions)
+        pictures = pictures.copy() if faults else pictures
+        for place, fault in faults.items():
+            index = int(used[place])
+            key = source.keys([index])[0]
+            _name(key, index, fault.reason, fault.detail, bad_examples, position)
+            pictures[place], tokens[place] = _another(
+                tokenizer, source, seed, load, int(epochs[place]), index
+            )
+        yield {"images": pictures, "tokens": tokens}, position
 
 
-def _eval_batches(loaded, tokenizer):
+def _another(tokenizer, source, seed, load, epoch, index):
+    """(image, token ids) of the example that stands in for one that cannot be tokenised."""
+    row = tf.constant([epoch, index], tf.int64)
+    for candidate in _with_replacements(len(source), seed, row)[1:]:
+        try:
+            encoded, caption = _read_row(source, seed, *candidate.numpy().tolist())
+            tokens, faults = _tokenise(tokenizer, [caption])
+            if not faults:
+                return load(tf.constant(encoded), candidate).numpy(), tokens[0]
+        except (Unreadable, tf.errors.OpError):
+            pass  # reported when its own turn comes
+    raise _not_replaced(source, index)
+
+
+def _eval_batches(loaded, tokenizer, source, bad_examples):
     """Yields an evaluation batch of what `_iterate` yields."""
-    for pictures, captions, used, _ in loaded:
-        yield {
-            "images": pictures,
-            "tokens": _tokenise(tokenizer, captions),
-            "mask": used != NO_EXAMPLE,
-        }
+    for pictures, captions, used, _, _ in loaded:
+        tokens, faults = _tokenise(tokenizer, captions)
+        pictures, used = (pictures.copy(), used.copy()) if faults else (pictures, used)
+        for place, fault in faults.items():
+            index = int(used[place])
+            _name(source.keys([index])[0], index, fault.reason, fault.detail, bad_examples)
+            pictures[place], used[place] = 0, NO_EXAMPLE
+        yield {"images": pictures, "tokens": tokens, "mask": used != NO_EXAMPLE}
 
 
 def _tokenise(tokenizer, captions):
-    """int32 [n, l] of n captions, bytes as they come out of TensorFlow."""
-    return np.asarray(tokenizer([caption.decode() for caption in captions]), dtype=np.int32)
+    """Tokenises n captions, bytes as they come out of TensorFlow.
+
+    Returns:
+      (token ids, faults): int32 [n, l], and {place: Unreadable} of those captions that cannot be
+      tokenised, which have the ids of an empty caption.
+    """
+    texts = [caption.decode() for caption in captions]
+    tokenise = functools.partial(told, "the caption cannot be tokenised", tokenizer)
+    try:
+        return np.asarray(tokenise(texts), dtype=np.int32), {}
+    except Unreadable:
+        rows, faults = [], {}
+    for place, text in enumerate(texts):
+        try:
+            rows.append(tokenise([text])[0])
+        except Unreadable as fault:
+            rows.append(tokenizer([""])[0])  # what this raises is no example's fault
+            faults[place] = fault
+    return np.asarray(rows, dtype=np.int32), faults

@@ -23,6 +23,7 @@ class Reading:
       delimiter: the character between the columns of a CSV; the two characters backslash and t mean
         a tab.
       kept_examples: how many of the examples read lately are kept in memory, with their neighbours.
+      takes_numbers: whether numbers count as captions, as those of classes do.
 
     Raises:
       UserError: the weights do not fit the captions, or a template has no {}.
@@ -34,13 +35,19 @@ class Reading:
     templates: Iterable[str] = ()
     delimiter: str = ","
     kept_examples: int = 0
+    takes_numbers: bool = False
 
     def __post_init__(self) -> None:
         self.caption_rule("the source's usual one")
 
     def caption_rule(self, usual_key: str) -> CaptionRule:
         """The rule by which a record has its captions, in `usual_key` where no key is set."""
-        return CaptionRule(self.caption_key or usual_key, self.caption_weights, self.templates)
+        return CaptionRule(
+            self.caption_key or usual_key,
+            self.caption_weights,
+            self.templates,
+            self.takes_numbers,
+        )
 
     def delimiter_of(self, path: str) -> str:
         """The one character between the columns of a CSV file; files that end in .tsv have tabs.

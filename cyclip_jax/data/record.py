@@ -1,10 +1,25 @@
-"""One example as a source reads it, and what a source is."""
+"""One example as a source reads it, what a source is, and what counts as an example's own fault.
 
+A bad example costs itself and never the run. Bugs have to show all the same. They are told apart by
+the type of what is raised while an example is read, decoded or tokenised. The types of `bad_input`
+are the example's fault: they are what Python and the libraries raise for input that they cannot
+take. All others, such as AttributeError, NameError, KeyError, IndexError or AssertionError, and
+UserError, are not caught and end the run. A reader that can say more raises Unreadable itself, at
+the call that fails.
+"""
+
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar, TypeVarTuple
 
 import numpy as np
 from jaxtyping import Int
+
+from cyclip_jax.errors import UserError, shortened
+from cyclip_jax.files import file_errors
+
+_Arguments = TypeVarTuple("_Arguments")
+_Value = TypeVar("_Value")
 
 
 class Unreadable(Exception):
@@ -16,6 +31,7 @@ class Unreadable(Exception):
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
+        detail = shortened(detail)
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason: str = reason
         self.detail: str = detail
@@ -74,9 +90,44 @@ def part_of(boundaries: Int[np.ndarray, "parts+1"], index: int) -> int:
     return int(np.searchsorted(boundaries, index, side="right")) - 1
 
 
+def bad_input() -> tuple[type[Exception], ...]:
+    """The types of what bad input raises: Python's own, and those of the libraries in use."""
+    arrow = sys.modules.get("pyarrow")
+    of_arrow = () if arrow is None else (arrow.ArrowException,)
+    builtin = (ArithmeticError, EOFError, RecursionError, TypeError, ValueError)
+    return (*builtin, *of_arrow, *file_errors())
+
+
+def told(reason: str, read: Callable[[*_Arguments], _Value], *arguments: *_Arguments) -> _Value:
+    """read(*arguments), with what bad input raises as an example's fault.
+
+    Args:
+      reason: what to say of the example, in words that many examples share.
+      read: function that reads, decodes or tokenises one example.
+      *arguments: its arguments.
+
+    Raises:
+      Unreadable: `read` raises it, or one of the types of `bad_input`.
+    """
+    try:
+        return read(*arguments)
+    except UserError:  # a ValueError, and never of one example
+        raise
+    except bad_input() as error:
+        raise Unreadable(reason, f"{type(error).__name__}: {error}") from error
+
+
+def read_told(read: Callable[[*_Arguments], Record], *arguments: *_Arguments) -> Record:
+    """The Record read(*arguments); raises Unreadable for whatever bad input raises there."""
+    record = told("the example cannot be read", read, *arguments)
+    if not isinstance(record.image, bytes):
+        raise Unreadable("the image is no file's bytes", type(record.image).__name__)
+    return record
+
+
 def first_caption(read: Callable[..., Record], *arguments: Any) -> str:
     """The first caption of the Record read(*arguments), or "" where it cannot be read."""
     try:
-        return read(*arguments).captions[0]
+        return told("", read, *arguments).captions[0]
     except Unreadable:
         return ""

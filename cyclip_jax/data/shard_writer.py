@@ -21,11 +21,11 @@ from jaxtyping import Int
 from PIL import Image
 
 from cyclip_jax.data.pillow import encoded_as, open_picture, stored_format
-from cyclip_jax.data.record import Record, Unreadable, part_of
+from cyclip_jax.data.record import Record, Unreadable, part_of, read_told
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.data.sources.shard_index import make_index, scan_tfrecord
 from cyclip_jax.data.transform import MAX_PIXELS
-from cyclip_jax.errors import UserError
+from cyclip_jax.errors import UserError, shortened
 from cyclip_jax.files import sha256_of, unfinished_path, write_atomically
 from cyclip_jax.runtime.started import import_tensorflow
 
@@ -93,7 +93,7 @@ class Inputs:
     def read(self, index: int) -> Record:
         """The Record of an example; raises Unreadable."""
         source, inner = self._find(index)
-        return source.read(inner)
+        return read_told(source.read, inner)
 
     def key(self, index: int) -> str:
         """The name of an example in a report."""
@@ -279,7 +279,7 @@ def as_json(value: Any) -> str:
 def sentence(error: Exception) -> str:
     """The message of an expected error, which names the options instead of config keys."""
     if not isinstance(error, UserError):
-        text = getattr(error, "message", None) or str(error)
+        text = shortened(getattr(error, "message", None) or str(error))
         return f"{text}; once that is mended, the same command continues"
     message = str(error).replace("config.data.templates", "--template")
     return message.replace("config.data.", "--")

@@ -16,6 +16,7 @@ Train a SentencePiece vocabulary on the captions of a csv file with
         --output=tokenizer.model
 """
 
+import contextlib
 import hashlib
 import html
 import io
@@ -278,7 +279,9 @@ def pad_and_cut(
 
 def clean(text: str) -> str:
     """The text as CLIP reads it: mended Unicode, no HTML entities, single spaces, lower case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))  # twice: crawled "&amp;amp;" is common
+    text = ftfy.fix_text(text)
+    with contextlib.suppress(ValueError):  # an entity of thousands of digits stays what it is
+        text = html.unescape(html.unescape(text))  # twice: crawled "&amp;amp;" is common
     return " ".join(text.split()).lower()
 
 

@@ -1,7 +1,6 @@
 """Compositional understanding: the right caption or picture among ones that differ by little."""
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterable, Sequence
 
@@ -10,8 +9,8 @@ from etils import epath
 from jaxtyping import Bool, Float
 from PIL import Image
 
-from cyclip_jax.data.pillow import encoded_as
 from cyclip_jax.data.mistaken import mistaken_for
+from cyclip_jax.data.pillow import encoded_as
 from cyclip_jax.data.sources import Record, Unreadable
 from cyclip_jax.data.sources.ranges import read_whole
 from cyclip_jax.data.tables import Table

@@ -1,5 +1,6 @@
 """Parquet files with pictures and captions, as Hugging Face exports data sets."""
 
+import contextlib
 import importlib.util
 import posixpath
 import threading
@@ -9,10 +10,12 @@ import numpy as np
 from jaxtyping import Int
 
 from cyclip_jax.data.captions import CaptionRule
+from cyclip_jax.data.mistaken import LONGEST, mistaken_for
 from cyclip_jax.data.reading import Reading
 from cyclip_jax.data.record import Record, Unreadable, first_caption, part_of
 from cyclip_jax.data.sources.ranges import Kept, expand, is_remote, retrying
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import file_errors
 
 IMAGE_KEY = "image"
 CAPTION_KEY = "caption"
@@ -93,11 +96,13 @@ class ParquetRows:
     def captions(self) -> list[str]:
         """The first caption of every row, list[str]; "" where there is none."""
         captions = []
-        for group in range(len(self._groups)):
-            columns = self._read_group(group, list(self._rule.fields))
-            for row in range(len(columns[0])):
-                values = [_texts(column, row) for column in columns]
-                captions.append(first_caption(self._rule.record, b"", values))
+        for group, rows in enumerate(np.diff(self.boundaries).tolist()):
+            try:
+                columns = self._read_group(group, list(self._rule.fields))
+            except Unreadable:
+                captions += [""] * rows
+            else:
+                captions += [first_caption(self._record, b"", columns, row) for row in range(rows)]
         return captions
 
     def read(self, index: int) -> Record:
@@ -105,20 +110,64 @@ class ParquetRows:
         group = part_of(self.boundaries, index)
         image, *captions = self._kept.get(group, lambda: self._read_group(group, self._columns))
         row = int(index - self.boundaries[group])
-        picture = image[row].as_py()
-        picture = picture.get("bytes") if isinstance(picture, dict) else picture
-        if not picture:
-            raise Unreadable("the image is missing")
-        return self._rule.record(picture, [_texts(column, row) for column in captions])
+        return self._record(_picture(image[row]), captions, row)
+
+    def _record(self, picture, columns, row):
+        try:
+            return self._rule.record(picture, [_texts(column, row) for column in columns])
+        except UnicodeDecodeError as error:
+            raise Unreadable("the caption is not UTF-8", f"byte {error.start + 1}") from error
 
     def _read_group(self, group, columns):
         file, number = self._groups[group]
         return self._files[file].read(number, columns)
 
 
+def _picture(value):
+    """The file's bytes in a cell; raises Unreadable."""
+    is_struct = hasattr(value, "keys")
+    content = (value["bytes"] if is_struct else value).as_py() if value.is_valid else None
+    if content:
+        return content
+    if is_struct and value.is_valid and "path" in value and value["path"].is_valid:
+        raise Unreadable(
+            "the row has the path of a picture and no picture; train from a CSV of paths instead",
+            value["path"].as_py(),
+        )
+    raise Unreadable("the image is missing")
+
+
 def _texts(column, row):
     value = column[row].as_py()
     return [text for text in (value if isinstance(value, list) else [value]) if text is not None]
+
+
+def _holds_pictures(kind):
+    """Whether an Arrow type is that of bytes, or a struct of them."""
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _holds_pictures(kind.field(place).type)
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_null(kind) or _is_one_of(kind, "binary", "large_binary", "binary_view")
+
+
+def _holds_texts(kind):
+    """Whether an Arrow type is that of strings, of their bytes, or of lists of either."""
+    import pyarrow.types as types
+
+    while hasattr(kind, "value_type"):  # of a list, or of a dictionary
+        kind = kind.value_type
+    return types.is_null(kind) or _is_one_of(
+        kind, "string", "large_string", "string_view", "binary", "large_binary", "binary_view"
+    )
+
+
+def _is_one_of(kind, *names):
+    import pyarrow.types as types
+
+    return any(getattr(types, f"is_{name}")(kind) for name in names)
 
 
 class _ParquetFile:
@@ -132,20 +181,53 @@ class _ParquetFile:
             with self._open() as file:
                 self._metadata = pyarrow.parquet.read_metadata(file)
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{path} cannot be read as Parquet: {error}") from error
-        self._names = self._metadata.schema.to_arrow_schema().names
+            told = self._kind() or error
+            raise UserError(f"{path} cannot be read as Parquet: {told}") from error
+        self._schema = self._metadata.schema.to_arrow_schema()
 
     def check_columns(self, image_key, caption_keys):
-        """Raises UserError where a column is missing."""
+        """Raises UserError where a column is missing, or holds no pictures or no texts."""
         for key, name in [
             (image_key, "image_key"),
             *((key, "caption_key") for key in caption_keys),
         ]:
-            if key not in self._names:
+            if key not in self._schema.names:
+                names = ", ".join(self._schema.names)
                 raise UserError(
-                    f"{self._path} has no column {key!r} (columns: {', '.join(self._names)}); "
-                    f"set config.data.{name}"
+                    f"{self._path} has no column {key!r} (columns: {names}); set config.data.{name}"
                 )
+            kind = self._schema.field(key).type
+            if name == "caption_key" and not _holds_texts(kind):
+                raise UserError(
+                    f"the column {key!r} of {self._path} holds {kind} and no texts; "
+                    "set config.data.caption_key"
+                )
+            if name == "image_key" and not _holds_pictures(kind):
+                raise UserError(
+                    f"the column {key!r} of {self._path} holds {kind} and not one picture a row, "
+                    "as bytes or as a struct with 'bytes'; set config.data.image_key, or, if it "
+                    "holds paths, write paths and captions as a CSV"
+                )
+        if self._has_no_bytes(f"{image_key}.bytes"):
+            raise UserError(
+                f"the column {image_key!r} of {self._path} holds paths and no pictures; "
+                "write paths and captions as a CSV, or set config.data.image_key"
+            )
+
+    def _has_no_bytes(self, path_in_schema):
+        """Whether the file itself says that a column of it is empty in every row."""
+        groups = list(map(self._metadata.row_group, range(self._metadata.num_row_groups)))
+        chunks = [
+            group.column(number)
+            for group in groups
+            for number in range(group.num_columns)
+            if group.column(number).path_in_schema == path_in_schema
+        ]
+        statistics = [chunk.statistics for chunk in chunks]
+        return bool(chunks) and all(
+            told is not None and told.has_null_count and told.null_count == chunk.num_values
+            for told, chunk in zip(statistics, chunks, strict=True)
+        )
 
     def row_groups(self):
         """[(rows, bytes)] of each row group."""
@@ -162,7 +244,9 @@ class _ParquetFile:
 
         try:
             with self._lock, self._open() as file:
-                opened = pyarrow.parquet.ParquetFile(file, metadata=self._metadata)
+                opened = pyarrow.parquet.ParquetFile(
+                    file, metadata=self._metadata, page_checksum_verification=True
+                )
                 table = opened.read_row_group(group, columns=columns, use_threads=False)
         except (pyarrow.ArrowException, OSError) as error:
             # Arrow's own errors carry no number; the system's may pass.
@@ -170,6 +254,10 @@ class _ParquetFile:
                 raise
             raise Unreadable("the row group is damaged", str(error)) from error
         return [table[column] for column in columns]
+
+    def _kind(self):
+        with contextlib.suppress(*file_errors()), self._open() as file:
+            return mistaken_for(file.read(LONGEST))
 
     def _open(self):
         import pyarrow

@@ -168,5 +168,9 @@ class TfRecords:
         if field in self._label_names:
             names = self._label_names[field]
             # TensorFlow Datasets writes -1 where a class is not told.
-            return [names[number] for number in feature.int64_list.value if number >= 0]
-        return list(feature.bytes_list.value)
+            numbers = [number for number in feature.int64_list.value if number >= 0]
+            if any(number >= len(names) for number in numbers):
+                raise Unreadable("the class has no name", str(numbers))
+            return [names[number] for number in numbers]
+        kind = feature.WhichOneof("kind")
+        return list(getattr(feature, kind).value) if kind else []

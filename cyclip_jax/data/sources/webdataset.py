@@ -135,7 +135,7 @@ class WebDataset:
                 return
             try:
                 content = json.loads(self._files.read(shard, int(offsets[0]), int(sizes[0])))
-            except (Unreadable, ValueError):
+            except (Unreadable, ValueError, RecursionError):
                 return
             if not isinstance(content, dict) or field in content:
                 return
@@ -176,10 +176,10 @@ class WebDataset:
 def _texts_of_json(content, field):
     try:
         value = json.loads(content).get(field)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise Unreadable("the caption's JSON cannot be read", str(error)) from error
     values = value if isinstance(value, list) else [value]
-    return [str(value) for value in values if value is not None]
+    return [value for value in values if value is not None]
 
 
 class _Places:

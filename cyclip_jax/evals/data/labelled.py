@@ -401,6 +401,7 @@ def _open_exported(folder, config_key, image_key, label_key):
         source="webdataset",
         image_key=image_key,
         caption_key=label_key,
+        takes_numbers=True,
     )
     naming = naming_beside(folder) or naming_beside(folder.parent)
     keys = None

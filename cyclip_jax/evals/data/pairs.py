@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from cyclip_jax.data.record import first_caption, read_told
 from cyclip_jax.data.sources import CaptionRule, Record, Source, Unreadable, source_told_by
 from cyclip_jax.data.sources.ranges import READERS
 from cyclip_jax.data.sources.table import CsvSource
@@ -186,10 +187,11 @@ def _open_karpathy(path, images, split, config_key):
             f"{', '.join(sorted(splits)) or 'none'}); set {config_key}.split"
         )
     folder = str(file.parent if images is None else images)
+    rule = CaptionRule("raw")
     paths, captions = zip(*rows, strict=True)
     # Tuples serve as its arrays of strings.
-    columns: Any = paths, [captions]
-    source = CsvSource(folder, *columns, CaptionRule("raw"))
+    columns: Any = paths, [[first_caption(rule.record, b"", [[text]]) for text in captions]]
+    source = CsvSource(folder, *columns, rule)
     return ImageSet(source, ("karpathy", str(path), folder, split), str(path))
 
 
@@ -254,7 +256,7 @@ def _read_pairs(opened, *, has_one_each, is_by_line=False):
 def _captions_of(source, row):
     """All captions of an example; none where it cannot be read."""
     try:
-        return source.read(row).captions
+        return read_told(source.read, row).captions
     except Unreadable as error:
         logging.warning("left out %s (row %d): %s", source.keys([row])[0], row, error)
         return []
