@@ -61,6 +61,7 @@ setuptools.setup(
         "etils[epath]",
         "flax>=0.12",
         "ftfy",
+        "google-crc32c",
         "jax>=0.10",
         "jaxtyping",
         "matplotlib",

@@ -1,8 +1,9 @@
 """What a file is that is not what its name says, by its first bytes."""
 
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
 _BEGINNINGS = (
     (
-        b"version https://git-lfs.github.com/spec/",
+        GIT_LFS,
         "it is a pointer of Git LFS and not the file itself; run git lfs pull",
     ),
     (b"\x1f\x8b", "it is compressed with gzip as a whole; unpack it with gunzip"),

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar, TypeVarTuple
 
 import braceexpand
 
+from cyclip_jax.data.mistaken import GIT_LFS
 from cyclip_jax.data.record import Unreadable
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import file_errors, is_missing
@@ -113,7 +114,10 @@ def retrying(read: Callable[[*_Arguments], _Value], *arguments: *_Arguments) -> 
 
 def read_whole(path: str) -> bytes:
     """The bytes of a file; raises Unreadable."""
-    return retrying(_read_whole, path)
+    content = retrying(_read_whole, path)
+    if content.startswith(GIT_LFS):
+        raise Unreadable("the file is a pointer of Git LFS; run git lfs pull", path)
+    return content
 
 
 class Files:

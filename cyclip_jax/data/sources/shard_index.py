@@ -19,17 +19,19 @@ import zlib
 from collections.abc import Callable
 from typing import IO, NamedTuple
 
+import google_crc32c
 import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from cyclip_jax.data.mistaken import LONGEST, mistaken_for
 from cyclip_jax.data.record import Unreadable
 from cyclip_jax.data.sources.ranges import INDEX_ENDING, is_remote, retrying
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import file_errors, write_atomically
 from cyclip_jax.runtime.started import import_tensorflow
 
-VERSION = 1
+VERSION = 2  # of what an index holds
 WORKERS = 16  # shards at a time: of remote ones most of the time is waiting
 READ_AHEAD = 1 << 20  # bytes of a remote shard that one request brings
 
@@ -45,8 +47,10 @@ _DAMAGED = (
     zlib.error,
 )
 _LENGTH = struct.Struct("<Q")
-_TFRECORD_HEAD = 12  # length and its checksum
-_TFRECORD_TAIL = 4  # the payload's checksum
+_HEAD = struct.Struct("<QI")  # length and its checksum
+_TFRECORD_HEAD = _HEAD.size
+TFRECORD_TAIL = 4  # bytes of the content's checksum, which follows it
+_ZLIB = (b"x\x01", b"x\x5e", b"x\x9c", b"x\xda")
 
 
 class Members(NamedTuple):
@@ -106,37 +110,80 @@ def scan_tar(file: IO[bytes], size: int) -> Members:
     """The Members of a tar file as webdataset writes them.
 
     Neighbouring members with the same path up to the first dot of its last part are one example.
+    As in webdataset, members without an ending are passed over, and so is what begins with a dot or
+    lies in a folder that does. A tar that follows another one in the same file is read too.
 
     Args:
       file: opened for reading.
       size: of the file in bytes.
     """
-    offsets, sizes, endings, samples, keys, names, fault = [], [], [], [], [], {}, ""
+    found = _Found()
+    start, fault = 0, ""
+    while start is not None and not fault:
+        end, fault = _scan_archive(file, start, size, found)
+        start = None if fault else _after_zeros(file, end)
+    return found.members(fault)
+
+
+class _Found:
+    """Grows by one member of a tar file after the other."""
+
+    def __init__(self):
+        self._offsets, self._sizes, self._endings, self._samples = [], [], [], []
+        self._names, self._keys = {}, []
+
+    def add(self, member, is_first):
+        """Adds a member of an archive, unless its name says that it is no data."""
+        key, ending = _split_name(member.name)
+        parts = [part for part in member.name.split("/") if part not in (".", "..")]
+        if not ending or any(part.startswith(".") for part in parts):
+            return False
+        if is_first or self._keys[-1] != key:
+            self._keys.append(key)
+        self._offsets.append(member.offset_data)
+        self._sizes.append(member.size)
+        self._endings.append(self._names.setdefault(ending, len(self._names)))
+        self._samples.append(len(self._keys) - 1)
+        return True
+
+    def members(self, fault):
+        return _members(
+            self._offsets,
+            self._sizes,
+            self._endings,
+            self._samples,
+            self._names,
+            self._keys,
+            fault,
+        )
+
+
+def _scan_archive(file, start, size, found):
+    """Adds the members of the archive that begins at `start`; returns (where it ends, fault)."""
+    file.seek(start)
+    is_first = True  # also of one name with the last one of an archive before
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 # Or it would keep them all. It is no documented attribute, and so not in stubs.
                 archive.members = []  # pyright: ignore[reportAttributeAccessIssue]
+                if member.size < 0:
+                    return member.offset, _damaged(member.offset, size)
                 if not member.isfile():
                     continue
                 if member.offset_data + member.size > size:
-                    fault = f"cut short in {member.name}"
-                    break
-                key, ending = _split_name(member.name)
-                if not keys or keys[-1] != key:
-                    keys.append(key)
-                offsets.append(member.offset_data)
-                sizes.append(member.size)
-                endings.append(names.setdefault(ending, len(names)))
-                samples.append(len(keys) - 1)
-            else:
-                fault = _fault_of_end(file, archive.offset)
-    except tarfile.ReadError as error:
-        fault = f"cut short or no tar file: {error}"
-    return _members(offsets, sizes, endings, samples, names, keys, fault)
+                    return size, f"cut short in {member.name}"
+                if found.add(member, is_first):
+                    is_first = False
+            return archive.offset, _fault_of_end(file, archive.offset, size)
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        if start:
+            return start, _damaged(start, size)
+        file.seek(0)
+        return start, f"cut short or no tar file: {mistaken_for(file.read(LONGEST)) or error}"
 
 
-def _fault_of_end(file, offset):
+def _fault_of_end(file, offset, size):
     """Why a tar file's members end at `offset`, unless with the block of zeros that is to end them.
 
     Python's tarfile takes a header that is damaged or cut short for the end.
@@ -145,27 +192,62 @@ def _fault_of_end(file, offset):
     header = file.read(tarfile.BLOCKSIZE)
     if len(header) < tarfile.BLOCKSIZE:
         return f"cut short at byte {offset}"
-    return f"damaged at byte {offset}" if header.strip(b"\0") else ""
+    return _damaged(offset, size) if header.strip(b"\0") else ""
+
+
+def _after_zeros(file, offset):
+    """Where the block begins in which zeros end that begin at `offset`; None if they do not."""
+    file.seek(offset)
+    while block := file.read(READ_AHEAD):
+        zeros = len(block) - len(block.lstrip(b"\0"))
+        offset += zeros
+        if zeros < len(block):
+            return offset - offset % tarfile.BLOCKSIZE
+    return None
+
+
+def _damaged(offset, size):
+    return f"damaged at byte {offset}; the last {size - offset} bytes are lost"
+
+
+def reason_of(fault: str) -> str:
+    """The reason of a shard's fault, in words that many shards share."""
+    return "the shard is cut short" if fault.startswith("cut") else "the rest of the shard is lost"
 
 
 def scan_tfrecord(file: IO[bytes], size: int) -> Members:
     """The Members of an uncompressed TFRecord file; `scan_tar`'s arguments."""
     offsets, sizes, position, fault = [], [], 0, ""
-    while position < size:
+    while position < size and not fault:
         file.seek(position)
         head = file.read(_TFRECORD_HEAD)
-        end = position + _TFRECORD_HEAD + _TFRECORD_TAIL
-        end += _LENGTH.unpack_from(head)[0] if len(head) == _TFRECORD_HEAD else 0
-        if len(head) < _TFRECORD_HEAD or end > size:
-            is_gzip = position == 0 and head[:2] == b"\x1f\x8b"
-            fault = "compressed as a whole; write it without compression"
-            fault = fault if is_gzip else f"cut short or damaged after {len(offsets)} records"
-            break
-        offsets.append(position + _TFRECORD_HEAD)
-        sizes.append(end - _TFRECORD_TAIL - offsets[-1])
-        position = end
+        length, checksum = _HEAD.unpack(head.ljust(_TFRECORD_HEAD, b"\0"))
+        end = position + _TFRECORD_HEAD + length + TFRECORD_TAIL
+        if len(head) == _TFRECORD_HEAD and checksum != masked_crc32c(head[: _LENGTH.size]):
+            file.seek(position)
+            kind = None if position else _compression(file.read(LONGEST))
+            fault = kind or _damaged(position, size)
+        elif len(head) < _TFRECORD_HEAD or end > size:
+            fault = f"cut short after {len(offsets)} records"
+        else:
+            offsets.append(position + _TFRECORD_HEAD)
+            sizes.append(length)
+            position = end
     n = len(offsets)
     return _members(offsets, sizes, np.zeros(n), np.arange(n), {"": 0}, [], fault)
+
+
+def _compression(head):
+    """What a file is that does not begin with a record, or None."""
+    if head.startswith(_ZLIB):
+        return "it is compressed with zlib as a whole; write it without compression"
+    return mistaken_for(head)
+
+
+def masked_crc32c(content: bytes) -> int:
+    """The checksum that TFRecord files have of a length and of a record's content."""
+    checksum = google_crc32c.value(content)
+    return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def index_path(path: str) -> str:

@@ -11,12 +11,20 @@ from cyclip_jax.data.captions import CaptionRule
 from cyclip_jax.data.reading import Reading
 from cyclip_jax.data.record import Record, Unreadable, first_caption, part_of
 from cyclip_jax.data.sources.ranges import Files, expand
-from cyclip_jax.data.sources.shard_index import Members, open_indexes, scan_tfrecord
+from cyclip_jax.data.sources.shard_index import (
+    TFRECORD_TAIL,
+    Members,
+    masked_crc32c,
+    open_indexes,
+    reason_of,
+    scan_tfrecord,
+)
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime.started import import_tensorflow
 
 IMAGE_KEY = "jpg;png;webp;image;image/encoded"
 CAPTION_KEY = "txt"
+RECORDS_TRIED = 16  # for one that tells which features there are
 
 
 def tfrecord_source(path: str, reading: Reading, *, config_key: str) -> "TfRecords":
@@ -96,7 +104,7 @@ class TfRecords:
             [0] + [len(index.offsets[part]) for index, part in cut]
         )
         self.faults: list[tuple[str, str, str]] = [
-            (path, "the shard is cut short", index.fault)
+            (path, reason_of(index.fault), index.fault)
             for path, index in zip(paths, indexes, strict=True)
             if index.fault
         ]
@@ -133,11 +141,8 @@ class TfRecords:
         return float(self._sizes.mean()) if len(self._sizes) else 0.0
 
     def check_features(self, path: str | None) -> None:
-        """Raises UserError where the first record has no such picture or caption."""
-        try:
-            features = self._features(0)
-        except Unreadable as error:
-            raise UserError(f"the first record of {path} cannot be read: {error}") from error
+        """Raises UserError where the first record that can be read lacks picture or caption."""
+        features = self._first_features(path)
         known = ", ".join(sorted(features)) or "none"
         if not any(key in features for key in self._image_keys):
             raise UserError(
@@ -150,6 +155,15 @@ class TfRecords:
                 f"(features: {known}); set config.data.caption_key"
             )
 
+    def _first_features(self, path):
+        errors = []
+        for index in range(min(len(self), RECORDS_TRIED)):
+            try:
+                return self._features(index)
+            except Unreadable as error:
+                errors.append(error)
+        raise UserError(f"the first record of {path} cannot be read: {errors[0]}") from errors[0]
+
     def _features(self, index):
         shard = self._parts[part_of(self.boundaries, index)][0]
         content = self._content(shard, int(self._offsets[index]), int(self._sizes[index]))
@@ -159,7 +173,11 @@ class TfRecords:
             raise Unreadable("the record is damaged", str(error)) from error
 
     def _content(self, shard: int, offset: int, size: int) -> bytes:
-        return self._files.read(shard, offset, size)
+        content = self._files.read(shard, offset, size + TFRECORD_TAIL)
+        content, tail = content[:size], content[size:]
+        if int.from_bytes(tail, "little") != masked_crc32c(content):
+            raise Unreadable("the record is damaged", "its checksum is another")
+        return content
 
     def _texts(self, field, features):
         if field not in features:

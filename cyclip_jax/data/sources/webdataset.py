@@ -11,13 +11,15 @@ from cyclip_jax.data.captions import CaptionRule
 from cyclip_jax.data.reading import Reading
 from cyclip_jax.data.record import Record, Unreadable, first_caption, part_of
 from cyclip_jax.data.sources.ranges import Files, Kept, expand
-from cyclip_jax.data.sources.shard_index import Members, open_indexes, scan_tar
+from cyclip_jax.data.sources.shard_index import Members, open_indexes, reason_of, scan_tar
 from cyclip_jax.errors import UserError
 
 IMAGE_KEY = "jpg;jpeg;png;webp;gif;bmp"
 CAPTION_KEY = "txt"
 KEPT_SHARDS = 16  # whose examples' names are kept
 ABSENT = -1  # in place of the offset of a member that an example lacks
+DOUBLED = "two examples of the shard follow each other under one name"
+APART = "the caption does not stand beside its picture in the shard; pack it with tar --sort=name"
 
 
 def webdataset_source(path: str, reading: Reading, *, config_key: str) -> "WebDataset":
@@ -46,6 +48,9 @@ def webdataset_source(path: str, reading: Reading, *, config_key: str) -> "WebDa
             f"members that end in {endings}{faults}; set config.data.image_key"
         )
     if all((offsets == ABSENT).all() for offsets, _ in source.caption_places):
+        if source.bad:
+            reason, detail = next(iter(source.bad.values()))
+            raise UserError(f"no example of {path} can be used: {reason} ({detail})")
         raise UserError(
             f"no example of {path} has a caption ({', '.join(rule.fields)}); the shards hold "
             f"members that end in {endings}; set config.data.caption_key"
@@ -60,6 +65,7 @@ class WebDataset:
     Attributes:
       boundaries: where each shard's examples begin, and the end, int64 [shards + 1].
       faults: [(key, reason, detail)] of examples that are lost with the end of their shard.
+      bad: {example: (reason, detail)} of those whose members do not belong together.
       caption_places: [(offsets, sizes)] of the members of each caption field, int64 and uint32 [n].
       endings: the endings of the members in the shards.
     """
@@ -80,17 +86,19 @@ class WebDataset:
         captions = [_Places() for _ in members]
         self.endings: set[str] = set()
         self.faults: list[tuple[str, str, str]] = []
+        self.bad: dict[int, tuple[str, str]] = {}
         counts = [0]
         for path, index in zip(paths, indexes, strict=True):
             self.endings |= set(index.names)
             if index.fault:
-                self.faults.append((path, "the shard is cut short", index.fault))
+                self.faults.append((path, reason_of(index.fault), index.fault))
             image = _first_places(index, self._image_endings)
             texts = [_first_places(index, [ending]) for ending, _, _ in members]
             has_picture = image[0] != ABSENT
             pictures.add(image, has_picture)
             for places, text in zip(captions, texts, strict=True):
                 places.add(text, has_picture)
+            self._add_bad(path, index, has_picture, texts, counts[-1])
             counts.append(int(has_picture.sum()))
             if counts[-1] < len(has_picture):
                 lacking = len(has_picture) - counts[-1]
@@ -150,7 +158,22 @@ class WebDataset:
         """Mean size of a picture's file in bytes."""
         return float(self._image[1].mean()) if len(self) else 0.0
 
+    def _add_bad(self, path, index, has_picture, texts, start):
+        """Notes the examples of a shard whose members do not belong together."""
+        doubled = _doubled(index)
+        has_text = np.any([offsets != ABSENT for offsets, _ in texts], axis=0)
+        lone_texts = {index.keys[sample] for sample in np.flatnonzero(~has_picture & has_text)}
+        lone_pictures = np.flatnonzero(has_picture & ~has_text) if lone_texts else ()
+        apart = [sample for sample in lone_pictures if index.keys[sample] in lone_texts]
+        number = start - 1 + np.cumsum(has_picture)
+        for samples, reason in ((apart, APART), (doubled, DOUBLED)):
+            for sample in samples:
+                if has_picture[sample]:
+                    self.bad[int(number[sample])] = (reason, f"{index.keys[sample]} in {path}")
+
     def _captions(self, index: int, image: bytes = b"") -> Record:
+        if index in self.bad:
+            raise Unreadable(*self.bad[index])
         shard = part_of(self.boundaries, index)
         values = []
         for (offsets, sizes), field in zip(self.caption_places, self._json_fields, strict=True):
@@ -194,6 +217,13 @@ class _Places:
 
     def joined(self) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
         return np.concatenate(self._offsets), np.concatenate(self._sizes)
+
+
+def _doubled(index):
+    """The numbers of the examples of which two members have one ending: two under one name."""
+    members = index.samples * len(index.names) + index.endings
+    different, counts = np.unique(members, return_counts=True)
+    return np.unique(different[counts > 1] // max(len(index.names), 1))
 
 
 def _first_places(index, endings):
