@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import ClassVar
 
 from cyclip_jax.data.captions import CaptionRule
 from cyclip_jax.errors import UserError
@@ -23,7 +24,7 @@ class Reading:
       delimiter: the character between the columns of a CSV; the two characters backslash and t mean
         a tab.
       kept_examples: how many of the examples read lately are kept in memory, with their neighbours.
-      takes_numbers: whether numbers count as captions, as those of classes do.
+      takes_numbers: whether numbers count as captions; no setting, see `LabelReading`.
 
     Raises:
       UserError: the weights do not fit the captions, or a template has no {}.
@@ -35,7 +36,7 @@ class Reading:
     templates: Iterable[str] = ()
     delimiter: str = ","
     kept_examples: int = 0
-    takes_numbers: bool = False
+    takes_numbers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.caption_rule("the source's usual one")
@@ -65,3 +66,9 @@ class Reading:
                 "'\\t'"
             )
         return delimiter
+
+
+class LabelReading(Reading):
+    """How the labels of evaluations are read in place of captions: numbers name classes too."""
+
+    takes_numbers: ClassVar[bool] = True

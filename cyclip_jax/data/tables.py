@@ -160,7 +160,7 @@ class Table:
             # Within quotation marks every second one closes.
             if part.count('"') % 2 or size > LONGEST_FIELD:
                 break
-        text = "".join(parts).rstrip("\r\n")
+        text = "".join(parts).rstrip("\r\n").replace("\r\n", "\n")
         fields, marks = _split(text, self._delimiter)
         if marks == _Marks.OPEN:
             how = "never closes"

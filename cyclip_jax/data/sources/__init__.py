@@ -101,20 +101,23 @@ class DataSet:
         return SOURCES[self.name](str(self.path), self.reading, config_key=self.config_key)
 
 
-def create_source(name: str, path: str | None, *, config_key: str, **reading: Any) -> Source:
+def create_source(
+    name: str, path: str | None, *, config_key: str, usual: Reading | None = None, **reading: Any
+) -> Source:
     """Opens the data set at `path` with the source called `name`.
 
     Args:
       name: a key of `SOURCES`, or "auto", which chooses by how the path begins or ends.
       path: where the data set lies.
       config_key: full name of the config key that holds `path`, for messages ("config.data.train").
+      usual: the settings where `reading` says nothing else; None are those of `Reading()`.
       **reading: arguments of `Reading`; a source uses those that mean something to it.
 
     Raises:
       UserError: there is no source or no setting of this name, or the source refuses the data.
     """
     path = None if path is None else str(path)
-    return DataSet(name, path, _reading(reading, config_key), config_key).open()
+    return DataSet(name, path, _reading(reading, config_key, usual), config_key).open()
 
 
 def parts_of_mixture(

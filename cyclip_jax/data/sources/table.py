@@ -1,5 +1,6 @@
 """CSV and TSV files of paths and captions, and the quickstart's drawings."""
 
+import logging
 import posixpath
 import re
 from array import array
@@ -53,6 +54,12 @@ def csv_source(path: str, reading: Reading, *, config_key: str) -> "CsvSource":
     if len(row_faults) == len(images):
         reason, detail = row_faults[0]
         raise UserError(f"no row of {path} can be used: {reason} ({detail}); mend the rows")
+    if row_faults:
+        reason, detail = next(iter(row_faults.values()))
+        logging.warning(
+            "%s: %d of %d rows cannot be used, the first since %s (%s)",
+            *(path, len(row_faults), len(images), reason, detail),
+        )
     return CsvSource(posixpath.dirname(path), images, captions, rule, row_faults)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-from cyclip_jax.data.sources import CaptionRule, DataSet, Reading, create_source
+from cyclip_jax.data.reading import LabelReading
+from cyclip_jax.data.sources import CaptionRule, DataSet, create_source
 from cyclip_jax.data.sources.table import CAPTION_KEY, IMAGE_KEY, CsvSource, StringArray
 from cyclip_jax.data.sources.tfds import PREFIX as TFDS
 from cyclip_jax.errors import UserError
@@ -401,7 +402,7 @@ def _open_exported(folder, config_key, image_key, label_key):
         source="webdataset",
         image_key=image_key,
         caption_key=label_key,
-        takes_numbers=True,
+        usual=LabelReading(),
     )
     naming = naming_beside(folder) or naming_beside(folder.parent)
     keys = None
