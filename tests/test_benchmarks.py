@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import loss, report, scaling
+from benchmarks import checksums, loss, report, scaling
 
 SMALL_LOSS = ("--rows=8", "--dim=4", "--chunk-size=3", "--repeats=2")
 SMALL_STEP = (
@@ -105,3 +105,12 @@ def test_a_table_is_aligned_and_shows_what_is_missing():
     ]
     rows = [{"name": "towers", "share": 0.5}, {"name": "loss", "share": None}]
     assert report.table(rows, columns).splitlines() == expected
+
+
+def test_checksums_are_measured_in_both_formats(monkeypatch, capsys):
+    sizes = {"EXAMPLES": 8, "DIFFERENT": 2, "BATCH": 4, "BATCHES": 1, "ROUNDS": 2, "WINDOW": 8}
+    for name, value in {**sizes, "IMAGE_SIZE": 8}.items():
+        monkeypatch.setattr(checksums, name, value)
+    checksums.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [".tfrecord", ".parquet"]
