@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-from cyclip_jax.data.reading import LabelReading
+from cyclip_jax.data.reading import LabelReading, Reading
 from cyclip_jax.data.sources import CaptionRule, DataSet, create_source
 from cyclip_jax.data.sources.table import CAPTION_KEY, IMAGE_KEY, CsvSource, StringArray
 from cyclip_jax.data.sources.tfds import PREFIX as TFDS
