@@ -10,7 +10,7 @@ from cyclip_jax.data import tables, tokenizers
 from cyclip_jax.data.record import Unreadable
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.compositional import compositional
+from cyclip_jax.evals.compositional import Compositional
 from cyclip_jax.evals.data.labelled import open_labelled
 
 NO_QUOTING = [
@@ -139,7 +139,7 @@ def test_labels_choices_and_vocabularies_are_read_alike(write, tmp_path):
     header = "image,caption,negative_caption"
     choice = write([header, "0.jpg,a cat, asleep,a dog"], "choice.csv")
     with pytest.raises(UserError, match=r"choice\.csv.*line 2: 4 fields, the header has 3"):
-        compositional("x", examples=choice)
+        Compositional("x", examples=choice).open()
     with pytest.raises(UserError, match=r"choice\.csv.*line 2: 4 fields, the header has 3"):
         tokenizers.read_captions(choice)
 
@@ -199,14 +199,14 @@ def test_json_lines_end_only_at_a_line_feed(tmp_path):
     ]
     path = tmp_path / "choice.jsonl"
     path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    compositional("x", examples=str(path))
+    Compositional("x", examples=str(path)).open()
     path.write_text("\n".join([*rows, "{"]), encoding="utf-8")
     with pytest.raises(UserError, match=r"choice\.jsonl cannot be read as \.jsonl: line 3: "):
-        compositional("x", examples=str(path))
+        Compositional("x", examples=str(path)).open()
 
 
 def test_files_whose_name_begins_with_a_dot_are_no_examples(tmp_path):
     row = '[{"image": "0.jpg", "caption": "a", "negative_caption": "b"}]'
     (tmp_path / "swap.json").write_text(row)
     (tmp_path / "._swap.json").write_bytes(b"\0\5\x16\7" + b"\xb0")
-    compositional("x", examples=str(tmp_path))
+    Compositional("x", examples=str(tmp_path)).open()
