@@ -90,7 +90,8 @@ def _wandb() -> ml_collections.ConfigDict:
 def _model() -> ml_collections.ConfigDict:
     """Returns config.model."""
     model = ml_collections.ConfigDict()
-    # A preset of cyclip_jax/models/presets.py. Every size that is set below overrides it.
+    # A preset of cyclip_jax/models/presets.py, also by open_clip's name, such as ViT-B-32. Every
+    # size that is set below overrides it.
     model.name = "RN50"
     model.image_size = placeholder(int)  # Pixels per side of an image.
     model.embed_dim = placeholder(int)  # Width of the embedding space that both towers share.

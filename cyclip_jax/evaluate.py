@@ -66,6 +66,7 @@ def evaluate_checkpoint(
     from cyclip_jax.files import write_json
     from cyclip_jax.interop.pretrained import described_by, open_checkpoint, workdir_and_step
     from cyclip_jax.interop.weights import fit
+    from cyclip_jax.models.presets import with_preset_named
     from cyclip_jax.runtime.loop import set_matmul_precision
     from cyclip_jax.training.configured_model import Model
 
@@ -76,6 +77,7 @@ def evaluate_checkpoint(
     if config is not None:
         wanted: Any = config.evals  # ConfigDict's fields have no types
         evals.check_settings(wanted)
+        config = with_preset_named(config)
     opened = open_checkpoint(path, step=step)
     if opened.config is None and config is None:
         raise UserError(f"{path} is not the workdir of a run; name its data with --config")

@@ -180,10 +180,11 @@ def test_a_shorter_run_than_the_one_there_is_refused(pairs, finished):
 
 
 def test_a_run_of_non_finite_losses_ends_with_the_reason(pairs, tmp_path):
-    small = {"model.name": "ViT-tiny", "model.vision_width": 16, "model.vision_layers": 1}
+    small = {"model.name": "ViT-tiny-quickgelu", "model.vision_width": 16, "model.vision_layers": 1}
     settings = {"optimizer.learning_rate": 1e30, "max_skipped_in_a_row": 3}
     with pytest.raises(UserError, match="not finite in 3 steps in a row"):
         train(tiny_config(pairs, **small, **settings), tmp_path)
+    assert read_config(tmp_path).model.name == "ViT-tiny"  # the name of ours
 
 
 def test_main_says_what_is_missing_in_one_sentence(environment, tmp_path):

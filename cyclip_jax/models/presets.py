@@ -66,6 +66,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "patch_size": 16,
         **_TEXT,
     },
+    "ViT-L/14": {
+        "image_size": 224,
+        "embed_dim": 768,
+        "vision_tower": "vit",
+        "vision_layers": 24,
+        "vision_width": 1024,
+        "patch_size": 14,
+        **_TEXT,
+        "text_width": 768,
+    },
     # Sizes of ours, for two cores: a first run, and tests.
     "RN-tiny": {
         "image_size": 64,
@@ -95,6 +105,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+_QUICK_GELU = "-quickgelu"  # open_clip's names end so where quick_gelu is True
+
 # What makes a model: its image tower, and the sizes of both towers.
 SIZES = (
     "image_size",
@@ -121,7 +133,7 @@ def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
     """Completes the sizes of a model.
 
     Args:
-      name: a preset.
+      name: a preset, by its own or open_clip's name.
       **overrides: any of SIZES; None is the preset's.
 
     Returns:
@@ -130,7 +142,7 @@ def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
     Raises:
       UserError: the preset, a size, the tower or the pool is unknown, or sizes do not fit together.
     """
-    _check_name(name)
+    name = preset_named(name)
     unknown = sorted(set(overrides) - set(SIZES))
     if unknown:
         near = difflib.get_close_matches(unknown[0], SIZES, n=1)
@@ -177,9 +189,8 @@ def tower_in(settings: Mapping[str, Any]) -> dict[str, str]:
     Raises:
       UserError: the preset, the tower or the pool is unknown.
     """
-    _check_name(settings["name"])
     given = {key: value for key, value in settings.items() if value is not None}
-    name = PRESETS[settings["name"]]["vision_tower"]
+    name = PRESETS[preset_named(settings["name"])]["vision_tower"]
     if "vision_tower" in given:
         name = given["vision_tower"]
     elif "vision_layers" in given:
@@ -199,9 +210,40 @@ def tower_in(settings: Mapping[str, Any]) -> dict[str, str]:
     return {"vision_tower": name, "pool": pool}
 
 
-def _check_name(name: str) -> None:
-    if name not in PRESETS:
-        raise UserError(f"unknown config.model.name {name!r}; choose one of {', '.join(PRESETS)}")
+def preset_named(name: str, *, quick_gelu: bool = True) -> str:
+    """The preset that a name means.
+
+    Args:
+      name: the preset's own name, or open_clip's, such as ViT-B-32 or ViT-B-32-quickgelu.
+      quick_gelu: the setting of the model. A name without the ending "-quickgelu" goes with both.
+
+    Returns:
+      A key of PRESETS.
+
+    Raises:
+      UserError: there is no such preset, or the name says another activation than `quick_gelu`.
+    """
+    known = {preset.replace("/", "-"): preset for preset in PRESETS} | {own: own for own in PRESETS}
+    size = name.removesuffix(_QUICK_GELU)
+    if size not in known:
+        near = difflib.get_close_matches(size, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(PRESETS)}"
+        raise UserError(f"unknown config.model.name {name!r}; {hint}")
+    if size != name and not quick_gelu:
+        raise UserError(
+            f"config.model.name {name!r} contradicts config.model.quick_gelu=False; set the name "
+            f"to {size}, or quick_gelu to True"
+        )
+    return known[size]
+
+
+def with_preset_named(config: Any) -> Any:
+    """A copy of a config in which open_clip's name of the model is the preset's own."""
+    config = config.copy_and_resolve_references()
+    model = config.model
+    with config.unlocked():
+        model.name = preset_named(model.name, quick_gelu=model.quick_gelu)
+    return config
 
 
 def _check_applicable(tower: VisionTower, name: str, given: Mapping[str, Any]) -> None:
@@ -258,7 +300,7 @@ def create_model(
     """Builds a CLIP model with float32 parameters.
 
     Args:
-      name: a preset, e.g. "RN50" or "ViT-B/32" (see PRESETS).
+      name: a preset, e.g. "RN50" or "ViT-B/32" (see PRESETS), or open_clip's name of it.
       rngs: nnx.Rngs for the initial parameters.
       quick_gelu: whether to use x·σ(1.702 x), as OpenAI's models do, or the exact GELU.
       dtype: compute type of the towers, "float32", "bfloat16" (or "float64" under x64).
@@ -282,6 +324,7 @@ def create_model(
       UserError: a name, a size or a type is unknown, sizes do not fit together, or the attention
         cannot be computed here.
     """
+    name = preset_named(name, quick_gelu=quick_gelu)
     sizes = resolve_sizes(name, **overrides)
     check_policy(vision_remat, field="vision_remat")
     check_policy(text_remat, field="text_remat")

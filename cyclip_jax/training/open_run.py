@@ -27,6 +27,7 @@ from cyclip_jax.data.tokenizers import Tokenizer
 from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import remove_unfinished
+from cyclip_jax.models.presets import with_preset_named
 from cyclip_jax.runtime import distributed
 from cyclip_jax.runtime.agreement import process_zero_first
 from cyclip_jax.runtime.clock import Clock
@@ -129,9 +130,11 @@ def open_run(
     Raises:
       UserError: the config, the data or the workdir has a fault that the user can mend.
     """
-    written_config, config = config, resolve_paths(config, workdir)
-    plan = _plan(config, workdir, allow_changes)
-    settings, model, source = plan.settings, plan.model, plan.source
+    settings = checked(resolve_paths(config, workdir))
+    written_config = with_preset_named(config)
+    config = resolve_paths(written_config, workdir)
+    plan = _plan(settings, config, workdir, allow_changes)
+    model, source = plan.model, plan.source
     is_first_process = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         console, clock, profiler = _open_instruments(settings, workdir, began, stack)
@@ -201,8 +204,7 @@ class _Plan:
     tokenizer: Tokenizer
 
 
-def _plan(config, workdir, allow_changes):
-    settings = checked(config)
+def _plan(settings, config, workdir, allow_changes):
     set_matmul_precision(settings.matmul_precision)
     keep_compiled(settings.compilation_cache)
     mesh = settings.mesh.create()

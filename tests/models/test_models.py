@@ -38,6 +38,7 @@ def count(shapes):
         pytest.param("RN50x4", 178_300_601, marks=pytest.mark.slow),
         ("ViT-B/32", 151_277_313),
         ("ViT-B/16", 149_620_737),
+        pytest.param("ViT-L/14", 427_616_513, marks=pytest.mark.slow),
     ],
 )
 def test_parameter_counts_are_those_of_openai(name, expected):
