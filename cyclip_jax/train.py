@@ -35,7 +35,7 @@ from cyclip_jax.workdir.changes import check_names
 from cyclip_jax.workdir.config_json import describe_run
 from cyclip_jax.workdir.layout import EVALS, LOG, METRICS
 from cyclip_jax.workdir.lock import lock_workdir
-from cyclip_jax.workdir.metrics import metrics_at, read_reports
+from cyclip_jax.workdir.metrics import evaluated_at, metrics_at, read_reports
 from cyclip_jax.workdir.table import final_table, headline_lines
 
 
@@ -95,17 +95,18 @@ def _loop(run, start):
         upcoming = first_batch, _ = feed.next()
         phases = compile_phases(run, state, first_batch)
         wait_for_all_processes()
-    owes_evaluation = start.owes_evaluation and not any(
-        "/" in name for name in metrics_at(run.workdir, step)
-    )
+    owed = {}
+    if start.owes_evaluation or step == run.total_steps:  # which may have new evaluations
+        done = evaluated_at(run.workdir, step)
+        owed = {name: one for name, one in run.evaluators.items() if name not in done}
     run.console.start(step, run.total_steps)
     clock.begin_training(step)
     while True:
         is_new, is_last = step > first_step, step == run.total_steps
         is_evaluated = True
-        if (is_new or owes_evaluation) and (is_last or _is_due(step, config.eval_every_steps)):
+        if (is_new or owed) and (is_last or _is_due(step, config.eval_every_steps)):
             with clock.phase("evaluation", after=state):
-                is_evaluated = _evaluate(run, step, state)
+                is_evaluated = _evaluate(run, step, state, run.evaluators if is_new else owed)
                 give_back_memory()
         preempted = not is_evaluated or stop.requested()
         if is_new and (is_last or preempted or _is_due(step, config.checkpoint_every_steps)):
@@ -114,7 +115,7 @@ def _loop(run, start):
                 give_back_memory()
         if is_last or preempted or upcoming is None:
             break
-        owes_evaluation = False
+        owed = {}
         batch, position = upcoming
         phase = [phase for phase in phases if phase.first_step <= step][-1]
         with run.profiler.step(step + 1, state):
@@ -191,8 +192,8 @@ def _is_due(step, every):
     return every > 0 and step % every == 0
 
 
-def _evaluate(run, step, state):
-    """Runs and writes all evaluations; returns False where it was told to stop before their end."""
+def _evaluate(run, step, state, evaluators):
+    """Runs and writes evaluations; returns False where it was told to stop before their end."""
 
     def check_stop():
         if run.stop.requested():
@@ -201,7 +202,7 @@ def _evaluate(run, step, state):
     encoders = run.model.encoders(state.params, state.batch_stats, run.tokenizer, check_stop)
     try:
         results = evals.evaluate(
-            run.evaluators,
+            evaluators,
             encoders,
             directory=run.workdir / EVALS,
             model=run.config.model.name,

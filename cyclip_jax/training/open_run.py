@@ -46,6 +46,7 @@ from cyclip_jax.training.step import Step, View, configured_step
 from cyclip_jax.workdir.changes import (
     Changes,
     check_changes,
+    other_evaluations,
     recorded,
     written,
 )
@@ -153,7 +154,7 @@ def open_run(
                 "or choose another --workdir"
             )
         if is_first_process:
-            write_config(written_config, workdir, recorded(workdir, step, changes))
+            _record(written_config, workdir, step, changes, plan, console)
         mirror = WandbMirror(written_config, workdir, say=console.say, enabled=is_first_process)
         _closed_with(stack, mirror)
         writer = MetricWriter(workdir, first_step=step, enabled=is_first_process, mirror=mirror)
@@ -255,6 +256,17 @@ def _changes(config, workdir, start, plan, allow_changes, console):
             f"is {float(plan.schedule(step)):.3g}, and the schedule ends at step {plan.total_steps}"
         )
     return changes
+
+
+def _record(config, workdir, step, changes, plan, console):
+    """Writes config.json, and says which numbers of a finished run are not of its settings."""
+    others = other_evaluations(config, workdir, step) if step == plan.total_steps else []
+    if others:
+        console.say(
+            f"the numbers of {', '.join(others)} are those of the settings before; to evaluate "
+            f"with the new ones, run `python -m cyclip_jax.evaluate --checkpoint={workdir}`"
+        )
+    write_config(config, workdir, recorded(workdir, step, changes))
 
 
 def _closed_with(stack: contextlib.ExitStack, opened: _Opened) -> _Opened:

@@ -13,6 +13,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.files import file_errors
 from cyclip_jax.models.presets import tower_in
 from cyclip_jax.workdir.layout import CONFIG
+from cyclip_jax.workdir.metrics import evaluated_at
 
 # Settings and sections that change no number of training from a checkpoint on. What a model is, and
 # its vocabulary, are compared elsewhere, and never allowed to change.
@@ -48,12 +49,31 @@ def history(workdir: str | os.PathLike[str], *, until: int | None = None) -> lis
     Returns:
       [{"step": the step from which on it holds, "settings": {name: [before, after]}}].
     """
+    found = _config_json(workdir).get("changes", [])
+    return [one for one in found if until is None or one["step"] <= until]
+
+
+def other_evaluations(config: Any, workdir: str | os.PathLike[str], step: int) -> list[str]:
+    """The evaluations with numbers of a step whose settings are not those that config.json records.
+
+    Args:
+      config: the ConfigDict of the run, in which {workdir} stands as it was written.
+      workdir: the run's directory.
+      step: the step.
+    """
+    before = _config_json(workdir).get("config", {}).get("evals", {})
+    now = json.loads(json.dumps(config.evals.to_dict()))
+    done = evaluated_at(workdir, step)
+    return [name for name in now if name in done and before.get(name, now[name]) != now[name]]
+
+
+def _config_json(workdir):
+    """What config.json holds; {} where there is none, or it is damaged."""
     try:
         written = json.loads((epath.Path(workdir) / CONFIG).read_text())
     except (ValueError, *file_errors()):
-        return []
-    found = written.get("changes", []) if isinstance(written, dict) else []
-    return [one for one in found if until is None or one["step"] <= until]
+        return {}
+    return written if isinstance(written, dict) else {}
 
 
 def check_changes(

@@ -161,3 +161,8 @@ def metrics_at(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
         for name, value in line.items()
         if value is not None
     }
+
+
+def evaluated_at(workdir: str | os.PathLike[str], step: int) -> set[str]:
+    """The names of the evaluations of which there are numbers of a step."""
+    return {name.partition("/")[0] for name in metrics_at(workdir, step) if "/" in name}

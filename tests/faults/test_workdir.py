@@ -217,3 +217,21 @@ def test_a_run_goes_on_with_other_settings_only_where_that_is_asked_for(
     assert read_run(workdir).changes == [{"step": 12, "settings": {"total_steps": [12, 14]}}]
     assert capsys.readouterr().out.count("from step 12 on with other settings: total_steps") == 1
     assert "total_steps" in str(changes([Group("run", [read_run(workdir)])], None))
+
+
+def test_new_evaluations_of_a_finished_run_are_run(small_run, undisturbed, pairs, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    settings = {"data.validation": str(pairs)}
+    assert small_run(workdir, **settings)["val/pairs"] == 24
+    lines = (workdir / "metrics.jsonl").read_text()
+    assert lines.startswith((undisturbed / "metrics.jsonl").read_text())
+    capsys.readouterr()
+    assert small_run(workdir, **settings)["val/pairs"] == 24
+    assert (workdir / "metrics.jsonl").read_text() == lines  # they are there
+    assert "the numbers of" not in capsys.readouterr().out
+    small_run(workdir, **{"data.validation": f"{pairs.parent}/./{pairs.name}"})
+    assert (workdir / "metrics.jsonl").read_text() == lines
+    said = capsys.readouterr().out
+    assert "the numbers of val are those of the settings before" in said
+    assert f"`python -m cyclip_jax.evaluate --checkpoint={workdir}`" in said
