@@ -66,7 +66,6 @@ def evaluate_checkpoint(
     from cyclip_jax.files import write_json
     from cyclip_jax.interop.pretrained import described_by, open_checkpoint, workdir_and_step
     from cyclip_jax.interop.weights import fit
-    from cyclip_jax.models.presets import with_preset_named
     from cyclip_jax.runtime.loop import set_matmul_precision
     from cyclip_jax.training.configured_model import Model
 
@@ -74,14 +73,11 @@ def evaluate_checkpoint(
     output = _results_folder(path, output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file; name a folder for the results")
-    if config is not None:
-        wanted: Any = config.evals  # ConfigDict's fields have no types
-        evals.check_settings(wanted)
-        config = with_preset_named(config)
+    config = _checked_config(config, path)
     opened = open_checkpoint(path, step=step)
-    if opened.config is None and config is None:
+    if config is None:
         raise UserError(f"{path} is not the workdir of a run; name its data with --config")
-    evaluated = resolve_paths(config or opened.config, path)
+    evaluated = resolve_paths(config, path)
     evaluators = evals.create_evaluators(evaluated.evals)
     own = opened.config
     run_config = described_by(opened, evaluated) if own is None else resolve_paths(own, path)
@@ -112,6 +108,21 @@ def evaluate_checkpoint(
     if failed is not None:
         raise UserError(f"{failed}; the other results are in {file}") from failed
     return results
+
+
+def _checked_config(config, path):
+    """The config whose evaluations are run, with good settings: a workdir has one of its own."""
+    from cyclip_jax import evals
+    from cyclip_jax.models.presets import with_preset_named
+    from cyclip_jax.workdir.config_json import is_workdir, read_config
+
+    if config is None and is_workdir(path):
+        config = read_config(path)
+    if config is not None:
+        wanted: Any = config.evals  # ConfigDict's fields have no types
+        evals.check_settings(wanted)
+        config = with_preset_named(config)
+    return config
 
 
 def _tokenizer(checkpoint, data, workdir, sizes):

@@ -34,12 +34,12 @@ def small_run(pairs, tmp_path_factory):
 
     def run(workdir, allow_changes=(), **overrides):
         config = small_config(pairs, compilation_cache=cache, **overrides)
-        return train(config, workdir, allow_changes=allow_changes)
+        with pytest.MonkeyPatch.context() as patch:  # for no test of another folder
+            patch.setattr("cyclip_jax.train.report_at_end", lambda run, step: None)
+            return train(config, workdir, allow_changes=allow_changes)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cyclip_jax.train.report_at_end", lambda run, step: None)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        yield run
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield run
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
     jax.config.update("jax_compilation_cache_dir", None)
 

@@ -15,6 +15,7 @@ from cyclip_jax.data.transform import Transform
 from cyclip_jax.errors import UserError
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.settings import SECTIONS, Settings, checked
+from cyclip_jax.workdir.config_json import write_config
 from tests.runs import ROOT
 
 
@@ -259,7 +260,7 @@ def test_what_the_config_alone_shows_is_said_without_tensorflow_and_orbax(tmp_pa
 
 
 def test_a_bad_value_of_an_evaluation_is_said_without_tensorflow_and_orbax(tmp_path):
-    """By main and by evaluate, before it looks for the checkpoint."""
+    """By main and by evaluate, before it looks for the checkpoint, also of a run's own config."""
     (tmp_path / "config.py").write_text(
         "from configs import cc3m\n\n\n"
         "def get_config(written):\n"
@@ -275,7 +276,13 @@ def test_a_bad_value_of_an_evaluation_is_said_without_tensorflow_and_orbax(tmp_p
         )
         commands.append(["main", config, f"--workdir={tmp_path}/run"])
         commands.append(["evaluate", config, f"--checkpoint={tmp_path}/none"])
-    said = said_without_tensorflow_and_orbax(commands)
+    config = configured()
+    with config.unlocked():
+        config.evals.val.type = "recall"
+    write_config(config, tmp_path / "trained")
+    commands.append(["evaluate", f"--checkpoint={tmp_path}/trained"])
+    *said, of_workdir = said_without_tensorflow_and_orbax(commands)
+    assert of_workdir.startswith("config.evals.val.type is 'recall'; choose one of")
     for (_, bad, sentence), *found in zip(BAD_EVALUATIONS, said[::2], said[1::2], strict=True):
         for one in found:
             assert one.startswith(sentence.replace("…", "config.evals.x")), bad
