@@ -217,7 +217,7 @@ def _lines(path):
                 raise UserError(
                     f"{path}, line {number}, byte {error.start + 1} of the line is not UTF-8 "
                     f"(0x{line[error.start]:02x}); convert the file, e.g. with "
-                    "iconv -f LATIN1 -t UTF-8"
+                    "iconv -f LATIN1 -t UTF-8 < FILE > NEW"
                 ) from error
 
 
@@ -255,7 +255,7 @@ def _check_beginning(path, head):
     kind = mistaken_for(head)
     if kind is None and b"\0" in head[:2] and len(head) % 2 == 0:
         order = "BE" if head[0] == 0 else "LE"
-        kind = f"it is UTF-16 text; convert it with iconv -f UTF-16{order} -t UTF-8"
+        kind = f"it is UTF-16 text; convert it with iconv -f UTF-16{order} -t UTF-8 < FILE > NEW"
     if kind is not None:
         raise UserError(f"{path} is no CSV or TSV file in UTF-8: {kind}")
 

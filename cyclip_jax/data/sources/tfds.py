@@ -98,7 +98,7 @@ def _open_builder(path, config_key):
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise UserError(
             f"{config_key} is {path}, which needs TensorFlow Datasets; "
-            "run pip install tensorflow-datasets"
+            "run pip install 'cyclip_jax[data]'"
         )
     import tensorflow_datasets as tfds
 

@@ -259,7 +259,7 @@ def _rows_by_wordnet_id(keys, path, instead):
     if ids is None:
         raise UserError(
             f"which 200 of ImageNet's classes {path} has cannot be told without the list of all; "
-            f"pip install tensorflow-datasets; or {instead}"
+            f"pip install 'cyclip_jax[data]'; or {instead}"
         )
     rows = {key: row for row, key in enumerate(ids)}
     _check_known(keys, rows, path, "WordNet ids of ImageNet's classes", instead)
