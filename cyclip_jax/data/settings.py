@@ -5,12 +5,15 @@ imported only where data are opened.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 
 from cyclip_jax.data import tokenizers
@@ -21,6 +24,7 @@ from cyclip_jax.data.sources import DataSet, Mixture, Source, parts_of_mixture
 from cyclip_jax.data.sources.mixture import Weight
 from cyclip_jax.data.transform import Transform
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import write_json
 from cyclip_jax.workdir import layout
 
 _Part = TypeVar("_Part", Reading, Transform)
@@ -225,6 +229,8 @@ def open_tokenizer(
     workdir: str | os.PathLike[str],
     sizes: Mapping[str, Any],
     source: Source | Mixture | None = None,
+    *,
+    is_new: bool = False,
 ) -> tokenizers.Tokenizer:
     """Opens the run's tokenizer; without a named SentencePiece model it trains one on the captions.
 
@@ -233,16 +239,16 @@ def open_tokenizer(
       workdir: the run's directory, which keeps a model trained here as tokenizer.model.
       sizes: the model's sizes, with vocab_size and context_length.
       source: the training data, or None where no model may be trained.
+      is_new: whether no weights know tokenizer.model, so that it has to be one of these captions.
 
     Raises:
-      UserError: there is no vocabulary, or it does not have the model's size.
+      UserError: there is no vocabulary, it does not have the model's size, or it was left by an
+        attempt with other captions.
     """
     vocabulary = tokenizers.vocabulary_of(data, workdir)
     is_own = vocabulary is not None and data.vocabulary is None
-    if is_own and source is not None and not epath.Path(str(vocabulary)).exists():
-        tokenizers.train_sentencepiece(
-            source.captions(), vocab_size=sizes["vocab_size"], output=str(vocabulary)
-        )
+    if is_own and source is not None:
+        _train_vocabulary(str(vocabulary), source, sizes["vocab_size"], is_new)
     return tokenizers.create_tokenizer(
         data.tokenizer,
         vocabulary=vocabulary,
@@ -250,3 +256,27 @@ def open_tokenizer(
         context_length=sizes["context_length"],
         keep_end_of_text=data.keep_end_of_text,
     )
+
+
+def _train_vocabulary(path, source, vocab_size, is_new):
+    """Trains a SentencePiece model where there is none, and notes beside it what it was made of."""
+    is_there, note = epath.Path(path).exists(), epath.Path(f"{path}.json")
+    if is_there and not is_new:
+        return
+    if is_there and not note.exists():
+        logging.warning("%s was there before this run and is its vocabulary.", path)
+        return
+    captions = source.captions()
+    digest = hashlib.sha256()
+    for caption in captions:
+        digest.update(caption.encode(errors="surrogatepass") + b"\0")
+    made_of = {"vocab_size": vocab_size, "captions_sum": digest.hexdigest()}
+    if not is_there:
+        write_json(note, made_of)
+        tokenizers.train_sentencepiece(captions, vocab_size=vocab_size, output=path)
+    elif json.loads(note.read_text()) != made_of:
+        raise UserError(
+            f"{path} was left by an attempt with other captions or another vocab_size, and no "
+            "checkpoint here needs it: remove it, and the run trains its own; or name it as "
+            "config.data.vocabulary"
+        )

@@ -244,11 +244,15 @@ def _read_pytorch(content, path):
         loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen types for a file that it cannot read
         raise UserError(_why_not_opened(path, str(error))) from error
+    keys = []
     while isinstance(loaded, dict):
         key = next((key for key in _NESTED if isinstance(loaded.get(key), dict)), None)
         if key is None:
             break
+        keys.append(key)
         loaded = loaded[key]
+    if keys:
+        logging.warning("The weights of %s are those under the key %s.", path, " and ".join(keys))
     if not isinstance(loaded, dict):
         raise UserError(
             f"{path} holds a {type(loaded).__name__}, not a dict of weights; save "

@@ -53,7 +53,7 @@ from cyclip_jax.workdir.changes import (
 from cyclip_jax.workdir.config_json import check_same_model, write_config
 from cyclip_jax.workdir.console import Console
 from cyclip_jax.workdir.metrics import MetricWriter
-from cyclip_jax.workdir.saved import newest_meta
+from cyclip_jax.workdir.saved import newest_meta, saved_steps
 
 
 class _Closable(Protocol):
@@ -221,6 +221,8 @@ def _plan(settings, config, workdir, allow_changes):
     evaluators = evals.create_evaluators(config.evals)
     step, position = (0, None) if saved is None else (saved[0], Position(**saved[1]["position"]))
     process_zero_first(lambda: inherit_vocabulary(config, workdir))
+    # The others find what process 0 has made or compared.
+    is_new = config.init_from is None and not saved_steps(workdir) and jax.process_index() == 0
     return _Plan(
         settings=settings,
         mesh=mesh,
@@ -228,7 +230,9 @@ def _plan(settings, config, workdir, allow_changes):
         source=source,
         evaluators=evaluators,
         optimizer=settings.optimizer.transformation(),
-        tokenizer=process_zero_first(lambda: open_tokenizer(data, workdir, model.sizes, source)),
+        tokenizer=process_zero_first(
+            lambda: open_tokenizer(data, workdir, model.sizes, source, is_new=is_new)
+        ),
         **_schedule(settings, model, source, step, position),
     )
 

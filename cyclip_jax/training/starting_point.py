@@ -103,7 +103,7 @@ def starting_point(
     if restored is not None:
         step, trained, training, meta = restored
         check_continued(config, source, meta)
-        _check_continued_vocabulary(meta, tokenizer, checkpointer.workdir)
+        check_continued_vocabulary(meta, tokenizer, checkpointer.workdir)
         console.say(f"continuing from step {step}")
         # What ended the run before is mended, or the next steps will show that it is not.
         training["most_skipped_in_a_row"] = jnp.zeros_like(training["most_skipped_in_a_row"])
@@ -156,14 +156,14 @@ def _given_model(config, abstract, tokenizer, console):
     _warn_of_other_data(checkpoint, config.data)
     settings = {"quick_gelu": config.model.quick_gelu, **sizes_in(config.model)}
     check_settings(checkpoint, {name: settings[name] for name in UNSEEN})
-    _check_given_vocabulary(config, checkpoint, tokenizer)
+    check_given_vocabulary(config, checkpoint, tokenizer)
     of_step = "" if checkpoint.step is None else f" of step {checkpoint.step}"
     console.say(f"starting from the parameters{of_step} of {config.init_from}")
     return parallel.place(tree, abstract)
 
 
-def _check_given_vocabulary(config, checkpoint, tokenizer):
-    """Raises UserError where the weights to start from were trained with another vocabulary."""
+def check_given_vocabulary(config: Any, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """Raises UserError where config.init_from's weights were trained with another vocabulary."""
     own = checkpoint.tokenizer
     is_named = config.data.vocabulary is not None
     if own is None and not is_named and config.data.tokenizer == "sentencepiece":
@@ -183,8 +183,10 @@ def _check_given_vocabulary(config, checkpoint, tokenizer):
     check_vocabulary(checkpoint, tokenizer, remedy=remedy)
 
 
-def _check_continued_vocabulary(meta, tokenizer, workdir):
-    """Raises UserError where the vocabulary is not that which a checkpoint was trained with."""
+def check_continued_vocabulary(
+    meta: Mapping[str, Any], tokenizer: Tokenizer, workdir: str | os.PathLike[str]
+) -> None:
+    """Raises UserError where the vocabulary is not that of a checkpoint, which says `meta`."""
     data = resolve_paths(ml_collections.ConfigDict(meta["config"]), workdir).data
     before = Checkpoint(
         source=str(workdir),

@@ -84,12 +84,16 @@ def test_wrappers_inside_names_leave_no_trace(tmp_path):
 
 
 @pytest.mark.parametrize("keys", [("model",), ("module",), ("model", "state_dict")])
-def test_weights_nested_under_a_known_key_are_taken(tmp_path, keys):
+def test_weights_nested_under_a_known_key_are_taken_and_said_once(tmp_path, keys, caplog):
     held = {TOKENS: torch.ones(2)}
     for key in reversed(keys):
         held = {key: held, "epoch": 3}
     torch.save(held, tmp_path / "a.ckpt")
-    assert list(read_weights(tmp_path / "a.ckpt")) == [TOKENS]
+    with caplog.at_level("WARNING"):
+        assert list(read_weights(tmp_path / "a.ckpt")) == [TOKENS]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"The weights of {tmp_path / 'a.ckpt'} are those under the key {' and '.join(keys)}."
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])

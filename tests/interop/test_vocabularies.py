@@ -1,8 +1,11 @@
 """A vocabulary that meets weights is the one that they were trained with."""
 
+import shutil
+
 import ml_collections
 import pytest
 
+from cyclip_jax.data.settings import open_tokenizer
 from cyclip_jax.data.tokenizers import (
     CLIP_SUM,
     create_tokenizer,
@@ -13,6 +16,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.export import export_checkpoint
 from cyclip_jax.interop import pretrained
 from cyclip_jax.training import starting_point as start
+from cyclip_jax.training.settings import checked
 from tests import tiny
 from tests.interop.models import TEXT, VIT, drawn_checkpoint
 
@@ -46,32 +50,71 @@ def config_of(vocabulary=None):
 
 def test_the_vocabulary_of_an_aborted_attempt_is_refused_with_what_to_remove(two):
     with pytest.raises(UserError, match=r"other\.model is not the vocab.* remove .*other\.model"):
-        start._check_given_vocabulary(
-            config_of(), trained_with(two["theirs"]), opened(two["other"])
-        )
-    start._check_given_vocabulary(config_of(), trained_with(two["theirs"]), opened(two["theirs"]))
+        start.check_given_vocabulary(config_of(), trained_with(two["theirs"]), opened(two["other"]))
+    start.check_given_vocabulary(config_of(), trained_with(two["theirs"]), opened(two["theirs"]))
 
 
 def test_a_named_vocabulary_of_other_weights_is_refused(two):
     config = config_of(two["other"])
     with pytest.raises(UserError, match=r"theirs\.model; leave out config\.data\.vocabulary"):
-        start._check_given_vocabulary(config, trained_with(two["theirs"]), opened(two["other"]))
+        start.check_given_vocabulary(config, trained_with(two["theirs"]), opened(two["other"]))
 
 
 def test_a_left_vocabulary_is_not_given_to_weights_that_name_none(two):
     checkpoint = drawn_checkpoint(VIT, None)
     with pytest.raises(UserError, match="has no vocabulary of the tokenizer 'sentencepiece'"):
-        start._check_given_vocabulary(config_of(), checkpoint, opened(two["other"]))
-    start._check_given_vocabulary(config_of(two["other"]), checkpoint, opened(two["other"]))
+        start.check_given_vocabulary(config_of(), checkpoint, opened(two["other"]))
+    start.check_given_vocabulary(config_of(two["other"]), checkpoint, opened(two["other"]))
 
 
 def test_a_run_goes_on_with_the_vocabulary_of_its_checkpoint_alone(two, tmp_path):
     config = config_of(two["theirs"]).to_dict()
     for meta in ({}, {"vocabulary_sum": vocabulary_sum("sentencepiece", two["theirs"])}):
         meta["config"] = config
-        start._check_continued_vocabulary(meta, opened(two["theirs"]), tmp_path)
+        start.check_continued_vocabulary(meta, opened(two["theirs"]), tmp_path)
         with pytest.raises(UserError, match=r"other\.model is not .*theirs\.model"):
-            start._check_continued_vocabulary(meta, opened(two["other"]), tmp_path)
+            start.check_continued_vocabulary(meta, opened(two["other"]), tmp_path)
+
+
+class Captions:
+    """A source that has nothing but captions."""
+
+    def __init__(self, *captions):
+        self.captions = lambda: list(captions)
+
+
+def opened_in(workdir, source, **how):
+    return open_tokenizer(checked(config_with_data()).data, workdir, SIZES, source, **how)
+
+
+def config_with_data():
+    config = tiny.get_config()
+    config.data.train = "train.csv"
+    return config
+
+
+def test_a_vocabulary_of_an_aborted_attempt_is_taken_for_the_same_captions_alone(tmp_path):
+    one, other = Captions("a red ring", "a blue disc"), Captions("one fast horse", "two slow cows")
+    first = opened_in(tmp_path, one, is_new=True)
+    assert opened_in(tmp_path, one, is_new=True).vocabulary_sum == first.vocabulary_sum
+    before = (tmp_path / "tokenizer.model").read_bytes()
+    with pytest.raises(UserError, match=r"tokenizer\.model .*other captions.*: remove it, and the"):
+        opened_in(tmp_path, other, is_new=True)
+    with pytest.raises(UserError, match="another vocab_size"):
+        data = checked(config_with_data()).data
+        open_tokenizer(data, tmp_path, SIZES | {"vocab_size": 64}, one, is_new=True)
+    assert (tmp_path / "tokenizer.model").read_bytes() == before
+    assert opened_in(tmp_path, other).vocabulary_sum == first.vocabulary_sum  # checkpoints need it
+    (tmp_path / "tokenizer.model").unlink()
+    assert opened_in(tmp_path, other, is_new=True).vocabulary_sum != first.vocabulary_sum
+
+
+def test_a_vocabulary_of_unknown_origin_is_taken_and_said(two, tmp_path, caplog):
+    shutil.copy(two["other"], tmp_path / "tokenizer.model")
+    with caplog.at_level("WARNING"):
+        tokenizer = opened_in(tmp_path, Captions("a red ring"), is_new=True)
+    assert tokenizer.vocabulary_sum == opened(two["other"]).vocabulary_sum
+    assert "tokenizer.model was there before this run and is its vocabulary" in caplog.text
 
 
 def test_an_export_whose_vocabulary_was_replaced_is_refused(two, tmp_path, monkeypatch):
