@@ -44,7 +44,7 @@ _OPTIONS = {
     # Without a GPU to try them out on, Triton's tiles are a guess that may not even compile.
     "gpu": {"xla_gpu_enable_triton_gemm": False},
 }
-_GPU_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+GPU_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
 _OVERFLOWS = (
     re.compile(r"(?P<what>Used) (?P<needed>[\d.]+[KMGT]?) of (?P<available>[\d.]+[KMGT]?) hbm"),
     re.compile(
@@ -140,7 +140,7 @@ def gpu_devices(chip: Chip, sides: Sequence[int]) -> Devices | None:
       chip: one of chips.CHIPS.
       sides: (GPUs,) for one machine, or (machines, GPUs of each).
     """
-    if not any(_is_installed(plugin) for plugin in _GPU_PLUGINS):
+    if not any(_is_installed(plugin) for plugin in GPU_PLUGINS):
         return None
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies

@@ -123,11 +123,11 @@ def build(output_dir: str | os.PathLike[str], *, image_size: int = FRAME) -> Non
 
     rows = _rows_by_split(pictures, captions)
     for split, name in CSV_NAMES.items():
-        _write_csv(output_dir / name, ("image", "caption"), rows[split])
+        write_csv(output_dir / name, ("image", "caption"), rows[split])
     held_out = sorted(rows["new_drawings"] + rows["unseen_concepts"])
     for split, drawn in (("train", rows["train"]), ("held_out", held_out)):
         kinds = [(path, kind) for path, caption in drawn if (kind := kind_of(caption))]
-        _write_csv(output_dir / KINDS_CSV_NAMES[split], ("image", "label"), kinds)
+        write_csv(output_dir / KINDS_CSV_NAMES[split], ("image", "label"), kinds)
     _write_superclasses(output_dir / SUPERCLASSES_NAME, [c for _, c in rows["train"] + held_out])
     (output_dir / LICENSES_NAME).write_text(LICENSES, encoding="utf-8")
     counts = {split: len(rows[split]) for split in CSV_NAMES}
@@ -406,7 +406,8 @@ def _image_path(drawing: Drawing) -> str:
     return f"images/{drawing.style}/{drawing.concept}.png"
 
 
-def _write_csv(path: Path, header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> None:
+def write_csv(path: Path, header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> None:
+    """Writes a CSV of two columns."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

@@ -19,8 +19,8 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.runtime.started import import_tensorflow
 
 LONGEST_FIELD = 1 << 17  # characters, as Python's own reader has it
-_BLOCK = 1 << 16  # bytes that are read at once
-_LONGEST_LINE = 1 << 26  # bytes: a file with a longer one is no table
+BLOCK = 1 << 16  # bytes that are read at once
+LONGEST_LINE = 1 << 26  # bytes: a file with a longer one is no table
 _QUOTED = re.compile(r'"((?:[^"]++|"")*+)"')
 _PATH = re.compile(r"\S*/\S*|\S+\.\w{2,5}")
 _NAMES_SHOWN = 20
@@ -227,17 +227,17 @@ def _encoded_lines(path, file):
     Lines end in LF or CR LF, and a single CR is a part of the text, unless the first line ends in
     CR alone.
     """
-    rest = file.read(_BLOCK)
+    rest = file.read(BLOCK)
     _check_beginning(path, rest)
     first = rest.find(b"\r")
     ends_in_cr = 0 <= first < len(rest) - 1 and b"\n" not in rest[: first + 2]
-    while block := file.read(_BLOCK):
+    while block := file.read(BLOCK):
         *lines, rest = _cut(rest, ends_in_cr)
         yield from lines
         rest += block
-        if len(rest) > _LONGEST_LINE:
+        if len(rest) > LONGEST_LINE:
             raise UserError(
-                f"{path} has a line of more than {_LONGEST_LINE >> 20} MiB; give a CSV or TSV file"
+                f"{path} has a line of more than {LONGEST_LINE >> 20} MiB; give a CSV or TSV file"
             )
     yield from filter(None, _cut(rest, ends_in_cr))
 

@@ -171,7 +171,7 @@ def _tiled_backward(chunk_size, axis_names, saved, cotangents):
         weights = jnp.exp(logits - lse) + jnp.exp(logits - image_lse)  # [W·c, n]
         pull += product(weights.T, rows)  # [n, D]
         push = product(weights, images).reshape(devices, size, width)
-        return pull, _sum_scattered(push, axis_names)  # [c, D]
+        return pull, sum_scattered(push, axis_names)  # [c, D]
 
     pull, push = _over_chunks(tile, jnp.zeros_like(images), n, chunk_size)
     pull, push = pull - 2 * texts, push - 2 * images  # the own pair's −1, once per direction
@@ -237,5 +237,6 @@ def _max(x, axis_names):
     return jax.lax.pmax(x, axis_names) if axis_names else x
 
 
-def _sum_scattered(x, axis_names):
+def sum_scattered(x: jax.Array, axis_names: tuple[str, ...]) -> jax.Array:
+    """This device's block of x, [devices, ...], summed over all devices."""
     return jax.lax.psum_scatter(x, axis_names) if axis_names else x[0]

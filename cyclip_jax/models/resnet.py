@@ -62,14 +62,15 @@ class BatchNorm(nnx.Module):
         wide = groups.astype(statistics_dtype)
         mean = wide.mean(axis=(1, 2, 3), keepdims=True)  # [G, 1, 1, 1, C]
         var = jnp.square(wide - mean).mean(axis=(1, 2, 3), keepdims=True)
-        self._follow(mean, var, count=group_size * x.shape[1] * x.shape[2])
+        self.follow(mean, var, count=group_size * x.shape[1] * x.shape[2])
         return self._normalise(groups, mean, var).reshape(x.shape)
 
     def _normalise(self, x, mean, var):
         multiplier = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
         return ((x - mean) * multiplier + self.bias[...]).astype(self.dtype)
 
-    def _follow(self, mean, var, count):
+    def follow(self, mean: jax.Array, var: jax.Array, count: int) -> None:
+        """Moves the running statistics towards those of groups, [G, 1, 1, 1, C] of `count` each."""
         unbiased = var * (count / max(count - 1, 1))
         for running, new in ((self.mean, mean), (self.var, unbiased)):
             old = running[...]

@@ -15,8 +15,8 @@ from cyclip_jax.runtime.clock import Clock, Moment
 from cyclip_jax.workdir.layout import HEARTBEAT
 
 _HEARTBEAT_SECONDS = 30.0
-_LOOK_SECONDS = 1.0
-_LEAST_SECONDS = 10.0  # less is no stall, however short a step is
+LOOK_SECONDS = 1.0
+LEAST_SECONDS = 10.0  # less is no stall, however short a step is
 _UNKNOWN_SECONDS = 600.0  # the same of what has not happened often enough to have a median
 _WAITING = {
     "startup": "the run to start",
@@ -74,7 +74,7 @@ class Watch:
         self._has_failed = False
         self._turn = threading.Lock()
         self._closed = threading.Event()
-        jobs = [(self.look, _LOOK_SECONDS)] if stall_factor > 0 else []
+        jobs = [(self.look, LOOK_SECONDS)] if stall_factor > 0 else []
         # Of its own, as a remote file system may be what stalls.
         jobs += [(self.beat, _HEARTBEAT_SECONDS)] if console is not None else []
         self._threads = [
@@ -87,7 +87,7 @@ class Watch:
         """Ends the threads, and writes a last heartbeat, unless the one before is still stuck."""
         self._closed.set()
         for thread in self._threads:
-            thread.join(timeout=_LEAST_SECONDS)
+            thread.join(timeout=LEAST_SECONDS)
         is_stuck = any(thread.is_alive() for thread in self._threads)  # in a file system, say
         if self._console is not None and not is_stuck:
             self.beat()
@@ -118,7 +118,7 @@ class Watch:
             self._stall = None
         usual = moment.usual_seconds
         limit = _UNKNOWN_SECONDS if usual is None else self._stall_factor * usual
-        if self._stall is None and moment.seconds > max(limit, _LEAST_SECONDS):
+        if self._stall is None and moment.seconds > max(limit, LEAST_SECONDS):
             self._stall, self._stalled_step = moment, self._clock.step
             compared = "" if usual is None else f", where {usual:.2g} s are usual"
             self._say(

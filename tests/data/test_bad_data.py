@@ -291,9 +291,9 @@ class Service:
 
     def __init__(self, monkeypatch, refused=frozenset()):
         self.pauses, self.tries, self._refused = [], {}, refused
-        self._read, self._lock = ranges.Files._read, threading.Lock()
+        self._read, self._lock = ranges.Files.read_once, threading.Lock()
         monkeypatch.setattr(ranges, "time", types.SimpleNamespace(sleep=self.pauses.append))
-        monkeypatch.setattr(ranges.Files, "_read", lambda *arguments: self.read(*arguments))
+        monkeypatch.setattr(ranges.Files, "read_once", lambda *arguments: self.read(*arguments))
 
     def read(self, files, file, start, length):
         with self._lock:

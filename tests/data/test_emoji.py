@@ -355,7 +355,7 @@ def test_an_interrupted_build_is_built_anew(collections, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(emoji, "_write_csv", interrupt)
+        patch.setattr(emoji, "write_csv", interrupt)
         emoji.build(tmp_path, image_size=20)
     assert not (tmp_path / emoji.MARKER_NAME).exists()
 

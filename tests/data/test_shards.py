@@ -267,7 +267,8 @@ def small_records(count):
 
 
 def test_resuming_in_many_records_reads_no_more_than_what_follows(tmp_path, monkeypatch):
-    path = shards.write_tfrecord(tmp_path / "many.tfrecord", small_records(MANY))
+    records = list(small_records(MANY))
+    path = shards.write_tfrecord(tmp_path / "many.tfrecord", records)
     create_source("tfrecord", path, config_key="config.data.train")
     file_size = (tmp_path / "many.tfrecord").stat().st_size
 
@@ -286,7 +287,8 @@ def test_resuming_in_many_records_reads_no_more_than_what_follows(tmp_path, monk
     reads.clear()
     ((batch, position),) = train(source, tmp_path, 1, position=Position(3, 60_000, SEED))
     following = examples_of_epoch(source, SEED, 3, batch_size=BATCH)[60_000:, 1]
-    offsets = source._offsets
+    # Before a record stand 12 bytes of its length, and 4 of its checksum behind it.
+    offsets = 12 + np.cumsum([0, *(16 + len(record) for record in records)])
     assert batch["tokens"][:, 0].tolist() == following[:BATCH].tolist()
     assert position == Position(3, 60_000 + BATCH, SEED)
     assert {start for start, _ in reads} <= set(offsets[following].tolist())
@@ -642,7 +644,7 @@ def remote(monkeypatch):
     """Local files take the way of remote ones: TensorFlow's files, and no handle is kept."""
     for module in (ranges, shard_index, parquet):
         monkeypatch.setattr(module, "is_remote", lambda path: True)
-    monkeypatch.setattr(ranges, "_Handle", None)
+    monkeypatch.setattr(ranges, "Handle", None)
 
 
 @pytest.mark.parametrize("kept_examples", [0, 20])
@@ -663,13 +665,13 @@ def test_remote_shards_are_read_as_local_ones(paths, tmp_path, remote, name, kep
 
 def test_examples_read_lately_are_kept_with_their_neighbours(paths, monkeypatch):
     reads = []
-    read = ranges.Files._read
+    read = ranges.Files.read_once
 
     def noted(files, file, start, length):
         reads.append((file, length))
         return read(files, file, start, length)
 
-    monkeypatch.setattr(ranges.Files, "_read", noted)
+    monkeypatch.setattr(ranges.Files, "read_once", noted)
     kept = open_source(paths, "webdataset", kept_examples=2 * SIZE)
     assert kept.captions() == open_source(paths, "csv").captions()
     assert reads == [(0, ranges.BLOCK), (1, ranges.BLOCK), (2, ranges.BLOCK)]
@@ -706,7 +708,7 @@ def pauses(monkeypatch):
 def test_a_file_that_a_network_file_system_has_lost_is_opened_again(tar, pauses, monkeypatch):
     source = open_tar(tar)
     source.read(0)
-    pread, handle, reopened = os.pread, ranges._Handle, []
+    pread, handle, reopened = os.pread, ranges.Handle, []
 
     def read(*arguments):
         if not reopened:
@@ -714,7 +716,7 @@ def test_a_file_that_a_network_file_system_has_lost_is_opened_again(tar, pauses,
         return pread(*arguments)
 
     monkeypatch.setattr(os, "pread", read)
-    monkeypatch.setattr(ranges, "_Handle", lambda path: reopened.append(path) or handle(path))
+    monkeypatch.setattr(ranges, "Handle", lambda path: reopened.append(path) or handle(path))
     assert source.read(1).image == shards.picture(1)
     assert pauses == [0.1] and len(reopened) == 1
 

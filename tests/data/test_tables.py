@@ -146,7 +146,7 @@ def test_labels_choices_and_vocabularies_are_read_alike(write, tmp_path):
 
 @pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
 def test_lines_end_as_on_any_system(write, end, monkeypatch):
-    monkeypatch.setattr(tables, "_BLOCK", 64)  # which line ends straddle
+    monkeypatch.setattr(tables, "BLOCK", 64)  # which line ends straddle
     rows = [(f"{n}.jpg", f"caption {n}") for n in range(40)]
     text = end.join(",".join(row) for row in [("image", "caption"), *rows])
     assert pairs(write(text)) == pairs(write(text + end)) == rows
@@ -187,8 +187,8 @@ def test_a_message_is_short_however_large_the_file(write):
 
 
 def test_a_line_without_end_is_no_table(write, monkeypatch):
-    monkeypatch.setattr(tables, "_LONGEST_LINE", 1 << 10)
-    monkeypatch.setattr(tables, "_BLOCK", 1 << 8)
+    monkeypatch.setattr(tables, "LONGEST_LINE", 1 << 10)
+    monkeypatch.setattr(tables, "BLOCK", 1 << 8)
     assert "a line of more than" in refused(write("image,caption" + "x" * 4_000))
 
 

@@ -53,7 +53,7 @@ def encode_at_once(monkeypatch):
         pixels = np.stack([decode(tf.constant(file)).numpy() for file in files])
         return self.encode_features(pixels), np.arange(len(files))
 
-    monkeypatch.setattr(Encoders, "_features", features)
+    monkeypatch.setattr(Encoders, "image_features", features)
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,12 @@ def test_an_evaluation_that_is_stopped_is_done_again_by_the_next_command(
         os.kill(os.getpid(), signal.SIGTERM)
         return embed(self, texts)
 
-    embed = Encoders._texts
+    embed = Encoders.text_embeds
     with monkeypatch.context() as patch:
-        patch.setattr(Encoders, "_texts", told_to_stop)
+        patch.setattr(Encoders, "text_embeds", told_to_stop)
         assert small_run(stopped, **settings) is None
         assert {path.name for path in (stopped / "checkpoints").iterdir()} == {"4", "6"}
         assert not any("val/loss" in line for line in read_metrics(stopped))
-        patch.setattr(Encoders, "_texts", embed)
+        patch.setattr(Encoders, "text_embeds", embed)
         assert small_run(stopped, **settings)["val/loss"]
     assert mathematics(stopped) == mathematics(whole)

@@ -191,12 +191,12 @@ def test_a_biased_running_variance_would_fail(trained, monkeypatch, x64):
     expected = trained.theirs.statistics
     assert_statistics_equal(our_statistics(trained.case), expected)
 
-    follow = resnet.BatchNorm._follow
+    follow = resnet.BatchNorm.follow
 
     def follow_biased(self, mean, var, count):
         follow(self, mean, var * ((count - 1) / count), count)
 
-    monkeypatch.setattr(resnet.BatchNorm, "_follow", follow_biased)
+    monkeypatch.setattr(resnet.BatchNorm, "follow", follow_biased)
     with pytest.raises(AssertionError, match="running_var"):
         assert_statistics_equal(our_statistics(trained.case), expected)
 

@@ -46,7 +46,7 @@ def on_stand_ins(tmp_path_factory):
     """(config, figures) of the tiny step on two "GPUs", compiled by a CPU's compiler."""
     arguments = (*TINY, *VIT, "--topology=h100:2", "--mesh=data:1,fsdp:2")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(aot, "_GPU_PLUGINS", ())
+        monkeypatch.setattr(aot, "GPU_PLUGINS", ())
         code, figures = figures_of(*arguments, tmp_path=tmp_path_factory.mktemp("aot"))
     assert code == 0
     return figures
@@ -148,7 +148,7 @@ def test_without_libtpu_the_error_says_what_to_install(monkeypatch, capsys):
 
 
 def test_a_dry_run_says_what_it_would_compile_and_compiles_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(aot, "_GPU_PLUGINS", ())
+    monkeypatch.setattr(aot, "GPU_PLUGINS", ())
     monkeypatch.delattr(aot.AbstractStep, "compile")
     arguments = ["--topology=h100:2x4", "--batch=64", "--mesh=data:2,fsdp:4", "--dry-run"]
     assert aot_check.main(["--config=tests/tiny.py", *arguments]) == 0
@@ -180,7 +180,7 @@ def test_a_dry_run_says_what_it_would_compile_and_compiles_nothing(monkeypatch, 
     ),
 )
 def test_bad_input_ends_with_2_and_says_what_is_wrong(arguments, said, monkeypatch, capsys):
-    monkeypatch.setattr(aot, "_GPU_PLUGINS", ())
+    monkeypatch.setattr(aot, "GPU_PLUGINS", ())
     monkeypatch.delattr(aot.AbstractStep, "compile")
     try:
         code = aot_check.main([*TINY, *arguments])
@@ -267,7 +267,7 @@ def made_up(monkeypatch, needs):
         self.mesh(config)
         return [{"first_step": 0, "fits": self.fits(needed), "needed": needed, "memory": None}]
 
-    monkeypatch.setattr(aot, "_GPU_PLUGINS", ())
+    monkeypatch.setattr(aot, "GPU_PLUGINS", ())
     monkeypatch.setattr(aot_check.Check, "examine", examine)
 
 

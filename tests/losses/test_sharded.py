@@ -122,7 +122,7 @@ def test_a_gradient_that_is_not_summed_over_devices_would_fail(x64, definition, 
     embeds, expected = definition
     monkeypatch.setattr(
         contrastive,
-        "_sum_scattered",
+        "sum_scattered",
         lambda x, axis_names: jax.lax.dynamic_index_in_dim(
             x, jax.lax.axis_index(axis_names), keepdims=False
         ),

@@ -147,8 +147,8 @@ def test_a_date_that_jumps_makes_no_stall(monkeypatch):
 
 
 def test_a_stall_is_told_while_the_thread_that_trains_waits(tmp_path, monkeypatch):
-    monkeypatch.setattr(watch, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(watch, "_LEAST_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watch, "LEAST_SECONDS", 0.1)
     clock, console = Clock(), Lines()
     clock.begin_training(0)
     for step in range(1, 6):

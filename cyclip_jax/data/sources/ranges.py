@@ -138,7 +138,7 @@ class Files:
     def read(self, file: int, start: int, length: int) -> bytes:
         """`length` bytes from `start` of the file number `file`; raises Unreadable."""
         if self._blocks is None:
-            content = retrying(self._read, file, start, length)
+            content = retrying(self.read_once, file, start, length)
         else:
             content = self._read_blocks(self._blocks, file, start, length)
         if len(content) < length:
@@ -148,13 +148,14 @@ class Files:
     def _read_blocks(self, kept, file, start, length):
         first, last = start // BLOCK, (start + max(length, 1) - 1) // BLOCK
         blocks = [
-            kept.get((file, i), lambda i=i: retrying(self._read, file, i * BLOCK, BLOCK))
+            kept.get((file, i), lambda i=i: retrying(self.read_once, file, i * BLOCK, BLOCK))
             for i in range(first, last + 1)
         ]
         offset = start - first * BLOCK
         return b"".join(blocks)[offset : offset + length]
 
-    def _read(self, file: int, start: int, length: int) -> bytes:
+    def read_once(self, file: int, start: int, length: int) -> bytes:
+        """At most `length` bytes from `start`, without a second try; raises what the read does."""
         path = self.paths[file]
         if is_remote(path):
             # No handle is kept: TensorFlow's are not for several threads.
@@ -171,7 +172,7 @@ class Files:
         with self._lock:
             handle = self._handles.pop(file, None)
             if handle is None:
-                handle = _Handle(self.paths[file])
+                handle = Handle(self.paths[file])
             self._handles[file] = handle
             if len(self._handles) > OPEN_FILES:
                 self._handles.popitem(last=False)  # closed when its last reader is done
@@ -182,15 +183,16 @@ class Files:
             self._handles.pop(file, None)
 
 
-class _Handle:
-    """An open file's descriptor, closed when nobody refers to it any more."""
+class Handle:
+    """The descriptor of an open file of this machine, closed when nobody refers to it any more."""
 
     _close = staticmethod(os.close)  # the module's own names are gone when Python ends
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self._descriptor = os.open(path.removeprefix("file://"), os.O_RDONLY)
 
-    def fileno(self):
+    def fileno(self) -> int:
+        """The descriptor."""
         return self._descriptor
 
     def __del__(self):

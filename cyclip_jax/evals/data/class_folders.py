@@ -58,14 +58,16 @@ def _pictures(base, inner, others):
             pictures.append(path)
         elif gfile.isdir(f"{base}/{path}"):
             pictures += _pictures(base, path, others)
-        elif _begins_as_picture(f"{base}/{path}"):
+        elif begins_as_picture(f"{base}/{path}"):
             pictures.append(path)
         else:
             others.append(path)
     return pictures
 
 
-def _begins_as_picture(path):
+def begins_as_picture(path: str) -> bool:
+    """Whether the first bytes of a file are those of a picture that the decoder reads."""
+
     def look():
         with import_tensorflow().io.gfile.GFile(path, "rb") as file:
             return is_picture(file, MAX_PIXELS)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.statistics.classification import ranks_of_label
 
-_TILE_ROWS = 1024
+TILE_ROWS = 1024
 _HIGHEST = jax.lax.Precision.HIGHEST
 # Radford et al. 2021, appendix A.3, as powers of ten: the first grid, then halves of its interval
 # down to eight values per decade.
@@ -161,9 +161,9 @@ def _peak(scores):
 def _tiled(rows, filler):
     """[N, …] -> [T, rows, …], filled up."""
     n = len(rows)
-    padding = ((0, -n % _TILE_ROWS),) + ((0, 0),) * (rows.ndim - 1)
+    padding = ((0, -n % TILE_ROWS),) + ((0, 0),) * (rows.ndim - 1)
     padded = np.pad(rows, padding, constant_values=filler)
-    return padded.reshape(-1, _TILE_ROWS, *rows.shape[1:])
+    return padded.reshape(-1, TILE_ROWS, *rows.shape[1:])
 
 
 @jax.jit

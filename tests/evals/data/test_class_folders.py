@@ -63,7 +63,7 @@ def test_every_file_that_the_decoder_reads_is_a_picture_and_the_rest_is_named_on
 
 def test_files_of_usual_endings_are_listed_without_a_look_into_them(tmp_path, monkeypatch):
     looks = []
-    monkeypatch.setattr(class_folders, "_begins_as_picture", looks.append)
+    monkeypatch.setattr(class_folders, "begins_as_picture", looks.append)
     usual = ("JPEG", "jpg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff", "jfif")
     write(tmp_path, {f"cat/{ending}.{ending}": b"" for ending in usual} | {"cat/other": b""})
     files, labels = class_folders.pictures_of_classes(str(tmp_path), ["cat"])

@@ -44,7 +44,7 @@ def objective(features, labels, fit, regularization):
 @pytest.mark.parametrize("is_bad", [False, True])
 @pytest.mark.parametrize("regularization", [0.01, 10.0])
 def test_the_minimum_is_that_of_scikit_learn(x64, monkeypatch, is_bad, regularization):
-    monkeypatch.setattr(logistic, "_TILE_ROWS", 64)  # two tiles and a part of one
+    monkeypatch.setattr(logistic, "TILE_ROWS", 64)  # two tiles and a part of one
     features, labels = problem(is_bad)
     theirs = LogisticRegression(
         C=1 / regularization, solver="newton-cholesky" if is_bad else "lbfgs", tol=1e-10
@@ -62,7 +62,7 @@ def test_the_minimum_is_that_of_scikit_learn(x64, monkeypatch, is_bad, regulariz
 
 
 def test_the_gradient_of_the_definition_is_zero(x64, monkeypatch):
-    monkeypatch.setattr(logistic, "_TILE_ROWS", 64)
+    monkeypatch.setattr(logistic, "TILE_ROWS", 64)
     features, labels = problem(False)
     fit = logistic_regression(features, labels, CLASSES, tolerance=1e-7)(0.5)
     for part in gradient(features, labels, fit, 0.5):
