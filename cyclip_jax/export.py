@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from cyclip_jax.errors import UserError
+from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.files import absolute, write_json
 from cyclip_jax.interop.card import model_card
 from cyclip_jax.interop.files import DTYPES
@@ -52,8 +52,7 @@ def export_checkpoint(
     """
     from cyclip_jax.interop.pretrained import completed, open_checkpoint, tokenizer_of, verified
 
-    if export_format not in FORMATS:
-        raise UserError(f"unknown format {export_format!r}; choose one of {', '.join(FORMATS)}")
+    check_known("format", export_format, FORMATS)
     output = _real(output)
     _check_replaceable(output, _real(checkpoint))
     opened = verified(completed(open_checkpoint(checkpoint, step=step)))

@@ -44,7 +44,7 @@ def main(values: Any) -> None:
         from cyclip_jax.train import train
 
         distributed.join_as_told(values)  # after what takes some processes longer than others
-        workdir = values.workdir or default_workdir(values)
+        workdir = values.workdir or pathlib.Path("runs") / config_name(values)
         metrics = train(
             values.config,
             workdir,
@@ -55,11 +55,6 @@ def main(values: Any) -> None:
     except UserError as error:
         status = f"error: {error}"
     distributed.end(status)
-
-
-def default_workdir(values: flags.FlagValues) -> str:
-    """runs/<name of the config file>."""
-    return str(pathlib.Path("runs") / config_name(values))
 
 
 if __name__ == "__main__":

@@ -412,7 +412,7 @@ def test_the_reference_config_takes_a_step(tmp_path, monkeypatch):
     "overrides, message",
     [
         ({"loss.detached_gather_devices": 0}, "config.loss.detached_gather_devices 0"),
-        ({"optimizer.weight_decay_rule": "names"}, "config.optimizer.weight_decay_rule to one of"),
+        ({"optimizer.weight_decay_rule": "names"}, "unknown config.optimizer.weight_decay_rule"),
         ({"optimizer.schedule_offset_epochs": -1}, "schedule_offset_epochs must be at least 0"),
         ({"model.initial_weights_dtype": "bfloat16"}, "config.model.initial_weights_dtype"),
     ],

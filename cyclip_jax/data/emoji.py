@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import write_atomically, write_json
 
 STYLES = ("twemoji", "openmoji")
 CSV_NAMES = {
@@ -131,7 +131,9 @@ def build(output_dir: str | os.PathLike[str], *, image_size: int = FRAME) -> Non
     _write_superclasses(output_dir / SUPERCLASSES_NAME, [c for _, c in rows["train"] + held_out])
     (output_dir / LICENSES_NAME).write_text(LICENSES, encoding="utf-8")
     counts = {split: len(rows[split]) for split in CSV_NAMES}
-    _write_marker(output_dir, {**settings, "counts": counts, "left_out": dict(left_out)})
+    # Whole or not at all: a marker cut short would pass for one of other settings.
+    marker = {**settings, "counts": counts, "left_out": dict(left_out)}
+    write_json(output_dir / MARKER_NAME, marker)
     _logger.info("Built %s: %s; left out: %s", output_dir, counts, dict(left_out))
 
 
@@ -438,11 +440,6 @@ def _clear(output_dir: Path) -> None:
         folder = output_dir / "images" / style
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-
-
-def _write_marker(output_dir: Path, marker: Mapping) -> None:
-    # Whole or not at all: a marker cut short would pass for one of other settings.
-    write_atomically(output_dir / MARKER_NAME, json.dumps(marker, indent=2) + "\n")
 
 
 LICENSES = """\

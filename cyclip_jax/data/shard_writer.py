@@ -136,7 +136,8 @@ def stored_picture(
     try:
         picture = Image.fromarray(pixels_of(encoded, settings.max_pixels))
     except Unreadable as error:
-        raise Unreadable(error.reason, _with_option(error.detail)) from error
+        detail = error.detail.replace("data.max_pixels = ", "--max_pixels=")
+        raise Unreadable(error.reason, detail) from error
     if settings.resize and min(picture.size) > settings.resize:
         shorter = min(picture.size)
         # As training does it, and torchvision: the longer side is rounded down.
@@ -162,10 +163,6 @@ def _size_in_header(encoded, max_pixels):
         detail = f"{width} × {height} pixels, more than --max_pixels={max_pixels}"
         raise Unreadable("the image is too large", detail)
     return width, height
-
-
-def _with_option(detail):
-    return detail.replace("data.max_pixels = ", "--max_pixels=")
 
 
 # One shard

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 from numpy.typing import DTypeLike
 
-from cyclip_jax.errors import UserError
+from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.files import write_atomically
 
 if TYPE_CHECKING:
@@ -189,8 +189,7 @@ def cast(weights: Mapping[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]
     Raises:
       UserError: the dtype is unknown, or a number is too large for it.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    check_known("dtype", dtype, DTYPES)
 
     def cast_one(name, array):
         if array.dtype.kind == "i":

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cyclip_jax.errors import UserError
+from cyclip_jax.errors import UserError, check_known
 
 ATTENTIONS = ("auto", "xla", "cudnn")
 # What cuDNN's flash attention takes on every GPU that has it, Ampere and later.
@@ -85,10 +85,7 @@ def choose_attention(attention: str, *, dtype: DTypeLike, channels: int) -> Lite
     Raises:
       UserError: the name is unknown, or it is "cudnn", which cannot compute this attention here.
     """
-    if attention not in ATTENTIONS:
-        raise UserError(
-            f"unknown config.model.attention {attention!r}; choose one of {', '.join(ATTENTIONS)}"
-        )
+    check_known("config.model.attention", attention, ATTENTIONS)
     if attention == "xla":
         return "xla"
     obstacle = _cudnn_obstacle(jnp.dtype(dtype), channels)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from cyclip_jax.errors import UserError
+from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.models.clip import CLIP, normalise_images, split_model
 from cyclip_jax.models.rematerialisation import check_policy
 from cyclip_jax.models.text import TextTransformer
@@ -195,10 +195,7 @@ def tower_in(settings: Mapping[str, Any]) -> dict[str, str]:
         name = given["vision_tower"]
     elif "vision_layers" in given:
         name = tower_of_layers(given["vision_layers"])
-    if name not in VISION_TOWERS:
-        raise UserError(
-            f"unknown config.model.vision_tower {name!r}; choose one of {', '.join(VISION_TOWERS)}"
-        )
+    check_known("config.model.vision_tower", name, VISION_TOWERS)
     tower = VISION_TOWERS[name]
     own, *_ = tower.pools
     pool = given.get("pool", own)
@@ -328,13 +325,10 @@ def create_model(
     sizes = resolve_sizes(name, **overrides)
     check_policy(vision_remat, field="vision_remat")
     check_policy(text_remat, field="text_remat")
-    if dtype not in _DTYPES:
-        raise UserError(f"unknown config.model.dtype {dtype!r}; choose one of {', '.join(_DTYPES)}")
-    if initial_weights_dtype not in _INITIAL_WEIGHTS_DTYPES:
-        raise UserError(
-            f"unknown config.model.initial_weights_dtype {initial_weights_dtype!r}; choose one of "
-            f"{', '.join(_INITIAL_WEIGHTS_DTYPES)}"
-        )
+    check_known("config.model.dtype", dtype, _DTYPES)
+    check_known(
+        "config.model.initial_weights_dtype", initial_weights_dtype, _INITIAL_WEIGHTS_DTYPES
+    )
     tower = VISION_TOWERS[sizes["vision_tower"]]
     grouped = {"batch_norm_group_size": batch_norm_group_size}
     _check_applicable(

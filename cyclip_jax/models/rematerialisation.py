@@ -8,7 +8,7 @@ from flax import nnx
 from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array, Float
 
-from cyclip_jax.errors import UserError
+from cyclip_jax.errors import check_known
 
 
 def _is_convolution(primitive, *_, **__):
@@ -28,10 +28,7 @@ POLICIES: dict[str, Callable[..., bool]] = {
 
 def check_policy(name: str, *, field: str) -> None:
     """Raises UserError, which names config.model.`field`, unless `name` is one of POLICIES."""
-    if name not in POLICIES:
-        raise UserError(
-            f"unknown config.model.{field} {name!r}; choose one of {', '.join(POLICIES)}"
-        )
+    check_known(f"config.model.{field}", name, POLICIES)
 
 
 def run_block(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from cyclip_jax.errors import UserError
+from cyclip_jax.errors import UserError, check_known
 
 PATCH_DROPPING = ("none", "random", "grid")
 
@@ -22,11 +22,7 @@ def check_patch_dropping(how: str, kept: float, grid: tuple[int, int] | None) ->
     Raises:
       UserError: the patches cannot be chosen so.
     """
-    if how not in PATCH_DROPPING:
-        raise UserError(
-            f"unknown config.tokens.patch_dropping {how!r}; choose one of "
-            f"{', '.join(PATCH_DROPPING)}"
-        )
+    check_known("config.tokens.patch_dropping", how, PATCH_DROPPING)
     if how == "none":
         return
     if grid is None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from cyclip_jax.errors import UserError
+from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.interop.names import torch_name
 
 _NEVER_DECAYED = ("positional_embedding", "class_embedding")
@@ -163,12 +163,8 @@ class Optimizer:
                 f"config.optimizer.first_moment_dtype {self.first_moment_dtype!r} must be "
                 "'float32' or 'bfloat16'"
             )
-        if self.weight_decay_rule not in _WEIGHT_DECAY_RULES:
-            raise UserError(
-                f"unknown weight_decay_rule {self.weight_decay_rule!r}; set "
-                "config.optimizer.weight_decay_rule to one of "
-                f"{', '.join(_WEIGHT_DECAY_RULES)}"
-            )
+        rule = "config.optimizer.weight_decay_rule"
+        check_known(rule, self.weight_decay_rule, _WEIGHT_DECAY_RULES)
 
     def transformation(self) -> optax.GradientTransformation:
         """AdamW without its learning rate, see `adamw`."""
