@@ -352,7 +352,8 @@ def main(arguments=None):
             }
             print("\n" + table(tokenizers, columns))
     if args.json:
-        pathlib.Path(args.json).write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+        path = pathlib.Path(args.json).expanduser()
+        path.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

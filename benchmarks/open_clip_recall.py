@@ -7,7 +7,9 @@ ids through our tokenizer. The program prints the recall as JSON.
 """
 
 import argparse
+import functools
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -22,8 +24,9 @@ from tests.pytorch import open_clip, torch
 def main():
     """Prints {"image_to_text_recall@1": …, …, "pairs": …} without pairs that cannot be read."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--export", required=True, help="a folder in open_clip's format")
-    parser.add_argument("--pairs", required=True, help="a csv of images and captions")
+    add_path = functools.partial(parser.add_argument, type=os.path.expanduser, required=True)
+    add_path("--export", help="a folder in open_clip's format")
+    add_path("--pairs", help="a csv of images and captions")
     parser.add_argument(
         "--pixels", choices=("open_clip", "ours"), default="open_clip", help="whose preprocessing"
     )

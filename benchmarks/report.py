@@ -1,6 +1,7 @@
 """What benchmarks share: the devices that they measure on, and how they print and write."""
 
 import json
+import os
 
 import jax
 
@@ -56,6 +57,6 @@ def table(rows, columns):
 
 def write_json(path, rows):
     """Writes {"jax": its version, "rows": rows}."""
-    with open(path, "w") as file:
+    with open(os.path.expanduser(path), "w") as file:
         json.dump({"jax": jax.__version__, "rows": rows}, file, indent=2)
         file.write("\n")

@@ -11,6 +11,7 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import check_scheme, located_in
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD
 
 # Where data lie, or a field of the config that says so.
@@ -395,8 +396,8 @@ def constructed(
       where: full name of the section, for messages ("config.data").
 
     Raises:
-      UserError: the section has a field that the constructor does not take, or lacks one, or what
-        the constructor itself refuses.
+      UserError: the section has a field that the constructor does not take, or lacks one, or names
+        a path that nothing here opens, or what the constructor itself refuses.
     """
     parameters = {
         name: parameter
@@ -418,6 +419,9 @@ def constructed(
             f"{where} lacks the field {missing[0]!r}; let the config begin with "
             "cyclip_jax.defaults.get_config()"
         )
+    for field, value in section.items():
+        if isinstance(value, str) and located_in(parameters[field].annotation):
+            check_scheme(value, f"{where}.{field}")
     return constructor(**section)
 
 

@@ -68,6 +68,7 @@ def evaluate_checkpoint(
     from cyclip_jax.interop.weights import fit
     from cyclip_jax.runtime.loop import set_matmul_precision
     from cyclip_jax.training.configured_model import Model
+    from cyclip_jax.training.settings import with_absolute_paths
 
     path, step = workdir_and_step(checkpoint, step)
     output = _results_folder(path, output)
@@ -77,14 +78,13 @@ def evaluate_checkpoint(
     opened = open_checkpoint(path, step=step)
     if config is None:
         raise UserError(f"{path} is not the workdir of a run; name its data with --config")
-    evaluated = resolve_paths(config, path)
+    evaluated = resolve_paths(with_absolute_paths(config), path)
     evaluators = evals.create_evaluators(evaluated.evals)
     own = opened.config
     run_config = described_by(opened, evaluated) if own is None else resolve_paths(own, path)
     data = constructed(Data, run_config.data, "config.data")
     set_matmul_precision(run_config.matmul_precision)
-    mesh = _mesh_for(run_config.batch_size)
-    model = Model(run_config, mesh)
+    model = Model(run_config, _mesh_for(run_config.batch_size))
     weights = fit(opened.weights, model.abstract, source=opened.source)
     tree = parallel.place(weights, model.abstract)
     encoders = model.encoders(**tree, tokenize=_tokenizer(opened, data, path, model.sizes))
@@ -155,7 +155,7 @@ def _results_folder(checkpoint, output):
     from cyclip_jax.interop.pretrained import workdir_and_step
 
     if output is not None:
-        return absolute(output)
+        return absolute(output, "--output")
     path, _ = workdir_and_step(checkpoint, None)
     return path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
 

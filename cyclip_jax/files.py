@@ -1,9 +1,11 @@
 """Paths that may be remote, files that are written whole or not at all, and files that grow."""
 
 import contextlib
+import dataclasses
 import errno
 import fnmatch
 import hashlib
+import inspect
 import io
 import json
 import logging
@@ -12,22 +14,189 @@ import os
 import re
 import sys
 import threading
-from typing import Any
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeAlias
 
 from etils import epath
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.runtime.started import import_tensorflow
 
 # No space, no quota, or a file larger than a limit: what a person can mend while a run goes on.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNFINISHED = r"(\.\d+){1,2}\.tmp"  # how `unfinished_path` ends; earlier code gave one number
 _BLOCK = 16 << 20  # bytes of a file that are hashed at a time
+_SCHEME = re.compile(r"(?:^|[:=])([A-Za-z][A-Za-z0-9+.-]*)://")  # also in preset:NAME=gs://…
+_SCHEMES_OF_EPATH = ("s3", "az", "hf")  # which it opens by itself, where it may not by TensorFlow
 
 
-def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """The path as an epath.Path; a local one is made absolute, as Orbax wants it, and ~ is home."""
-    path = str(path)
-    return epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
+def expanded(path: str | os.PathLike[str]) -> str:
+    """The path with ~ for the home folder, and of file:///… what it means on this machine."""
+    return os.path.expanduser(os.fspath(path).removeprefix("file://"))
+
+
+def absolute(path: str | os.PathLike[str], name: str = "") -> epath.Path:
+    """The path as an epath.Path; a local one is made absolute, as Orbax wants it, and ~ is home.
+
+    Args:
+      path: local or remote.
+      name: what says so, for messages ("--workdir").
+
+    Raises:
+      UserError: nothing here opens paths of its kind, see `check_scheme`.
+    """
+    path = expanded(path)
+    check_scheme(path, name)
+    return epath.Path(path if "://" in path else os.path.abspath(path))
+
+
+def from_anywhere(path: str | os.PathLike[str]) -> str:
+    """The path that means from any folder what `path` means from this one.
+
+    Only ./ and ../ at its beginning are resolved: within it they may follow links. What is empty or
+    remote, or holds {workdir}, has no folder of ours to begin in.
+    """
+    path = expanded(path)
+    if not path or path.startswith("/") or "://" in path or "{workdir}" in path:
+        return path
+    folder = os.getcwd()
+    while path:
+        first, _, rest = path.partition("/")
+        if first not in ("", ".", ".."):
+            break
+        folder = os.path.dirname(folder) if first == ".." else folder
+        path = rest
+    return f"{folder.rstrip('/')}/{path}" if path else folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """Marks the type of a setting that names files, folders or data.
+
+    Attributes:
+      from_anywhere: function (value, all settings of its section) -> the value that means the same
+        from any folder.
+      kind: str, or Mapping of a setting that holds others.
+    """
+
+    from_anywhere: Callable[[Any, Mapping[str, Any]], Any]
+    kind: type = str
+
+
+def located_in(kind: Any) -> Located | None:
+    """The mark of a setting's type, which may be a union with None; None where it has none."""
+    marks = [
+        mark
+        for part in (kind, *typing.get_args(kind))
+        for mark in getattr(part, "__metadata__", ())
+        if isinstance(mark, Located)
+    ]
+    return marks[0] if marks else None
+
+
+def located_from_anywhere(
+    constructor: Callable[..., Any], section: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings of a section with paths that mean the same from any folder.
+
+    Args:
+      constructor: its keyword arguments are the section's fields, and their types say which of them
+        are paths.
+      section: {field: value}; what is no path and no mapping stays as it is.
+    """
+    marks = {
+        name: located_in(parameter.annotation)
+        for name, parameter in inspect.signature(constructor).parameters.items()
+    }
+    found = {}
+    for name, value in section.items():
+        mark, value = marks.get(name), os.fspath(value) if isinstance(value, os.PathLike) else value
+        if mark is not None and isinstance(value, mark.kind):
+            value = mark.from_anywhere(value, section)
+        found[name] = value
+    return found
+
+
+# The type of a setting that names a file or a folder.
+FilePath: TypeAlias = Annotated[str, Located(lambda path, _: from_anywhere(path))]
+
+
+def unopened_scheme(path: str, *, by_tensorflow: bool = False) -> str | None:
+    """The scheme of a path, such as "s3", where nothing here opens it; None where something does.
+
+    Args:
+      path: local or remote; a scheme may also follow tfds: or preset:NAME=.
+      by_tensorflow: whether the path is opened by TensorFlow, and not by epath.
+    """
+    scheme = _SCHEME.search(path)
+    if scheme is None or scheme[1] in ("file", "gs"):  # TensorFlow always has these
+        return None
+    if not by_tensorflow and os.environ.get("EPATH_USE_TF", "").lower() in (
+        "false",
+        "no",
+        "f",
+        "0",
+    ):
+        return None if scheme[1] in _SCHEMES_OF_EPATH else scheme[1]
+    is_registered = scheme[1] in import_tensorflow().io.gfile.get_registered_schemes()
+    return None if is_registered else scheme[1]
+
+
+def check_scheme(path: str, name: str = "", *, by_tensorflow: bool = False) -> None:
+    """Raises UserError where nothing here opens paths of this kind, such as s3://….
+
+    Args:
+      path: local or remote.
+      name: what says so, for messages ("config.data.train").
+      by_tensorflow: as `unopened_scheme` has it.
+    """
+    scheme = unopened_scheme(path, by_tensorflow=by_tensorflow)
+    if scheme is not None:
+        raise UserError(
+            f"{f'{name} is ' if name else ''}{path}, and nothing here opens {scheme}://; give a "
+            "path of this machine or of gs://, and download or mount there what lies elsewhere"
+        )
+
+
+# {what is odd about how a path is written: function that writes it as usual}.
+_USUAL: dict[str, Callable[[str], str]] = {
+    "it has backslashes, and / stands between folders": lambda path: path.replace("\\", "/"),
+    "it has blanks around a name": lambda path: "/".join(map(str.strip, path.split("/"))),
+    "~ stands for the home folder only in flags and settings": lambda path: os.path.expanduser(
+        re.sub(r"^.*/~/", "~/", path)
+    ),
+}
+
+
+def miswritten(path: str) -> tuple[str, str | None] | None:
+    """What is odd about how a path is written that leads nowhere.
+
+    Returns:
+      (what, half a sentence; the path that is there in the usual writing, or None). None where
+      nothing is odd, or the path is there.
+    """
+    tidy, faults = path, []
+    for fault, usual in _USUAL.items():
+        if usual(tidy) != tidy:
+            tidy = usual(tidy)
+            faults.append(fault)
+    if not faults or _is_there(path):
+        return None
+    return " and ".join(faults), tidy if _is_there(tidy) else None
+
+
+def _is_there(path):  # of remote ones it is not asked: that takes time
+    return "://" not in path and os.path.exists(path)
+
+
+def how_written(path: str | os.PathLike[str]) -> str:
+    """What to add to a message on a missing path: what is odd about how it is written, or ""."""
+    found = miswritten(os.fspath(path))
+    if found is None:
+        return ""
+    fault, other = found
+    return f" ({fault}; there is {other})" if other else f" ({fault})"
 
 
 def entries(folder: str | os.PathLike[str]) -> list[epath.Path]:

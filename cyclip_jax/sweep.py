@@ -13,6 +13,7 @@ from absl import flags
 from etils import epath
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import expanded, how_written
 from cyclip_jax.runtime import command
 from cyclip_jax.runtime.config_file import configs_at_hand, errors_in, load_module
 
@@ -70,7 +71,7 @@ def sweep(
     from cyclip_jax.report.write import write_report
     from cyclip_jax.train import train
 
-    workdir, finished, failures = absolute(workdir), [], []
+    workdir, finished, failures = absolute(workdir, "--workdir"), [], []
     for name in runs:
         check_literal(workdir / name, "the workdir of a run")
     for number, (name, config) in enumerate(runs.items(), start=1):
@@ -104,9 +105,9 @@ def read_runs(
     Raises:
       UserError: there is no such file, it has no get_runs(), or no run has such a name.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(expanded(path))
     if not path.is_file():
-        raise UserError(f"--sweep={path} is not a Python file")
+        raise UserError(f"--sweep={path} is not a Python file{how_written(path)}")
     with configs_at_hand():
         module = load_module(path, path.stem)
         if not hasattr(module, "get_runs"):

@@ -62,7 +62,7 @@ def train(
       UserError: the config, the data or the workdir has a fault that the user can mend.
     """
     began = time.monotonic() if began is None else began
-    workdir = absolute(workdir)
+    workdir = absolute(workdir, "--workdir")
     check_literal(workdir, "--workdir")
     check_names(allow_changes)
     told = {"--workdir": str(workdir), "--allow_changes": list(allow_changes)}

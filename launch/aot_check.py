@@ -59,7 +59,12 @@ def parse_arguments(argv):
         action=argparse.BooleanOptionalAction,
         help="look for the largest batch that fits (default: only if the step does not fit)",
     )
-    parser.add_argument("--json", metavar="FILE", help="file to write all figures to")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        type=os.path.expanduser,
+        help="file to write all figures to",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be compiled, and compile nothing"
     )

@@ -172,7 +172,7 @@ def parser(description):
         default=1000,
         help="how often the command is started again at most (default 1000)",
     )
-    made.add_argument("--log", help="file to which all output is appended")
+    made.add_argument("--log", type=os.path.expanduser, help="file to which all output is appended")
     made.add_argument(
         "--grace",
         type=float,

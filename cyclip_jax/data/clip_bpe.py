@@ -9,9 +9,9 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import regex
-from etils import epath
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import absolute, expanded, how_written
 
 CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 CLIP_PACKAGES = ("open_clip", "clip")  # of open_clip_torch; of openai-clip and clip-anytorch
@@ -51,16 +51,17 @@ def read_clip_merges(path: str | os.PathLike[str]) -> dict[tuple[int, int], int]
     Raises:
       UserError: the file is missing or damaged, or a line does not merge two earlier tokens.
     """
+    path = expanded(path)
     try:
         with (
-            epath.Path(path).open("rb") as raw,
+            absolute(path, "the vocabulary").open("rb") as raw,
             gzip.open(raw, "rt", encoding="utf-8", newline="\n") as file,
         ):
             lines = file.read().rstrip().split("\n")[1 : 1 + CLIP_MERGES]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(
-            f"cannot read the vocabulary {path} ({error}); set config.data.vocabulary to a "
-            f"{CLIP_VOCABULARY}"
+            f"cannot read the vocabulary {path}{how_written(path)} ({error}); set "
+            f"config.data.vocabulary to a {CLIP_VOCABULARY}"
         ) from error
     characters = list(clip_byte_characters().values())
     ids = {unit: i for i, unit in enumerate(characters + [c + "</w>" for c in characters])}

@@ -112,7 +112,7 @@ def prepare(
       UserError: the input cannot be read, the folder holds something else, or no example can be
         used.
     """
-    folder = absolute(output)
+    folder = absolute(output, "--output")
     source = Inputs(settings)
     shards = _shards(settings, len(source))
     with _claimed(folder):

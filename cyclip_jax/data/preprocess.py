@@ -6,13 +6,14 @@ from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jaxtyping import Array, Float
 from PIL import Image
 
 from cyclip_jax.data.pillow import as_rgb
 from cyclip_jax.data.record import Unreadable
+from cyclip_jax.data.sources.ranges import DATA_URI
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import absolute, expanded, how_written
 from cyclip_jax.models.clip import normalise_images
 
 # A path, an encoded file's bytes, a PIL image or pixels, uint8 [h, w, 3].
@@ -64,10 +65,12 @@ def _pixels(image):
                 f"a picture must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}"
             )
         return image
+    name = "the bytes given" if isinstance(image, bytes) else expanded(image)
+    if DATA_URI.match(name):
+        raise UserError("a picture is given as a data: URI; give its bytes, by base64.b64decode")
     try:
-        return pixels_of(image if isinstance(image, bytes) else epath.Path(image).read_bytes())
+        return pixels_of(image if isinstance(image, bytes) else absolute(name).read_bytes())
     except OSError as error:
-        raise UserError(f"{image} cannot be read: {error}") from error
+        raise UserError(f"{name} cannot be read{how_written(name)}: {error}") from error
     except Unreadable as error:
-        name = "the bytes given" if isinstance(image, bytes) else image
         raise UserError(f"{name} cannot be decoded as a picture: {error.detail}") from error

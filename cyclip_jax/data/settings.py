@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 import numpy as np
@@ -19,12 +19,19 @@ from etils import epath
 from cyclip_jax.data import tokenizers
 from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.order import Position, steps_per_epoch
+from cyclip_jax.data.places import DataPath
 from cyclip_jax.data.reading import Reading
-from cyclip_jax.data.sources import DataSet, Mixture, Source, parts_of_mixture
+from cyclip_jax.data.sources import (
+    DataSet,
+    Mixture,
+    Source,
+    mixture_from_anywhere,
+    parts_of_mixture,
+)
 from cyclip_jax.data.sources.mixture import Weight
 from cyclip_jax.data.transform import Transform
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import write_json
+from cyclip_jax.files import FilePath, Located, write_json
 from cyclip_jax.workdir import layout
 
 _Part = TypeVar("_Part", Reading, Transform)
@@ -54,9 +61,9 @@ class Data:
     """
 
     source: str
-    train: str | None
-    validation: str | None
-    mixture: Mapping[str, Mapping[str, Any]]
+    train: DataPath | None
+    validation: DataPath | None
+    mixture: Annotated[Mapping[str, Mapping[str, Any]], Located(mixture_from_anywhere, Mapping)]
     image_key: str | None
     caption_key: str | Sequence[str] | None
     caption_weights: Sequence[float] | None
@@ -65,7 +72,7 @@ class Data:
     shuffle: bool
     shuffle_window: int | None
     tokenizer: str
-    vocabulary: str | None
+    vocabulary: FilePath | None
     keep_end_of_text: bool
     image_mean: Sequence[float]
     image_std: Sequence[float]

@@ -42,7 +42,14 @@ from cyclip_jax.data.clip_bpe import (
 from cyclip_jax.data.mistaken import mistaken_for
 from cyclip_jax.data.tables import Table
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import sha256_of, write_atomically
+from cyclip_jax.files import (
+    absolute,
+    check_scheme,
+    expanded,
+    how_written,
+    sha256_of,
+    write_atomically,
+)
 from cyclip_jax.runtime import command
 from cyclip_jax.workdir.layout import TOKENIZER
 
@@ -138,7 +145,7 @@ def vocabulary_sum(name: str, vocabulary: str | os.PathLike[str] | None) -> str:
         return CLIP_SUM
     if name == "clip_bpe":
         return _sum_of_merges(read_clip_merges(vocabulary))
-    return sha256_of(epath.Path(vocabulary))
+    return sha256_of(absolute(vocabulary, "the vocabulary"))
 
 
 def _sum_of_merges(merges):  # not of the file: gzip may compress the same merges in other ways
@@ -291,8 +298,9 @@ def _as_utf8(text):  # with "?" for lone surrogates, which SentencePiece cannot 
 
 def read_sentencepiece(path: str | os.PathLike[str]) -> sentencepiece.SentencePieceProcessor:
     """The SentencePiece model in a file; raises UserError where there is none."""
+    path = expanded(path)
     try:
-        content = epath.Path(path).read_bytes()
+        content = absolute(path, "the vocabulary").read_bytes()
         if not content:
             raise RuntimeError("the file is empty")
         if kind := mistaken_for(content):
@@ -300,8 +308,9 @@ def read_sentencepiece(path: str | os.PathLike[str]) -> sentencepiece.SentencePi
         return sentencepiece.SentencePieceProcessor(model_proto=content)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"cannot read the SentencePiece model {path} ({error}); set config.data.vocabulary to "
-            "a model, as written by `python -m cyclip_jax.data.tokenizers`"
+            f"cannot read the SentencePiece model {path}{how_written(path)} ({error}); set "
+            "config.data.vocabulary to a model, as written by "
+            "`python -m cyclip_jax.data.tokenizers`"
         ) from error
 
 
@@ -365,6 +374,8 @@ def read_captions(
       UserError: the file is missing or no such table, it has no column `caption_key`, a row has
         more fields than the header, or the delimiter is not one character.
     """
+    path = expanded(path)
+    check_scheme(path, "--train", by_tensorflow=True)
     if len(delimiter) != 1:
         raise UserError(f"--delimiter is '{delimiter}'; set it to one character")
     if delimiter == "," and os.fspath(path).lower().endswith(".tsv"):
@@ -380,7 +391,9 @@ def read_captions(
             captions.append("" if is_short else row.fields[position])
         return captions
     except OSError as error:
-        raise UserError(f"cannot read the captions of {path}: {error}") from error
+        raise UserError(
+            f"cannot read the captions of {path}{how_written(path)}: {error}"
+        ) from error
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -399,13 +412,14 @@ def define_flags(values: flags.FlagValues) -> None:
 def train_on_file(values: Any) -> str | None:
     """Trains on a file's captions and says what came of it; returns what is wrong, or None."""
     delimiter = values.delimiter.replace(r"\t", "\t")
+    output = str(absolute(values.output, "--output"))
     captions = read_captions(values.train, caption_key=values.caption_key, delimiter=delimiter)
     try:
-        train_sentencepiece(captions, vocab_size=values.vocab_size, output=values.output)
+        train_sentencepiece(captions, vocab_size=values.vocab_size, output=output)
     except OSError as error:
         return f"error: {error}"
     blank = sum(not caption.strip() for caption in captions)
-    pieces = read_sentencepiece(values.output).get_piece_size()
+    pieces = read_sentencepiece(output).get_piece_size()
     print(f"{values.output}: {pieces} pieces from {len(captions)} captions, {blank} of them blank")
     return None
 

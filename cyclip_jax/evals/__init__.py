@@ -34,7 +34,7 @@ from cyclip_jax.evals.output import Output
 from cyclip_jax.evals.retrieval import Retrieval
 from cyclip_jax.evals.robustness import Robustness
 from cyclip_jax.evals.zeroshot import Zeroshot
-from cyclip_jax.files import write_json
+from cyclip_jax.files import located_from_anywhere, write_json
 
 EVALUATORS: dict[str, Callable[..., Settings]] = {
     "compositional": Compositional,
@@ -62,6 +62,7 @@ __all__ = [
     "check_settings",
     "create_evaluators",
     "evaluate",
+    "settings_from_anywhere",
 ]
 
 
@@ -148,6 +149,16 @@ def check_settings(
         if not any(settings[key] is None for key in _required(signature) & settings.keys()):
             chosen[name] = kind, EVALUATORS[kind](name, **settings)
     return chosen
+
+
+def settings_from_anywhere(evals: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings with paths that mean the same from any folder; wrong ones stay wrong."""
+    return {
+        name: located_from_anywhere(EVALUATORS[settings["type"]], settings)
+        if isinstance(settings, Mapping) and settings.get("type") in EVALUATORS
+        else settings
+        for name, settings in evals.items()
+    }
 
 
 def _required(signature):

@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import check_scheme, located_in
 
 _WORDS = {
     str: "a text",
@@ -30,7 +31,7 @@ def check_types(settings: Any) -> None:
     A whole number may be written as 5.0, and becomes 5. A path may be any that Python has.
 
     Raises:
-      UserError: a setting is of another type than its field.
+      UserError: a setting is of another type than its field, or a path that nothing here opens.
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -38,6 +39,8 @@ def check_types(settings: Any) -> None:
             object.__setattr__(settings, field.name, int(value))
         else:
             check_type(f"config.evals.{settings.name}.{field.name}", value, field.type)
+        if isinstance(value, str) and located_in(field.type):
+            check_scheme(value, f"config.evals.{settings.name}.{field.name}")
 
 
 def check_type(config_key: str, value: Any, kind: Any) -> None:
@@ -49,8 +52,10 @@ def check_type(config_key: str, value: Any, kind: Any) -> None:
 
 
 def _alternatives(kind):
-    """The types of which a union is one; any other type by itself."""
-    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    """The types of which a union is one; any other type by itself; all without marks."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return tuple(one for part in typing.get_args(kind) for one in _alternatives(part))
+    return (kind.__origin__,) if typing.get_origin(kind) is typing.Annotated else (kind,)
 
 
 def _is_a(value, kind):

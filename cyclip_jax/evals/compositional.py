@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from cyclip_jax.data.mistaken import mistaken_for
 from cyclip_jax.data.pillow import encoded_as
 from cyclip_jax.data.sources import Record, Unreadable
-from cyclip_jax.data.sources.ranges import read_whole
+from cyclip_jax.data.sources.ranges import read_whole, stands_alone
 from cyclip_jax.data.tables import Table
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_named, check_types
@@ -22,6 +23,7 @@ from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.metric import SHARE, count
 from cyclip_jax.evals.statistics.intervals import floats, interval, mean_with_interval
+from cyclip_jax.files import FilePath, how_written
 
 _LAYOUTS = ("choice", "winoground")
 _ENDINGS = (".json", ".jsonl", ".csv")
@@ -92,8 +94,8 @@ class Compositional:
 
     name: str
     _: dataclasses.KW_ONLY
-    examples: str
-    images: str | None = None
+    examples: FilePath
+    images: FilePath | None = None
     layout: str = "choice"
     category_key: str | None = None
 
@@ -359,8 +361,8 @@ def _files_at(path, config_key):
         )
     if not files or not files[0].exists():
         raise UserError(
-            f"{path} is no file, and no folder with files that end in {', '.join(_ENDINGS)}; "
-            f"set {config_key}.examples"
+            f"{path} is no file{how_written(path)}, and no folder with files that end in "
+            f"{', '.join(_ENDINGS)}; set {config_key}.examples"
         )
     return files
 
@@ -426,16 +428,23 @@ def _choice_example(row, folder, category):
         if width < 1 or height < 1:
             raise ValueError(f"its box is {width} × {height} pixels")
         box = (left, top, left + width, top + height)
-    picture = (str(folder / _first_of(row, _IMAGE_KEYS)), box)
+    picture = (_picture_at(folder, _first_of(row, _IMAGE_KEYS)), box)
     right, *wrong = _texts(captions)
     return Example((picture,), (right, *dict.fromkeys(wrong)), category)
 
 
 def _winoground_example(row, folder, category):
     names = [row[f"image_{number}"] for number in range(2)]
-    names = [name if epath.Path(name).suffix else f"{name}.png" for name in names]
+    names = [name if pathlib.PurePosixPath(name).suffix else f"{name}.png" for name in names]
     captions = [row[f"caption_{number}"] for number in range(2)]
-    return Example(tuple((str(folder / name), None) for name in names), _texts(captions), category)
+    pictures = tuple((_picture_at(folder, name), None) for name in names)
+    return Example(pictures, _texts(captions), category)
+
+
+def _picture_at(folder, name):
+    """The path of a picture by its name in a row."""
+    is_elsewhere = stands_alone(name) and not name.startswith("/")
+    return name if is_elsewhere else str(folder / name)
 
 
 def _first_of(row, keys):

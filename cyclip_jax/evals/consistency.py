@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from cyclip_jax.data.places import DataPath
 from cyclip_jax.evals.checks import check_named, check_types
 from cyclip_jax.evals.data.class_names import checked_templates
 from cyclip_jax.evals.data.labelled import (
@@ -14,7 +15,7 @@ from cyclip_jax.evals.data.labelled import (
     open_images,
     open_train_and_test,
 )
-from cyclip_jax.evals.data.superclasses import read_superclasses, superclass_of_each
+from cyclip_jax.evals.data.superclasses import Superclasses, read_superclasses, superclass_of_each
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import Metric, count, share_at
 from cyclip_jax.evals.statistics.classification import embed_classes
@@ -46,13 +47,13 @@ class Consistency:
 
     name: str
     _: dataclasses.KW_ONLY
-    train: str
-    test: str
+    train: DataPath
+    test: DataPath
     image_key: str | None = None
     label_key: str | None = None
     templates: Sequence[str] | None = None
-    superclasses: str | None = None
-    pairs: str | None = None
+    superclasses: Superclasses | None = None
+    pairs: DataPath | None = None
 
     def __post_init__(self) -> None:
         key = f"config.evals.{self.name}"

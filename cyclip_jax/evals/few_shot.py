@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from cyclip_jax.data.places import DataPath
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_at_least, check_named, check_types
 from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
@@ -23,6 +24,7 @@ from cyclip_jax.evals.statistics.logistic import (
     with_constant,
 )
 from cyclip_jax.evals.statistics.splits import k_shot, missing_images, places_in_class
+from cyclip_jax.files import FilePath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +50,14 @@ class FewShot:
 
     name: str
     _: dataclasses.KW_ONLY
-    train: str
-    test: str
+    train: DataPath
+    test: DataPath
     shots: int | Sequence[int] = (1, 2, 4, 8, 16)
     seeds: int = 3
     regularization: float | None = 0.1
     max_iterations: int = 1000
     normalize: bool = True
-    classes: str | None = None
+    classes: FilePath | None = None
     image_key: str | None = None
     label_key: str | None = None
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from cyclip_jax.data.places import DataPath
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_at_least, check_named, check_types
 from cyclip_jax.evals.data.class_names import checked_templates
@@ -22,6 +23,7 @@ from cyclip_jax.evals.statistics.splits import (
     missing_images,
     places_in_class,
 )
+from cyclip_jax.files import FilePath
 
 _TILE_ROWS = 1024
 _ZEROSHOT_SCALE = 100  # of the cosines, as published; the bound of CLIP's logit scale
@@ -52,14 +54,14 @@ class Gda:
 
     name: str
     _: dataclasses.KW_ONLY
-    train: str
-    test: str
+    train: DataPath
+    test: DataPath
     shots: int | None = None
     alpha: float | None = None
     templates: Sequence[str] | None = None
     validation_share: float = 0.2
     seed: int = 0
-    classes: str | None = None
+    classes: FilePath | None = None
     image_key: str | None = None
     label_key: str | None = None
 

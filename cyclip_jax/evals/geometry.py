@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
+from cyclip_jax.data.places import DataPath
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_named, check_types
 from cyclip_jax.evals.data.labelled import check_images, open_images
-from cyclip_jax.evals.data.superclasses import normal, read_superclasses
+from cyclip_jax.evals.data.superclasses import Superclasses, normal, read_superclasses
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.known_metrics import KNOWN
 from cyclip_jax.evals.metric import Metric, count
@@ -47,11 +48,11 @@ class Geometry:
 
     name: str
     _: dataclasses.KW_ONLY
-    pairs: str
-    reference: str | None = None
+    pairs: DataPath
+    reference: DataPath | None = None
     image_key: str | None = None
     caption_key: str | Sequence[str] | None = None
-    superclasses: str | None = None
+    superclasses: Superclasses | None = None
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -12,11 +12,13 @@ import optax
 from jaxtyping import Float, Int
 
 from cyclip_jax.data.order import order
+from cyclip_jax.data.places import DataPath
 from cyclip_jax.evals.checks import check_at_least, check_named, check_types
 from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import count
 from cyclip_jax.evals.statistics.probes import probe_scores
+from cyclip_jax.files import FilePath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +40,15 @@ class LinearProbe:
 
     name: str
     _: dataclasses.KW_ONLY
-    train: str
-    test: str
+    train: DataPath
+    test: DataPath
     batch_size: int = 16
     epochs: int = 32
     learning_rate: float = 5e-3
     weight_decay: float = 0.01
     normalize: bool = False
     seed: int = 0
-    classes: str | None = None
+    classes: FilePath | None = None
     image_key: str | None = None
     label_key: str | None = None
 

@@ -5,6 +5,7 @@ It is the linear probe of Radford et al. 2021. For that of Goel et al. 2022 see 
 
 import dataclasses
 
+from cyclip_jax.data.places import DataPath
 from cyclip_jax.evals.checks import check_at_least, check_named, check_types
 from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
 from cyclip_jax.evals.evaluator import Evaluator
@@ -16,6 +17,7 @@ from cyclip_jax.evals.statistics.logistic import (
 )
 from cyclip_jax.evals.statistics.probes import probe_scores
 from cyclip_jax.evals.statistics.splits import check_share, held_out
+from cyclip_jax.files import FilePath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +41,14 @@ class LogisticProbe:
 
     name: str
     _: dataclasses.KW_ONLY
-    train: str
-    test: str
+    train: DataPath
+    test: DataPath
     regularization: float | None = None
     validation_share: float = 0.2
     max_iterations: int = 1000
     normalize: bool = False
     seed: int = 0
-    classes: str | None = None
+    classes: FilePath | None = None
     image_key: str | None = None
     label_key: str | None = None
 

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
-from etils import epath
 
 from cyclip_jax.evals.data.known import INSTALL, PRESETS, classes_file
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import absolute, write_atomically
 from cyclip_jax.runtime import command
 
 
@@ -33,7 +32,7 @@ def write_preset(values: Any) -> str | None:
     if not content:
         return f"error: nothing is known of {values.preset}; {INSTALL}"
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    write_atomically(epath.Path(values.output), text + "\n")
+    write_atomically(absolute(values.output, "--output"), text + "\n")
     known = len(content["classes"]) if "classes" in content else "the data set's own"
     print(f"{values.output}: {known} classes, {len(content.get('templates', ()))} templates")
     return None

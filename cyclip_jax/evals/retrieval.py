@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
+from cyclip_jax.data.places import DataPath
 from cyclip_jax.evals.checks import check_at_least, check_types
 from cyclip_jax.evals.data.pairs import Pairs, check_pairs, distinct, open_pairs
 from cyclip_jax.evals.evaluator import Evaluator
@@ -19,6 +20,7 @@ from cyclip_jax.evals.metric import FURTHER_SHARE, SHARE, Metric, count, share_a
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
 from cyclip_jax.evals.statistics.intervals import floats, interval
 from cyclip_jax.evals.statistics.ranking import ranks_of_best_partner
+from cyclip_jax.files import FilePath
 
 _RECALL_AT = (1, 5, 10)
 _GALLERY_IMAGES = 6  # for each caption
@@ -53,9 +55,9 @@ class Retrieval:
 
     name: str
     _: dataclasses.KW_ONLY
-    pairs: str
+    pairs: DataPath
     source: str = "auto"
-    images: str | None = None
+    images: FilePath | None = None
     split: str | None = "test"
     image_key: str | None = None
     caption_key: str | Sequence[str] | None = None

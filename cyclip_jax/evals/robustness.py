@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from etils import epath
@@ -25,6 +25,7 @@ from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import SHARE, About, Metric, Unit, count
 from cyclip_jax.evals.statistics.classification import Embedded, embed, ranks_of_label
 from cyclip_jax.evals.statistics.intervals import RESAMPLES, floats, mean_with_interval
+from cyclip_jax.files import FilePath, Located, check_scheme, how_written, located_from_anywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,21 @@ class Line:
 
 # 1.2 · accuracy − 9 in percentage points, the line of Goel et al. 2022.
 LINES = {"imagenetv2": Line(1.2, -0.09, "linear")}
+
+
+def _zeroshot_from_anywhere(zeroshot: Any, settings: Mapping[str, Any]) -> Any:
+    """Zero-shot settings with paths that mean the same from any folder."""
+    del settings
+    if not isinstance(zeroshot, Mapping):
+        return zeroshot
+    named = {"data": zeroshot.get("folder"), "classes": zeroshot.get("classes")}
+    named = located_from_anywhere(open_labelled, named)
+    found = {"folder": named["data"], "classes": named["classes"]}
+    return {**zeroshot, **{name: value for name, value in found.items() if name in zeroshot}}
+
+
+def _shifts_from_anywhere(shifts: Any, settings: Mapping[str, Any]) -> Any:
+    return {name: _zeroshot_from_anywhere(shift, settings) for name, shift in shifts.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +93,11 @@ class Robustness:
 
     name: str
     _: dataclasses.KW_ONLY
-    reference: Mapping[str, Any]
-    shifts: Mapping[str, Mapping[str, Any] | None]
-    models: str | None = None
+    reference: Annotated[Mapping[str, Any], Located(_zeroshot_from_anywhere, Mapping)]
+    shifts: Annotated[
+        Mapping[str, Mapping[str, Any] | None], Located(_shifts_from_anywhere, Mapping)
+    ]
+    models: FilePath | None = None
     scale: str = "logit"
 
     def __post_init__(self) -> None:
@@ -179,6 +197,8 @@ def _zeroshot_data(settings, config_key):
     for key, value in settings.items():
         check_type(f"{config_key}.{key}", value, str | None)
     check_type(f"{config_key}.folder", folder, str)
+    for key, path in (("folder", folder), ("classes", settings.get("classes"))):
+        check_scheme(str(path), f"{config_key}.{key}")
     place = {"config_key": f"{config_key}.folder", "data": folder}
     check_labelled(**place, split=settings.get("split"), preset=settings.get("preset"))
     return place | settings
@@ -292,7 +312,9 @@ def read_models(path: epath.Path, shifts: Sequence[str]) -> list[dict[str, Any]]
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); set `models` to a CSV") from error
+        raise UserError(
+            f"{path} cannot be read{how_written(path)} ({error}); set `models` to a CSV"
+        ) from error
     rows = list(csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True))
     header = list(rows[0]) if rows else []
     wanted = [column for shift in shifts for column in (shift, f"{shift}_reference")]

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from cyclip_jax.data.places import DataPath
 from cyclip_jax.evals.checks import check_named, check_types
 from cyclip_jax.evals.data.labelled import check_labelled, open_named
 from cyclip_jax.evals.evaluator import Evaluator
@@ -16,6 +17,7 @@ from cyclip_jax.evals.statistics.classification import (
     ranks_of_label,
     top_k,
 )
+from cyclip_jax.files import FilePath
 
 _TOP = (1, 3, 5, 10)
 _MOST_CONFUSIONS = 2000  # classes; with more the matrix of confusions is not written
@@ -38,9 +40,9 @@ class Zeroshot:
 
     name: str
     _: dataclasses.KW_ONLY
-    folder: str
+    folder: DataPath
     split: str | None = None
-    classes: str | None = None
+    classes: FilePath | None = None
     image_key: str | None = None
     label_key: str | None = None
     preset: str | None = None

@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -134,7 +137,7 @@ def _table(rows):
 def _training(checkpoint):
     config = checkpoint.config
     rows = {
-        "training data": config.data.train,
+        "training data": _without_folders(config.data.train),
         "pairs per step": config.batch_size,
         "steps": checkpoint.step,
         "seed": config.seed,
@@ -151,7 +154,14 @@ def _training(checkpoint):
             "```",
             "",
         ]
-    settings = json.dumps(config.to_dict(), indent=2)
+    settings = json.dumps(_without_folders(config.to_dict()), indent=2)
     parts += ["<details><summary>The whole configuration</summary>", "", "```json", settings]
     parts += ["```", "", "</details>", ""]
     return "\n".join(parts)
+
+
+def _without_folders(value: Any) -> Any:
+    """Settings in which paths are names alone: a card is published, with nobody's folders."""
+    if isinstance(value, Mapping):
+        return {name: _without_folders(inner) for name, inner in value.items()}
+    return re.sub(r"(^|[:=])/(?!/)(?:[^/]*/)*", r"\1", value) if isinstance(value, str) else value

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
-from etils import epath
 from numpy.typing import DTypeLike
 
 from cyclip_jax.errors import UserError, check_known
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import absolute, expanded, how_written, write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -65,10 +64,11 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       UserError: the file is of another kind, is damaged or has code in it, or PyTorch is missing.
     """
+    path = expanded(path)
     try:
-        content = epath.Path(path).read_bytes()
+        content = absolute(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        raise UserError(f"cannot read {path}{how_written(path)}: {error}") from error
     if content.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a pointer of Git LFS, not the file; run git lfs pull there")
     # A safetensors file starts with eight bytes of length and a JSON object.

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import absolute
+from cyclip_jax.files import absolute, how_written
 from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.interop.files import read_weights
 from cyclip_jax.interop.names import from_transformers
@@ -103,7 +103,7 @@ def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = _folder_of_settings(absolute(path))
     if not path.exists():
-        raise UserError(f"there is no file or directory {path}")
+        raise UserError(f"there is no file or directory {path}{how_written(path)}")
     folder = path if path.is_dir() else path.parent
     description = _description(folder)
     if description and (path.is_dir() or path.name in description["weights"]):

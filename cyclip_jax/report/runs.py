@@ -18,7 +18,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import by_evaluation
 from cyclip_jax.evals.metric import Metric
 from cyclip_jax.evals.output import read_abouts
-from cyclip_jax.files import absolute, entries
+from cyclip_jax.files import absolute, entries, how_written
 from cyclip_jax.losses.terms import Reported
 from cyclip_jax.workdir.layout import CONFIG, EVALS, METRICS
 from cyclip_jax.workdir.metrics import read_reports
@@ -73,7 +73,7 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
     """
     path = absolute(directory)
     if not path.is_dir():
-        raise UserError(f"{path} is no directory; name the workdir of a run")
+        raise UserError(f"{path} is no directory{how_written(path)}; name the workdir of a run")
     written = read_json(path / CONFIG) if (path / CONFIG).exists() else {}
     if not isinstance(written, dict) or "config" not in written:
         written = {}  # transformers, too, calls the settings of an export config.json

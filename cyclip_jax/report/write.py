@@ -49,15 +49,16 @@ def write_report(
     """
     if not directories:
         raise UserError("name the workdir of a run, or several")
+    chosen = None if output is None else absolute(output, "--output")
     runs = [read_run(directory) for directory in directories]
     paths = [run.path for run in runs]
     if len(set(paths)) < len(paths):
         raise UserError("a directory is named twice")
-    if output is None:
+    if chosen is None:
         page = (paths[0] if len(paths) == 1 else absolute(".")) / REPORT
         folder = page.parent / (FIGURES if len(paths) == 1 else f"{page.stem}_figures")
     else:
-        page = absolute(output)
+        page = chosen
         folder = page.parent / f"{page.stem}_figures"
     groups = group_runs(runs)
     figures = Drawings()

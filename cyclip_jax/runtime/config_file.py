@@ -23,6 +23,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import expanded, how_written
 from cyclip_jax.runtime import config_help
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -75,7 +76,7 @@ def load_module(path: str | pathlib.Path, name: str) -> types.ModuleType:
         others = [str(path.parent / other.name) for other in path.parent.glob("*.py")]
         near = difflib.get_close_matches(str(path), others, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"there is no file {path}{hint}")
+        raise UserError(f"there is no file {path}{how_written(str(path)) or hint}")
     loader = importlib.machinery.SourceFileLoader(name, str(path))
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     if spec is None:
@@ -202,7 +203,7 @@ class ConfigFileParser(flags.ArgumentParser):
 
     def parse(self, path: str) -> ml_collections.ConfigDict:
         """The locked config of the file, whose get_config() is given what follows a colon."""
-        path, *argument = path.split(":", 1)
+        path, *argument = expanded(path).split(":", 1)
         with configs_at_hand():
             module = load_module(path, "config_config")
             if not hasattr(module, "get_config"):

@@ -36,7 +36,7 @@ from cyclip_jax.runtime.profiling import Profiler
 from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror
 from cyclip_jax.training.configured_model import Model
-from cyclip_jax.training.settings import Settings, checked
+from cyclip_jax.training.settings import Settings, checked, with_absolute_paths
 from cyclip_jax.training.starting_point import (
     StartingPoint,
     inherit_vocabulary,
@@ -131,8 +131,9 @@ def open_run(
     Raises:
       UserError: the config, the data or the workdir has a fault that the user can mend.
     """
-    settings = checked(resolve_paths(config, workdir))
-    written_config = with_preset_named(config)
+    written_config = with_absolute_paths(config)
+    settings = checked(resolve_paths(written_config, workdir))
+    written_config = with_preset_named(written_config)
     config = resolve_paths(written_config, workdir)
     plan = _plan(settings, config, workdir, allow_changes)
     model, source = plan.model, plan.source

@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_collections
+
 from cyclip_jax import evals, parallel
 from cyclip_jax.data.order import Position, steps_per_epoch
 from cyclip_jax.data.settings import Data
 from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import FilePath, located_from_anywhere
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.runtime.profiling import check_profile_steps
 from cyclip_jax.runtime.weights_and_biases import WeightsAndBiases
@@ -50,10 +53,10 @@ class Settings:
     checkpoint_every_steps: int
     keep_checkpoints: int
     keep_every_steps: int | None
-    init_from: str | None
+    init_from: FilePath | None
     max_skipped_in_a_row: int
     matmul_precision: str
-    compilation_cache: str | None
+    compilation_cache: FilePath | None
     profile_steps: tuple[int, int] | None
     stall_factor: float
     wandb: WeightsAndBiases
@@ -110,3 +113,21 @@ def checked(config: Any) -> Settings:
         for name, value in config.items()
     }
     return constructed(Settings, sections, "config")
+
+
+def with_absolute_paths(config: Any) -> Any:
+    """A locked copy of a config whose paths mean the same from any folder.
+
+    Which fields are paths, the types of the sections' constructors say (see `files.Located`). ~ is
+    the home folder. {workdir} stays as it is written.
+
+    Args:
+      config: a ConfigDict as defaults.py makes it.
+    """
+    written = located_from_anywhere(Settings, config.to_dict())
+    for name, constructor in SECTIONS.items():
+        if isinstance(written.get(name), Mapping):
+            written[name] = located_from_anywhere(constructor, written[name])
+    if isinstance(written.get("evals"), Mapping):
+        written["evals"] = evals.settings_from_anywhere(written["evals"])
+    return ml_collections.ConfigDict(written).lock()

@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from cyclip_jax import defaults
+from cyclip_jax.data.places import place_from_anywhere
 from cyclip_jax.defaults import completed, flat
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import file_errors
@@ -161,5 +162,7 @@ def _comparable(config):
         settings.pop("micro_batches", None)  # which changes nothing where there is no BatchNorm
     for name, value in settings.items():
         if name.startswith("data.") and name.endswith(".train") and value is not None:
+            # From any folder, as older runs recorded a path such as "." as it was given.
+            value = place_from_anywhere(value, {})
             settings[name] = value.rstrip("/").rpartition("/")[2]
     return settings

@@ -14,7 +14,7 @@ from etils import epath
 from cyclip_jax import defaults
 from cyclip_jax.defaults import completed
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import how_written, write_atomically
 from cyclip_jax.models.presets import portable, tower_in
 from cyclip_jax.workdir.layout import CONFIG
 
@@ -101,7 +101,9 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     """
     path = epath.Path(workdir) / CONFIG
     if not path.exists():
-        raise UserError(f"{workdir} is not the workdir of a run: it has no {CONFIG}")
+        raise UserError(
+            f"{workdir} is not the workdir of a run{how_written(workdir)}: it has no {CONFIG}"
+        )
     try:
         config = json.loads(path.read_text())["config"]
         config["model"] = portable(config["model"])

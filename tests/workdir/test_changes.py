@@ -123,6 +123,21 @@ def test_what_an_older_run_did_not_know_had_its_default(workdir):
         changed(workdir, **CLIP | {"data.decoder": "fast"})
 
 
+def test_a_path_that_an_older_run_recorded_as_it_was_given_is_the_same_from_anywhere(
+    workdir, monkeypatch
+):
+    path = workdir / "checkpoints" / "60" / "meta" / "metadata"
+    data = workdir / "data"
+    data.mkdir()
+    monkeypatch.chdir(data)
+    for given, absolute in ((".", data), ("../data/", data), ("train.csv", data / "train.csv")):
+        meta = {"config": config_with(**CLIP | {"data.train": given}).to_dict()}
+        path.write_text(json.dumps(meta))
+        assert changed(workdir, **CLIP | {"data.train": str(absolute)}) == {}
+        with pytest.raises(UserError, match=r"data\.train"):
+            changed(workdir, **CLIP | {"data.train": "/there/other"})
+
+
 def test_a_name_that_is_no_setting_is_refused():
     check_names(["optimizer", "config.total_steps", "data.mixture.coco.weight"])
     with pytest.raises(UserError, match=r"--allow_changes=optimzer\.learning_rate: .* no such"):

@@ -11,6 +11,7 @@ import cyclip_jax
 from cyclip_jax.evaluate import evaluate_checkpoint
 from cyclip_jax.report.write import write_report
 from cyclip_jax.train import train
+from cyclip_jax.workdir.config_json import read_config
 from cyclip_jax.workdir.metrics import read_metrics
 from tests.pictures import SHAPES, write_pairs
 from tests.workdir import made_before
@@ -43,9 +44,17 @@ def numbers(line):
     return {name: value for name, value in line.items() if not any(word in name for word in TIMES)}
 
 
-def test_an_old_run_goes_on_as_it_did(workdir):
+def test_an_old_run_goes_on_as_it_did(workdir, monkeypatch):
     before = [numbers(line) for line in read_metrics(workdir)]
-    train(made_before.get_config().lock(), workdir)
+    config = made_before.get_config()
+    # Data are compared by their names, and what is recorded holds from any folder.
+    monkeypatch.chdir(workdir.parent)
+    config.data.train, config.data.validation = "pairs/train.csv", "./pairs/train.csv"
+    train(config.lock(), workdir)
+    recorded = read_config(workdir)
+    pairs = f"{workdir.parent}/pairs/train.csv"
+    assert recorded.data.train == recorded.evals.val.pairs == pairs
+    assert recorded.evals.probe.train == "{workdir}/../pairs/labels_train.csv"
     after = [numbers(line) for line in read_metrics(workdir)]
     before, after = ([line for line in lines if len(line) > 1] for lines in (before, after))
     assert [line["step"] for line in after] == [line["step"] for line in before]
@@ -57,13 +66,16 @@ def test_an_old_run_goes_on_as_it_did(workdir):
                 assert new[name] == pytest.approx(value, rel=1e-3), (old["step"], name)
 
 
-def test_an_old_run_is_loaded_evaluated_and_reported(workdir):
+def test_an_old_run_is_loaded_evaluated_and_reported(workdir, monkeypatch):
     model, preprocess, tokenize = cyclip_jax.load(workdir)
     picture = workdir.parent / "pairs" / "red_disc.png"
     image_embeds, text_embeds, scale = model(preprocess(picture), tokenize(["a red disc"]))
     assert image_embeds.shape == text_embeds.shape == (1, 8)
     np.testing.assert_allclose(np.linalg.norm(image_embeds, axis=1), 1, rtol=1e-6)
     assert scale > 1
+    config = workdir / "config.json"
+    config.write_text(config.read_text().replace("{workdir}/../pairs/t", "~/pairs/t"))
+    monkeypatch.setenv("HOME", str(workdir.parent))
     found = evaluate_checkpoint(workdir)
     of_last_step = read_metrics(workdir)[-1]
     assert found.keys() - {"step"} == {name for name in of_last_step if "/" in name}

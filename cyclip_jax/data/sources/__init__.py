@@ -19,15 +19,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cyclip_jax.data.captions import CaptionRule, draw_caption
+from cyclip_jax.data.places import TFDS, DataPath, expanded_place
 from cyclip_jax.data.reading import Reading
 from cyclip_jax.data.record import Record, Source, Unreadable
 from cyclip_jax.data.sources.mixture import Mixture, Weight, check_weights
 from cyclip_jax.data.sources.parquet import parquet_source
 from cyclip_jax.data.sources.table import csv_source, emoji_source
-from cyclip_jax.data.sources.tfds import PREFIX, tfds_source
+from cyclip_jax.data.sources.tfds import tfds_source
 from cyclip_jax.data.sources.tfrecord import tfrecord_source
 from cyclip_jax.data.sources.webdataset import webdataset_source
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import check_scheme, how_written, located_from_anywhere
 
 __all__ = [
     "SOURCES",
@@ -93,6 +95,7 @@ class DataSet:
             )
         object.__setattr__(self, "name", name)
         _check_named(name, self.path, self.config_key)
+        check_scheme(str(self.path), self.config_key, by_tensorflow=True)
         if SOURCES[name] is csv_source:
             self.reading.delimiter_of(str(self.path))
 
@@ -116,7 +119,7 @@ def create_source(
     Raises:
       UserError: there is no source or no setting of this name, or the source refuses the data.
     """
-    path = None if path is None else str(path)
+    path = None if path is None else expanded_place(str(path))
     return DataSet(name, path, _reading(reading, config_key, usual), config_key).open()
 
 
@@ -141,7 +144,7 @@ def _part(
     name: str,
     usual: Reading,
     *,
-    train: str | None = None,
+    train: DataPath | None = None,
     weight: Weight = 1.0,
     source: str = "auto",
     **reading: Any,
@@ -149,6 +152,15 @@ def _part(
     """One part of a mixture: its data set, and its weight."""
     config_key = f"config.data.mixture.{name}.train"
     return DataSet(source, train, _reading(reading, config_key, usual), config_key), weight
+
+
+def mixture_from_anywhere(mixture: Any, settings: Mapping[str, Any]) -> Any:
+    """config.data.mixture with paths that mean the same from any folder; `settings` is its data."""
+    del settings
+    return {
+        name: located_from_anywhere(_part, own) if isinstance(own, Mapping) else own
+        for name, own in mixture.items()
+    }
 
 
 def _reading(settings: Mapping[str, Any], config_key: str, usual: Reading | None = None) -> Reading:
@@ -173,7 +185,7 @@ def create_mixture(
 
 def source_told_by(path: str) -> str | None:
     """The name of the source that a path tells by how it begins or ends; None where it does not."""
-    if path.startswith(PREFIX):
+    if path.startswith(TFDS):
         return "tfds"
     return next((name for end, name in _ENDINGS.items() if path.lower().endswith(end)), None)
 
@@ -185,8 +197,8 @@ def _by_path(path, config_key):
     if name := source_told_by(path):
         return name
     raise UserError(
-        f"{config_key} is {path}, whose ending does not tell the format "
-        f"({', '.join(_ENDINGS)}, or {PREFIX}… before a TensorFlow Datasets name); "
+        f"{config_key} is {path}{how_written(path)}, whose ending does not tell the format "
+        f"({', '.join(_ENDINGS)}, or {TFDS}… before a TensorFlow Datasets name); "
         "set config.data.source"
     )
 
@@ -197,7 +209,7 @@ def _check_named(name, path, config_key):
         return
     endings = {source: ending for ending, source in reversed(_ENDINGS.items())}
     if name == "tfds":
-        example = f"a data set of TensorFlow Datasets, e.g. --{config_key}={PREFIX}coco_captions"
+        example = f"a data set of TensorFlow Datasets, e.g. --{config_key}={TFDS}coco_captions"
     elif endings.get(name, ".csv") == ".csv":
         example = (
             "a CSV of image paths and captions, "

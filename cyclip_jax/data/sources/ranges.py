@@ -5,6 +5,7 @@ import concurrent.futures
 import errno
 import glob
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -15,7 +16,7 @@ import braceexpand
 from cyclip_jax.data.mistaken import GIT_LFS
 from cyclip_jax.data.record import Unreadable
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import file_errors, is_missing
+from cyclip_jax.files import file_errors, how_written, is_missing, miswritten, unopened_scheme
 from cyclip_jax.runtime.started import import_tensorflow
 
 # Seconds before a failed read is tried again: half a minute in all, as storage services advise.
@@ -45,6 +46,9 @@ _WILL_NOT_PASS = {
     errno.EOPNOTSUPP,
     errno.EPERM,
 }
+_STANDS_ALONE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*://")
+# A picture within a text, as data:image/png;base64,….
+DATA_URI: re.Pattern[str] = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w.=+-]*)*,", re.IGNORECASE)
 _LONGEST_DETAIL = 300  # characters; a path may be a whole picture
 
 INDEX_ENDING = ".index.npz"  # of the files beside shards that no pattern means
@@ -83,10 +87,14 @@ def expand(pattern: str, *, config_key: str, endings: Sequence[str]) -> list[str
     missing = [path for path, files in zip(named, found, strict=True) if files is None]
     paths = [path for files in found for path in files or ()]
     if missing:
-        named = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        named = (
+            ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "") + how_written(missing[0])
+        )
         raise UserError(f"{len(missing)} of the files that {config_key} names are missing: {named}")
     if not paths:
-        raise UserError(f"no file matches {pattern}; set {config_key} to files that exist")
+        raise UserError(
+            f"no file matches {pattern}{how_written(pattern)}; set {config_key} to files that exist"
+        )
     return paths
 
 
@@ -114,10 +122,38 @@ def retrying(read: Callable[[*_Arguments], _Value], *arguments: *_Arguments) -> 
 
 def read_whole(path: str) -> bytes:
     """The bytes of a file; raises Unreadable."""
-    content = retrying(_read_whole, path)
+    if DATA_URI.match(path):
+        raise Unreadable("the picture is a data: URI; pictures have to be files", _cut(path))
+    if scheme := unopened_scheme(path, by_tensorflow=True):
+        reason = f"the picture is at {scheme}://, which nothing here opens; download the pictures"
+        raise Unreadable(reason, _cut(path))
+    try:
+        content = retrying(_read_whole, path)
+    except Unreadable as error:
+        raise _explained(error, path) from error.__cause__
     if content.startswith(GIT_LFS):
         raise Unreadable("the file is a pointer of Git LFS; run git lfs pull", path)
     return content
+
+
+def stands_alone(path: str) -> bool:
+    """Whether the path of a picture in a table is none that begins in the table's folder."""
+    return bool(_STANDS_ALONE.match(path) or DATA_URI.match(path))
+
+
+def _explained(error, path):
+    """An Unreadable of a file that says how its path is written, where that may be why."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+        return Unreadable(
+            "the path is longer than one can be; pictures have to be files", _cut(path)
+        )
+    found = miswritten(path) if is_missing(cause) else None
+    if found is None:
+        return error
+    fault, other = found
+    detail = f"{path}; there is {other}" if other else path
+    return Unreadable(f"the file is missing: its path is odd, as {fault}", detail)
 
 
 class Files:
@@ -222,8 +258,13 @@ class Kept(Generic[_Value]):
 
 
 def _expand_braces(pattern, config_key):
+    """The paths that the braces of a pattern name; folders that exist as they are have none."""
+    folders = pattern.split("/")
+    heads = ("/".join(folders[:n]) + "/" for n in range(len(folders) - 1, 0, -1))
+    head = next((head for head in heads if "{" in head and _gfile().isdir(head)), "")
     try:
-        return list(braceexpand.braceexpand(pattern.replace("\\", "\\\\")))
+        expanded = braceexpand.braceexpand(pattern.removeprefix(head).replace("\\", "\\\\"))
+        return [head + path for path in expanded]
     # The package's own stubs lack its exception.
     except braceexpand.UnbalancedBracesError as error:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError(
@@ -280,6 +321,8 @@ def _may_pass(error):
 def _message(error):
     """What an error says, without the name that TensorFlow gave the operation."""
     lines = (getattr(error, "message", None) or str(error)).strip().splitlines()
-    message = lines[0].split("}}")[-1].strip() if lines else type(error).__name__
-    is_long = len(message) > _LONGEST_DETAIL
-    return message[:_LONGEST_DETAIL] + "…" if is_long else message
+    return _cut(lines[0].split("}}")[-1].strip() if lines else type(error).__name__)
+
+
+def _cut(text):
+    return text[:_LONGEST_DETAIL] + "…" if len(text) > _LONGEST_DETAIL else text

@@ -2,7 +2,6 @@
 
 import logging
 import posixpath
-import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,14 +11,14 @@ from jaxtyping import Int
 from cyclip_jax.data.captions import CaptionRule
 from cyclip_jax.data.reading import Reading
 from cyclip_jax.data.record import Record, Unreadable
-from cyclip_jax.data.sources.ranges import read_whole
+from cyclip_jax.data.sources.ranges import read_whole, stands_alone
 from cyclip_jax.data.tables import Fault, Table
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import how_written
 from cyclip_jax.runtime.started import import_tensorflow
 
 IMAGE_KEY = "image"
 CAPTION_KEY = "caption"
-_STANDS_ALONE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def csv_source(path: str, reading: Reading, *, config_key: str) -> "CsvSource":
@@ -42,7 +41,8 @@ def csv_source(path: str, reading: Reading, *, config_key: str) -> "CsvSource":
     gfile = import_tensorflow().io.gfile
     if not gfile.exists(path) or gfile.isdir(path):
         raise UserError(
-            f"{path} is not a file; set {config_key} to a CSV of image paths and captions"
+            f"{path} is not a file{how_written(path)}; set {config_key} to a CSV of image "
+            "paths and captions"
         )
     rule, image_key = reading.caption_rule(CAPTION_KEY), reading.image_key or IMAGE_KEY
     table = Table(path, reading.delimiter_of(path), "config.data.delimiter")
@@ -115,7 +115,7 @@ class CsvSource:
         if index in self.row_faults:
             raise Unreadable(*self.row_faults[index])
         path = self._images[index]
-        if self._folder and not _STANDS_ALONE.match(path):
+        if self._folder and not stands_alone(path):
             path = f"{self._folder}/{path}"
         image = read_whole(path)
         return self._rule.record(image, [[column[index]] for column in self._captions])

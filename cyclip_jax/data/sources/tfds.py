@@ -5,13 +5,14 @@ import importlib.util
 import numpy as np
 from etils import epath
 
+from cyclip_jax.data.places import TFDS, cut_split
 from cyclip_jax.data.reading import Reading
 from cyclip_jax.data.record import Unreadable
 from cyclip_jax.data.sources.shard_index import Members, open_indexes, scan_tfrecord
 from cyclip_jax.data.sources.tfrecord import TfRecords
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import how_written
 
-PREFIX = "tfds:"
 IMAGE_KEY = "image"
 # The first that a data set has: captions, or the number of a class, which stands for its name.
 CAPTION_KEYS = ("caption", "captions/text", "captions", "text", "label")
@@ -102,7 +103,7 @@ def _open_builder(path, config_key):
         )
     import tensorflow_datasets as tfds
 
-    name, _, split = path.removeprefix(PREFIX).partition("@")
+    name, split = cut_split(path.removeprefix(TFDS))
     try:
         if "/" in name and epath.Path(name).exists():
             return tfds.builder_from_directory(name), split or "train"
@@ -111,7 +112,7 @@ def _open_builder(path, config_key):
         return builder, split or "train"
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(
-            f"{config_key} is {path}, and TensorFlow Datasets has no {name!r}: "
+            f"{config_key} is {path}, and TensorFlow Datasets has no {name!r}{how_written(name)}: "
             f"{str(error).splitlines()[0]}"
         ) from error
     except (AssertionError, ImportError, OSError, ValueError) as error:

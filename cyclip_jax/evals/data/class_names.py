@@ -13,6 +13,7 @@ from jaxtyping import Int
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.keys import first_number, plain, sorted_keys
 from cyclip_jax.evals.data.known import PRESETS, class_names, class_templates
+from cyclip_jax.files import how_written
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _BY_NUMBER = 'give the names by the setting `classes` as {"label": "name", …}'
@@ -41,7 +42,9 @@ def read_classes(path: epath.Path) -> Naming:
         content = json.loads(path.read_text())
         names, templates = content.get("classes"), content.get("templates")
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as a JSON object ({error})") from error
+        raise UserError(
+            f"{path} cannot be read as a JSON object{how_written(path)} ({error})"
+        ) from error
     if not names and not templates:
         raise UserError(f"{path} needs lists 'classes' and 'templates', or one of them")
     listed = list(names.values()) if isinstance(names, dict) else names

@@ -16,6 +16,7 @@ from etils import epath
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.keys import are_wordnet_ids, first_number, plain
+from cyclip_jax.files import how_written
 
 INSTALL = "pip install clip_benchmark"
 _OBJECTNET_LABELS = "folder_to_objectnet_label.json"
@@ -223,7 +224,10 @@ def objectnet_folders(folder: epath.Path) -> tuple[epath.Path, dict[str, str]]:
     labels, shared = mappings / _OBJECTNET_LABELS, mappings / "objectnet_to_imagenet_1k.json"
     for path in (pictures, labels, shared):
         if not path.exists():
-            raise UserError(f"{path} is missing; give the folder of ObjectNet as it is unpacked")
+            raise UserError(
+                f"{path} is missing{how_written(path)}; give the folder of ObjectNet as it is "
+                "unpacked"
+            )
     names, shared = json.loads(labels.read_text()), json.loads(shared.read_text())
     return pictures, {key: name.lower() for key, name in names.items() if name in shared}
 

@@ -8,10 +8,10 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
+from cyclip_jax.data.places import PRESET, TFDS, DataPath, cut_split
 from cyclip_jax.data.reading import LabelReading, Reading
 from cyclip_jax.data.sources import CaptionRule, DataSet, create_source
 from cyclip_jax.data.sources.table import CAPTION_KEY, IMAGE_KEY, CsvSource, StringArray
-from cyclip_jax.data.sources.tfds import PREFIX as TFDS
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.class_folders import class_folders, pictures_of_classes
 from cyclip_jax.evals.data.class_names import (
@@ -26,8 +26,8 @@ from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.keys import sorted_keys
 from cyclip_jax.evals.data.known import has_mappings, objectnet_folders, preset_of
 from cyclip_jax.evals.encoders import Encoders
+from cyclip_jax.files import FilePath, how_written
 
-PRESET = "preset:"
 _SPLITS = {"train", "trainval", "training", "val", "valid", "validation", "test", "testing"}
 
 
@@ -94,13 +94,13 @@ def open_images(path: str, *, config_key: str, source: str = "auto", **settings:
 
 
 def open_labelled(
-    data: str,
+    data: DataPath,
     *,
     config_key: str,
     image_key: str | None = None,
     label_key: str | None = None,
     split: str | None = None,
-    classes: str | None = None,
+    classes: FilePath | None = None,
     preset: str | None = None,
 ) -> LabelledImages:
     """Opens labelled pictures.
@@ -307,10 +307,10 @@ def _resolve(data, split, preset, config_key):
     """(place, split, preset) of what `open_labelled` is given; folders may have no split."""
     if not data:
         raise UserError(f"{config_key} is empty; set it to labelled pictures")
-    data, written = _cut_split(data) if data.startswith((PRESET, TFDS)) else (data, None)
+    data, written = cut_split(data) if data.startswith((PRESET, TFDS)) else (data, "")
     if written and split and written != split:
         raise UserError(f"{config_key} names the split {written!r}, and `split` is {split!r}")
-    is_own_split = data.startswith(TFDS) and written
+    is_own_split = data.startswith(TFDS) and bool(written)
     split = split or written
     if data.startswith(PRESET):
         named, _, data = data.removeprefix(PRESET).partition("=")
@@ -338,11 +338,6 @@ def _resolve(data, split, preset, config_key):
 
 def _is_table(place):
     return not place.startswith(TFDS) and epath.Path(place).suffix.lower() in (".csv", ".tsv")
-
-
-def _cut_split(data):
-    head, _, tail = data.rpartition("@")
-    return (head, tail) if head and "/" not in tail else (data, None)
 
 
 def _usual_split(config_key):
@@ -444,8 +439,8 @@ def _open_folders(folder, base, preset, config_key):
     keys = sorted_keys(class_folders(base)) if base.is_dir() else []
     if not keys:
         raise UserError(
-            f"{base} has neither labels.csv, nor nshards.txt, nor a folder for each class; set "
-            f"{config_key} to labelled pictures"
+            f"{base}{how_written(base)} has neither labels.csv, nor nshards.txt, nor a folder for "
+            f"each class; set {config_key} to labelled pictures"
         )
     if _SPLITS.issuperset(keys):
         raise UserError(

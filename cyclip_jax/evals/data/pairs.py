@@ -21,6 +21,7 @@ from cyclip_jax.data.sources.webdataset import WebDataset
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.labelled import check_images, open_images
+from cyclip_jax.files import how_written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +168,9 @@ def _open_karpathy(path, images, split, config_key):
     """An ImageSet of the sentences' rows: a picture stands in as many as it has captions."""
     file = epath.Path(path)
     if not file.exists():
-        raise UserError(f"{path} does not exist; set {config_key}.pairs to a file that does")
+        raise UserError(
+            f"{path} does not exist{how_written(path)}; set {config_key}.pairs to a file that does"
+        )
     rows, splits = [], set()
     try:
         for entry in json.loads(file.read_bytes())["images"]:

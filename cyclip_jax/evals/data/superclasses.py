@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Annotated, TypeAlias
 
 from etils import epath
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import Located, from_anywhere, how_written
 
 # Krizhevsky 2009, "Learning multiple layers of features from tiny images", table 1.
 _CIFAR100 = {
@@ -33,6 +35,15 @@ _CIFAR100 = {
 SUPERCLASSES = {"cifar100": {name: classes.split() for name, classes in _CIFAR100.items()}}
 
 
+def _from_anywhere(superclasses, settings):
+    del settings
+    return superclasses if superclasses in SUPERCLASSES else from_anywhere(superclasses)
+
+
+# The type of a setting that is a key of SUPERCLASSES, or a file.
+Superclasses: TypeAlias = Annotated[str, Located(_from_anywhere)]
+
+
 def read_superclasses(superclasses: str, *, config_key: str) -> dict[str, str]:
     """The superclass of each class.
 
@@ -53,7 +64,9 @@ def read_superclasses(superclasses: str, *, config_key: str) -> dict[str, str]:
         path = epath.Path(superclasses)
         if not path.exists():
             known = ", ".join(SUPERCLASSES)
-            raise UserError(f"{config_key} is {path}, which is no file and none of {known}")
+            raise UserError(
+                f"{config_key} is {path}, which is no file{how_written(path)} and none of {known}"
+            )
         try:
             written = json.loads(path.read_text(encoding="utf-8"))
             content = {name: list(map(normal, classes)) for name, classes in written.items()}
