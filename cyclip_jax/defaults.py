@@ -164,6 +164,10 @@ def _loss() -> ml_collections.ConfigDict:
     # Factor of both consistencies: "reference" is 1/N as published, for N pairs in the batch;
     # "batch_size_free" is 128/N², which weighs the same at any batch size.
     loss.cyclic_normalization = "reference"
+    # Both weights grow linearly from 0 over so many steps from the beginning of the run. On small
+    # data that keeps a young model from making all embeddings equal, where both consistencies are
+    # perfect. 0 is as published: the weights are the same from the first step on.
+    loss.cyclic_warmup_steps = 0
     # Similarities are computed in tiles of so many rows of each device. The number changes memory
     # and speed, not the result.
     loss.chunk_size = 256

@@ -228,7 +228,10 @@ def _log(run, step, position, metrics, seconds_per_step):
     if isinstance(run.source, Mixture):
         drawn = drawn_from_parts(run.source, position, run.config.batch_size)
         metrics |= {f"examples/{name}": count for name, count in drawn.items()}
-    run.writer.write(step, metrics)
+    judged, alarm = run.alarm.check(step, metrics)
+    run.writer.write(step, metrics | judged)
+    if alarm is not None:
+        run.console.say(alarm)
     seconds_left = (run.total_steps - step) * seconds_per_step
     run.console.report(step, run.total_steps, metrics, seconds_left)
     if skipped >= run.config.max_skipped_in_a_row:

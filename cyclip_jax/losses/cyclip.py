@@ -1,5 +1,7 @@
 """CyCLIP's terms, and their sum: the contrastive loss and the two weighted cyclic ones."""
 
+import math
+
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -13,6 +15,13 @@ from cyclip_jax.losses.terms import Reported, Term, Weight, weighted_sum
 REFERENCE_BATCH_SIZE = 128
 
 CYCLIC_NORMALIZATIONS = ("reference", "batch_size_free")
+
+_GROWING_WEIGHTS = {
+    f"{value}_weight": Reported(
+        meaning=f"The weight {symbol} at the step", unit="number", better=None
+    )
+    for value, symbol in (("inmodal", "λ1"), ("crossmodal", "λ2"))
+}
 
 
 def contrastive_term(*, chunk_size: int = CHUNK_SIZE) -> Term:
@@ -58,6 +67,7 @@ def contrastive_term(*, chunk_size: int = CHUNK_SIZE) -> Term:
                 better="more",
             ),
         },
+        of_equal_embeds={"contrastive_loss": math.log},  # each of N rows is as likely as another
     )
 
 
@@ -66,6 +76,7 @@ def cyclic_term(
     inmodal_weight: Weight = 0.25,
     crossmodal_weight: Weight = 0.25,
     cyclic_normalization: str = "reference",
+    cyclic_warmup_steps: int = 0,
 ) -> Term:
     """The two cyclic consistencies as one term: one pass over the embeddings gives both values.
 
@@ -75,10 +86,15 @@ def cyclic_term(
       inmodal_weight: λ1.
       crossmodal_weight: λ2.
       cyclic_normalization: as in `cyclip_loss`.
+      cyclic_warmup_steps: over so many steps from the beginning of a run both weights grow linearly
+        from 0. The terms are least where all embeddings are equal, and at their full weight they
+        may hold a young model there.
 
     Raises:
-      UserError: the normalisation is unknown.
+      UserError: the normalisation is unknown, or the warm-up is negative.
     """
+    if cyclic_warmup_steps < 0:
+        raise UserError(f"config.loss.cyclic_warmup_steps {cyclic_warmup_steps} must be at least 0")
     if cyclic_normalization not in CYCLIC_NORMALIZATIONS:
         raise UserError(
             f"unknown cyclic_normalization {cyclic_normalization!r}; set "
@@ -118,7 +134,9 @@ def cyclic_term(
                 meaning="The cross-modal consistency as a mean over the pairs of pairs",
                 unit="number",
             ),
+            **(_GROWING_WEIGHTS if cyclic_warmup_steps else {}),
         },
+        warmup_steps=cyclic_warmup_steps,
         report=report,
         scales=(),
         is_always_measured=True,

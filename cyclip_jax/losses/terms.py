@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from cyclip_jax.errors import UserError
 
@@ -68,6 +68,10 @@ class Term:
       report: function ({name: value}, N) -> {metric: scalar}: the values as metrics.
       reports: {metric: what it is}, all metrics that the term adds to those of a step, in the order
         in which they are shown.
+      of_equal_embeds: {metric: function N -> the value that it has where all N rows have equal
+        embeddings}, for values that show by this that nothing is learned.
+      warmup_steps: over so many steps from the beginning of a run the weights grow linearly from 0.
+        The weights of each step are then metrics of it, `<value>_weight`.
       rows: the embeddings that the term takes, {name: (tower, key of the batch)}; the tower is
         "visual" or "text". A name means the same in every term.
       batch_keys: keys of the batch that `measure` reads itself.
@@ -80,6 +84,8 @@ class Term:
     normalizer: Callable[[int], float] = one
     report: Callable[[Mapping[str, Float[Array, ""]], int], Scalars] = as_losses
     reports: Mapping[str, Reported]
+    of_equal_embeds: Mapping[str, Callable[[int], float]] = dataclasses.field(default_factory=dict)
+    warmup_steps: int = 0
     rows: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=lambda: PAIRS)
     batch_keys: tuple[str, ...] = ()
     scales: tuple[str, ...] = ("logit_scale",)
@@ -102,6 +108,7 @@ def weighted_sum(
     batch: Rows,
     scales: Scales,
     *,
+    step: Int[Array, ""] | int | None = None,
     detached_gather_devices: int = 1,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], Scalars]:
@@ -113,6 +120,7 @@ def weighted_sum(
         [N, D].
       batch: what the terms' `batch_keys` name, [N, ...].
       scales: {name: scalar}, already exponentiated.
+      step: of the run, by which weights grow; None stands for any after the warm-up.
       detached_gather_devices: W, by which the gradient of the embeddings is divided (see
         `cyclip_loss`).
       mesh: a jax.sharding.Mesh, all of whose axes the rows are split over; None is one device.
@@ -132,9 +140,10 @@ def weighted_sum(
     }
     measured = _measured(terms, embeds, batch, scales, mesh)
     counts = [embeds[next(iter(term.rows))].shape[0] for term in terms]
+    weights = [_weights_at(term, step) for term in terms]
     loss = None
-    for term, n, (values, _) in zip(terms, counts, measured, strict=True):
-        for weight, value in zip(term.weights.values(), values, strict=True):
+    for term, n, (values, _), own in zip(terms, counts, measured, weights, strict=True):
+        for weight, value in zip(own.values(), values, strict=True):
             # Left out, a value costs no gradient.
             if not is_zero(weight):
                 part = value if weight is None else term.normalizer(n) * weight * value
@@ -148,7 +157,25 @@ def weighted_sum(
         metrics["temperature"] = 1 / jnp.asarray(scales["logit_scale"], loss.dtype)
     for _, others in measured:
         metrics |= others
+    for term, own in zip(terms, weights, strict=True):
+        if own is not term.weights:
+            metrics |= {
+                f"{name}_weight": jnp.asarray(w, loss.dtype)
+                for name, w in own.items()
+                if w is not None
+            }
     return loss, metrics
+
+
+def _weights_at(term: Term, step: Int[Array, ""] | int | None) -> Mapping[str, Weight | None]:
+    """The weights of a term at a step; those that are 0 or None stay what they are."""
+    if step is None or term.warmup_steps == 0:
+        return term.weights
+    grown = jnp.minimum(step / term.warmup_steps, 1)
+    return {
+        name: weight if weight is None or is_zero(weight) else grown * weight
+        for name, weight in term.weights.items()
+    }
 
 
 def _measured(

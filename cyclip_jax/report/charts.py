@@ -21,6 +21,7 @@ from cyclip_jax.report.runs import Group, read_json
 # What every training measures, before and after the losses of its terms.
 _FIRST = {"loss": "The whole loss"}
 _LAST = {
+    "embedding_rank": "The effective rank of the batch's embeddings, 1 where they are all equal,",
     "learning_rate": "The learning rate",
     "images_per_second": "The speed in images per second over all devices",
 }

@@ -14,6 +14,7 @@ from cyclip_jax.report.parts import (
     run_names,
 )
 from cyclip_jax.report.runs import Group, without_folder
+from cyclip_jax.training.collapse import ADVICE, collapsed_steps
 
 _BASELINE = "CLIP"
 _ARROWS_MEAN = "of a metric with ↑ more is better, of one with ↓ less"
@@ -22,8 +23,24 @@ _TOLD = ("image_to_text_recall@1", "top1", "consistency@1", "modality_gap")
 
 
 def summary(groups: Sequence[Group], _: Drawings | None) -> Html:
-    """Two sentences on each group: what was trained, and how good it is."""
-    return join(*(element("p", *_sentences(group)) for group in groups))
+    """Two sentences on each group: what was trained, and how good it is; and the alarms."""
+    alarms = [_alarm(run) for group in groups for run in group.runs]
+    return join(*(element("p", *_sentences(group)) for group in groups), *alarms)
+
+
+def _alarm(run):
+    """A note where the embeddings of a run were equal; nothing where they were not."""
+    steps = collapsed_steps(run.training)
+    if not steps:
+        return ""
+    logged = [line for line in run.training if line["step"] >= steps[0]]
+    return element(
+        "p",
+        element("strong", f"Alarm: {run.name} had learned nothing at step {steps[0]}. "),
+        f"The embeddings were equal, or as good as, at {len(steps)} of the {len(logged)} logged "
+        f"steps from there on, the last time at step {steps[-1]}. {ADVICE}.",
+        class_="alarm",
+    )
 
 
 def _sentences(group):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses.contrastive import CHUNK_SIZE
@@ -44,6 +44,7 @@ class Objective:
       crossmodal_weight: λ2 of the paper, a factor of the cross-modal consistency.
       cyclic_normalization: "reference" divides the cyclic double sums by N, as published;
         "batch_size_free" divides them by N²/128 (see `cyclip_loss`).
+      cyclic_warmup_steps: over so many steps from the beginning λ1 and λ2 grow linearly from 0.
       chunk_size: rows of each device in a tile of the similarities; it changes only memory and
         speed.
       detached_gather_devices: W, by which the gradients of the towers are divided, as in the
@@ -51,6 +52,7 @@ class Objective:
       **sections: settings of the terms that have a section of their own, by the terms' names.
 
     Attributes:
+      cyclic_warmup_steps: as given.
       detached_gather_devices: as given.
       terms: {name: Term}, the terms that are computed.
 
@@ -64,6 +66,7 @@ class Objective:
         inmodal_weight: Weight = 0.25,
         crossmodal_weight: Weight = 0.25,
         cyclic_normalization: str = "reference",
+        cyclic_warmup_steps: int = 0,
         chunk_size: int = CHUNK_SIZE,
         detached_gather_devices: int = 1,
         **sections: Mapping[str, Any],
@@ -73,6 +76,7 @@ class Objective:
             "inmodal_weight": inmodal_weight,
             "crossmodal_weight": crossmodal_weight,
             "cyclic_normalization": cyclic_normalization,
+            "cyclic_warmup_steps": cyclic_warmup_steps,
             "chunk_size": chunk_size,
         }
         unknown = sorted(sections.keys() - TERMS.keys())
@@ -81,6 +85,7 @@ class Objective:
                 f"config.loss.{unknown[0]} is not a setting of the loss; the settings are "
                 f"{', '.join((*loss, 'detached_gather_devices'))}"
             )
+        self.cyclic_warmup_steps = cyclic_warmup_steps
         self.detached_gather_devices = detached_gather_devices
         self.terms: dict[str, Term] = {}
         for name, make in TERMS.items():
@@ -124,8 +129,23 @@ class Objective:
         """What the terms say of their metrics, in the order in which they are shown."""
         return {name: told for term in self.terms.values() for name, told in term.reports.items()}
 
+    @property
+    def of_equal_embeds(self) -> dict[str, Callable[[int], float]]:
+        """What the terms' metrics are where all embeddings are equal, as `Term` says it."""
+        return {
+            name: value
+            for term in self.terms.values()
+            for name, value in term.of_equal_embeds.items()
+        }
+
     def __call__(
-        self, embeds: Embeds, batch: Rows, scales: Scales, *, mesh: Mesh | None = None
+        self,
+        embeds: Embeds,
+        batch: Rows,
+        scales: Scales,
+        *,
+        step: Int[Array, ""] | int | None = None,
+        mesh: Mesh | None = None,
     ) -> tuple[Float[Array, ""], Scalars]:
         """Adds up the terms with their weights.
 
@@ -133,6 +153,7 @@ class Objective:
           embeds: unit-norm embeddings of the global batch by the names of `rows`, float [N, D].
           batch: holds `batch_keys`, [N, ...].
           scales: scalars by the names of `scales`, already exponentiated.
+          step: of the run, by which weights grow; None stands for any after the warm-up.
           mesh: a jax.sharding.Mesh, all of whose axes the rows are split over; None is one device.
 
         Returns:
@@ -143,6 +164,7 @@ class Objective:
             {name: embeds[name] for name in self.rows},
             {key: batch[key] for key in self.batch_keys},
             {name: scales[name] for name in self.scales},
+            step=step,
             detached_gather_devices=self.detached_gather_devices,
             mesh=mesh,
         )

@@ -35,7 +35,9 @@ from cyclip_jax.runtime.loop import Feed, StopOnSignal, keep_compiled, set_matmu
 from cyclip_jax.runtime.profiling import Profiler
 from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror
+from cyclip_jax.training.collapse import CollapseAlarm, collapsed_steps
 from cyclip_jax.training.configured_model import Model
+from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.settings import Settings, checked, with_absolute_paths
 from cyclip_jax.training.starting_point import (
     StartingPoint,
@@ -52,7 +54,7 @@ from cyclip_jax.workdir.changes import (
 )
 from cyclip_jax.workdir.config_json import check_same_model, write_config
 from cyclip_jax.workdir.console import Console
-from cyclip_jax.workdir.metrics import MetricWriter
+from cyclip_jax.workdir.metrics import MetricWriter, read_metrics
 from cyclip_jax.workdir.saved import newest_meta, saved_steps
 
 
@@ -88,6 +90,7 @@ class Run:
       checkpointer: takes states.
       clock: measures where the time goes.
       profiler: traces chosen steps.
+      alarm: says where nothing is learned.
     """
 
     config: ml_collections.ConfigDict
@@ -107,6 +110,7 @@ class Run:
     checkpointer: Checkpointer
     clock: Clock
     profiler: Profiler
+    alarm: CollapseAlarm
 
 
 @contextlib.contextmanager
@@ -158,6 +162,7 @@ def open_run(
             _record(written_config, workdir, step, changes, plan, console)
         mirror = WandbMirror(written_config, workdir, say=console.say, enabled=is_first_process)
         _closed_with(stack, mirror)
+        alarm = _alarm(config, workdir)  # before the writer cuts off what is trained anew
         writer = MetricWriter(workdir, first_step=step, enabled=is_first_process, mirror=mirror)
         _closed_with(stack, writer)
         console.say(
@@ -186,6 +191,7 @@ def open_run(
             checkpointer=checkpointer,
             clock=clock,
             profiler=profiler,
+            alarm=alarm,
         )
         yield run, start
 
@@ -241,6 +247,7 @@ def _plan(settings, config, workdir, allow_changes):
 def _schedule(settings, model, source, step, position):
     """How long the run is from a step and a place in its data on, and what is done when."""
     total_steps = settings.run_length(len(source), step, position)
+    settings.check_cyclic_warmup(total_steps)
     an_epoch = steps_per_epoch(len(source), settings.batch_size)
     return {
         "total_steps": total_steps,
@@ -315,6 +322,16 @@ def _open_data(plan, workdir, position, stack):
         position=position,
     )
     return _closed_with(stack, batches), bad_examples
+
+
+def _alarm(config, workdir):
+    """The alarm of a run, which is not given again after the run was continued."""
+    return CollapseAlarm(
+        configured_objective(config),
+        batch_size=config.batch_size,
+        warmup_steps=config.optimizer.warmup_steps,
+        is_told=jax.process_index() == 0 and bool(collapsed_steps(read_metrics(workdir))),
+    )
 
 
 def _steps(config, plan, state):

@@ -51,14 +51,15 @@ def learning_rate_schedule(
     return schedule
 
 
-def check_warmup(warmup_steps: int, total_steps: int | None) -> None:
+def check_warmup(
+    warmup_steps: int, total_steps: int | None, name: str = "config.optimizer.warmup_steps"
+) -> None:
     """Raises UserError unless a warm-up ends before the run, whose length may not be known yet."""
     if total_steps is None and warmup_steps < 0:
-        raise UserError(f"config.optimizer.warmup_steps {warmup_steps} must be at least 0")
+        raise UserError(f"{name} {warmup_steps} must be at least 0")
     if total_steps is not None and not 0 <= warmup_steps < total_steps:
         raise UserError(
-            f"config.optimizer.warmup_steps {warmup_steps} must be at least 0 and less than the "
-            f"run's {total_steps} steps"
+            f"{name} {warmup_steps} must be at least 0 and less than the run's {total_steps} steps"
         )
 
 

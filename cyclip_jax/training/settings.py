@@ -82,8 +82,14 @@ class Settings:
         check_profile_steps(self.profile_steps)
         self.tokens.reduced_view(sizes_in(self.model))
         check_warmup(self.optimizer.warmup_steps, self.total_steps)
+        self.check_cyclic_warmup(self.total_steps)
         self.data.training_sets()
         evals.check_settings(self.evals)
+
+    def check_cyclic_warmup(self, total_steps: int | None) -> None:
+        """Raises UserError where the cyclic weights would not have grown when the run ends."""
+        name = "config.loss.cyclic_warmup_steps"
+        check_warmup(self.loss.cyclic_warmup_steps, total_steps, name)
 
     def run_length(self, examples: int, step: int = 0, position: Position | None = None) -> int:
         """The total steps of the run over data of so many examples.

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from cyclip_jax import parallel
+from cyclip_jax.losses.rank import smallest_rank
 from cyclip_jax.models.clip import (
     CLIP,
     MAX_LOGIT_SCALE,
@@ -212,8 +213,8 @@ def make_train_step(
         embeds = embed_rows(model, rows, objective.rows, normalise=normalise)
         return embeds, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    def loss_fn(embeds, log_scales, rows):
-        return objective(embeds, rows, jax.tree.map(jnp.exp, log_scales), mesh=mesh)
+    def loss_fn(embeds, log_scales, rows, step):
+        return objective(embeds, rows, jax.tree.map(jnp.exp, log_scales), mesh=mesh, step=step)
 
     def train_step(state, batch):
         rows = view(jax.random.fold_in(state.rng, state.step), batch)
@@ -224,7 +225,7 @@ def make_train_step(
         log_scales = {name: state.params[name] for name in objective.scales}
         (loss, metrics), (cotangents, scale_grads) = jax.value_and_grad(
             loss_fn, argnums=(0, 1), has_aux=True
-        )(embeds, log_scales, rows)
+        )(embeds, log_scales, rows, state.step)
         grads = pull(cotangents) | scale_grads
         if trainable is not None:
             grads = where_trainable(trainable, grads, jax.tree.map(jnp.zeros_like, grads))
@@ -243,7 +244,7 @@ def make_train_step(
         )
         counters = skipped(finite, state)
         metrics |= {"learning_rate": learning_rate, "grad_norm": optax.global_norm(grads)}
-        metrics |= counters
+        metrics |= {"embedding_rank": smallest_rank(embeds, mesh=mesh), **counters}
         changed = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
         return dataclasses.replace(state, step=state.step + 1, **changed, **counters), metrics
 

@@ -1,5 +1,6 @@
 """The table of terms, and a step that serves a term which only these tests have."""
 
+import dataclasses
 import functools
 
 import jax
@@ -150,12 +151,30 @@ def test_a_term_has_its_own_section_of_the_config(second_term):
         ({"inmodal_wieght": 0.1}, "config.loss.inmodal_wieght is not a setting.*inmodal_weight"),
         ({"cyclic_normalization": "mean"}, "one of reference, batch_size_free"),
         ({"chunk_size": 0}, "config.loss.chunk_size 0 must be at least 1"),
+        ({"cyclic_warmup_steps": -1}, "config.loss.cyclic_warmup_steps -1 must be at least 0"),
         ({"detached_gather_devices": 0}, "config.loss.detached_gather_devices 0"),
     ],
 )
 def test_what_is_wrong_with_the_section_is_said_when_it_is_constructed(settings, message):
     with pytest.raises(UserError, match=message):
         Objective(**settings)
+
+
+@pytest.mark.parametrize("step, share", [(0, 0.0), (3, 0.3), (10, 1.0), (500, 1.0), (None, 1.0)])
+def test_the_cyclic_weights_grow_over_their_warm_up(step, share):
+    objective = Objective(cyclic_warmup_steps=10, inmodal_weight=0.5, crossmodal_weight=0)
+
+    @functools.partial(jax.jit, static_argnums=1 if step is None else ())
+    def loss(scale, step):
+        return objective(pair_of(), {}, {"logit_scale": scale}, step=step)
+
+    value, metrics = loss(14.0, step)
+    expected = metrics["contrastive_loss"] + share * 0.5 * metrics["inmodal_cyclic_loss"]
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
+    if step is not None:
+        assert float(metrics["inmodal_weight"]) == pytest.approx(share * 0.5)
+        assert float(metrics["crossmodal_weight"]) == 0
+        assert sorted(metrics) == sorted(["loss", "temperature", *objective.reports])
 
 
 def test_an_objective_without_a_weight_is_an_error():
@@ -194,6 +213,32 @@ def test_a_term_of_weight_zero_leaves_the_program_as_it_is(monkeypatch):
     )
     assert at_zero == without
     assert with_term != without
+
+
+def test_without_a_warm_up_of_the_cyclic_weights_the_step_leaves_the_program_as_it_is():
+    without, at_zero, grown = (
+        lowered(Objective(**of_step.LOSS, **warmup)).as_text()
+        for warmup in ({}, {"cyclic_warmup_steps": 0}, {"cyclic_warmup_steps": 5})
+    )
+    assert at_zero == without
+    assert grown != without
+
+
+def test_a_step_takes_the_weights_of_its_own_number(x64):
+    """So that a run that is continued goes on where the weights were."""
+    state, graphdef = of_step.perturbed_state("float64", **VIT)
+    objective = Objective(cyclic_warmup_steps=10, **of_step.LOSS)
+    normalise = functools.partial(normalise_images, dtype=jnp.float64)
+    step = make_train_step(
+        graphdef, optax.identity(), lambda _: 0.0, objective=objective, normalise=normalise
+    )
+    for number, share in ((0, 0.0), (7, 0.7), (10, 1.0), (400, 1.0)):
+        at = dataclasses.replace(state, step=jnp.asarray(number, jnp.int32))
+        _, metrics = jax.jit(step)(at, of_step.make_batch())
+        assert float(metrics["inmodal_weight"]) == pytest.approx(0.25 * share)
+        cyclic = metrics["inmodal_cyclic_loss"] + metrics["crossmodal_cyclic_loss"]
+        expected = metrics["contrastive_loss"] + 0.25 * share * cyclic
+        assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_a_term_of_weight_zero_costs_no_flop_and_no_collective(second_term):

@@ -63,6 +63,7 @@ def test_forgotten_flags_are_listed_and_refused(workdir):
         ("data.train", "/there/other.csv"),
         ("data.shuffle", False),
         ("loss.cyclic_normalization", "batch_size_free"),
+        ("loss.cyclic_warmup_steps", 10),
         ("optimizer.beta2", 0.98),
         ("tokens.text_length", 5),
     ],

@@ -1,0 +1,89 @@
+"""The alarm of a run whose embeddings are all equal."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from cyclip_jax.losses.terms import Term
+from cyclip_jax.training.collapse import CollapseAlarm, collapsed_steps
+from cyclip_jax.training.objective import Objective
+from tests.conftest import unit_rows
+
+HEALTHY = {"contrastive_loss": 3.0, "embedding_rank": 9.0}
+
+
+def alarm(warmup_steps=0, *, is_told=False, batch_size=128):
+    return CollapseAlarm(
+        Objective(), batch_size=batch_size, warmup_steps=warmup_steps, is_told=is_told
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.0, 100.0])
+def test_a_term_knows_its_value_for_equal_embeddings(scale):
+    objective, n = Objective(), 24
+    equal = np.tile(unit_rows(0, 1, 16, np.float32), (n, 1))
+    other = np.tile(unit_rows(1, 1, 16, np.float32), (n, 1))
+    for texts in (equal, other):
+        embeds = {"images": equal, "texts": texts}
+        _, metrics = jax.jit(objective)(embeds, {}, {"logit_scale": scale})
+        for name, value in objective.of_equal_embeds.items():
+            assert float(metrics[name]) == pytest.approx(value(n), rel=1e-5)
+    assert list(objective.of_equal_embeds) == ["contrastive_loss"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "collapsed"),
+    [
+        ({}, 0),
+        ({"contrastive_loss": math.log(128)}, 1),
+        ({"contrastive_loss": 1.009 * math.log(128)}, 1),
+        ({"contrastive_loss": 0.991 * math.log(128)}, 1),
+        ({"contrastive_loss": 0.985 * math.log(128)}, 0),
+        ({"contrastive_loss": 1.02 * math.log(128)}, 0),
+        ({"embedding_rank": 1.0}, 1),
+        ({"embedding_rank": 1.2}, 0),
+        ({"contrastive_loss": math.nan, "embedding_rank": math.nan}, 0),
+    ],
+)
+def test_it_is_given_for_equal_embeddings_and_for_nothing_else(metrics, collapsed):
+    added, told = alarm().check(100, HEALTHY | metrics)
+    assert added == {"collapsed": collapsed}
+    assert (told is not None) == bool(collapsed)
+
+
+def test_it_is_given_once_and_counted_at_every_step():
+    watch = alarm()
+    found = [watch.check(step, HEALTHY | {"embedding_rank": 1.001}) for step in (150, 200)]
+    assert [added for added, _ in found] == [{"collapsed": 1}] * 2
+    assert "embedding_rank is 1.001" in found[0][1] and "cyclic_warmup_steps" in found[0][1]
+    assert found[1][1] is None
+    # Neither is it after the run was continued.
+    lines = [{"step": step, **added} for step, (added, _) in zip((150, 200), found, strict=True)]
+    assert collapsed_steps([{"step": 100, "collapsed": 0.0}, *lines, {"step": 9}]) == [150, 200]
+    assert alarm(is_told=True).check(250, HEALTHY | {"embedding_rank": 1.0})[1] is None
+
+
+def test_a_young_model_is_not_judged():
+    equal = {"contrastive_loss": math.log(128), "embedding_rank": 1.0}
+    assert alarm().check(99, equal) == ({}, None)
+    # In the warm-up of the learning rate a term may stand still, but embeddings differ.
+    late = alarm(warmup_steps=500)
+    assert late.check(499, equal | {"embedding_rank": 5.0})[0] == {"collapsed": 0}
+    assert late.check(500, equal | {"embedding_rank": 5.0})[0] == {"collapsed": 1}
+    assert late.check(499, equal)[0] == {"collapsed": 1}
+
+
+def test_another_loss_says_its_own_value():
+    objective = Objective()
+    objective.terms["other"] = Term(
+        measure=lambda *_: ((), {}),
+        weights={},
+        reports={},
+        of_equal_embeds={"other_loss": lambda n: n / 2},
+    )
+    watch = CollapseAlarm(objective, batch_size=8, warmup_steps=0, is_told=False)
+    added, told = watch.check(100, HEALTHY | {"other_loss": 4.01})
+    assert added == {"collapsed": 1}
+    assert "other_loss is 4.01, and equal embeddings have 4" in told
