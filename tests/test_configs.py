@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import tarfile
 
 import ml_collections
 import pytest
@@ -12,9 +13,12 @@ from flax import nnx
 from PIL import Image
 
 from cyclip_jax import defaults, evals
+from cyclip_jax.errors import UserError
 from cyclip_jax.models import create_model
+from cyclip_jax.runtime.config_file import ConfigFileParser
 from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.optimizer import create_optimizer
+from cyclip_jax.training.settings import checked
 from cyclip_jax.workdir.config_json import check_same_model, read_config, write_config
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -23,13 +27,19 @@ NAMES = sorted(
 )
 
 
-def load(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+def load(name, *arguments):
+    return importlib.import_module(f"configs.{name}").get_config(*arguments)
+
+
+@pytest.fixture
+def load_any(pairs_csv):
+    """`load`, with data for the one experiment that needs some."""
+    return lambda name: load(name, *([str(pairs_csv)] if name == "own_data" else []))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_builds_its_model_optimizer_and_evals(name):
-    config = load(name)
+def test_every_config_builds_its_model_optimizer_and_evals(name, load_any):
+    config = load_any(name)
     assert isinstance(config, ml_collections.ConfigDict)
     nnx.eval_shape(lambda: create_model(**config.model, rngs=nnx.Rngs(0)))
     length = {"total_steps": config.total_steps or 10**6, "steps_per_epoch": 10**4}
@@ -45,7 +55,7 @@ def _without_type(settings):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_keeps_to_the_fields_of_common(name):
+def test_every_config_keeps_to_the_fields_of_common(name, load_any):
     def fields(config):
         return {
             (key, *inner)
@@ -54,7 +64,7 @@ def test_every_config_keeps_to_the_fields_of_common(name):
             for inner in (fields(value) if isinstance(value, ml_collections.ConfigDict) else [()])
         }
 
-    assert fields(load(name)) == fields(defaults.get_config())
+    assert fields(load_any(name)) == fields(defaults.get_config())
 
 
 def test_every_default_has_a_comment():
@@ -134,6 +144,74 @@ def test_cc3m_reference_differs_from_cc3m_in_the_quirks_alone():
         "evals.linear_probe.test": None,
         "evals.linear_probe.batch_size": 128,
     }
+
+
+def own_data(argument):
+    return ConfigFileParser().parse(f"{ROOT / 'configs' / 'own_data.py'}:{argument}")
+
+
+def write_captions(path, captions, column="caption"):
+    lines = [f"image,{column}", *(f"{number}.png,{text}" for number, text in enumerate(captions))]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_own_data_fits_length_batch_and_vocabulary_to_the_data(tmp_path):
+    def sizes(pairs, words):
+        captions = [f"word{number % words} and more" for number in range(pairs)]
+        config = own_data(write_captions(tmp_path / "train.csv", captions))
+        checked(config)
+        return config.batch_size, config.total_steps, config.model.vocab_size
+
+    assert sizes(24, 5) == (8, 600, 256)
+    assert sizes(1000, 900) == (32, 937, 900 + 2 + 19)
+    assert sizes(9000, 9000) == (128, 2109, 8000 + 19)
+    config = own_data(tmp_path / "train.csv")
+    assert config.optimizer.warmup_steps == 210 and config.loss.cyclic_warmup_steps == 1054
+    assert config.data.validation is None and config.evals.val.pairs is None
+    longer = own_data(write_captions(tmp_path / "long.csv", ["a " * 40, "b"] * 9))
+    assert (config.model.context_length, longer.model.context_length) == (16, 42)
+
+
+def test_own_data_takes_what_data_train_takes(tmp_path):
+    train = write_captions(tmp_path / "train.csv", ["a", "b"])
+    config = own_data(f"{train},val.csv")
+    assert (config.data.train, config.data.validation) == (str(train), "val.csv")
+    assert config.evals.val.pairs == "val.csv" and config.evals.val.gallery_captions == 8
+    config = own_data(write_captions(tmp_path / "a, b.csv", ["a", "b"]))
+    assert config.data.train.endswith("a, b.csv") and config.data.validation is None
+    other = write_captions(tmp_path / "other.csv", ["a", "b"], column="text")
+    config = own_data(f"{other},caption_key=text,val.csv")
+    assert (config.data.caption_key, config.data.validation) == ("text", "val.csv")
+    for name in ("a", "b"):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for path in ("other.csv", "train.csv"):
+                member = f"{name}.{'txt' if path == 'other.csv' else 'png'}"
+                tar.add(tmp_path / path, member)
+    config = own_data(f"{tmp_path}/{{a,b}}.tar,{tmp_path}/b.tar")
+    assert config.data.train.endswith("{a,b}.tar") and config.data.validation.endswith("/b.tar")
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("", "name the pairs to train on, .*own_data.py:train.csv,val.csv"),
+        (",val.csv", "name the pairs to train on"),
+        ("a.csv,b.csv,c.csv", "name the pairs to train on"),
+        ("/no/train.csv", "own_data.py:train.csv,val.csv,.*: /no/train.csv is not a file"),
+        ("/no/train", "/no/train, whose ending does not tell the format"),
+        ("{other},{other}", r"caption_key=text is how .* has no column 'caption' \(columns: image"),
+    ],
+)
+def test_own_data_says_what_is_missing(tmp_path, argument, sentence):
+    other = write_captions(tmp_path / "other.csv", ["a", "b"], column="text")
+    with pytest.raises(UserError, match=sentence):
+        own_data(argument.format(other=other))
+
+
+def test_own_data_without_an_argument_says_what_is_missing():
+    with pytest.raises(UserError, match="name the pairs to train on"):
+        ConfigFileParser().parse(str(ROOT / "configs" / "own_data.py"))
 
 
 def test_a_run_from_before_a_field_has_its_default(tmp_path):
