@@ -73,8 +73,11 @@ def loss_flops(config, mesh, rows):
     embeds = jax.ShapeDtypeStruct((rows, sizes_in(config.model)["embed_dim"]), jnp.float32)
     scale = jax.ShapeDtypeStruct((), jnp.float32)
 
+    settings = dict(config.loss)
+    del settings["cyclic_warmup_steps"]  # of a run: the loss itself has no steps
+
     def loss(*args):
-        return cyclip.cyclip_loss(*args, mesh=mesh, **config.loss)[0]
+        return cyclip.cyclip_loss(*args, mesh=mesh, **settings)[0]
 
     return matmul_flops(jax.value_and_grad(loss, (0, 1, 2)), embeds, embeds, scale)
 

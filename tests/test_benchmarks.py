@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks import checksums, loss, report, scaling
+from benchmarks import checksums, loss, report, scaling, small_data
 
 SMALL_LOSS = ("--rows=8", "--dim=4", "--chunk-size=3", "--repeats=2")
 SMALL_STEP = (
@@ -114,3 +114,23 @@ def test_checksums_are_measured_in_both_formats(monkeypatch, capsys):
     checksums.main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [".tfrecord", ".parquet"]
+
+
+def test_small_data_hold_out_parts_and_drawings_that_training_has_not_seen(monkeypatch, tmp_path):
+    monkeypatch.setattr(small_data, "PHOTOGRAPHS", {"camera": "a cameraman"})
+    monkeypatch.setattr(small_data, "MORE_PHOTOGRAPHS", {})
+    examples = list(small_data.photographs())
+    assert [split for split, _, _ in examples].count("val") == 9 and len(examples) == 81
+    small_data.build(tmp_path, examples)
+    configs = small_data.runs(tmp_path)
+    assert [config.seed for config in configs.values()] == [0, 1, 2, 0, 0, 0]
+    assert {config.model.vocab_size for config in configs.values()} == {256}
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    line = {"step": 150, "contrastive_loss": 1.0, "embedding_rank": 2.0, "collapsed": 1}
+    recalls = ("mean_recall", "mean_recall_ci_low", "mean_recall_ci_high", "chance_mean_recall")
+    line |= {f"val/{name}": 0.1 for name in recalls}
+    (workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    small_data.train_until(configs["cc3m, ViT-tiny"], workdir, 150)  # it is there already
+    row = small_data.row_of("photographs", "a run", workdir)
+    assert (row["recall"], row["alarm"]) == ("10.0% [10.0, 10.0]", 150)

@@ -21,7 +21,7 @@ from cyclip_jax.evals.output import read_abouts
 from cyclip_jax.report import __main__ as command_line
 from cyclip_jax.report import charts, figures, parts, sections, style
 from cyclip_jax.report.markup import Cell, element, join, table
-from cyclip_jax.report.numbers import headlines
+from cyclip_jax.report.numbers import headlines, summary
 from cyclip_jax.report.parts import Drawings
 from cyclip_jax.report.runs import group_runs, objective, read_run, student_interval
 from cyclip_jax.report.write import write_report
@@ -218,6 +218,18 @@ def test_a_section_without_content_is_left_out(tmp_path):
     ]
     written = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
     assert {"loss.svg", "loss.png", "val_shares.svg"} <= written
+
+
+def test_a_run_that_learned_nothing_has_an_alarm_that_is_seen(tmp_path):
+    good, bad = write_run(tmp_path / "good"), write_run(tmp_path / "bad", seed=1)
+    losses = {"loss": 4.85, "contrastive_loss": 4.85}
+    lines = [losses | {"step": step, "collapsed": step > 99} for step in (50, 100, 150, 200)]
+    lines[-1]["collapsed"] = False
+    (bad / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = str(summary(group_runs([read_run(good), read_run(bad)]), None))
+    assert text.count('<p class="alarm"><strong>Alarm: ') == 1
+    assert "Alarm: bad had learned nothing at step 100. " in text
+    assert "at 2 of the 3 logged steps from there on, the last time at step 150. Try" in text
 
 
 def test_groups_have_means_over_seeds_and_students_interval(page):

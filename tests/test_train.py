@@ -72,6 +72,7 @@ def test_a_run_writes_what_it_promises(finished):
         "inmodal_consistency",
         "crossmodal_consistency",
         "temperature",
+        "embedding_rank",
         "image_to_text_accuracy",
         "text_to_image_accuracy",
         "learning_rate",
@@ -81,6 +82,9 @@ def test_a_run_writes_what_it_promises(finished):
     }
     assert lines[0]["learning_rate"] == pytest.approx(5e-4)  # 1/10 of the warm-up
     assert lines[9]["learning_rate"] == pytest.approx(5e-3)
+    assert {line["step"]: line["collapsed"] for line in lines if "collapsed" in line} == {
+        step: 0 for step in range(100, 121)
+    }
     evaluated = [line["step"] for line in mathematics(workdir) if "val/loss" in line]
     assert evaluated == [40, 80, 120]
     saved = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())

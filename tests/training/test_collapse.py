@@ -1,14 +1,22 @@
 """The alarm of a run whose embeddings are all equal."""
 
 import math
+import shutil
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from cyclip_jax import train
+from cyclip_jax.data.order import Position
 from cyclip_jax.losses.terms import Term
+from cyclip_jax.training import open_run
 from cyclip_jax.training.collapse import CollapseAlarm, collapsed_steps
 from cyclip_jax.training.objective import Objective
+from cyclip_jax.workdir.console import Console
+from cyclip_jax.workdir.metrics import MetricWriter, read_metrics
+from tests import tiny
 from tests.conftest import unit_rows
 
 HEALTHY = {"contrastive_loss": 3.0, "embedding_rank": 9.0}
@@ -87,3 +95,51 @@ def test_another_loss_says_its_own_value():
     added, told = watch.check(100, HEALTHY | {"other_loss": 4.01})
     assert added == {"collapsed": 1}
     assert "other_loss is 4.01, and equal embeddings have 4" in told
+
+
+def log_steps(workdir, steps, *, first_step):
+    """Logs steps of a run whose embeddings are equal, as a run does that begins at first_step."""
+    config = tiny.get_config()
+    alarm = open_run._alarm(config, workdir)
+    run = types.SimpleNamespace(
+        alarm=alarm,
+        config=config,
+        bad_examples=types.SimpleNamespace(count=0),
+        source=None,
+        total_steps=400,
+        writer=MetricWriter(workdir, first_step=first_step, enabled=True),
+        console=Console(workdir, enabled=True),
+    )
+    equal = {"contrastive_loss": math.log(8), "embedding_rank": 1.0, "loss": math.log(8)}
+    for step in steps:
+        metrics = equal | {"most_skipped_in_a_row": 0}
+        train._log(run, step, Position(epoch=0, examples=0, seed=0), metrics, 1.0)
+    run.writer.close()
+    run.console.close()
+
+
+def test_a_run_that_is_continued_gives_its_alarm_once(tmp_path, capsys):
+    log_steps(tmp_path, (50, 100, 150), first_step=0)
+    log_steps(tmp_path, (100, 150, 200), first_step=60)  # from a checkpoint before the alarm
+    log_steps(tmp_path, (250, 300), first_step=200)
+    for text in (capsys.readouterr().out, (tmp_path / "train.log").read_text()):
+        assert text.count("ALARM: at step 100") == text.count("ALARM") == 1
+    assert collapsed_steps(read_metrics(tmp_path)) == [100, 150, 200, 250, 300]
+
+
+@pytest.mark.slow
+def test_a_run_that_collapses_says_so(tmp_path):
+    """CyCLIP as published, with a small ViT on drawings; it needs the extra `quickstart`."""
+    small_data = pytest.importorskip("benchmarks.small_data")
+    small_data.build(tmp_path / "drawings", small_data.drawings())
+    config = small_data.runs(tmp_path / "drawings")["cc3m, ViT-tiny"]
+    config.total_steps, config.log_every_steps, config.checkpoint_every_steps = 140, 10, 60
+    config.eval_every_steps = 0
+    train.train(config.lock(), tmp_path / "run")
+    before = read_metrics(tmp_path / "run")
+    assert collapsed_steps(before)[0] == 100
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "140")
+    train.train(config.lock(), tmp_path / "run")  # from step 120
+    assert collapsed_steps(read_metrics(tmp_path / "run")) == collapsed_steps(before)
+    assert (tmp_path / "run" / "train.log").read_text().count("ALARM") == 1
+    assert 'class="alarm"' in (tmp_path / "run" / "report.html").read_text()
