@@ -106,6 +106,7 @@ BAD = {
     "tokens.text_length=1": "config.tokens.text_length 1 must be from 2",
     "mesh.fsdp=0": "config.mesh.fsdp 0 must be at least 1",
     "loss.chunk_size=0": "config.loss.chunk_size 0 must be at least 1",
+    "loss.cyclic_warmup_steps=-1": "config.loss.cyclic_warmup_steps -1 must be at least 0",
     "optimizer.warmup_steps=-1": "config.optimizer.warmup_steps -1 must be at least 0",
     "optimizer.weight_decay_rule=names": "unknown config.optimizer.weight_decay_rule 'names'",
     "data.augmentation=crop": "there is no augmentation 'crop'",
@@ -334,3 +335,16 @@ def test_a_number_that_no_run_can_have_is_refused_by_its_own_name(field, value, 
 def test_two_lengths_are_refused():
     with pytest.raises(UserError, match="set exactly one of config"):
         checked(configured(total_steps=20_000))
+
+
+def test_cyclic_weights_that_never_grow_whole_are_refused():
+    own = {"num_epochs": None, "optimizer.warmup_steps": 0, "total_steps": 300}
+    sentence = (
+        r"config\.loss\.cyclic_warmup_steps 300 must be at least 0 and less than the run's 300"
+    )
+    with pytest.raises(UserError, match=sentence):
+        checked(configured(**own, **{"loss.cyclic_warmup_steps": 300}))
+    settings = checked(configured(**{"loss.cyclic_warmup_steps": 300}))  # of an unknown length
+    with pytest.raises(UserError, match=sentence):
+        settings.check_cyclic_warmup(300)
+    settings.check_cyclic_warmup(301)
