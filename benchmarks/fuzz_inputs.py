@@ -738,10 +738,9 @@ def _checkpoint(rng, is_damaged):
         files[name] = _changed_archive(rng, files[name])
     elif is_damaged:
         files = _changed_file(rng, files, name)[0]
-    path = name if kind in ("safetensors", "pt") else ""
-    return Case(
-        {f"m/{n}": content for n, content in files.items()}, ("load", {"path": f"m/{path}"})
-    )
+    is_bare = kind in ("safetensors", "pt")  # and tells no numbers of heads
+    arguments = {"path": f"m/{name}" if is_bare else "m", "heads": 2 if is_bare else None}
+    return Case({f"m/{n}": content for n, content in files.items()}, ("load", arguments))
 
 
 def _changed_archive(rng, content):
@@ -768,7 +767,7 @@ def _config(rng, is_damaged):
 
     fields = flat(get_config().to_dict())
     values = [repr(v) for v in (*_VALUES, *_TEXTS) if str(v) not in _RAW]
-    lines, given = [], ["--config.data.train=pairs.csv", "--config.total_steps=100"]
+    lines, given = [], ["--config.data.train=pairs.csv", "--config.total_steps=20000"]
     for _ in range(rng.choice((1, 1, 2)) if is_damaged else 0):
         field, value = rng.choice(sorted(fields)), rng.choice(values)
         if kind == "flags":

@@ -246,12 +246,13 @@ def _tokenizer(folder, ledger, path, name):
     tokenizer_files(tokenizer)
 
 
-def _load(folder, ledger, path):
+def _load(folder, ledger, path, heads=None):
     import cyclip_jax
     from cyclip_jax.errors import UserError
 
     ledger.has_warned = True
-    model, preprocess, tokenize = cyclip_jax.load(folder / path)
+    settings = {} if heads is None else {"vision_heads": heads, "text_heads": heads}
+    model, preprocess, tokenize = cyclip_jax.load(folder / path, **settings)
     try:
         tokens = tokenize(["a kite"])
     except UserError:
