@@ -288,7 +288,9 @@ def _changed_members(rng, members):
             del members[number]
         members.insert(rng.randint(0, len(members)), (name, content, member_kind))
     elif kind == "rename":  # under the name of the next, or under a hostile one
-        other = rng.choice((f"{int(key) + 1:03d}", rng.choice(_TEXTS), f".{key}", f"a/b/{key}"))
+        # Not one that begins with a dot: such members are never data.
+        texts = [text for text in _TEXTS if text and "." not in text and text[-1] != "/"]
+        other = rng.choice((f"{int(key) + 1:03d}", f"a/b/{key}", rng.choice(texts)))
         for n in own:
             members[n] = (other + members[n][0][len(key) :], *members[n][1:])
     elif kind == "names":  # one member alone: its example loses it

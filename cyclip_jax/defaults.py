@@ -13,6 +13,7 @@ from ml_collections.config_dict import placeholder
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import check_scheme, located_in
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD
+from cyclip_jax.runtime.setting_types import check_type
 
 # Where data lie, or a field of the config that says so.
 Place: TypeAlias = str | ml_collections.FieldReference | None
@@ -400,9 +401,11 @@ def constructed(
       where: full name of the section, for messages ("config.data").
 
     Raises:
-      UserError: the section has a field that the constructor does not take, or lacks one, or names
-        a path that nothing here opens, or what the constructor itself refuses.
+      UserError: the section has a field that the constructor does not take, or lacks one, or a
+        value is of another type, or a path that nothing here opens, or what the constructor itself
+        refuses.
     """
+    check_type(where, section, Mapping)
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(constructor).parameters.items()
@@ -424,6 +427,7 @@ def constructed(
             "cyclip_jax.defaults.get_config()"
         )
     for field, value in section.items():
+        check_type(f"{where}.{field}", value, parameters[field].annotation)
         if isinstance(value, str) and located_in(parameters[field].annotation):
             check_scheme(value, f"{where}.{field}")
     return constructor(**section)

@@ -3,7 +3,6 @@
 python -m cyclip_jax.export --checkpoint=WORKDIR --format=open_clip --output=DIR
 """
 
-import json
 import os
 import uuid
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from absl import flags
 from etils import epath
 
 from cyclip_jax.errors import UserError, check_known
-from cyclip_jax.files import absolute, write_json
+from cyclip_jax.files import absolute, parse_json, write_json
 from cyclip_jax.interop.card import model_card
 from cyclip_jax.interop.files import DTYPES
 from cyclip_jax.interop.folders import DESCRIPTION
@@ -123,7 +122,7 @@ def _check_replaceable(output, checkpoint):
     if not output.exists():
         return
     try:
-        listed = json.loads((output / DESCRIPTION).read_text())["files"]
+        listed = parse_json((output / DESCRIPTION).read_text())["files"]
     except (OSError, ValueError, KeyError):
         listed = []
     other = (

@@ -327,6 +327,14 @@ def sha256_of(path: epath.Path) -> str:
     return digest.hexdigest()
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The content of JSON that somebody else may have written; raises ValueError for any fault."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its lists and objects are nested too deep") from error
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes JSON atomically; a number that is not finite becomes null, as strict readers want."""
     text = json.dumps(_strict(content), indent=1, ensure_ascii=False, allow_nan=False)

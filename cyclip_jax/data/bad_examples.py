@@ -8,7 +8,7 @@ from etils import epath
 
 from cyclip_jax.data.order import Position
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import Appender, write_atomically
+from cyclip_jax.files import Appender, parse_json, write_atomically
 
 
 class BadExamples:
@@ -116,10 +116,14 @@ class BadExamples:
         for line in text.splitlines(keepends=True):
             if not line.endswith("\n"):
                 break  # a process that was killed while writing may have left half a line
-            example = json.loads(line)
-            if (example.get("epoch", 0), example.get("examples", 0)) <= start:
-                self._known[example["key"], example["index"]] = example["reason"]
-                kept.append(line)
+            try:
+                example = parse_json(line)
+                if (example.get("epoch", 0), example.get("examples", 0)) <= start:
+                    self._known[example["key"], example["index"]] = example["reason"]
+                    kept.append(line)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                named = f"{self._path} has a line that names no bad example ({error!r}); remove it"
+                raise UserError(f"{named}: {line[:200]}") from error
         kept = "".join(kept)
         if kept != text:
             write_atomically(self._path, kept)

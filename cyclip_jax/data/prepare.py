@@ -76,6 +76,7 @@ from cyclip_jax.files import (
     absolute,
     file_errors,
     is_missing,
+    parse_json,
     sha256_of,
     write_atomically,
 )
@@ -195,7 +196,7 @@ def _begin(folder, settings, n, shards):
 def _check_settings(folder, wanted):
     """Raises UserError where the folder was begun with other settings."""
     try:
-        found = dict(json.loads((folder / SETTINGS).read_text()))
+        found = dict(parse_json((folder / SETTINGS).read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{folder / SETTINGS} was not written by this command; "
@@ -277,7 +278,7 @@ def _finish(folder, settings, source, shards):
 
 
 def _report(folder, name):
-    return json.loads((folder / f"{name}.json").read_text())
+    return parse_json((folder / f"{name}.json").read_text())
 
 
 def _named(counts):

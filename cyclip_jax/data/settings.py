@@ -29,7 +29,7 @@ from cyclip_jax.data.sources import (
     parts_of_mixture,
 )
 from cyclip_jax.data.sources.mixture import Weight
-from cyclip_jax.data.transform import Transform
+from cyclip_jax.data.transform import Transform, check_colours
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import FilePath, Located, write_json
 from cyclip_jax.workdir import layout
@@ -89,6 +89,7 @@ class Data:
         tokenizers.check_name(self.tokenizer)
         self._part(Reading)
         self._part(Transform)
+        check_colours("config.data", self.image_mean, self.image_std)
 
     @property
     def kept_examples(self) -> int:

@@ -1,9 +1,11 @@
 """How a picture becomes the image that a model sees: the settings, without any picture."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.runtime.setting_types import check_type
 
 # Larger pictures are refused before they are decoded: a file of a few kilobytes can stand for
 # gigabytes of pixels. Photographs of the time of writing have up to 100 megapixels.
@@ -17,6 +19,15 @@ POLICIES: dict[str, str | None] = {
     "randaugment": "rand_augment",
     "autoaugment": "auto_augment",
 }
+
+
+def check_colours(where: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises UserError, with the name of what holds them, unless both are of three colours."""
+    for name, numbers, least in (("image_mean", mean, -math.inf), ("image_std", std, 0.0)):
+        check_type(f"{where}.{name}", numbers, Sequence[float], is_finite=True)
+        if len(numbers) not in (1, 3) or min(numbers) <= least:
+            above = ", all above 0" if least == 0 else ""
+            raise UserError(f"{where}.{name} {numbers!r} must be three numbers{above}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """Compositional understanding: the right caption or picture among ones that differ by little."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -23,7 +22,7 @@ from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.metric import SHARE, count
 from cyclip_jax.evals.statistics.intervals import floats, interval, mean_with_interval
-from cyclip_jax.files import FilePath, how_written
+from cyclip_jax.files import FilePath, how_written, parse_json
 
 _LAYOUTS = ("choice", "winoground")
 _ENDINGS = (".json", ".jsonl", ".csv")
@@ -374,7 +373,7 @@ def _read_rows(file):
     else:
         try:
             rows = _read_json(file)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{file} cannot be read as {file.suffix}: {error}") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{file} holds no list of examples with named fields")
@@ -403,13 +402,13 @@ def _read_json(file):
             for number, line in enumerate(text.split("\n"), start=1)
             if line.strip()
         ]
-    rows = json.loads(text)
+    rows = parse_json(text)
     return list(rows.values()) if isinstance(rows, dict) else rows
 
 
 def _json_of_line(number, line):
     try:
-        return json.loads(line)
+        return parse_json(line)
     except ValueError as error:
         raise ValueError(f"line {number}: {error}") from error
 

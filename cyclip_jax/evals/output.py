@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +11,10 @@ from numpy.typing import ArrayLike
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.clip_benchmark import FOLDER as CLIP_BENCHMARK
-from cyclip_jax.evals.metric import About, Metric, Unit
-from cyclip_jax.files import entries, write_atomically, write_json
+from cyclip_jax.evals.metric import About, Better, Metric, Unit
+from cyclip_jax.files import entries, parse_json, write_atomically, write_json
 
+_BETTER: dict[Any, Better] = {"more": "more", "less": "less", None: None}
 _ABOUT, _OUTCOMES = "metrics", "outcomes"
 
 
@@ -90,9 +90,10 @@ def read_abouts(directory: epath.Path) -> dict[str, dict[str, About]]:
 
 def _read_about(file):
     try:
+        abouts = parse_json(file.read_text()).items()
         return {
-            name: About(Unit(about["unit"]), about["better"], bool(about["is_headline"]))
-            for name, about in json.loads(file.read_text()).items()
+            name: About(Unit(about["unit"]), _BETTER[about["better"]], bool(about["is_headline"]))
+            for name, about in abouts
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(

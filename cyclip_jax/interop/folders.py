@@ -1,20 +1,24 @@
 """Reads files and folders with weights and settings that other programs or our exports wrote."""
 
-import json
+import dataclasses
 import os
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from cyclip_jax.data.transform import check_colours
+from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import absolute, how_written
-from cyclip_jax.interop.checkpoint import Checkpoint
+from cyclip_jax.files import absolute, how_written, parse_json
+from cyclip_jax.interop.checkpoint import OUR_PREPROCESS, Checkpoint
 from cyclip_jax.interop.files import read_weights
 from cyclip_jax.interop.names import from_transformers
 from cyclip_jax.interop.weights import sizes_of
 from cyclip_jax.models.towers import attention_width, tower_of_layers
+from cyclip_jax.runtime.setting_types import check_type
 
 # The file in which an export describes itself: its format has no place for all of this.
 DESCRIPTION = "cyclip_jax.json"
@@ -104,6 +108,13 @@ def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = _folder_of_settings(absolute(path))
     if not path.exists():
         raise UserError(f"there is no file or directory {path}{how_written(path)}")
+    told = _settings_of(path)
+    _check_types(told, path if path.is_dir() else path.parent)
+    return told
+
+
+def _settings_of(path):
+    """The dict of `settings_of` as it is written."""
     folder = path if path.is_dir() else path.parent
     description = _description(folder)
     if description and (path.is_dir() or path.name in description["weights"]):
@@ -121,6 +132,30 @@ def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:
             "program writes them"
         ) from error
     return {}
+
+
+def _check_types(told, folder):
+    """Raises UserError where the settings beside weights are not of the types that they must be."""
+    for section in ("model", "preprocess"):
+        check_type(f"{folder}: {section}", told.get(section, {}), Mapping)
+    preprocess = OUR_PREPROCESS | told.get("preprocess", {})
+    check_colours(str(folder), preprocess["image_mean"], preprocess["image_std"])
+    kinds = {"vision_heads": int | None, "text_heads": int | None, "quick_gelu": bool | None}
+    for name, kind in kinds.items():
+        check_type(f"{folder}: {name}", told.get("model", {}).get(name), kind)
+    tokenizer = told.get("tokenizer")
+    check_type(f"{folder}: tokenizer", tokenizer, Mapping | None)
+    if tokenizer is not None:
+        constructed(_Tokenizer, tokenizer, f"{folder}: tokenizer")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tokenizer:
+    """The tokenizer of an export, as it must be written."""
+
+    tokenizer: str
+    vocabulary: str | None
+    keep_end_of_text: bool = True
 
 
 def _folder_of_settings(path):
@@ -212,7 +247,7 @@ def _weight_file(folder):
 def _json(path, *keys):
     """Reads an object from a JSON file; raises UserError if it is none or lacks one of the keys."""
     try:
-        content = json.loads(epath.Path(path).read_text())
+        content = parse_json(epath.Path(path).read_text())
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); copy it again") from error
     if not isinstance(content, dict):
@@ -232,11 +267,18 @@ def _description(folder):
     if not path.exists():
         return {}
     description = _json(path, "format", "weights", "model", "tokenizer", "preprocess", "step")
-    description["model"] = {
-        name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
-        for name, value in description["model"].items()
-    }
-    description["tokenizer"]["vocabulary"] = str(folder / description["tokenizer"]["vocabulary"])
+    try:
+        check_type(f"{path}: weights", description["weights"], Sequence[str])
+        description["model"] = {
+            name: tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+            for name, value in description["model"].items()
+        }
+        vocabulary = description["tokenizer"]["vocabulary"]
+        description["tokenizer"]["vocabulary"] = str(folder / vocabulary)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be understood ({error!r}); give the file as the export wrote it"
+        ) from error
     return description
 
 

@@ -290,7 +290,13 @@ def _unreachable(name):
 def _normalizers(spec):
     steps = []
     if spec.precompiled_charsmap:
-        charsmap = read_charsmap(spec.precompiled_charsmap)
+        try:
+            charsmap = read_charsmap(spec.precompiled_charsmap)
+        except (IndexError, ValueError, struct.error) as error:
+            raise UserError(
+                "the rules of normalization in the SentencePiece model are damaged "
+                f"({error}); bring back the file that the model was trained with"
+            ) from error
         encoded = base64.b64encode(spec.precompiled_charsmap).decode()
         steps += [
             *_irregular_sequences(charsmap),
@@ -331,7 +337,7 @@ def read_charsmap(blob: bytes) -> dict[str, str]:
     stack = [(b"", _first_child(units, 0))]
     while stack:
         prefix, start = stack.pop()
-        for label, position in children[start]:
+        for label, position in children.pop(start, ()):  # in a whole table each is met once
             key, below = prefix + bytes([label]), _first_child(units, position)
             if units[position] & 0x100:  # a key ends here
                 value = units[below] & 0x7FFF_FFFF

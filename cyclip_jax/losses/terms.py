@@ -51,6 +51,16 @@ class Reported:
     unit: Literal["loss", "share", "number"] = "loss"
     better: Literal["more", "less"] | None = "less"
 
+    def __post_init__(self) -> None:
+        if self.unit not in ("loss", "share", "number") or self.better not in (
+            "more",
+            "less",
+            None,
+        ):
+            raise ValueError(
+                f"a metric has the unit {self.unit!r}, of which {self.better!r} is better"
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Term:

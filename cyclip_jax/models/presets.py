@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -149,6 +150,7 @@ def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
         hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(SIZES)}"
         raise UserError(f"unknown model size {unknown[0]!r}{hint}")
     given = {key: value for key, value in overrides.items() if value is not None}
+    _check_types(given)
     named = tower_in({"name": name, **given})
     tower = VISION_TOWERS[named["vision_tower"]]
     sizes: dict[str, Any] = {size: None for size in SIZES} | PRESETS[name] | given | named
@@ -221,6 +223,8 @@ def preset_named(name: str, *, quick_gelu: bool = True) -> str:
       UserError: there is no such preset, or the name says another activation than `quick_gelu`.
     """
     known = {preset.replace("/", "-"): preset for preset in PRESETS} | {own: own for own in PRESETS}
+    if not isinstance(name, str):
+        raise UserError(f"config.model.name {name!r} must be a name, such as ViT-B/32")
     size = name.removesuffix(_QUICK_GELU)
     if size not in known:
         near = difflib.get_close_matches(size, known, n=1)
@@ -241,6 +245,16 @@ def with_preset_named(config: Any) -> Any:
     with config.unlocked():
         model.name = preset_named(model.name, quick_gelu=model.quick_gelu)
     return config
+
+
+def _check_types(given: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        is_name = key in ("vision_tower", "pool")
+        counts = value if key == "vision_layers" and isinstance(value, list | tuple) else [value]
+        if not is_name and not all(isinstance(n, numbers.Integral) and int(n) >= 0 for n in counts):
+            raise UserError(f"config.model.{key} {value!r} must be a whole number of at least 0")
+        if is_name and not isinstance(value, str):
+            raise UserError(f"config.model.{key} {value!r} must be a name")
 
 
 def _check_applicable(tower: VisionTower, name: str, given: Mapping[str, Any]) -> None:

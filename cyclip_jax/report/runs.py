@@ -18,8 +18,11 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import by_evaluation
 from cyclip_jax.evals.metric import Metric
 from cyclip_jax.evals.output import read_abouts
-from cyclip_jax.files import absolute, entries, how_written
+from cyclip_jax.files import absolute, entries, how_written, parse_json
 from cyclip_jax.losses.terms import Reported
+from cyclip_jax.runtime.setting_types import check_type
+from cyclip_jax.workdir.changes import history
+from cyclip_jax.workdir.config_json import completed_config
 from cyclip_jax.workdir.layout import CONFIG, EVALS, METRICS
 from cyclip_jax.workdir.metrics import read_reports
 
@@ -86,11 +89,13 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
         raise UserError(
             f"{path} has nothing to report: neither {METRICS} nor {EVALS}/step_….json with numbers"
         )
+    versions = written.get("versions", {})
+    check_type(f"{path / CONFIG}: versions", versions, Mapping)
     return Run(
         path=path,
-        config=written["config"] if written else None,
-        versions=written.get("versions", {}),
-        changes=written.get("changes", []),
+        config=completed_config(written["config"], path / CONFIG) if written else None,
+        versions=versions,
+        changes=history(path),
         training=training,
         reports=read_reports(path),
         evaluations=evaluations,
@@ -125,7 +130,7 @@ def _lines(path):
     lines = []
     for number, line in enumerate(whole, 1):
         try:
-            content = json.loads(line)
+            content = parse_json(line)
         except ValueError as error:
             raise UserError(f"{path}, line {number}, is not JSON: {error}") from error
         lines.append(_numbers(content, f"{path}, line {number},"))
@@ -150,7 +155,7 @@ def _numbers(content, path):
 def read_json(path: epath.Path) -> Any:
     """The content of a JSON file; UserError names the file where it is none."""
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
 

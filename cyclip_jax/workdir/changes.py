@@ -11,7 +11,7 @@ from cyclip_jax import defaults
 from cyclip_jax.data.places import place_from_anywhere
 from cyclip_jax.defaults import completed, flat
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import file_errors
+from cyclip_jax.files import file_errors, parse_json
 from cyclip_jax.models.presets import tower_in
 from cyclip_jax.workdir.layout import CONFIG
 from cyclip_jax.workdir.metrics import evaluated_at
@@ -51,7 +51,14 @@ def history(workdir: str | os.PathLike[str], *, until: int | None = None) -> lis
       [{"step": the step from which on it holds, "settings": {name: [before, after]}}].
     """
     found = _config_json(workdir).get("changes", [])
-    return [one for one in found if until is None or one["step"] <= until]
+    try:
+        for one in found:
+            all((before, after) for before, after in one["settings"].values())
+        return [one for one in found if until is None or one["step"] <= until]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"'changes' of {epath.Path(workdir) / CONFIG} cannot be read ({error!r}); remove it"
+        ) from error
 
 
 def other_evaluations(config: Any, workdir: str | os.PathLike[str], step: int) -> list[str]:
@@ -71,7 +78,7 @@ def other_evaluations(config: Any, workdir: str | os.PathLike[str], step: int) -
 def _config_json(workdir):
     """What config.json holds; {} where there is none, or it is damaged."""
     try:
-        written = json.loads((epath.Path(workdir) / CONFIG).read_text())
+        written = parse_json((epath.Path(workdir) / CONFIG).read_text())
     except (ValueError, *file_errors()):
         return {}
     return written if isinstance(written, dict) else {}

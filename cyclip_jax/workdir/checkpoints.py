@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import entries, sha256_of, write_atomically
+from cyclip_jax.files import entries, parse_json, sha256_of, write_atomically
 from cyclip_jax.parallel import Tree
 from cyclip_jax.runtime.agreement import decided_by_process_zero
 from cyclip_jax.workdir.layout import CHECKPOINTS, DAMAGED_CHECKPOINTS
@@ -259,8 +259,14 @@ def restore_model(
         verify(directory / str(step), may_lack_checksums=step == steps[-1])
     except ChecksumError as error:
         raise UserError(f"checkpoint {step} of {workdir} is damaged: {error}") from error
-    with ocp.StandardCheckpointer() as checkpointer:
-        return step, checkpointer.restore(directory / str(step) / "model", abstract_model)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return step, checkpointer.restore(directory / str(step) / "model", abstract_model)
+    except Exception as error:  # of many types, for a broken file and for another model
+        raise UserError(
+            f"checkpoint {step} of {workdir} cannot be restored: it is damaged, or its config.json "
+            f"is of another model ({error})"
+        ) from error
 
 
 class ChecksumError(Exception):
@@ -290,7 +296,7 @@ def verify(directory: epath.Path, *, may_lack_checksums: bool = False) -> None:
         logging.warning("%s has no %s: its bits cannot be verified.", directory, _CHECKSUMS)
         return
     try:
-        expected = json.loads(path.read_text())
+        expected = parse_json(path.read_text())
     except ValueError as error:
         raise ChecksumError(f"{path} cannot be read: {error}") from error
     actual = _checksums(directory)

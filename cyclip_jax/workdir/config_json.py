@@ -14,11 +14,14 @@ from etils import epath
 from cyclip_jax import defaults
 from cyclip_jax.defaults import completed
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import how_written, write_atomically
+from cyclip_jax.files import how_written, parse_json, write_atomically
 from cyclip_jax.models.presets import portable, tower_in
 from cyclip_jax.workdir.layout import CONFIG
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu")
+
+# Values that may stand for one another: JSON has no tuples, and 1.0 may be written as 1.
+_KINDS: tuple[Any, ...] = (dict, str, int | float, list | tuple)
 
 
 def check_same_model(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> None:
@@ -84,7 +87,8 @@ def is_workdir(path: str | os.PathLike[str]) -> bool:
     """
     path = epath.Path(path)
     try:
-        return "config" in json.loads((path / CONFIG).read_text())
+        content = parse_json((path / CONFIG).read_text())
+        return isinstance(content, dict) and "config" in content
     except (OSError, ValueError):
         return (path / "checkpoints").is_dir()
 
@@ -105,11 +109,38 @@ def read_config(workdir: str | os.PathLike[str]) -> ml_collections.ConfigDict:
             f"{workdir} is not the workdir of a run{how_written(workdir)}: it has no {CONFIG}"
         )
     try:
-        config = json.loads(path.read_text())["config"]
+        config = parse_json(path.read_text())["config"]
         config["model"] = portable(config["model"])
-    except (ValueError, KeyError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error!r}") from error
-    return ml_collections.ConfigDict(completed(config, defaults.get_config().to_dict())).lock()
+    return ml_collections.ConfigDict(completed_config(config, path)).lock()
+
+
+def completed_config(config: Any, path: os.PathLike[str]) -> dict[str, Any]:
+    """A config from the file `path` as a nested dict, with the fields that it lacks.
+
+    Raises:
+      UserError: it is no config, or a value is of another kind than its default.
+    """
+    known = defaults.get_config().to_dict()
+    try:
+        config = completed(config, known)
+        _check_kinds(config, known)
+        ml_collections.ConfigDict(config)  # which refuses names that no field can have
+        return config
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"the config in {path} cannot be read: {error}") from error
+
+
+def _check_kinds(config, known, prefix=""):
+    """Raises TypeError where a section is none, or a value of another kind than its default."""
+    for name, value in config.items():
+        default = known.get(name)
+        kinds = next((k for k in _KINDS if isinstance(default, k)), object)
+        if not isinstance(value, kinds) and (value is not None or kinds is dict):
+            raise TypeError(f"{prefix}{name} is {value!r}")
+        if isinstance(value, dict) and name != "evals":
+            _check_kinds(value, default or {}, f"{prefix}{name}.")
 
 
 def _versions():

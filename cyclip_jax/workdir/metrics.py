@@ -13,7 +13,7 @@ from etils import epath
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.known_metrics import KNOWN_REPORTS
-from cyclip_jax.files import Appender, file_errors, write_atomically, write_json
+from cyclip_jax.files import Appender, file_errors, parse_json, write_atomically, write_json
 from cyclip_jax.losses.terms import Reported
 from cyclip_jax.workdir.layout import MEANINGS, METRICS, TENSORBOARD
 from cyclip_jax.workdir.tensorboard import Summaries
@@ -118,7 +118,11 @@ class MetricWriter:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a workdir's metrics.jsonl; a last one that a kill cut off is left out."""
+    """The lines of a workdir's metrics.jsonl; a last one that a kill cut off is left out.
+
+    Raises:
+      UserError: a line is not an object of numbers with a step.
+    """
     path = epath.Path(workdir) / METRICS
     if not path.exists():
         return []
@@ -126,9 +130,12 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     lines = []
     for number, line in enumerate(whole, start=1):
         try:
-            lines += [json.loads(line)] if line else []
-        except ValueError as error:
-            raise UserError(f"line {number} of {path} is damaged ({error}); remove it") from error
+            content = parse_json(line) if line else None
+            if content is not None:
+                int(content["step"])
+                lines.append(content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"line {number} of {path} is damaged ({error!r}); remove it") from error
     return lines
 
 
@@ -144,7 +151,7 @@ def read_reports(workdir: str | os.PathLike[str]) -> dict[str, Reported]:
     if not path.exists():
         return KNOWN_REPORTS
     try:
-        return {name: Reported(**told) for name, told in json.loads(path.read_text()).items()}
+        return {name: Reported(**told) for name, told in parse_json(path.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} does not say what the metrics of training mean ({error!r}); remove it: those "

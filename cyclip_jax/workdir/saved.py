@@ -1,12 +1,12 @@
 """Which checkpoints a workdir has and what they say of themselves, read without Orbax."""
 
-import json
 import os
 from typing import Any
 
 from etils import epath
 
-from cyclip_jax.files import entries, file_errors
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import entries, file_errors, parse_json
 from cyclip_jax.workdir.layout import CHECKPOINTS
 
 
@@ -17,9 +17,19 @@ def saved_steps(workdir: str | os.PathLike[str]) -> list[int]:
 
 
 def read_meta(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
-    """What the checkpoint of a step says of itself: the data position, the config and the like."""
+    """What the checkpoint of a step says of itself: the data position, the config and the like.
+
+    Raises:
+      UserError: it is not what it should be.
+    """
     path = epath.Path(workdir) / CHECKPOINTS / str(step) / "meta" / "metadata"
-    return json.loads(path.read_text())
+    try:
+        content = parse_json(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("config", {}), dict):
+        raise UserError(f"{path} is not what a checkpoint says of itself; choose another step")
+    return content
 
 
 def newest_meta(workdir: str | os.PathLike[str]) -> tuple[int, dict[str, Any]] | None:

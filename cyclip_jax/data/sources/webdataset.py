@@ -1,6 +1,5 @@
 """Tar shards as webdataset and img2dataset write them."""
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +12,7 @@ from cyclip_jax.data.record import Record, Unreadable, first_caption, part_of
 from cyclip_jax.data.sources.ranges import Files, Kept, expand
 from cyclip_jax.data.sources.shard_index import Members, open_indexes, reason_of, scan_tar
 from cyclip_jax.errors import UserError
+from cyclip_jax.files import parse_json
 
 IMAGE_KEY = "jpg;jpeg;png;webp;gif;bmp"
 CAPTION_KEY = "txt"
@@ -142,8 +142,8 @@ class WebDataset:
             if not field or offsets[0] == ABSENT:
                 return
             try:
-                content = json.loads(self._files.read(shard, int(offsets[0]), int(sizes[0])))
-            except (Unreadable, ValueError, RecursionError):
+                content = parse_json(self._files.read(shard, int(offsets[0]), int(sizes[0])))
+            except (Unreadable, ValueError):
                 return
             if not isinstance(content, dict) or field in content:
                 return
@@ -198,8 +198,8 @@ class WebDataset:
 
 def _texts_of_json(content, field):
     try:
-        value = json.loads(content).get(field)
-    except (ValueError, AttributeError, RecursionError) as error:
+        value = parse_json(content).get(field)
+    except (ValueError, AttributeError) as error:
         raise Unreadable("the caption's JSON cannot be read", str(error)) from error
     values = value if isinstance(value, list) else [value]
     return [value for value in values if value is not None]

@@ -1,7 +1,6 @@
 """What the classes of a data set are called, in the order of their numbers."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from jaxtyping import Int
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.keys import first_number, plain, sorted_keys
 from cyclip_jax.evals.data.known import PRESETS, class_names, class_templates
-from cyclip_jax.files import how_written
+from cyclip_jax.files import how_written, parse_json
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _BY_NUMBER = 'give the names by the setting `classes` as {"label": "name", …}'
@@ -39,7 +38,7 @@ class Naming:
 def read_classes(path: epath.Path) -> Naming:
     """The Naming of a classes.json; UserError where the file is not what it must be."""
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(path.read_text())
         names, templates = content.get("classes"), content.get("templates")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(

@@ -7,7 +7,6 @@ which is not imported.
 import ast
 import dataclasses
 import importlib.util
-import json
 import runpy
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from etils import epath
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.keys import are_wordnet_ids, first_number, plain
-from cyclip_jax.files import how_written
+from cyclip_jax.files import how_written, parse_json
 
 INSTALL = "pip install clip_benchmark"
 _OBJECTNET_LABELS = "folder_to_objectnet_label.json"
@@ -180,7 +179,7 @@ def class_templates(name: str) -> list[str] | None:
     if file := installed_file(
         "clip_benchmark", "datasets/en_zeroshot_classification_templates.json"
     ):
-        return [template.replace("{c}", "{}") for template in json.loads(file.read_text())[key]]
+        return [template.replace("{c}", "{}") for template in parse_json(file.read_text())[key]]
     if key == "imagenet1k" and (metadata := _open_clip_metadata()):
         return [template("{}") for template in metadata["OPENAI_IMAGENET_TEMPLATES"]]
     return None
@@ -228,7 +227,7 @@ def objectnet_folders(folder: epath.Path) -> tuple[epath.Path, dict[str, str]]:
                 f"{path} is missing{how_written(path)}; give the folder of ObjectNet as it is "
                 "unpacked"
             )
-    names, shared = json.loads(labels.read_text()), json.loads(shared.read_text())
+    names, shared = parse_json(labels.read_text()), parse_json(shared.read_text())
     return pictures, {key: name.lower() for key, name in names.items() if name in shared}
 
 
@@ -237,7 +236,7 @@ def _listed_names(preset):
     if preset.names is None:
         return None
     if file := installed_file("clip_benchmark", "datasets/en_classnames.json"):
-        return json.loads(file.read_text())[preset.names]
+        return parse_json(file.read_text())[preset.names]
     if preset.names == "imagenet1k" and (metadata := _open_clip_metadata()):
         return list(metadata["IMAGENET_CLASSNAMES"])
     return None

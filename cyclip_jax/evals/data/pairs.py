@@ -4,7 +4,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from cyclip_jax.data.sources.webdataset import WebDataset
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.labelled import check_images, open_images
-from cyclip_jax.files import how_written
+from cyclip_jax.files import how_written, parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +172,7 @@ def _open_karpathy(path, images, split, config_key):
         )
     rows, splits = [], set()
     try:
-        for entry in json.loads(file.read_bytes())["images"]:
+        for entry in parse_json(file.read_bytes())["images"]:
             splits.add(entry["split"])
             if entry["split"] == split:
                 folder = f"{entry['filepath']}/" if "filepath" in entry else ""

@@ -1,13 +1,12 @@
 """Classes of classes: CIFAR-100's own, or any from a file."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, TypeAlias
 
 from etils import epath
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import Located, from_anywhere, how_written
+from cyclip_jax.files import Located, from_anywhere, how_written, parse_json
 
 # Krizhevsky 2009, "Learning multiple layers of features from tiny images", table 1.
 _CIFAR100 = {
@@ -68,7 +67,7 @@ def read_superclasses(superclasses: str, *, config_key: str) -> dict[str, str]:
                 f"{config_key} is {path}, which is no file{how_written(path)} and none of {known}"
             )
         try:
-            written = json.loads(path.read_text(encoding="utf-8"))
+            written = parse_json(path.read_text(encoding="utf-8"))
             content = {name: list(map(normal, classes)) for name, classes in written.items()}
         except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{path} is not {{superclass: [class, …]}} ({error!r})") from error
