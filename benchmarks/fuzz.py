@@ -38,8 +38,10 @@ SECONDS = 5.0
 BYTES = 1 << 30
 CASES_OF_A_WORKER = 400  # before a fresh one takes over: TensorFlow keeps every graph
 KEPT_OF_A_PLACE = 3
+WORK = (sys.executable, "-m", "benchmarks.fuzz", "--worker")
 _ROOT = pathlib.Path(__file__).parents[1]
 _STARTING = 300  # seconds
+_BUILDING = 10  # seconds more for the graph of the whole pipeline
 
 
 def judge(file_format: str, seed: int, index: int) -> dict:
@@ -66,7 +68,9 @@ def judge(file_format: str, seed: int, index: int) -> dict:
             detail = "".join(traceback.format_exception(error))[-6_000:]
             result |= {"outcome": outcome, "place": place, "detail": detail}
         result["seconds"] = _clock() - start
-    if result["outcome"] in ("read", "refused") and result["seconds"] > SECONDS:
+    is_built = case.reader[1].get("way") in ("evaluate", "train")
+    limit = SECONDS + _BUILDING * is_built
+    if result["outcome"] in ("read", "refused") and result["seconds"] > limit:
         result |= {"outcome": "slow", "place": case.reader[0]}
     return result
 
@@ -102,7 +106,7 @@ class Worker:
     def __init__(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.fuzz", "--worker"],
+            WORK,
             cwd=_ROOT,
             env=os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"},
             stdin=subprocess.PIPE,

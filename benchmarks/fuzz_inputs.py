@@ -247,6 +247,8 @@ def _read(rng, path, keys=None):
 
 
 def _tar(rng, is_damaged):
+    if rng.random() < 0.15:
+        return _exported(rng, is_damaged)
     members = []
     for number in range(EXAMPLES):
         ending, file_format = (("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP"))[number % 3]
@@ -273,6 +275,31 @@ def _tar(rng, is_damaged):
         content, is_paired = damaged(rng, content)
     keys = rng.choice((None, "json:caption", "json:captions", ("txt", "json:captions")))
     return Case({"0.tar": content}, _read(rng, "0.tar", keys), is_paired)
+
+
+def _exported(rng, is_damaged):
+    """A folder as CLIP_benchmark writes them, of pictures with labels or with captions."""
+    is_labelled = rng.random() < 0.5
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for number in range(EXAMPLES):
+            texts = "\n".join([caption(number), caption(number, "boat")])
+            told = ("cls", str(number)) if is_labelled else ("txt", texts)
+            for ending, content in (("png", picture(number)), (told[0], told[1].encode())):
+                member = tarfile.TarInfo(f"s{number}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    files = {
+        "data/dataset_type.txt": b"classification" if is_labelled else b"retrieval",
+        "data/test/nshards.txt": b"1",
+        "data/test/0.tar": file.getvalue(),
+        "data/classnames.txt": "\n".join(map(caption, range(EXAMPLES))).encode(),
+        "data/zeroshot_classification_templates.txt": b"a {c}.\nthe {c}.",
+    }
+    # Damage to the names renames classes, which nobody can tell.
+    names = [name for name in files if name.endswith(".txt")] * 2 + ["data/test/0.tar"]
+    files = _changed_file(rng, files, rng.choice(names))[0] if is_damaged else files
+    return Case(files, ("labels" if is_labelled else "pairs", {"path": "data"}), not is_damaged)
 
 
 def _changed_members(rng, members):

@@ -197,6 +197,7 @@ def _labels(folder, ledger, path, classes=None):
 def _pairs(folder, ledger, path):
     from cyclip_jax.evals.data.pairs import open_pairs
 
+    ledger.has_warned |= path.endswith(".json")  # of which entries may be of other splits
     pairs = open_pairs(str(folder / path), config_key="config.evals.x")()
     _each(pairs.images.source, zip(pairs.image_ids, pairs.captions, strict=True), ledger, "pairs")
 

@@ -327,6 +327,14 @@ def sha256_of(path: epath.Path) -> str:
     return digest.hexdigest()
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a small file; raises UserError where it cannot be read or is no UTF-8."""
+    try:
+        return epath.Path(path).read_text(encoding="utf-8")
+    except (UnicodeDecodeError, *file_errors()) as error:
+        raise UserError(f"{path} cannot be read as text in UTF-8: {error}") from error
+
+
 def parse_json(text: str | bytes) -> Any:
     """The content of JSON that somebody else may have written; raises ValueError for any fault."""
     try:

@@ -678,3 +678,30 @@ def test_a_report_that_fails_does_not_fail_the_run(tmp_path):
     traceback, sentence = said
     assert "UserError" in traceback
     assert f"python -m cyclip_jax.report {directory}" in sentence
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("config.json", b'{"config": "x"}', "config.json cannot be read"),
+        ("config.json", b'{"config": {"data": "x"}}', "config.json cannot be read"),
+        ("config.json", b'{"config": {}, "versions": 3}', "versions 3 must be settings by name"),
+        ("config.json", b'{"config": {}, "changes": [3]}', "'changes' of"),
+        ("metrics.jsonl", b'{"step": 1}\n{"caf\xe9": 1}\n', "line 2, is not JSON"),
+        ("metrics.jsonl", b"[" * 10_000 + b"\n", "line 1, is not JSON"),
+        ("evals/step_4.json", b"[" * 10_000, "cannot be read as JSON"),
+        ("evals/val/metrics.json", b'{"a": {"unit": "share", "better": 3, "is_headline": 1}}', ""),
+        ("evals/val/metrics.json", b'{"a": {"unit": "share", "better": [], "is_headline": 1}}', ""),
+    ],
+)
+def test_a_file_of_a_run_that_is_not_what_it_should_be_is_said(tmp_path, file, content, told):
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run" / file).write_bytes(content)
+    with pytest.raises(UserError, match=told or "does not say what metrics mean"):
+        read_run(tmp_path / "run")
+
+
+def test_a_run_that_lacks_settings_had_their_defaults(tmp_path):
+    write_run(tmp_path / "run")
+    assert read_run(tmp_path / "run").config["data"]["decoder"] == "exact"

@@ -207,7 +207,10 @@ def _assemble(source, path, description):
 
 def _read_all(path):
     if path.name.endswith(".index.json"):
-        files = sorted(set(_json(path, "weight_map")["weight_map"].values()))
+        parts = _json(path, "weight_map")["weight_map"]
+        check_type(f"{path}: weight_map", parts, Mapping)
+        check_type(f"{path}: weight_map", list(parts.values()), Sequence[str])
+        files = sorted(set(parts.values()))
         return {k: v for file in files for k, v in read_weights(path.parent / file).items()}
     return read_weights(path)
 

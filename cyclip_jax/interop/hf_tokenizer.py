@@ -242,6 +242,7 @@ def _check_model(proto, path):
         "keeps repeated spaces": not normalizer.remove_extra_whitespaces,
         "has no visible spaces": not normalizer.escape_whitespaces,
         "has its own rules of normalization": normalizer.name not in known_rules,
+        "names an unknown piece that it lacks": not 0 <= trainer.unk_id < len(proto.pieces),
     }
     found = [obstacle for obstacle, is_there in obstacles.items() if is_there]
     if found:
@@ -324,6 +325,9 @@ def read_charsmap(blob: bytes) -> dict[str, str]:
 
     Returns:
       {sequence of characters: replacement}.
+
+    Raises:
+      IndexError, ValueError, struct.error: the table is damaged.
     """
     (size,) = struct.unpack_from("<I", blob)
     units = struct.unpack_from(f"<{size // 4}I", blob, 4)
@@ -335,9 +339,13 @@ def read_charsmap(blob: bytes) -> dict[str, str]:
             children[position ^ label].append((label, position))
     charsmap = {}
     stack = [(b"", _first_child(units, 0))]
+    met = 0
     while stack:
         prefix, start = stack.pop()
-        for label, position in children.pop(start, ()):  # in a whole table each is met once
+        met += 1
+        if met > 10 * len(units):  # what several keys share is met for each of them
+            raise ValueError("its table goes round in a circle")
+        for label, position in children[start]:
             key, below = prefix + bytes([label]), _first_child(units, position)
             if units[position] & 0x100:  # a key ends here
                 value = units[below] & 0x7FFF_FFFF

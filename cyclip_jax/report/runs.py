@@ -126,7 +126,7 @@ def _lines(path):
     """The lines of metrics.jsonl; a last one that a kill cut off is left out."""
     if not path.exists():
         return []
-    *whole, _ = path.read_text().split("\n")
+    *whole, _ = path.read_bytes().split(b"\n")
     lines = []
     for number, line in enumerate(whole, 1):
         try:

@@ -51,7 +51,7 @@ class Settings:
     log_every_steps: int
     eval_every_steps: int
     checkpoint_every_steps: int
-    keep_checkpoints: int
+    keep_checkpoints: int | None
     keep_every_steps: int | None
     init_from: FilePath | None
     max_skipped_in_a_row: int

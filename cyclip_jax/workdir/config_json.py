@@ -137,7 +137,8 @@ def _check_kinds(config, known, prefix=""):
     for name, value in config.items():
         default = known.get(name)
         kinds = next((k for k in _KINDS if isinstance(default, k)), object)
-        if not isinstance(value, kinds) and (value is not None or kinds is dict):
+        is_part = isinstance(default, int) and isinstance(value, float) and value % 1 != 0
+        if is_part or (not isinstance(value, kinds) and (value is not None or kinds is dict)):
             raise TypeError(f"{prefix}{name} is {value!r}")
         if isinstance(value, dict) and name != "evals":
             _check_kinds(value, default or {}, f"{prefix}{name}.")

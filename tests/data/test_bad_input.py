@@ -8,14 +8,17 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tensorflow as tf
+from etils import epath
 
 from cyclip_jax.data import pipeline, shard_writer, tokenizers
 from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.record import Record, Unreadable, read_told, told
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.errors import LONGEST_MESSAGE, UserError
+from cyclip_jax.evals.data.class_names import read_classes
 from cyclip_jax.evals.data.labelled import open_images, open_labelled
 from cyclip_jax.evals.data.pairs import open_pairs
+from cyclip_jax.evals.data.superclasses import read_superclasses
 from tests.data import shards
 
 PNG = tf.io.encode_png(np.zeros([2, 2, 3], np.uint8)).numpy()
@@ -328,3 +331,40 @@ def test_large_and_dictionary_columns_are_read(tmp_path):
     captions = pyarrow.array(["a", "b"], pyarrow.large_string()).dictionary_encode()
     path = parquet_of(tmp_path / "a.parquet", image=images, caption=captions)
     assert reasons(create_source("auto", path, config_key="c")) == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("line", ["3", '{"key": "a"}', "[" * 10_000, "{"])
+def test_a_line_of_bad_examples_that_names_none_is_said(tmp_path, line):
+    (tmp_path / "bad.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"has a line that names no bad example .*; remove it"):
+        BadExamples(tmp_path / "bad.jsonl", 1.0, 8)
+
+
+DEEP = "[" * 10_000 + "]" * 10_000
+
+
+def test_json_that_is_nested_too_deep_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text(DEEP)
+    for opened in (
+        lambda path: open_pairs(path, config_key="x")(),
+        lambda path: read_classes(epath.Path(path)),
+        lambda path: read_superclasses(path, config_key="x"),
+    ):
+        with pytest.raises(UserError, match="nested too deep"):
+            opened(str(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("name", ["dataset_type.txt", "test/nshards.txt", "classnames.txt"])
+def test_text_beside_shards_that_is_no_text_is_refused(tmp_path, name):
+    shards.write_tar(tmp_path / "test" / "0.tar", {"0": {"png": PNG, "cls": b"0"}})
+    (tmp_path / "test" / "nshards.txt").write_text("1")
+    (tmp_path / name).write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=f"{name} cannot be read as text in UTF-8"):
+        open_labelled(str(tmp_path), config_key="config.evals.x.folder")
+
+
+def test_a_number_of_shards_that_is_none_is_refused(tmp_path):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "nshards.txt").write_text("9" * 5_000)
+    with pytest.raises(UserError, match="not the number of tars"):
+        open_labelled(str(tmp_path), config_key="config.evals.x.folder")

@@ -5,6 +5,7 @@ import tracemalloc
 import pytest
 
 from cyclip_jax.data import sources
+from cyclip_jax.data.sources import ranges
 from cyclip_jax.errors import UserError
 
 
@@ -180,3 +181,11 @@ def test_rows_cost_little_more_memory_than_their_text(tmp_path):
     # Two lists of Python strings would take 200 bytes a row besides the text.
     assert size / rows < len(text) + 24
     assert peak / rows < 3 * len(text)
+
+
+@pytest.mark.parametrize(
+    "braces", ["{0..9999999}", "{0..1000}{0..1000}", "{1..%s}" % ("9" * 5_000)]
+)
+def test_braces_that_name_more_files_than_there_can_be_are_refused(tmp_path, braces):
+    with pytest.raises(UserError, match="whose braces name more than 1,000,000 files"):
+        ranges.expand(f"{tmp_path}/{braces}.tar", config_key="c", endings=(".tar",))

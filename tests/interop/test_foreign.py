@@ -8,7 +8,7 @@ import pytest
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.interop.files import read_weights, write_pytorch, write_safetensors
-from cyclip_jax.interop.folders import read_checkpoint
+from cyclip_jax.interop.folders import read_checkpoint, settings_of
 from cyclip_jax.interop.formats import transformers_config
 from cyclip_jax.interop.names import to_transformers
 from cyclip_jax.interop.weights import fit
@@ -146,3 +146,48 @@ def test_a_pointer_of_git_lfs_is_named(tmp_path):
     (tmp_path / "a.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(UserError, match="git lfs pull"):
         read_weights(tmp_path / "a.bin")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("preprocessor_config.json", {"image_mean": [0.5, "x", 0.5]}, "must be a list of numbers"),
+        ("preprocessor_config.json", {"image_std": [0.5, 0.5]}, "must be three numbers, all above"),
+        ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "must be three numbers, all above"),
+        ("preprocessor_config.json", {"image_mean": {"a": 1}}, "must be a list of numbers"),
+        (
+            "config.json",
+            {"text_config": {"num_attention_heads": "8", "hidden_act": "gelu"}},
+            "must be a whole number",
+        ),
+        ("model.safetensors.index.json", {"weight_map": 3}, "must be settings by name"),
+        ("model.safetensors.index.json", {"weight_map": {"a": 0.5}}, "must be a list of texts"),
+    ],
+)
+def test_settings_of_other_types_are_refused(folder, file, change, told):
+    path = folder / file
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | change))
+    with pytest.raises(UserError, match=told):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tokenizer": 3}, "cannot be understood"),
+        ({"tokenizer": {"vocabulary": None}}, "cannot be understood"),
+        ({"tokenizer": {"vocabulary": "v"}}, "lacks the field 'tokenizer'"),
+        ({"tokenizer": {"vocabulary": "v", "tokenizer": 3}}, "tokenizer 3 must be a text"),
+        ({"model": 3}, "cannot be understood"),
+        ({"model": {"vision_heads": "x"}}, "vision_heads 'x' must be a whole number"),
+        ({"weights": [3]}, r"weights \[3\] must be a list of texts"),
+        ({"preprocess": 3}, "preprocess 3 must be settings by name"),
+    ],
+)
+def test_an_export_that_does_not_describe_itself_is_refused(tmp_path, change, told):
+    whole = {"format": "open_clip", "weights": ["w.safetensors"], "model": {}, "preprocess": {}}
+    whole |= {"tokenizer": {"tokenizer": "clip_bpe", "vocabulary": "v"}, "step": 3}
+    (tmp_path / "cyclip_jax.json").write_text(json.dumps(whole | change))
+    with pytest.raises(UserError, match=told):
+        settings_of(tmp_path)

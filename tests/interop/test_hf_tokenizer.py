@@ -4,6 +4,8 @@ import base64
 import gzip
 import io
 import json
+import pathlib
+import struct
 import subprocess
 import sys
 import unicodedata
@@ -13,6 +15,7 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 
 from cyclip_jax.data.tokenizers import (
     clean,
@@ -21,7 +24,12 @@ from cyclip_jax.data.tokenizers import (
     train_sentencepiece,
 )
 from cyclip_jax.errors import UserError
-from cyclip_jax.interop.hf_tokenizer import read_charsmap, tokenizer_files
+from cyclip_jax.interop.hf_tokenizer import (
+    _check_model,
+    _normalizers,
+    read_charsmap,
+    tokenizer_files,
+)
 from tests.pytorch import open_clip
 
 CAPTIONS = [
@@ -391,3 +399,30 @@ def test_processor_of_transformers_loads_a_model_folder(name, request, tmp_path)
     rows = up_to_end_of_text(read["input_ids"], tokenizer)
     np.testing.assert_array_equal(rows, tokenizer(["cat", "dog " * 100]))
     assert rows.shape == (2, length)
+
+
+@pytest.mark.parametrize("kind", ["cut", "changed", "circle"])
+def test_damaged_rules_of_normalization_are_refused(tmp_path, pieces, kind):
+    proto = sentencepiece_model_pb2.ModelProto.FromString(
+        pathlib.Path(pieces.vocabulary).read_bytes()
+    )
+    table = bytearray(proto.normalizer_spec.precompiled_charsmap)
+    size = int.from_bytes(table[:4], "little")
+    if kind == "cut":
+        table = table[: size // 2]
+    elif kind == "changed":
+        table[4 + size :] = b"\xff" * (len(table) - 4 - size)
+    else:
+        table[:] = struct.pack("<3I", 8, 0, 1 << 10 | 1)
+    proto.normalizer_spec.precompiled_charsmap = bytes(table)
+    with pytest.raises(UserError, match="rules of normalization in the SentencePiece model are"):
+        _normalizers(proto.normalizer_spec)
+
+
+def test_a_model_without_its_unknown_piece_is_refused(tmp_path, pieces):
+    proto = sentencepiece_model_pb2.ModelProto.FromString(
+        pathlib.Path(pieces.vocabulary).read_bytes()
+    )
+    proto.trainer_spec.unk_id = len(proto.pieces)
+    with pytest.raises(UserError, match="names an unknown piece that it lacks"):
+        _check_model(proto, pieces.vocabulary)

@@ -12,7 +12,9 @@ from configs import cc3m
 from cyclip_jax import defaults, evals
 from cyclip_jax.data.reading import Reading
 from cyclip_jax.data.transform import Transform
+from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError
+from cyclip_jax.models.presets import resolve_sizes
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.settings import SECTIONS, Settings, checked
 from cyclip_jax.workdir.config_json import write_config
@@ -348,3 +350,56 @@ def test_cyclic_weights_that_never_grow_whole_are_refused():
     with pytest.raises(UserError, match=sentence):
         settings.check_cyclic_warmup(300)
     settings.check_cyclic_warmup(301)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("caption_key", 7, "a text or a list of texts or None"),
+        ("caption_weights", "3", "a list of numbers or None"),
+        ("crop_scale", (0.5, [1.0]), "a list of numbers"),
+        ("crop_scale", 0.5, "a list of numbers"),
+        ("delimiter", 3, "a text"),
+        ("max_bad_share", "all", "a number"),
+        ("max_pixels", None, "a whole number"),
+        ("mixture", [], "settings by name"),
+        ("shuffle", "no", "True or False"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(field, value, words):
+    section = defaults.get_config().data.to_dict() | {field: value}
+    with pytest.raises(UserError) as error:
+        constructed(SECTIONS["data"], section, "config.data")
+    assert str(error.value) == f"config.data.{field} {value!r} must be {words}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "must"),
+    [
+        ("image_mean", (0.5, 0.5), "three numbers"),
+        ("image_std", (0.5, 0.5, 0.0), "three numbers, all above 0"),
+    ],
+)
+def test_colours_are_three(name, value, must):
+    section = defaults.get_config().data.to_dict() | {name: value}
+    with pytest.raises(UserError) as error:
+        constructed(SECTIONS["data"], section, "config.data")
+    assert str(error.value) == f"config.data.{name} {value!r} must be {must}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "must"),
+    [
+        ("vision_width", "8", "a whole number of at least 0"),
+        ("vision_layers", (1, 2, "3", 4), "a whole number of at least 0"),
+        ("text_heads", -1, "a whole number of at least 0"),
+        ("text_width", {}, "a whole number of at least 0"),
+        ("pool", ["mean"], "a name"),
+    ],
+)
+def test_a_size_of_a_model_is_a_number(name, value, must):
+    with pytest.raises(UserError) as error:
+        resolve_sizes("ViT-tiny", **{name: value})
+    assert str(error.value) == f"config.model.{name} {value!r} must be {must}"
+    with pytest.raises(UserError, match=r"unknown config\.model\.name"):
+        resolve_sizes(["RN50"])

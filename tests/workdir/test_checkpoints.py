@@ -208,3 +208,15 @@ def test_a_run_in_a_folder_with_brackets_is_refused_before_anything_is_written(t
     with pytest.raises(UserError, match="brackets, as b\\[1\\] has"):
         sweep({"a": tiny.get_config(), "b[1]": tiny.get_config()}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_cannot_be_restored_is_said(tmp_path):
+    save_steps(tmp_path, [1])
+    (tmp_path / "checkpoints" / "1" / "checksums.json").unlink()
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), make_items(0)[0]
+    )
+    with pytest.raises(
+        UserError, match=r"checkpoint 1 of .* cannot be restored: it is damaged, or"
+    ):
+        restore_model(tmp_path, abstract)

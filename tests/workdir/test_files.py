@@ -1,4 +1,5 @@
 import json
+import re
 
 import ml_collections
 import pytest
@@ -12,9 +13,16 @@ from cyclip_jax.losses.terms import Reported
 from cyclip_jax.models.presets import EXECUTION
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.workdir import console as console_module
-from cyclip_jax.workdir.config_json import check_same_model, read_config, write_config
+from cyclip_jax.workdir.changes import history
+from cyclip_jax.workdir.config_json import (
+    check_same_model,
+    is_workdir,
+    read_config,
+    write_config,
+)
 from cyclip_jax.workdir.console import Console
 from cyclip_jax.workdir.metrics import MetricWriter, metrics_at, read_metrics, read_reports
+from cyclip_jax.workdir.saved import newest_meta, read_meta
 from cyclip_jax.workdir.table import final_table, headline_lines
 
 
@@ -216,7 +224,14 @@ def test_an_older_workdir_has_the_metrics_that_every_run_measures(tmp_path):
     assert read_reports(tmp_path) == Objective().reports
 
 
-@pytest.mark.parametrize("text", ["[]", '{"a": 1}', '{"a": {"unit": "loss"}}', "{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[]", '{"a": 1}', '{"a": {"unit": "loss"}}', "{", "[" * 10_000),
+        '{"a": {"meaning": "x", "unit": "metre"}}',
+        '{"a": {"meaning": "x", "better": 3}}',
+    ],
+)
 def test_meanings_that_are_damaged_are_named(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text)
     with pytest.raises(UserError, match=r"metrics\.json does not say what.*; remove it"):
@@ -238,3 +253,61 @@ def test_a_path_beside_the_workdir_needs_no_directory_to_exist(workdir):
     resolved = resolve_paths(config, workdir)
     assert resolved.a == workdir.removesuffix("clip") + "data/x.csv"
     assert resolved.b == (f"{workdir}/y", 1)
+
+
+def written_config(workdir, change):
+    """A workdir whose config.json is as a run wrote it but for one change."""
+    write_config(defaults.get_config(), workdir)
+    written = json.loads((workdir / "config.json").read_text())
+    change(written)
+    (workdir / "config.json").write_text(json.dumps(written))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda w: w.update(config="x"), "config.json cannot be read"),
+        (lambda w: w["config"].update(model=None), "config.json cannot be read"),
+        (lambda w: w["config"].update(data="x"), "config.json cannot be read"),
+        (lambda w: w["config"]["data"].update(decoder=3), "data.decoder is 3"),
+        (lambda w: w["config"]["loss"].update(chunk_size={}), "loss.chunk_size is {}"),
+        (lambda w: w["config"].update(batch_size=0.5), "batch_size is 0.5"),
+        (lambda w: w["config"]["mesh"].update({"a.b": 1}), "does not accept dots"),
+    ],
+)
+def test_a_config_json_that_is_none_is_refused(tmp_path, change, told):
+    written_config(tmp_path, change)
+    with pytest.raises(UserError, match=re.escape(told)):
+        read_config(tmp_path)
+
+
+def test_a_config_json_of_other_content_makes_no_workdir(tmp_path):
+    for text in ("3", "null", '["config"]', "[" * 10_000):
+        (tmp_path / "config.json").write_text(text)
+        assert not is_workdir(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [3, [3], [{"step": 1}], [{"step": "x", "settings": {"a": 1}}]])
+def test_a_history_that_is_damaged_is_named(tmp_path, changes):
+    written_config(tmp_path, lambda written: written.update(changes=changes))
+    with pytest.raises(
+        UserError, match=r"'changes' of .*config\.json cannot be read .*; remove it"
+    ):
+        history(tmp_path, until=3)
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"3", b'{"loss": 1}', b'{"step": null}', b"[" * 10_000])
+def test_a_line_of_metrics_that_is_none_is_named(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
+    with pytest.raises(UserError, match=r"line 2 of .* is damaged .*; remove it"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "3", '{"config": 3}', "[" * 10_000])
+def test_a_checkpoints_meta_that_is_damaged_is_named(tmp_path, text):
+    folder = tmp_path / "checkpoints" / "3" / "meta"
+    folder.mkdir(parents=True)
+    (folder / "metadata").write_text(text)
+    with pytest.raises(UserError, match="metadata"):
+        read_meta(tmp_path, 3)
+    assert newest_meta(tmp_path) is None

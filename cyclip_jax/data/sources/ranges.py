@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import errno
 import glob
+import math
 import os
 import re
 import threading
@@ -56,6 +57,9 @@ INDEX_ENDING = ".index.npz"  # of the files beside shards that no pattern means
 READERS = 32  # questions to a storage service at a time
 OPEN_FILES = 256  # at a time: systems allow a process a thousand or so
 BLOCK = 1 << 20  # bytes that are read at once where neighbours are kept
+
+MOST_FILES = 1_000_000  # that braces may name: they are looked for one by one
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
 
 _Arguments = TypeVarTuple("_Arguments")
 _Value = TypeVar("_Value")
@@ -258,6 +262,13 @@ class Kept(Generic[_Value]):
 
 
 def _expand_braces(pattern, config_key):
+    ends = _RANGE.findall(pattern)
+    is_long = any(len(end) > len(str(MOST_FILES)) + 1 for pair in ends for end in pair)
+    if is_long or math.prod(abs(int(a) - int(b)) + 1 for a, b in ends) > MOST_FILES:
+        raise UserError(
+            f"{config_key} is {pattern}, whose braces name more than {MOST_FILES:,} files; name "
+            "those that there are, or their folder"
+        )
     """The paths that the braces of a pattern name; folders that exist as they are have none."""
     folders = pattern.split("/")
     heads = ("/".join(folders[:n]) + "/" for n in range(len(folders) - 1, 0, -1))

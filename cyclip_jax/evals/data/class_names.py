@@ -12,7 +12,7 @@ from jaxtyping import Int
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.keys import first_number, plain, sorted_keys
 from cyclip_jax.evals.data.known import PRESETS, class_names, class_templates
-from cyclip_jax.files import how_written, parse_json
+from cyclip_jax.files import how_written, parse_json, read_text
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _BY_NUMBER = 'give the names by the setting `classes` as {"label": "name", …}'
@@ -73,7 +73,9 @@ def naming_beside(folder: epath.Path) -> Naming | None:
 
 
 def _lines(path):
-    return [line.strip() for line in path.read_text().splitlines()] if path.exists() else None
+    if not path.exists():
+        return None
+    return [line.strip() for line in read_text(path).rstrip("\r\n").split("\n")]
 
 
 def checked_templates(templates: Any, where: str) -> list[str]:

@@ -26,7 +26,7 @@ from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.keys import sorted_keys
 from cyclip_jax.evals.data.known import has_mappings, objectnet_folders, preset_of
 from cyclip_jax.evals.encoders import Encoders
-from cyclip_jax.files import FilePath, how_written
+from cyclip_jax.files import FilePath, how_written, read_text
 
 _SPLITS = {"train", "trainval", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -386,10 +386,10 @@ def _is_exported(folder):
 def _open_exported(folder, config_key, image_key, label_key):
     """One split of a data set that CLIP_benchmark has exported as tars."""
     kind = folder.parent / "dataset_type.txt"
-    if kind.exists() and kind.read_text().strip().lower() != "classification":
-        raise UserError(f"{kind} says {kind.read_text().strip()}; labels are one class a picture")
-    shards = (folder / "nshards.txt").read_text().strip()
-    if not shards.isdecimal() or not int(shards):
+    if kind.exists() and read_text(kind).strip().lower() != "classification":
+        raise UserError(f"{kind} says {read_text(kind).strip()}; labels are one class a picture")
+    shards = read_text(folder / "nshards.txt").strip()
+    if not shards.isdecimal() or len(shards) > 9 or not int(shards):
         raise UserError(f"{folder}/nshards.txt is {shards!r}, not the number of tars")
     images = open_images(
         f"{folder}/{{0..{int(shards) - 1}}}.tar",

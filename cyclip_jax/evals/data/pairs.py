@@ -20,7 +20,7 @@ from cyclip_jax.data.sources.webdataset import WebDataset
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.labelled import check_images, open_images
-from cyclip_jax.files import how_written, parse_json
+from cyclip_jax.files import how_written, parse_json, read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _open_karpathy(path, images, split, config_key):
 def _open_clip_benchmark(path, split, config_key):
     """An ImageSet of the shards of a split."""
     folder = epath.Path(path)
-    kind = (folder / "dataset_type.txt").read_text(encoding="utf-8").strip()
+    kind = read_text(folder / "dataset_type.txt").strip()
     if kind != "retrieval":
         raise UserError(
             f"{path} holds data for {kind!r} by its dataset_type.txt; set {config_key}.pairs to "
@@ -208,7 +208,7 @@ def _open_clip_benchmark(path, split, config_key):
         )
     shards = folder / split / "nshards.txt"
     try:
-        count = int(shards.read_text(encoding="utf-8"))
+        count = int(read_text(shards))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{shards} does not tell the number of shards ({error}); set {config_key}.split to a "
