@@ -4,7 +4,9 @@ import sys
 
 import pytest
 
-from benchmarks import fuzz, fuzz_inputs
+from benchmarks.fuzz import __main__ as fuzz
+from benchmarks.fuzz import data
+from benchmarks.fuzz.damage import Case
 from cyclip_jax.data.sources.table import CsvSource
 from cyclip_jax.data.tables import Table
 from cyclip_jax.evals.data import pairs
@@ -15,13 +17,10 @@ def whole_table(monkeypatch):
     """Lets the fuzzer judge a whole table, read by one of the readers."""
 
     def judged(reader):
-        rows = [
-            f"{fuzz_inputs.name_of(n, 'png')},{fuzz_inputs.caption(n)}"
-            for n in range(fuzz_inputs.EXAMPLES)
-        ]
-        files = fuzz_inputs._pictures() | {"a.csv": "\n".join(["image,caption", *rows]).encode()}
+        rows = [f"{data.name_of(n)},{data.caption(n)}" for n in range(data.EXAMPLES)]
+        files = data.pictures() | {"a.csv": "\n".join(["image,caption", *rows]).encode()}
         arguments = {"path": "a.csv"} | ({"way": "read"} if reader == "source" else {})
-        case = fuzz_inputs.Case(files, (reader, arguments))
+        case = Case(files, (reader, arguments))
         monkeypatch.setattr(fuzz, "case_of", lambda *_: case)
         return fuzz.judge("csv", 0, 0)
 
@@ -30,16 +29,16 @@ def whole_table(monkeypatch):
 
 @pytest.mark.parametrize("file_format", ["tar", "csv", "json", "png", "picture"])
 def test_the_case_of_a_number_is_always_the_same(file_format):
-    first, again, other = (fuzz_inputs.case_of(file_format, 7, i) for i in (3, 3, 4))
+    first, again, other = (fuzz.case_of(file_format, 7, i) for i in (3, 3, 4))
     assert first == again != other
-    assert fuzz_inputs.case_of(file_format, 8, 3) != first
+    assert fuzz.case_of(file_format, 8, 3) != first
 
 
 def test_marks_survive_small_damage_and_become_no_others():
-    for number in range(fuzz_inputs.EXAMPLES):
-        assert fuzz_inputs.number_in(fuzz_inputs.caption(number)) == number
-    assert fuzz_inputs.number_in("k01 k01 kite k02 k01 k01") == -1
-    assert fuzz_inputs.number_in("k01 k01 k01") == -1
+    for number in range(data.EXAMPLES):
+        assert data.number_in(data.caption(number)) == number
+    assert data.number_in("k01 k01 kite k02 k01 k01") == -1
+    assert data.number_in("k01 k01 k01") == -1
 
 
 @pytest.mark.parametrize("reader", ["source", "pairs"])
@@ -111,7 +110,7 @@ def test_a_case_at_fault_is_kept_with_the_command_that_replays_it(tmp_path, monk
     assert len(list(tmp_path.iterdir())) == fuzz.KEPT_OF_A_PLACE
     folder = tmp_path / "csv-5-2"
     assert (folder / "replay.sh").read_text().endswith("--format=csv --seed=5 --case=2\n")
-    case = fuzz_inputs.case_of("csv", 5, 2)
+    case = fuzz.case_of("csv", 5, 2)
     assert all((folder / "input" / n).read_bytes() == data for n, data in case.files.items())
     monkeypatch.setattr(fuzz, "judge", lambda *case: found | {"case": case})
     assert fuzz.main(["--format=csv", "--seed=5", "--case=2"]) == 1

@@ -11,16 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from absl import flags
 
-from benchmarks.fuzz_inputs import (
-    _TEXTS,
-    EXAMPLES,
-    SIDE,
-    Case,
-    caption,
-    mark,
-    number_in,
-    number_seen,
-)
+from benchmarks.fuzz.damage import TEXTS, Case
+from benchmarks.fuzz.data import EXAMPLES, SIDE, caption, mark, number_in, number_seen
+from benchmarks.fuzz.models import CLIP_IDS
 
 IMAGE_SIZE = SIDE // 2
 _BATCH = 4
@@ -238,10 +231,10 @@ def _tokenizer(folder, ledger, path, name):
     from cyclip_jax.interop.hf_tokenizer import tokenizer_files
 
     ledger.has_warned = True
-    size = 520 if name == "clip_bpe" else 60
+    size = CLIP_IDS if name == "clip_bpe" else 60
     arguments = {"vocab_size": size, "context_length": 12, "vocabulary": str(folder / path)}
     tokenizer = create_tokenizer(name, **arguments)
-    tokens = tokenizer([caption(3), "a kite, grüße 北京", *_TEXTS])
+    tokens = tokenizer([caption(3), "a kite, grüße 北京", *TEXTS])
     if tokens.dtype != np.int32 or tokens.min() < 0 or tokens.max() >= size:
         raise Fault("range", f"the ids go from {tokens.min()} to {tokens.max()} of {size}")
     tokenizer_files(tokenizer)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.fuzz --minutes=10 [--format=tar,csv] [--seed=0] [--output=fuzz]
 
-Valid small inputs of each format (see fuzz_inputs.py) are damaged: bits, lengths, names, numbers
-and texts. The package reads them as it does for its users (see fuzz_readers.py), in a process that
-this one watches. It is a fault if that
+Valid small inputs of each format (see data.py and models.py) are damaged: bits, lengths, names,
+numbers and texts. The package reads them as it does for its users (see readers.py), in a process
+that this one watches. It is a fault if that
 
     raises anything but a UserError ("traceback")
     ends by a signal ("killed")
@@ -12,7 +12,7 @@ this one watches. It is a fault if that
     gives a picture the caption of another ("glued")
     leaves out an example without a word ("lost")
 
-or if something else does not hold that fuzz_readers.py says. The case of a number is always the
+or if something else does not hold that readers.py says. The case of a number is always the
 same. A case at fault is kept in a folder of --output, with its input, what it raised, and the
 command that replays it. Of faults at one place the first three cases are kept.
 
@@ -21,9 +21,11 @@ It needs the packages of the tests.
 
 import argparse
 import collections
+import functools
 import json
 import os
 import pathlib
+import random
 import select
 import signal
 import subprocess
@@ -31,17 +33,40 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 
-from benchmarks.fuzz_inputs import FORMATS, case_of
+from benchmarks.fuzz import data, models
+from benchmarks.fuzz.damage import Case
 
 SECONDS = 5.0
 BYTES = 1 << 30
 CASES_OF_A_WORKER = 400  # before a fresh one takes over: TensorFlow keeps every graph
 KEPT_OF_A_PLACE = 3
 WORK = (sys.executable, "-m", "benchmarks.fuzz", "--worker")
-_ROOT = pathlib.Path(__file__).parents[1]
+_ROOT = pathlib.Path(__file__).parents[2]
 _STARTING = 300  # seconds
 _BUILDING = 10  # seconds more for the graph of the whole pipeline
+
+FORMATS: dict[str, Callable[[random.Random, bool], Case]] = {
+    "tar": data.tar,
+    "tfrecord": data.tfrecord,
+    "parquet": data.parquet,
+    "csv": data.table,
+    "json": data.json_file,
+    "jpeg": functools.partial(data.picture_files, "JPEG"),
+    "png": functools.partial(data.picture_files, "PNG"),
+    "webp": functools.partial(data.picture_files, "WEBP"),
+    "picture": functools.partial(data.picture_files, None),
+    "tokenizer": models.tokenizer,
+    "checkpoint": models.checkpoint,
+    "config": models.config,
+}
+
+
+def case_of(file_format: str, seed: int, index: int) -> Case:
+    """The case of a number; those of the number 0 are whole, and all others are damaged."""
+    rng = random.Random(f"{file_format} {seed} {index}")
+    return FORMATS[file_format](rng, index > 0)
 
 
 def judge(file_format: str, seed: int, index: int) -> dict:
@@ -51,7 +76,7 @@ def judge(file_format: str, seed: int, index: int) -> dict:
       {"outcome": "read", "refused" or the kind of a fault; "place": where it was raised; "detail":
       what was raised; "seconds"}.
     """
-    from benchmarks.fuzz_readers import Fault, read_case
+    from benchmarks.fuzz.readers import Fault, read_case
     from cyclip_jax.errors import UserError
 
     case = case_of(file_format, seed, index)
