@@ -1,6 +1,6 @@
 """Reads damaged inputs of every format, and looks for what must not happen.
 
-    python -m benchmarks.fuzz --minutes=10 [--format=tar,csv] [--seed=0] [--output=fuzz]
+    python -m benchmarks.fuzz --minutes=10 [--format=tar,csv] [--seed=0] [--output=DIR]
 
 Valid small inputs of each format (see data.py and models.py) are damaged: bits, lengths, names,
 numbers and texts. The package reads them as it does for its users (see readers.py), in a process
@@ -13,7 +13,7 @@ that this one watches. It is a fault if that
     leaves out an example without a word ("lost")
 
 or if something else does not hold that readers.py says. The case of a number is always the
-same. A case at fault is kept in a folder of --output, with its input, what it raised, and the
+same. A case at fault is kept in a folder of --output (fuzz-faults), with its input, what it raised, and the
 command that replays it. Of faults at one place the first three cases are kept.
 
 It needs the packages of the tests.
@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="replays this case in this process")
     parser.add_argument("--first", type=int, default=1, help="number of the first case")
-    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("fuzz"))
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("fuzz-faults"))
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     formats = given.format.split(",")

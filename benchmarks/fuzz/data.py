@@ -140,8 +140,8 @@ def _changed_members(rng, members):
     if kind in ("copy", "move"):
         members.insert(rng.randint(0, len(members)), (name, content, member_kind))
     elif kind == "rename":
-        # Not to what begins with a dot: such members are never data.
-        texts = [text for text in TEXTS if text and "." not in text and text[-1] != "/"]
+        # Not to what begins with a dot or has no ending then: such members are never data.
+        texts = [text for text in TEXTS if text and "." not in text and text[-1] not in "/\0"]
         other = rng.choice((f"{int(key) + 1:03d}", f"a/b/{key}", rng.choice(texts)))
         for n in own:
             members[n] = (other + members[n][0][3:], *members[n][1:])
