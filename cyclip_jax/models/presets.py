@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.models.clip import CLIP, normalise_images, split_model
-from cyclip_jax.models.rematerialisation import check_policy
+from cyclip_jax.models.rematerialisation import POLICIES
 from cyclip_jax.models.text import TextTransformer
 from cyclip_jax.models.towers import VISION_TOWERS, VisionTower, tower_of_layers
 from cyclip_jax.models.vit import VisionTransformer
@@ -335,8 +335,8 @@ def create_model(
     """
     name = preset_named(name, quick_gelu=quick_gelu)
     sizes = resolve_sizes(name, **overrides)
-    check_policy(vision_remat, field="vision_remat")
-    check_policy(text_remat, field="text_remat")
+    check_known("config.model.vision_remat", vision_remat, POLICIES)
+    check_known("config.model.text_remat", text_remat, POLICIES)
     check_known("config.model.dtype", dtype, _DTYPES)
     check_known(
         "config.model.initial_weights_dtype", initial_weights_dtype, _INITIAL_WEIGHTS_DTYPES

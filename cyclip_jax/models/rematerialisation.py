@@ -8,8 +8,6 @@ from flax import nnx
 from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array, Float
 
-from cyclip_jax.errors import check_known
-
 
 def _is_convolution(primitive, *_, **__):
     return primitive is conv_general_dilated_p
@@ -24,11 +22,6 @@ POLICIES: dict[str, Callable[..., bool]] = {
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _is_convolution
     ),
 }
-
-
-def check_policy(name: str, *, field: str) -> None:
-    """Raises UserError, which names config.model.`field`, unless `name` is one of POLICIES."""
-    check_known(f"config.model.{field}", name, POLICIES)
 
 
 def run_block(

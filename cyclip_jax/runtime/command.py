@@ -189,7 +189,7 @@ def _show_help(values, doc, positional, *, with_absl):
         print("\nFlags of absl:\n")
         for flag in _flags_of(flags.FLAGS):
             print(_flag_help(flag))
-    if any(map(config_file.is_config, _flags_of(values))):
+    if "config" in values:
         print("\n" + config_file.fields_help(_WIDTH))
 
 

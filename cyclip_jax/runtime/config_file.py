@@ -16,7 +16,6 @@ import textwrap
 import traceback
 import types
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import ml_collections
 from absl import flags
@@ -49,11 +48,6 @@ def define_config(
     values["config"].parser = ConfigFileParser()
     if required:
         flags.mark_flag_as_required("config", flag_values=values)
-
-
-def is_config(flag: flags.Flag[Any]) -> bool:
-    """Whether a flag is --config."""
-    return isinstance(flag.parser, ConfigFileParser)
 
 
 def config_name(values: flags.FlagValues) -> str:
