@@ -67,7 +67,6 @@ def evaluate_checkpoint(
     from cyclip_jax.interop.pretrained import described_by, open_checkpoint, workdir_and_step
     from cyclip_jax.interop.weights import fit
     from cyclip_jax.runtime.loop import set_matmul_precision
-    from cyclip_jax.runtime.setting_types import check_type
     from cyclip_jax.training.configured_model import Model
     from cyclip_jax.training.settings import with_absolute_paths
 
@@ -84,7 +83,6 @@ def evaluate_checkpoint(
     own = opened.config
     run_config = described_by(opened, evaluated) if own is None else resolve_paths(own, path)
     data = constructed(Data, run_config.data, "config.data")
-    check_type("config.batch_size", run_config.batch_size, int)
     set_matmul_precision(run_config.matmul_precision)
     model = Model(run_config, _mesh_for(run_config.batch_size))
     weights = fit(opened.weights, model.abstract, source=opened.source)
@@ -142,7 +140,9 @@ def _mesh_for(batch_size):
     import jax
 
     from cyclip_jax import parallel
+    from cyclip_jax.runtime.setting_types import check_type
 
+    check_type("config.batch_size", batch_size, int)
     devices = jax.devices()
     # Of several processes none may be left without a device.
     used = math.gcd(batch_size, len(devices)) if jax.process_count() == 1 else None
