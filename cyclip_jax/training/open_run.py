@@ -152,12 +152,7 @@ def open_run(
         plan = dataclasses.replace(plan, **_schedule(settings, model, source, step, start.position))
         changes = _changes(config, workdir, start, plan, allow_changes, console)
         batches, bad_examples = _open_data(plan, workdir, start.position, stack)
-        if step > plan.total_steps:
-            raise UserError(
-                f"{workdir} is at step {step}, past this config's {plan.total_steps} steps; set "
-                "config.total_steps or num_epochs higher, and add --allow_changes with its name, "
-                "or choose another --workdir"
-            )
+        _check_not_past(workdir, step, plan.total_steps)
         if is_first_process:
             _record(written_config, workdir, step, changes, plan, console)
         mirror = WandbMirror(written_config, workdir, say=console.say, enabled=is_first_process)
@@ -254,6 +249,15 @@ def _schedule(settings, model, source, step, position):
         "views": settings.tokens.views_of_run(model.sizes, total_steps),
         "schedule": settings.optimizer.schedule(total_steps=total_steps, steps_per_epoch=an_epoch),
     }
+
+
+def _check_not_past(workdir, step, total_steps):
+    if step > total_steps:
+        raise UserError(
+            f"{workdir} is at step {step}, past this config's {total_steps} steps; set "
+            "config.total_steps or num_epochs higher, and add --allow_changes with its name, or "
+            "choose another --workdir"
+        )
 
 
 def _changes(config, workdir, start, plan, allow_changes, console):
