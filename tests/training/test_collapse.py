@@ -132,7 +132,7 @@ def test_a_run_that_collapses_says_so(tmp_path):
     """CyCLIP as published, with a small ViT on drawings; it needs the extra `quickstart`."""
     small_data = pytest.importorskip("benchmarks.small_data")
     small_data.build(tmp_path / "drawings", small_data.drawings())
-    config = small_data.runs(tmp_path / "drawings")["cc3m, ViT-tiny"]
+    config = small_data.runs(tmp_path / "drawings", others=True)["cc3m, ViT-tiny"]
     config.total_steps, config.log_every_steps, config.checkpoint_every_steps = 140, 10, 60
     config.eval_every_steps = 0
     train.train(config.lock(), tmp_path / "run")
