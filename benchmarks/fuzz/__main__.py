@@ -13,8 +13,8 @@ that this one watches. It is a fault if that
     leaves out an example without a word ("lost")
 
 or if something else does not hold that readers.py says. The case of a number is always the
-same. A case at fault is kept in a folder of --output (fuzz-faults), with its input, what it
-raised, and the command that replays it. Of faults at one place the first three cases are kept.
+same. A case at fault is kept in a folder of --output (fuzz-faults), with its input, what it raised,
+and the command that replays it. Of faults at one place the first three cases are kept.
 
 It needs the packages of the tests.
 """
@@ -40,7 +40,7 @@ from benchmarks.fuzz.damage import Case
 
 SECONDS = 5.0
 BYTES = 1 << 30
-CASES_OF_A_WORKER = 400  # before a fresh one takes over: TensorFlow keeps every graph
+CASES_OF_A_WORKER = 3_000  # before a fresh one takes over: TensorFlow keeps every graph
 KEPT_OF_A_PLACE = 3
 WORK = (sys.executable, "-m", "benchmarks.fuzz", "--worker")
 _ROOT = pathlib.Path(__file__).parents[2]

@@ -100,13 +100,18 @@ def _one_by_one(source, bad):
 
     from cyclip_jax.data import pipeline
     from cyclip_jax.data.record import Unreadable
+    from cyclip_jax.data.transform import Transform
 
     load = pipeline._eval_load(IMAGE_SIZE)
+    cropped = Transform(augmentation="random_resized_crop", crop_scale=(0.2, 1), decoder="fast")
+    load_cropped = pipeline._train_load(IMAGE_SIZE, 0, cropped)
     for index, key in enumerate(source.keys(range(len(source)))):
         image, tokens = None, np.array([[-1]])
         try:
             encoded, text = pipeline._read_row(source, None, 0, index)
-            image = load(tf.constant(encoded), tf.constant([0, index], tf.int64)).numpy()
+            row = tf.constant([0, index], tf.int64)
+            load_cropped(tf.constant(encoded), row)
+            image = load(tf.constant(encoded), row).numpy()
             tokens, _ = pipeline._tokenise(_numbers, [text])
         except Unreadable as error:
             bad.add(key, index, error.reason)
