@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import types
 
 import numpy as np
 import pyarrow
@@ -14,6 +16,7 @@ from cyclip_jax.data import pipeline, shard_writer, tokenizers
 from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.record import Record, Unreadable, read_told, told
 from cyclip_jax.data.sources import create_source
+from cyclip_jax.data.sources.parquet import _ParquetFile
 from cyclip_jax.errors import LONGEST_MESSAGE, UserError
 from cyclip_jax.evals.data.class_names import read_classes
 from cyclip_jax.evals.data.labelled import open_images, open_labelled
@@ -368,3 +371,23 @@ def test_a_number_of_shards_that_is_none_is_refused(tmp_path):
     (tmp_path / "test" / "nshards.txt").write_text("9" * 5_000)
     with pytest.raises(UserError, match="not the number of tars"):
         open_labelled(str(tmp_path), config_key="config.evals.x.folder")
+
+
+@pytest.mark.parametrize("name", [b"image", b"caption"])
+def test_a_footer_of_parquet_with_damaged_names_is_refused(tmp_path, name):
+    path = tmp_path / "a.parquet"
+    parquet_of(path, image=[PNG] * 3, caption=["a", "b", "c"])
+    whole = path.read_bytes()
+    for found in re.finditer(name, whole):
+        path.write_bytes(whole[: found.start()] + b"\xff" + whole[found.start() + 1 :])
+        with pytest.raises(UserError, match=r"a\.parquet cannot be read as Parquet"):
+            create_source("auto", str(path), config_key="c")
+
+
+def test_a_footer_of_parquet_whose_rows_do_not_add_up_is_refused(tmp_path):
+    path = parquet_of(tmp_path / "a.parquet", image=[PNG] * 3, caption=["a", "b", "c"])
+    file = _ParquetFile(path)
+    group = file._metadata.row_group
+    file._metadata = types.SimpleNamespace(num_rows=2, num_row_groups=2, row_group=group)
+    with pytest.raises(UserError, match="it has 2 rows, and its row groups have 3"):
+        file.row_groups()

@@ -70,8 +70,10 @@ class ParquetRows:
         self._columns = [image_key, *rule.fields]
         self._groups, counts, sizes = [], [0], []
         for number, file in enumerate(self._files):
-            file.check_columns(image_key, rule.fields)
-            for group, (rows, size) in enumerate(file.row_groups()):
+            with file.damage_told():
+                file.check_columns(image_key, rule.fields)
+                groups = file.row_groups()
+            for group, (rows, size) in enumerate(groups):
                 self._groups.append((number, group))
                 counts.append(rows)
                 sizes.append(size)
@@ -177,13 +179,21 @@ class _ParquetFile:
         import pyarrow.parquet
 
         self._path, self._lock = path, threading.Lock()
-        try:
+        with self.damage_told():
             with self._open() as file:
                 self._metadata = pyarrow.parquet.read_metadata(file)
-        except (pyarrow.ArrowException, OSError) as error:
+            self._schema = self._metadata.schema.to_arrow_schema()
+
+    @contextlib.contextmanager
+    def damage_told(self):
+        """A context that reads the footer; what is damaged in it becomes a UserError."""
+        import pyarrow
+
+        try:
+            yield
+        except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
             told = self._kind() or error
-            raise UserError(f"{path} cannot be read as Parquet: {told}") from error
-        self._schema = self._metadata.schema.to_arrow_schema()
+            raise UserError(f"{self._path} cannot be read as Parquet: {told}") from error
 
     def check_columns(self, image_key, caption_keys):
         """Raises UserError where a column is missing, or holds no pictures or no texts."""
@@ -230,9 +240,16 @@ class _ParquetFile:
         )
 
     def row_groups(self):
-        """[(rows, bytes)] of each row group."""
+        """[(rows, bytes)] of each row group; raises UserError where the rows do not add up."""
         groups = map(self._metadata.row_group, range(self._metadata.num_row_groups))
-        return [(group.num_rows, group.total_byte_size) for group in groups]
+        found = [(group.num_rows, group.total_byte_size) for group in groups]
+        rows = [rows for rows, _ in found]
+        if min(rows, default=0) < 0 or sum(rows) != self._metadata.num_rows:
+            raise UserError(
+                f"{self._path} cannot be read as Parquet: it has {self._metadata.num_rows} rows, "
+                f"and its row groups have {sum(rows)}; copy or download it again"
+            )
+        return found
 
     def read(self, group, columns):
         """The columns of a row group, as pyarrow arrays; raises Unreadable."""
@@ -253,6 +270,8 @@ class _ParquetFile:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise Unreadable("the row group is damaged", str(error)) from error
+        if table.num_rows != self._metadata.row_group(group).num_rows:
+            raise Unreadable("the row group is damaged", f"it has {table.num_rows} rows")
         return [table[column] for column in columns]
 
     def _kind(self):
