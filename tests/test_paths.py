@@ -319,14 +319,14 @@ class Stop(Exception):
 
 
 def as_a_run_sees_it(config, workdir, monkeypatch):
-    """The config with which a run is planned, as a flat dict."""
+    """The config that a run goes by, as a flat dict."""
     seen = []
 
-    def plan(config, *_):
+    def checked(config):
         seen.append(defaults.flat(config.to_dict()))
         raise Stop
 
-    monkeypatch.setattr(open_run, "_plan", plan)
+    monkeypatch.setattr(open_run, "checked", checked)
     with pytest.raises(Stop), open_run.open_run(config.lock(), workdir, began=0):
         pass
     return seen[0]

@@ -84,11 +84,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if not path.is_dir():
         return _assemble(path, path, settings)
     files = settings.get("weights")
-    if files == []:
-        raise UserError(
-            f"{path} holds an {settings['format']} export, from which no weights are read; give "
-            "the checkpoint that was exported"
-        )
     return _assemble(path, path / files[0] if files else _weight_file(path), settings)
 
 
@@ -117,6 +112,11 @@ def _settings_of(path):
     """The dict of `settings_of` as it is written."""
     folder = path if path.is_dir() else path.parent
     description = _description(folder)
+    if description and path.is_dir() and description["weights"] == []:
+        raise UserError(
+            f"{path} holds an {description['format']} export, from which no weights are read; give "
+            "the checkpoint that was exported"
+        )
     if description and (path.is_dir() or path.name in description["weights"]):
         return description
     if not path.is_dir() and not _is_described(path):

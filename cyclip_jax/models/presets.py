@@ -250,7 +250,10 @@ def _check_types(given: Mapping[str, Any]) -> None:
         is_name = key in ("vision_tower", "pool")
         counts = value if key == "vision_layers" and isinstance(value, list | tuple) else [value]
         if not is_name and not all(isinstance(n, numbers.Integral) and int(n) >= 0 for n in counts):
-            raise UserError(f"config.model.{key} {value!r} must be a whole number of at least 0")
+            stages = ", or one for each of four stages" if key == "vision_layers" else ""
+            raise UserError(
+                f"config.model.{key} {value!r} must be a whole number of at least 0{stages}"
+            )
         if is_name and not isinstance(value, str):
             raise UserError(f"config.model.{key} {value!r} must be a name")
 

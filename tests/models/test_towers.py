@@ -86,7 +86,11 @@ def test_attention_is_as_wide_as_a_vit_and_as_a_resnets_last_stage():
             "2 does not suit a ResNet; set it to a tuple with the blocks",
         ),
         ("RN-tiny", {"vision_layers": (1, 2, 1)}, r"\(1, 2, 1\) suits no image tower.*four stages"),
-        ("RN-tiny", {"vision_layers": "12"}, "'12' suits no image tower"),
+        (
+            "RN-tiny",
+            {"vision_layers": "12"},
+            "'12' must be a whole number.*or one for each of four",
+        ),
         (
             "RN-tiny",
             {"vision_layers": 2},

@@ -78,8 +78,8 @@ def runs(pairs, tmp_path_factory):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         config = configured(pairs)
         with pytest.MonkeyPatch.context() as stalling:
-            stalling.setattr(watch, "_LEAST_SECONDS", 0.1)
-            stalling.setattr(watch, "_LOOK_SECONDS", 0.05)
+            stalling.setattr(watch, "LEAST_SECONDS", 0.1)
+            stalling.setattr(watch, "LOOK_SECONDS", 0.05)
             opened = held_up(open_run.open_batches, workdir / "train.log")
             stalling.setattr(open_run, "open_batches", opened)
             train(config, workdir)

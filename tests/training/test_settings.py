@@ -391,7 +391,11 @@ def test_colours_are_three(name, value, must):
     ("name", "value", "must"),
     [
         ("vision_width", "8", "a whole number of at least 0"),
-        ("vision_layers", (1, 2, "3", 4), "a whole number of at least 0"),
+        (
+            "vision_layers",
+            (1, 2, "3", 4),
+            "a whole number of at least 0, or one for each of four stages",
+        ),
         ("text_heads", -1, "a whole number of at least 0"),
         ("text_width", {}, "a whole number of at least 0"),
         ("pool", ["mean"], "a name"),
