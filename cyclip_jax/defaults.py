@@ -124,8 +124,8 @@ def _model() -> ml_collections.ConfigDict:
     model.batch_norm_group_size = placeholder(int)
     # "float32", or "float16", to which the initial weights are then rounded.
     model.initial_weights_dtype = "float32"
-    # How attention is computed: "xla", "cudnn", or "auto", which is "cudnn" in bfloat16 on NVIDIA's
-    # GPUs and "xla" elsewhere.
+    # How attention is computed: "xla"; "cudnn"; "pallas", a TPU's kernel that writes no logits to
+    # memory; or "auto", which is "cudnn" in bfloat16 on NVIDIA's GPUs and "xla" elsewhere.
     model.attention = "auto"
     # Which activations of the image tower are computed again in the backward pass to save memory:
     # "none", "dots" (all but the outputs of matrix products) or "full" (all).

@@ -3,6 +3,7 @@
 No model code names an axis.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -101,6 +102,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of a global batch: rows split over the devices."""
     return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def rows_over(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """While a function is traced in it, each device of the mesh runs kernels on its own rows."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def parameter_sharding(params: Tree, mesh: Mesh, *, min_size: int) -> Tree:

@@ -1,6 +1,6 @@
 """Attention: its definition, and the fast forms of the same value."""
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import jax
 import jax.extend.backend
@@ -10,10 +10,12 @@ from jaxtyping import Array, Float
 
 from cyclip_jax.errors import UserError, check_known
 
-ATTENTIONS = ("auto", "xla", "cudnn")
+ATTENTIONS = ("auto", "xla", "cudnn", "pallas")
 # What cuDNN's flash attention takes on every GPU that has it, Ampere and later.
 _CUDNN_CAPABILITY = 8.0
 _CUDNN_CHANNELS, _CUDNN_MULTIPLE = 128, 8
+
+Implementation: TypeAlias = Literal["xla", "cudnn", "pallas"]
 
 
 def multi_head_attention(
@@ -74,8 +76,8 @@ def split_heads(x: Float[Array, "n l w"], heads: int) -> Float[Array, "n l h c"]
     return x.reshape(*x.shape[:-1], heads, -1)
 
 
-def choose_attention(attention: str, *, dtype: DTypeLike, channels: int) -> Literal["xla", "cudnn"]:
-    """Returns the implementation for this process's devices, "xla" or "cudnn".
+def choose_attention(attention: str, *, dtype: DTypeLike, channels: int) -> Implementation:
+    """Returns the implementation for this process's devices.
 
     Args:
       attention: one of ATTENTIONS; "auto" is "cudnn" wherever that can compute it.
@@ -83,11 +85,16 @@ def choose_attention(attention: str, *, dtype: DTypeLike, channels: int) -> Lite
       channels: channels of a head.
 
     Raises:
-      UserError: the name is unknown, or it is "cudnn", which cannot compute this attention here.
+      UserError: the name is unknown, or one that cannot compute this attention here.
     """
     check_known("config.model.attention", attention, ATTENTIONS)
-    if attention == "xla":
-        return "xla"
+    if attention == "pallas" and jax.default_backend() == "gpu":
+        raise UserError(
+            "config.model.attention 'pallas' is written for TPUs, and this process computes on a "
+            "GPU; set it to 'auto'"
+        )
+    if attention in ("xla", "pallas"):
+        return attention
     obstacle = _cudnn_obstacle(jnp.dtype(dtype), channels)
     if attention == "cudnn" and obstacle:
         raise UserError(

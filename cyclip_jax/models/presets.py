@@ -319,8 +319,8 @@ def create_model(
       batch_norm_group_size: images per group of BatchNorm statistics; None is the whole batch.
       initial_weights_dtype: "float32", or "float16", to which OpenAI's code rounds the weights that
         `round_to_float16` names.
-      attention: how transformers compute attention: "xla", "cudnn" (bfloat16 on NVIDIA's GPUs), or
-        "auto", which is "cudnn" wherever that is possible.
+      attention: how transformers compute attention: "xla", "cudnn" (bfloat16 on NVIDIA's GPUs),
+        "pallas" (a kernel for TPUs), or "auto", which is "cudnn" wherever that is possible.
       vision_remat: what the image tower's blocks keep for the gradient: "none", all activations;
         "dots", outputs of matrix products and convolutions; "full", nothing but their inputs.
       text_remat: the same for the text tower.

@@ -8,6 +8,9 @@ from flax import nnx
 from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array, Float
 
+# What a block names the products with its weights, of which JAX's policies see no product.
+PRODUCT = "product"
+
 
 def _is_convolution(primitive, *_, **__):
     return primitive is conv_general_dilated_p
@@ -17,9 +20,9 @@ def _is_convolution(primitive, *_, **__):
 POLICIES: dict[str, Callable[..., bool]] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
-    # The outputs of products with weights, which are what costs; JAX's policy knows matrices alone.
+    # The outputs of products with weights, which are what costs.
     "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _is_convolution
+        jax.checkpoint_policies.save_only_these_names(PRODUCT), _is_convolution
     ),
 }
 

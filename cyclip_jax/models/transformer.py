@@ -1,18 +1,21 @@
 """The pre-norm transformer that both CLIP towers are made of."""
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cyclip_jax.models.attention import choose_attention, fast_attention
+from cyclip_jax.models.attention import Implementation, choose_attention, fast_attention
+from cyclip_jax.models.attention_kernel import attention_kernel
 from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel, xavier_uniform
-from cyclip_jax.models.rematerialisation import run_block, scan_blocks
+from cyclip_jax.models.rematerialisation import PRODUCT, run_block, scan_blocks
 
 # PyTorch's LayerNorm; Flax's own default is 1e-6.
 LAYER_NORM_EPSILON = 1e-5
@@ -32,17 +35,86 @@ def activation(quick_gelu: bool) -> Callable[[Float[Array, "..."]], Float[Array,
     return lambda x: jax.nn.gelu(x, approximate=False)
 
 
-class Linear(nnx.Linear):
-    """nnx.Linear that takes [..., in] as rows [R, in], [..., in] -> [..., out].
+class RowsTogether:
+    """x @ kernel + bias as one product of rows, [R, in] @ [in, out], which CPUs do best.
 
-    The value is the same. With more than two dimensions, XLA's CPU backend would transpose the
-    output's gradient element by element to compute the kernel's gradient, and would add up the
-    residual stream's gradient again in each of these copies. That would cost a sixth of a
-    ViT-B/32's step.
+    With more dimensions, XLA's CPU backend would transpose the output's gradient element by element
+    to compute the kernel's, and would add up the residual stream's gradient again in each of these
+    copies. That would cost a sixth of a ViT-B/32's step.
     """
 
+    @staticmethod
+    def value(x, kernel, bias, parts):
+        out = x.reshape(-1, x.shape[-1]) @ kernel + bias
+        return jnp.split(out.reshape(*x.shape[:-1], -1), parts, axis=-1)
+
+    @staticmethod
+    def gradients(x, kernel, grads):
+        rows, grad = x.reshape(-1, x.shape[-1]), jnp.concatenate(grads, axis=-1)
+        grad = grad.reshape(-1, grad.shape[-1])
+        return (grad @ kernel.T).reshape(x.shape), rows.T @ grad, grad.sum(axis=0)
+
+
+class PartsApart:
+    """The same as a product for each part, of x as it lies, which TPUs and GPUs do best.
+
+    A TPU keeps arrays in tiles of eight rows: it would copy [N, 197, W] to make rows of it, and it
+    would copy the parts out of one product.
+    """
+
+    @staticmethod
+    def value(x, kernel, bias, parts):
+        split = zip(jnp.split(kernel, parts, axis=-1), jnp.split(bias, parts), strict=True)
+        return [x @ own_kernel + own_bias for own_kernel, own_bias in split]
+
+    @staticmethod
+    def gradients(x, kernel, grads):
+        kernels = jnp.split(kernel, len(grads), axis=-1)
+        of_x = sum(grad @ own.T for grad, own in zip(grads, kernels, strict=True))
+        leading = tuple(range(x.ndim - 1))
+        of_kernels = [jax.lax.dot_general(x, g, ((leading, leading), ((), ()))) for g in grads]
+        of_biases = [grad.sum(axis=leading) for grad in grads]
+        return of_x, jnp.concatenate(of_kernels, axis=-1), jnp.concatenate(of_biases)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnames=("parts",))
+def linear(
+    x: Float[Array, "... i"], kernel: Float[Array, "i o"], bias: Float[Array, " o"], parts: int
+) -> list[Float[Array, "... part"]]:
+    """x @ kernel + bias in equal parts of its columns, in the form that suits the platform."""
+    return jax.lax.platform_dependent(
+        *(x, kernel, bias),
+        cpu=functools.partial(RowsTogether.value, parts=parts),
+        default=functools.partial(PartsApart.value, parts=parts),
+    )
+
+
+def _value_and_inputs(x, kernel, bias, parts):
+    return linear(x, kernel, bias, parts), (x, kernel)
+
+
+def _gradients(parts, inputs, grads):
+    del parts  # there are as many gradients
+    return jax.lax.platform_dependent(
+        *(*inputs, grads), cpu=RowsTogether.gradients, default=PartsApart.gradients
+    )
+
+
+linear.defvjp(_value_and_inputs, _gradients)
+
+
+class Linear(nnx.Linear):
+    """nnx.Linear whose value and gradient every platform computes well, [..., in] -> [..., out]."""
+
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        return self.split(x, 1)[0]
+
+    def split(self, x: Float[Array, "... in"], parts: int) -> list[Float[Array, "... part"]]:
+        """The output in so many equal parts."""
+        assert self.bias is not None  # no layer here goes without
+        operands = (a.astype(self.dtype) for a in (x, self.kernel[...], self.bias[...]))
+        outs: Any = linear(*operands, parts)  # custom_vjp has no types
+        return [checkpoint_name(out, PRODUCT) for out in outs]
 
 
 class SelfAttention(nnx.Module):
@@ -62,18 +134,17 @@ class SelfAttention(nnx.Module):
     ) -> None:
         self.heads: int = heads
         self.is_causal: bool = is_causal
-        self.implementation: Literal["xla", "cudnn"] = choose_attention(
+        self.implementation: Implementation = choose_attention(
             attention, dtype=dtype, channels=width // heads
         )
         self.in_proj: Linear = Linear(width, 3 * width, kernel_init=in_init, dtype=dtype, rngs=rngs)
         self.out_proj: Linear = Linear(width, width, kernel_init=out_init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n l w"]) -> Float[Array, "n l w"]:
-        query, key, value = jnp.split(self.in_proj(x), 3, axis=-1)  # each [N, L, W]
+        if self.implementation == "pallas":
+            return self.out_proj(attention_kernel(self.in_proj(x), self.heads, self.is_causal))
         out = fast_attention(
-            query,
-            key,
-            value,
+            *self.in_proj.split(x, 3),
             heads=self.heads,
             is_causal=self.is_causal,
             implementation=self.implementation,

@@ -43,11 +43,14 @@ class Model:
 
         def encode_features(params, batch_stats, images):
             model = nnx.merge(graphdef, params, batch_stats)
-            features = model.encode_image(self.normalise(images))
+            with parallel.rows_over(mesh):
+                features = model.encode_image(self.normalise(images))
             return features.astype(jnp.promote_types(features.dtype, jnp.float32))
 
         def encode_text(params, batch_stats, tokens):
-            return unit_norm(nnx.merge(graphdef, params, batch_stats).encode_text(tokens))
+            model = nnx.merge(graphdef, params, batch_stats)
+            with parallel.rows_over(mesh):
+                return unit_norm(model.encode_text(tokens))
 
         self._encode_features = jax.jit(encode_features, out_shardings=whole)
         self._encode_text = jax.jit(encode_text, out_shardings=whole)

@@ -50,7 +50,8 @@ def matmul_flops(function: Callable[..., object], *args: Tree) -> int:
 
     A convolution counts its zero padding, but not the zeros between the dilated inputs of a strided
     convolution's gradient, which therefore costs as much as the forward convolution. Of a `cond`,
-    the most expensive branch counts. In a `shard_map`, each device's work counts.
+    the most expensive branch counts. In a `shard_map`, each device's work counts, and in a Pallas
+    kernel that of every place of its grid.
 
     Args:
       function: function of arrays, or of trees of arrays.
@@ -60,8 +61,8 @@ def matmul_flops(function: Callable[..., object], *args: Tree) -> int:
       An int.
 
     Raises:
-      ValueError: there are products in a `while` loop or in a Pallas kernel, where the jaxpr does
-        not tell how often they run.
+      ValueError: there are products in a `while` loop, where the jaxpr does not tell how often they
+        run.
     """
     return _jaxpr_flops(jax.make_jaxpr(function)(*args))
 
@@ -173,9 +174,11 @@ def _equation_flops(equation: JaxprEqn) -> int:
             # Those of this shard_map, not of one around it; jax 0.10.0 still had the shorter name.
             name = "newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"
             return math.prod(params["mesh"].shape[axis] for axis in params[name]) * inner
-        case "while" | "pallas_call" as name if inner:
+        case "pallas_call":
+            return math.prod(params["grid_mapping"].grid) * inner
+        case "while" if inner:
             raise ValueError(
-                f"matrix products in a {name}, whose number of runs is not in the jaxpr, cannot be "
+                "matrix products in a while, whose number of runs is not in the jaxpr, cannot be "
                 "counted; count an equal function with lax.scan or plain products"
             )
     return inner

@@ -210,7 +210,8 @@ def make_train_step(
         if param_sharding is not None:
             params = parallel.gathered(params, param_sharding)
         model = nnx.merge(graphdef, params, batch_stats, copy=True)
-        embeds = embed_rows(model, rows, objective.rows, normalise=normalise)
+        with parallel.rows_over(mesh):
+            embeds = embed_rows(model, rows, objective.rows, normalise=normalise)
         return embeds, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     def loss_fn(embeds, log_scales, rows, step):

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cyclip_jax import parallel
 from cyclip_jax.errors import UserError
 from cyclip_jax.models import create_model
 from cyclip_jax.models.attention import choose_attention, fast_attention, multi_head_attention
+from cyclip_jax.models.attention_kernel import attention_kernel
+from cyclip_jax.models.transformer import Transformer, vision_inits
+from cyclip_jax.training.flops import matmul_flops
 
 HEADS = 3
 
@@ -109,3 +113,79 @@ def test_auto_is_cudnn_wherever_that_can_compute_it(
     monkeypatch.setattr("jax.local_devices", lambda: [device])
     assert choose_attention("auto", dtype=dtype, channels=channels) == chosen
     assert choose_attention("xla", dtype=dtype, channels=channels) == "xla"
+
+
+def by_kernel(query, key, value, *, heads, is_causal):
+    qkv = jnp.concatenate([query, key, value], axis=-1)
+    return attention_kernel(qkv, heads=heads, is_causal=is_causal)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_the_kernel_equals_the_definition(x64, is_causal):
+    exact = value_and_gradient(multi_head_attention, jnp.float64, is_causal=is_causal)
+    kernel = value_and_gradient(by_kernel, jnp.float64, is_causal=is_causal)
+    for here, there in zip(kernel, exact, strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_the_kernel_equals_the_definition_in_16_bits(is_causal):
+    exact = value_and_gradient(multi_head_attention, jnp.float32, is_causal=is_causal)
+    kernel = value_and_gradient(by_kernel, jnp.bfloat16, is_causal=is_causal)
+    for here, there in zip(kernel, exact, strict=True):
+        assert here.dtype == jnp.bfloat16
+        error = jnp.linalg.norm(here.astype(jnp.float32) - there) / jnp.linalg.norm(there)
+        assert 0 < float(error) < 0.02
+
+
+def test_each_device_runs_the_kernel_on_its_own_rows(x64):
+    mesh = parallel.create_mesh()
+    rng = np.random.default_rng(0)
+    qkv, seen = (jnp.asarray(rng.normal(size=(16, 5, width))) for width in (48, 16))
+
+    def total(qkv):
+        with parallel.rows_over(mesh):
+            return jnp.sum(attention_kernel(qkv, heads=2, is_causal=True) * seen)
+
+    rows = jax.device_put(qkv, parallel.batch_sharding(mesh))
+    compiled = jax.jit(jax.grad(total)).lower(rows).compile()
+    assert "all-gather" not in compiled.as_text()
+    alone = jax.grad(lambda x: jnp.sum(attention_kernel(x, heads=2, is_causal=True) * seen))(qkv)
+    np.testing.assert_allclose(compiled(rows), alone, rtol=1e-10, atol=1e-13)
+
+
+def test_the_products_of_the_kernel_are_counted():
+    qkv = jax.ShapeDtypeStruct((3, 7, 48), jnp.float32)
+    product = 2 * 3 * 7 * 7 * 16
+
+    def total(qkv):
+        return jnp.sum(jnp.sin(attention_kernel(qkv, heads=2, is_causal=False)))
+
+    assert matmul_flops(total, qkv) == 2 * product
+    assert matmul_flops(jax.grad(total), qkv) == (2 + 5) * product
+
+
+def test_the_kernel_of_tpus_is_refused_on_a_gpu(monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    with pytest.raises(UserError, match=r"'pallas' is written for TPUs, and this process.*a GPU"):
+        choose_attention("pallas", dtype="bfloat16", channels=64)
+
+
+def test_a_transformer_with_the_kernel_gives_what_it_gives_without(x64):
+    small = {"width": 8, "layers": 2, "heads": 2, "dtype": jnp.float64, "remat": "dots"}
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 8)))
+
+    def output_and_gradient(attention):
+        tower = Transformer(
+            **small,
+            is_causal=True,
+            quick_gelu=True,
+            inits=vision_inits(),
+            rngs=nnx.Rngs(0),
+            attention=attention,
+            scan_blocks=True,
+        )
+        return jax.value_and_grad(lambda x: jnp.sum(jnp.sin(tower(x))))(x)
+
+    for here, there in zip(output_and_gradient("pallas"), output_and_gradient("xla"), strict=True):
+        np.testing.assert_allclose(here, there, rtol=1e-9)

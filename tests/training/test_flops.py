@@ -137,8 +137,13 @@ def test_a_pallas_kernel_is_not_counted_wrongly():
     def kernel(x, out):
         out[...] = square(x[...])
 
-    with pytest.raises(ValueError, match="products in a pallas_call"):
-        matmul_flops(pl.pallas_call(kernel, out_shape=shaped(4, 4)), shaped(4, 4))
+    once = pl.pallas_call(kernel, out_shape=shaped(4, 4))
+    assert matmul_flops(once, shaped(4, 4)) == SQUARE
+    block = pl.BlockSpec((4, 4), lambda row: (row, 0))
+    rows = pl.pallas_call(
+        kernel, grid=(3,), in_specs=[block], out_specs=block, out_shape=shaped(12, 4)
+    )
+    assert matmul_flops(rows, shaped(12, 4)) == 3 * SQUARE
 
 
 def test_a_shard_map_counts_all_devices():
