@@ -19,9 +19,8 @@ from unittest import mock
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-import tensorflow as tf
 
-from benchmarks.data import BATCH, CAPTION, IMAGE_SIZE, photographs
+from benchmarks.data import BATCH, CAPTION, IMAGE_SIZE, photographs, write_tfrecord
 from cyclip_jax.data import pipeline
 from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.sources import create_source, tfrecord
@@ -31,17 +30,6 @@ DIFFERENT = 200  # pictures among them
 BATCHES = 15
 ROUNDS = 9
 WINDOW = 600
-
-
-def write_tfrecord(path, pictures):
-    def feature(content):
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
-
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for number, picture in enumerate(pictures):
-            features = {"jpg": feature(picture), "txt": feature(CAPTION.format(number).encode())}
-            example = tf.train.Example(features=tf.train.Features(feature=features))
-            writer.write(example.SerializeToString())
 
 
 def write_parquet(path, pictures):

@@ -11,7 +11,7 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import check_scheme, located_in
+from cyclip_jax.files import check_located
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD
 from cyclip_jax.runtime.setting_types import check_type
 
@@ -428,8 +428,7 @@ def constructed(
         )
     for field, value in section.items():
         check_type(f"{where}.{field}", value, parameters[field].annotation)
-        if isinstance(value, str) and located_in(parameters[field].annotation):
-            check_scheme(value, f"{where}.{field}")
+        check_located(f"{where}.{field}", value, parameters[field].annotation)
     return constructor(**section)
 
 

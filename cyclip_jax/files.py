@@ -159,6 +159,12 @@ def check_scheme(path: str, name: str = "", *, by_tensorflow: bool = False) -> N
         )
 
 
+def check_located(config_key: str, value: Any, kind: Any) -> None:
+    """Raises UserError where a setting is of a type that names a path, which nothing here opens."""
+    if isinstance(value, str) and located_in(kind):
+        check_scheme(value, config_key)
+
+
 # {what is odd about how a path is written: function that writes it as usual}.
 _USUAL: dict[str, Callable[[str], str]] = {
     "it has backslashes, and / stands between folders": lambda path: path.replace("\\", "/"),

@@ -6,7 +6,6 @@ imported only where data are opened.
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
@@ -31,7 +30,7 @@ from cyclip_jax.data.sources import (
 from cyclip_jax.data.sources.mixture import Weight
 from cyclip_jax.data.transform import Transform, check_colours
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import FilePath, Located, write_json
+from cyclip_jax.files import FilePath, Located, parse_json, write_json
 from cyclip_jax.workdir import layout
 
 _Part = TypeVar("_Part", Reading, Transform)
@@ -282,7 +281,7 @@ def _train_vocabulary(path, source, vocab_size, is_new):
     if not is_there:
         write_json(note, made_of)
         tokenizers.train_sentencepiece(captions, vocab_size=vocab_size, output=path)
-    elif json.loads(note.read_text()) != made_of:
+    elif parse_json(note.read_text()) != made_of:
         raise UserError(
             f"{path} was left by an attempt with other captions or another vocab_size, and no "
             "checkpoint here needs it: remove it, and the run trains its own; or name it as "

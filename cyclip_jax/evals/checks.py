@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import check_scheme, located_in
+from cyclip_jax.files import check_located
 from cyclip_jax.runtime import setting_types
 
 
@@ -17,6 +17,7 @@ def check_types(settings: Any) -> None:
       UserError: a setting is of another type than its field, or a path that nothing here opens.
     """
     for field in dataclasses.fields(settings):
+        config_key = f"config.evals.{settings.name}.{field.name}"
         value = getattr(settings, field.name)
         if (
             int in setting_types.alternatives(field.type)
@@ -25,9 +26,8 @@ def check_types(settings: Any) -> None:
         ):
             object.__setattr__(settings, field.name, int(value))
         else:
-            check_type(f"config.evals.{settings.name}.{field.name}", value, field.type)
-        if isinstance(value, str) and located_in(field.type):
-            check_scheme(value, f"config.evals.{settings.name}.{field.name}")
+            check_type(config_key, value, field.type)
+        check_located(config_key, value, field.type)
 
 
 def check_type(config_key: str, value: Any, kind: Any) -> None:

@@ -1,7 +1,7 @@
 """The pre-norm transformer that both CLIP towers are made of."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,12 +44,14 @@ class RowsTogether:
     """
 
     @staticmethod
-    def value(x, kernel, bias, parts):
+    def value(x: Array, kernel: Array, bias: Array, parts: int) -> list[Array]:
+        """The parts of the columns, each [..., out / parts], see `linear`."""
         out = x.reshape(-1, x.shape[-1]) @ kernel + bias
         return jnp.split(out.reshape(*x.shape[:-1], -1), parts, axis=-1)
 
     @staticmethod
-    def gradients(x, kernel, grads):
+    def gradients(x: Array, kernel: Array, grads: Sequence[Array]) -> tuple[Array, Array, Array]:
+        """Those of x, the kernel and the bias, from the gradients of the parts."""
         rows, grad = x.reshape(-1, x.shape[-1]), jnp.concatenate(grads, axis=-1)
         grad = grad.reshape(-1, grad.shape[-1])
         return (grad @ kernel.T).reshape(x.shape), rows.T @ grad, grad.sum(axis=0)
@@ -63,14 +65,18 @@ class PartsApart:
     """
 
     @staticmethod
-    def value(x, kernel, bias, parts):
+    def value(x: Array, kernel: Array, bias: Array, parts: int) -> list[Array]:
+        """The parts of the columns, as in `RowsTogether`."""
         split = zip(jnp.split(kernel, parts, axis=-1), jnp.split(bias, parts), strict=True)
         return [x @ own_kernel + own_bias for own_kernel, own_bias in split]
 
     @staticmethod
-    def gradients(x, kernel, grads):
+    def gradients(x: Array, kernel: Array, grads: Sequence[Array]) -> tuple[Array, Array, Array]:
+        """Those of x, the kernel and the bias, from the gradients of the parts."""
         kernels = jnp.split(kernel, len(grads), axis=-1)
-        of_x = sum(grad @ own.T for grad, own in zip(grads, kernels, strict=True))
+        of_x = functools.reduce(
+            jnp.add, (grad @ own.T for grad, own in zip(grads, kernels, strict=True))
+        )
         leading = tuple(range(x.ndim - 1))
         of_kernels = [jax.lax.dot_general(x, g, ((leading, leading), ((), ()))) for g in grads]
         of_biases = [grad.sum(axis=leading) for grad in grads]

@@ -262,6 +262,7 @@ class Kept(Generic[_Value]):
 
 
 def _expand_braces(pattern, config_key):
+    """The paths that the braces of a pattern name; folders that exist as they are have none."""
     ends = _RANGE.findall(pattern)
     is_long = any(len(end) > len(str(MOST_FILES)) + 1 for pair in ends for end in pair)
     if is_long or math.prod(abs(int(a) - int(b)) + 1 for a, b in ends) > MOST_FILES:
@@ -269,7 +270,6 @@ def _expand_braces(pattern, config_key):
             f"{config_key} is {pattern}, whose braces name more than {MOST_FILES:,} files; name "
             "those that there are, or their folder"
         )
-    """The paths that the braces of a pattern name; folders that exist as they are have none."""
     folders = pattern.split("/")
     heads = ("/".join(folders[:n]) + "/" for n in range(len(folders) - 1, 0, -1))
     head = next((head for head in heads if "{" in head and _gfile().isdir(head)), "")
