@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.models.clip import CLIP, normalise_images, split_model
+from cyclip_jax.models.initializers import keys_of, undrawn
 from cyclip_jax.models.rematerialisation import POLICIES
 from cyclip_jax.models.text import TextTransformer
 from cyclip_jax.models.towers import VISION_TOWERS, VisionTower, tower_of_layers
@@ -349,7 +350,7 @@ def create_model(
     _check_applicable(
         tower, name, {key: value for key, value in grouped.items() if value is not None}
     )
-    shared = {"embed_dim": sizes["embed_dim"], "dtype": jnp.dtype(dtype), "rngs": rngs}
+    shared = {"embed_dim": sizes["embed_dim"], "dtype": jnp.dtype(dtype), "rngs": keys_of(rngs)}
     transformer = {"quick_gelu": quick_gelu, "attention": attention, "scan_blocks": scan_blocks}
     own = {"patch_size": sizes["patch_size"], **grouped, **transformer}
     visual = tower.build(
@@ -391,7 +392,8 @@ def abstract_model(
       (train_graphdef, graphdef, {"params": …, "batch_stats": …}): the module without its numbers in
       training and in evaluation mode, and nested dicts of jax.ShapeDtypeStruct with the sharding.
     """
-    model = nnx.eval_shape(lambda: create_model(**settings, rngs=nnx.Rngs(0)))
+    with undrawn():
+        model = nnx.eval_shape(lambda: create_model(**settings, rngs=nnx.Rngs(0)))
     model.train()
     train_graphdef, _, _ = split_model(model)
     model.eval()

@@ -21,6 +21,8 @@ from cyclip_jax.models.clip import (
     split_model,
     unit_norm,
 )
+from cyclip_jax.models.drawing import draw, draws_of, replayed
+from cyclip_jax.models.initializers import undrawn
 from cyclip_jax.models.presets import normaliser
 from cyclip_jax.training.gradient_cache import embed_with_pullback
 from cyclip_jax.training.objective import Objective, configured_objective
@@ -95,7 +97,7 @@ def create_state(
     seed: int,
     sharding: TrainState | None = None,
 ) -> TrainState:
-    """Computes `initial_state` under jit.
+    """Computes `initial_state` under jit, with the same numbers.
 
     Args:
       create: as `initial_state`.
@@ -106,10 +108,17 @@ def create_state(
     Returns:
       A TrainState of arrays.
     """
-    # It runs once: optimising its hundreds of small loops costs a CPU more than it saves.
+    # It runs once: optimising its small loops costs a CPU more than it saves.
     unoptimised = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    state = functools.partial(initial_state, create, optimizer, seed=seed)
-    return jax.jit(state, out_shardings=sharding, compiler_options=unoptimised)()
+    draws = draws_of(create)
+    whole = None if sharding is None else sharding.step
+    numbers = draw(draws, sharding=whole, numbers_options=unoptimised)
+
+    def state(numbers):
+        with replayed(draws, numbers):
+            return initial_state(create, optimizer, seed=seed)
+
+    return jax.jit(state, out_shardings=sharding, compiler_options=unoptimised)(numbers)
 
 
 def state_sharding(
@@ -159,7 +168,8 @@ def abstract_state(
     Returns:
       A TrainState of jax.ShapeDtypeStruct.
     """
-    state = jax.eval_shape(functools.partial(initial_state, create, optimizer, seed=seed))
+    with undrawn():
+        state = jax.eval_shape(functools.partial(initial_state, create, optimizer, seed=seed))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
