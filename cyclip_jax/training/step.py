@@ -33,6 +33,8 @@ Batch = Mapping[str, Shaped[Array, "n ..."]]
 View = Callable[[Array, Batch], Batch]
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
+_SMALL = 2**14  # numbers of an array that is looked through together with others
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -357,7 +359,12 @@ def skipped(finite: Bool[Array, ""], state: TrainState) -> dict[str, Int[Array, 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:
     """Whether every number of a tree of arrays is finite, a scalar."""
-    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)])
+    leaves = jax.tree.leaves(tree)
+    # Most are small. Together they cost one kernel, which takes as long to compile as that of one.
+    small = [leaf.ravel() for leaf in leaves if leaf.size <= _SMALL]
+    joined = [jnp.concatenate(small)] if small else []
+    large = [leaf for leaf in leaves if leaf.size > _SMALL]
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in joined + large])
     bad = 1 - finite.astype(jnp.float32)
     # A product, because XLA repeats a cheaper reduction of these hundreds of scalars in each of the
     # hundreds of loops that select by it: the step's compilation then takes twice as long on a CPU.

@@ -259,6 +259,9 @@ def test_one_bad_number_anywhere_is_seen(bad):
     assert all_finite(good)
     assert not all_finite({**good, "a": good["a"].at[1, 2].set(bad)})
     assert not all_finite({**good, "b": [jnp.asarray(bad)]})
+    large = {**good, "c": jnp.ones((200, 100))}
+    assert all_finite(large)
+    assert not all_finite({**large, "c": large["c"].at[-1, -1].set(bad)})
 
 
 @pytest.mark.parametrize("start, end", [(4.7, MAX_LOGIT_SCALE), (-0.5, 0.0)])
