@@ -154,12 +154,18 @@ def test_tensorflow_reads_data_and_is_imported_for_nothing_else():
 LIGHT = ("cyclip_jax", "cyclip_jax.models", "cyclip_jax.losses", "cyclip_jax.defaults")
 
 
-def test_models_losses_and_defaults_bring_neither_tensorflow_nor_orbax():
+def test_losses_and_models_bring_neither_tensorflow_nor_orbax_and_a_run_brings_no_keras():
     code = (
         f"import sys, signal, {', '.join(LIGHT)}\n"
         "brought = {name.split('.')[0] for name in sys.modules}\n"
         "assert not {'tensorflow', 'orbax'} & brought\n"
         f"assert signal.getsignal(signal.SIGUSR1) == {int(signal.SIG_DFL)}\n"
+        # A run brings both, but not what TensorFlow would import for models of its own.
+        "from cyclip_jax.runtime.started import prepare_command\n"
+        "prepare_command()\n"
+        "import cyclip_jax.train, cyclip_jax.data.pipeline, cyclip_jax.workdir.checkpoints\n"
+        "brought = {name.split('.')[0] for name in sys.modules}\n"
+        "assert {'tensorflow', 'orbax'} <= brought and not {'keras', 'sklearn'} & brought\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
