@@ -47,16 +47,17 @@ def draws_of(create: Callable[[], nnx.Module]) -> list[Draw]:
     """What the initialisers of this package are asked for in `create`, in their order.
 
     Args:
-      create: function without arguments that returns a model of float32 parameters.
+      create: function without arguments that returns a model, the same at every call.
 
     Returns:
-      The draws; none where the process has set JAX's random numbers to be others.
+      The draws; none where numbers are asked for that are not float32 from JAX's usual generator.
     """
-    draws = []
+    draws, usual = [], []
 
     def note(initializer, key, shape, dtype):
-        del dtype
         draws.append((key, tuple(shape), initializer.law(shape)))
+        is_threefry = str(jax.random.key_impl(key)) == "threefry2x32"
+        usual.append(is_threefry and dtype in (None, np.float32))
         return np.broadcast_to(np.float32(0), shape)  # which takes no memory
 
     config: Any = jax.config  # it is not typed
@@ -64,7 +65,7 @@ def draws_of(create: Callable[[], nnx.Module]) -> list[Draw]:
         return []
     with drawn(note, has_keys=True):
         create()
-    if any(str(jax.random.key_impl(key)) != "threefry2x32" for key, *_ in draws):
+    if not all(usual):
         return []
     words = jax.device_get([jax.random.key_data(key) for key, *_ in draws])
     return [Draw(key, shape, law) for key, (_, shape, law) in zip(words, draws, strict=True)]

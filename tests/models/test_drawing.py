@@ -1,6 +1,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -88,7 +89,9 @@ def test_no_layer_of_the_towers_draws_by_itself(name):
     assert "random_bits" not in str(traced) and "random_fold_in" not in str(traced)
 
 
-def test_other_random_numbers_of_jax_are_drawn_as_they_are():
+def test_other_numbers_are_drawn_as_they_are():
     with jax.threefry_partitionable(False):
         assert draws_of(everything) == []
     assert draws_of(lambda: Everything(nnx.Rngs(jax.random.key(3, impl="rbg")))) == []
+    layer = {"kernel_init": torch_kernel, "param_dtype": jnp.bfloat16, "rngs": nnx.Rngs(0)}
+    assert draws_of(lambda: nnx.Linear(2, 3, **layer)) == []
