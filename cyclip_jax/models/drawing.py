@@ -58,7 +58,7 @@ def draws_of(create: Callable[[], nnx.Module]) -> list[Draw]:
         draws.append((key, tuple(shape), initializer.law(shape)))
         is_threefry = str(jax.random.key_impl(key)) == "threefry2x32"
         usual.append(is_threefry and dtype in (None, np.float32))
-        return np.broadcast_to(np.float32(0), shape)  # which takes no memory
+        return np.zeros(shape, np.float32)  # which takes no memory until it is written to
 
     config: Any = jax.config  # it is not typed
     if config.jax_enable_x64 or not config.jax_threefry_partitionable:
