@@ -154,6 +154,9 @@ def _mesh() -> ml_collections.ConfigDict:
     mesh = ml_collections.ConfigDict()
     mesh.fsdp = 1  # So many devices share one copy of the parameters and the optimiser's state.
     mesh.fsdp_min_size = 2**16  # Parameters of fewer numbers are not divided.
+    # Type in which the devices' gradients are added up: "float32", or "bfloat16", in which those of
+    # the weights of a bfloat16 model are half as many bytes.
+    mesh.gradient_dtype = "float32"
     return mesh
 
 

@@ -8,10 +8,11 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -35,6 +36,8 @@ PARTITION_RULES = (
     (r"/(bias|scale)$", PartitionSpec()),
     (r"^logit_scale$", PartitionSpec()),
 )
+# What models multiply by, and cast to their own type before.
+_WEIGHTS = ("kernel", "proj", "text_projection")
 
 
 # A pytree: nested dicts, or dataclasses as a train state, whose leaves are arrays or what stands
@@ -51,17 +54,24 @@ class MeshSettings:
     Attributes:
       fsdp: how many devices share one copy of the parameters and the optimiser's state.
       fsdp_min_size: parameters of fewer numbers than this stay whole.
+      gradient_dtype: type in which the devices' gradients are added up, "float32" or "bfloat16".
 
     Raises:
-      UserError: fsdp is less than 1.
+      UserError: fsdp is less than 1, or there is no such type.
     """
 
     fsdp: int
     fsdp_min_size: int
+    gradient_dtype: str
 
     def __post_init__(self) -> None:
         if self.fsdp < 1:
             raise UserError(f"config.mesh.fsdp {self.fsdp} must be at least 1")
+        if self.gradient_dtype not in ("float32", "bfloat16"):
+            raise UserError(
+                f"config.mesh.gradient_dtype {self.gradient_dtype!r} must be 'float32' or "
+                "'bfloat16'"
+            )
 
     def create(self, devices: Devices | None = None) -> Mesh:
         """The mesh over devices, see `create_mesh`."""
@@ -111,6 +121,69 @@ def rows_over(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
+def on_own_rows(function: Callable[..., Any], params: Tree, *rows: Any) -> Any:
+    """function(params, *rows), in which each device of `rows_over(mesh)` takes its own rows.
+
+    No row of the result may depend on other rows. The devices' gradients of the parameters are
+    added up in the parameters' own type. XLA by itself would add them up in the type that the
+    function casts the parameters to.
+
+    Args:
+      function: of a tree of parameters and arrays [n, ...]; it gives an array [n, ...].
+      params: tree of arrays, none of them split.
+      *rows: arrays [N, ...], or None.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size <= 1 or mesh.manual_axes:  # one device, or inside such a function
+        return function(params, *rows)
+    copies = jax.tree.map(functools.partial(_copies, mesh=mesh), params)
+
+    def on_device(copies, *rows):
+        return function(jax.tree.map(lambda copy: copy[0], copies), *rows)
+
+    own = PartitionSpec(mesh.axis_names)
+    # It sends nothing that could be forgotten, and pallas_call does not say what varies.
+    return jax.shard_map(on_device, mesh=mesh, in_specs=own, out_specs=own, check_vma=False)(
+        copies, *rows
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnames=("mesh",))
+def _copies(array, mesh):
+    """One for each device, [devices, ...]."""
+    return jnp.broadcast_to(array, (mesh.size, *array.shape))
+
+
+def _copies_forward(array, mesh):
+    return _copies(array, mesh), None
+
+
+def _copies_backward(mesh, _, gradients):
+    """Their sum; that of a matrix split as PARTITION_RULES split it, which XLA would not do."""
+    splits = gradients.ndim > 2 and mesh.shape[FSDP_AXIS] > 1
+    splits = splits and gradients.shape[-1] % mesh.shape[FSDP_AXIS] == 0
+
+    def add(gradients):
+        (gradient,) = gradients
+        if not splits:
+            return jax.lax.psum(gradient, mesh.axis_names)
+        last = gradient.ndim - 1
+        gradient = jax.lax.psum_scatter(gradient, FSDP_AXIS, scatter_dimension=last, tiled=True)
+        return jax.lax.psum(gradient, DATA_AXIS)
+
+    split = PartitionSpec(*[None] * (gradients.ndim - 2), FSDP_AXIS)
+    total = jax.shard_map(
+        add,
+        mesh=mesh,
+        in_specs=PartitionSpec(mesh.axis_names),
+        out_specs=split if splits else PartitionSpec(),
+    )
+    return (total(gradients),)
+
+
+_copies.defvjp(_copies_forward, _copies_backward)
+
+
 def parameter_sharding(params: Tree, mesh: Mesh, *, min_size: int) -> Tree:
     """The shardings of parameters by PARTITION_RULES.
 
@@ -141,7 +214,7 @@ def parameter_sharding(params: Tree, mesh: Mesh, *, min_size: int) -> Tree:
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
-def gathered(params: Tree, sharding: Tree) -> Tree:
+def gathered(params: Tree, sharding: Tree | None, gradient_dtype: str = "float32") -> Tree:
     """The whole parameters, which every device needs to compute with.
 
     Without this, XLA may split activations by channel to suit the parameters. The gradient comes
@@ -149,18 +222,24 @@ def gathered(params: Tree, sharding: Tree) -> Tree:
 
     Args:
       params: nested dict of arrays.
-      sharding: the same tree of NamedSharding.
+      sharding: the same tree of NamedSharding; None where nothing is split.
+      gradient_dtype: with "bfloat16" the weights are that, and so are their gradients and the sums
+        of these. No number changes that a bfloat16 model computes of them, as it casts them anyway.
 
     Returns:
       The same tree of arrays, none of them split.
     """
 
     def gather(path, array, split):
-        if split.is_fully_replicated:
+        if gradient_dtype == "bfloat16" and path[-1].key in _WEIGHTS:
+            array = array.astype(jnp.bfloat16)
+        if split is None or split.is_fully_replicated:
             return array
         # XLA would split by channel what is added up into an embedding's rows.
         return _whole(array, split, path[-1].key == "token_embedding")
 
+    if sharding is None:
+        sharding = jax.tree.map(lambda _: None, params)
     return jax.tree_util.tree_map_with_path(gather, params, sharding)
 
 

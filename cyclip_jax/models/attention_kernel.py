@@ -8,6 +8,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from cyclip_jax import parallel
+
 # What a kernel may take of a TPU core's 128 MiB of vector memory: for 1,025 tokens of width 1,280.
 _VECTOR_MEMORY = 100 * 2**20
 
@@ -24,11 +26,7 @@ def attention_kernel(
     tests. Under `parallel.rows_over(mesh)`, each device takes its own rows.
     """
     run = functools.partial(_attention, heads=heads, is_causal=is_causal)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return run(qkv)
-    rows = jax.P(mesh.axis_names)
-    return jax.shard_map(run, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(qkv)
+    return parallel.on_own_rows(lambda _, qkv: run(qkv), (), qkv)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnames=("heads", "is_causal"))

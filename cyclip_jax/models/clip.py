@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
+from cyclip_jax.models.rows import by_rows
 from cyclip_jax.parallel import Tree
 
 # The pixel statistics of OpenAI's preprocessing, for RGB in [0, 1].
@@ -72,11 +73,11 @@ class CLIP(nnx.Module):
           images: float [N, H, W, 3].
           kept_patches: indices [N, K] of the patches that a ViT sees of each image; None is all.
         """
-        return self.visual(images, kept_patches)
+        return by_rows(self.visual, images, kept_patches)
 
     def encode_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n d"]:
         """Un-normalised text embeddings [N, D] of token ids int [N, L]."""
-        return self.text(tokens)
+        return by_rows(self.text, tokens)
 
     def __call__(
         self,

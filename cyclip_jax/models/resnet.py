@@ -13,6 +13,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.models.attention import multi_head_attention
 from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel
 from cyclip_jax.models.rematerialisation import run_block
+from cyclip_jax.models.rows import by_rows
 
 STAGES = 4
 EXPANSION = 32  # channels of the last stage, and of the attention pool, for each after the stem
@@ -91,11 +92,18 @@ def average_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h/siz
     return x.mean(axis=(2, 4))
 
 
+class Convolution(nnx.Conv):
+    """nnx.Conv whose kernel's gradient is added up over the devices in the kernel's type."""
+
+    def __call__(self, inputs: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
+        return by_rows(self, inputs, call=nnx.Conv.__call__)
+
+
 def convolution(
     inputs: int, outputs: int, size: int, *, stride: int = 1, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Conv:
     """A size×size convolution without bias that keeps height and width at stride 1."""
-    return nnx.Conv(
+    return Convolution(
         inputs,
         outputs,
         (size, size),
@@ -162,6 +170,7 @@ class AttentionPool(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.heads = heads
+        self.dtype: DTypeLike = dtype
         self.positional_embedding: nnx.Param[Array] = nnx.Param(
             normal(width**-0.5)(rngs.params(), (positions + 1, width))
         )
@@ -230,6 +239,7 @@ class ModifiedResNet(nnx.Module):
                 "shrinks its images"
             )
         self.remat: str = remat
+        self.dtype: DTypeLike = dtype
         self.heads: int = heads
         shared = {"dtype": dtype, "rngs": rngs}
         norm = {"group_size": batch_norm_group_size, **shared}
@@ -267,4 +277,4 @@ class ModifiedResNet(nnx.Module):
         for stage in self.stages:
             for block in stage:
                 x = run_block(block, x, policy=self.remat)
-        return self.attnpool(x)
+        return by_rows(self.attnpool, x)

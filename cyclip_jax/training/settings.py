@@ -79,6 +79,11 @@ class Settings:
             raise UserError(
                 f"config.seed is {self.seed}, which does not fit into 64 bits; set it below 2**63"
             )
+        if self.mesh.gradient_dtype == "bfloat16" != self.model["dtype"]:
+            raise UserError(
+                "config.mesh.gradient_dtype 'bfloat16' is for models that compute in it; set "
+                "config.model.dtype to 'bfloat16' as well"
+            )
         check_profile_steps(self.profile_steps)
         self.tokens.reduced_view(sizes_in(self.model))
         check_warmup(self.optimizer.warmup_steps, self.total_steps)

@@ -190,6 +190,7 @@ def make_train_step(
     micro_batches: int = 1,
     mesh: Mesh | None = None,
     param_sharding: Params | None = None,
+    gradient_dtype: str = "float32",
     trainable: Callable[[tuple[str, ...]], bool] | None = None,
 ) -> Step:
     """Makes the train step, a pure function (state, batch) -> (state, metrics).
@@ -211,6 +212,8 @@ def make_train_step(
       micro_batches: parts in which the towers take the batch (see gradient_cache.py).
       mesh: the mesh that rows are sharded over, or None for one device.
       param_sharding: of the parameters, a tree like theirs; None leaves that to JAX.
+      gradient_dtype: type in which the gradients of several devices are added up; "bfloat16" is for
+        models that compute in it.
       trainable: function from a parameter's path, e.g. ("visual", "conv1", "kernel"), to whether it
         trains. The others get no gradient, no update and no decay, and the statistics of BatchNorm
         at such paths stay the same too. None trains all parameters.
@@ -219,8 +222,7 @@ def make_train_step(
     def embed(batch_stats, params, rows):
         if trainable is not None:
             params = where_trainable(trainable, params, jax.lax.stop_gradient(params))
-        if param_sharding is not None:
-            params = parallel.gathered(params, param_sharding)
+        params = parallel.gathered(params, param_sharding, gradient_dtype)
         model = nnx.merge(graphdef, params, batch_stats, copy=True)
         with parallel.rows_over(mesh):
             embeds = embed_rows(model, rows, objective.rows, normalise=normalise)
@@ -408,6 +410,7 @@ def configured_step(
         micro_batches=config.micro_batches,
         mesh=mesh,
         param_sharding=state_sharding.params,
+        gradient_dtype=config.mesh.gradient_dtype,
     )
 
 
