@@ -9,6 +9,9 @@ so that all are slowed alike by what else the machine does. Ratios are medians o
 "dense" is the definition as XLA compiles it; over several devices its rows are split like ours.
 "PyTorch" is open_clip's ClipLoss, with the cyclic terms from their definition, on one device. If a
 CPU is made to look like several devices, the memory is right, but the times mean little.
+
+"SigLIP" is open_clip's SigLipLoss, with --siglip. It is another loss, and it adds the texts of the
+devices chunk by chunk. On one device there is one chunk, so that it holds N×N matrices, too.
 """
 
 import argparse
@@ -35,6 +38,7 @@ from cyclip_jax.losses.cyclic import cyclic_consistency_dense
 LOSSES = ("contrastive", "whole")
 INMODAL_WEIGHT, CROSSMODAL_WEIGHT = 0.25, 0.25
 LOGIT_SCALE = 1 / 0.07
+SIGLIP_BIAS = -10.0  # at which SigLIP starts (Zhai et al. 2023)
 # The largest relative difference that two forms may have in the loss or in one of its gradients.
 # The gradients have the type of the embeddings.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 1e-2}
@@ -62,11 +66,13 @@ class Form:
       fetch: a function that turns what `run` returns into NumPy arrays (loss, three gradients).
       temporary_bytes: memory on each device besides embeddings and gradients, or None if it is not
         known.
+      is_same: False if the form computes another loss, which is not compared with the others.
     """
 
     run: object
     fetch: object
     temporary_bytes: int | None = None
+    is_same: bool = True
 
 
 def ours(loss, mesh, chunk_size):
@@ -134,7 +140,13 @@ def compiled_form(function, embeds, mesh):
 
 
 def pytorch_form(loss, embeds, platform):
-    """Makes the Form that a user of open_clip would write; like the others, it uses float32."""
+    """Makes the Form that a user of open_clip would write; like the others, it uses float32.
+
+    Args:
+      loss: one of LOSSES, or "siglip".
+      embeds: [image embeddings, text embeddings], arrays.
+      platform: "cpu" or "gpu".
+    """
     from tests.pytorch import open_clip, torch
 
     device = "cuda" if platform == "gpu" else "cpu"
@@ -143,11 +155,14 @@ def pytorch_form(loss, embeds, platform):
     inputs.append(torch.tensor(LOGIT_SCALE, device=device))
     for tensor in inputs:
         tensor.requires_grad_()
-    clip_loss = open_clip.ClipLoss()
+    clip_loss, siglip_loss = open_clip.ClipLoss(), open_clip.loss.SigLipLoss()
 
     def run():
         images, texts, logit_scale = (tensor.float() for tensor in inputs)
-        value = clip_loss(images, texts, logit_scale)
+        if loss == "siglip":
+            value = siglip_loss(images, texts, logit_scale, SIGLIP_BIAS)
+        else:
+            value = clip_loss(images, texts, logit_scale)
         if loss == "whole":
             inmodal, crossmodal = cyclic_terms(images, texts)
             value = value + INMODAL_WEIGHT * inmodal + CROSSMODAL_WEIGHT * crossmodal
@@ -156,7 +171,20 @@ def pytorch_form(loss, embeds, platform):
             torch.cuda.synchronize()
         return value, gradients
 
-    return Form(run, lambda out: jax.tree.map(lambda x: x.detach().float().cpu().numpy(), out))
+    temporary_bytes = None
+    if device == "cuda":
+        run()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        gradients = sum(tensor.nbytes for tensor in inputs)
+        temporary_bytes = torch.cuda.max_memory_allocated() - before - gradients
+    return Form(
+        run,
+        lambda out: jax.tree.map(lambda x: x.detach().float().cpu().numpy(), out),
+        temporary_bytes,
+        is_same=loss != "siglip",
+    )
 
 
 def draw_embeddings(rows, width, dtype):
@@ -209,7 +237,8 @@ def seconds_in_turn(forms, repeats):
 
 def measure(forms, *, repeats, tolerance):
     """Yields a row for each of {name: Form}; without repeats it has only what needs no run."""
-    found = differences(forms, tolerance=tolerance) if repeats else {}
+    same = {name: form for name, form in forms.items() if form.is_same}
+    found = differences(same, tolerance=tolerance) if repeats else {}
     seconds = seconds_in_turn(forms, repeats)
 
     def ratio(name, other):
@@ -230,13 +259,14 @@ def measure(forms, *, repeats, tolerance):
         yield row
 
 
-def rows_and_notes(args, devices, side_by_side):
+def rows_and_notes(args, devices, side_by_side, keep=lambda rows: None):
     """Returns (rows of the table, notes on what was left out) for each N on these devices.
 
     Args:
       args: the parsed arguments of the command line.
       devices: a list of jax.Device.
       side_by_side: whether PyTorch is measured as well.
+      keep: a function that is called with the rows so far, whenever there are more.
     """
     mesh = parallel.create_mesh(devices)
     rows, notes = [], []
@@ -258,12 +288,15 @@ def rows_and_notes(args, devices, side_by_side):
                 forms["dense"] = compiled_form(dense(loss), embeds, mesh)
             if fits and side_by_side and len(devices) == 1:
                 forms["PyTorch"] = pytorch_form(loss, embeds, devices[0].platform)
+                if args.siglip and loss == "contrastive":
+                    forms["SigLIP"] = pytorch_form("siglip", embeds, devices[0].platform)
             measured = measure(
                 forms,
                 repeats=0 if args.memory_only else args.repeats,
                 tolerance=TOLERANCES[args.dtype],
             )
             rows += [{"rows": n, "devices": len(devices), "loss": loss, **row} for row in measured]
+            keep(rows)
     return rows, notes
 
 
@@ -297,6 +330,9 @@ def main(argv=None):
         help="measure PyTorch as well (default: if it and open_clip are installed)",
     )
     parser.add_argument(
+        "--siglip", action="store_true", help="measure open_clip's SigLipLoss beside PyTorch, too"
+    )
+    parser.add_argument(
         "--memory-only", action="store_true", help="compile the losses, and do not run them"
     )
     parser.add_argument("--topology", help="a TPU slice for --memory-only, e.g. v5e:2x4")
@@ -316,8 +352,14 @@ def main(argv=None):
             devices = local_devices(max(args.devices))
             meshes = [devices[:count] for count in args.devices]
         rows, notes = [], []
+
+        def keep(new_rows):
+            # What comes later may run out of memory or time.
+            if args.json:
+                write_json(args.json, rows + new_rows)
+
         for devices in meshes:
-            new_rows, new_notes = rows_and_notes(args, devices, args.side_by_side)
+            new_rows, new_notes = rows_and_notes(args, devices, args.side_by_side, keep)
             rows, notes = rows + new_rows, notes + new_notes
     except UserError as error:
         parser.error(str(error))
@@ -327,8 +369,6 @@ def main(argv=None):
     print(table(rows, COLUMNS))
     for note in notes:
         print(f"No dense form of {note}.")
-    if args.json:
-        write_json(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python -m benchmarks.step --model=ViT-B/32,RN50 --dtype=bfloat16 --cyclic=on,off
     python -m benchmarks.step --model=RN50 --batch-size=8 --towers
+    python -m benchmarks.step --dtype=bfloat16 --attention=cudnn,xla
     python -m benchmarks.step --model=RN50 --batch-size=4096 --count
 
 A step takes uint8 pictures and token ids that are on the device already. It normalises the
@@ -38,6 +39,7 @@ from benchmarks.report import numbers, table, write_json
 from cyclip_jax import defaults, parallel
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses import cyclic_consistency
+from cyclip_jax.models.attention import ATTENTIONS
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD, MAX_LOGIT_SCALE, normalise_images
 from cyclip_jax.models.presets import PRESETS, abstract_model, create_model, resolve_sizes
 from cyclip_jax.training.flops import matmul_flops, model_flops, utilisation
@@ -67,6 +69,7 @@ COLUMNS = {
     "MFU": ("model_flops_utilisation", ".1%"),
     "model TFLOP/s": ("teraflops_per_second", ".3f"),
     "temporary MiB": ("temporary_mebibytes", ",.0f"),
+    "memory MiB": ("memory_mebibytes", ",.0f"),
     "compile s": ("compile_seconds", ".1f"),
 }
 COUNT_COLUMNS = {
@@ -88,6 +91,7 @@ class Variant:
       remat: the rematerialisation of both towers, one of rematerialisation.POLICIES.
       micro_batches: the number of micro-batches, as `make_train_step` takes it.
       kept_patches: the share of the patches that the model sees; they are drawn at random.
+      attention: what computes the attention of transformers, one of ATTENTIONS.
     """
 
     cyclic: str = "on"
@@ -95,12 +99,14 @@ class Variant:
     remat: str = "none"
     micro_batches: int = 1
     kept_patches: float = 1.0
+    attention: str = "auto"
 
     def __str__(self):
         parts = [self.dtype, f"cyclic {self.cyclic}"]
         parts += [f"remat {self.remat}"] if self.remat != "none" else []
         parts += [f"{self.micro_batches} micro-batches"] if self.micro_batches > 1 else []
         parts += [f"{self.kept_patches:g} of the patches"] if self.kept_patches < 1 else []
+        parts += [f"attention {self.attention}"] if self.attention != "auto" else []
         return ", ".join(parts)
 
 
@@ -236,6 +242,7 @@ class Ours:
             "batch_size": self.batch_size,
             "flops": self.model_flops(variant),
             "temporary_mebibytes": memory.temp_size_in_bytes / 2**20 if memory else None,
+            "memory_mebibytes": memory_of(memory) / 2**20 if memory else None,
             "compile_seconds": seconds,
         }
 
@@ -252,6 +259,7 @@ class Ours:
 
     def _graphdef(self, variant):
         execution = {"vision_remat": variant.remat, "text_remat": variant.remat}
+        execution["attention"] = variant.attention
         settings = {"name": self.name, "dtype": variant.dtype, "scan_blocks": self.scan_blocks}
         return abstract_model(settings | execution)[0]
 
@@ -265,6 +273,12 @@ class Ours:
             full_steps=0,
         )
         return reduction.reduced_view(self.sizes)
+
+
+def memory_of(analysis):
+    """Bytes that a compiled step takes of a device: what it gets, gives and makes on the way."""
+    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.argument_size_in_bytes + new + analysis.temp_size_in_bytes
 
 
 def _normalise(variant):
@@ -328,7 +342,7 @@ class PyTorch:
             for values in (IMAGE_MEAN, IMAGE_STD)
         )
 
-    def contender(self, variant, *, compiled=False):
+    def contender(self, variant, *, flops, compiled=False):
         """Returns the step as a Contender; `compiled` applies torch.compile to model and loss."""
         forward = functools.partial(self._loss, cyclic=variant.cyclic == "on")
         seconds = None
@@ -349,9 +363,19 @@ class PyTorch:
             "model": self.name,
             "step": f"{variant}: {library}",
             "batch_size": len(self.images),
+            "flops": flops,
+            "memory_mebibytes": self._peak(run),
             "compile_seconds": seconds,
         }
         return Contender("pytorch", variant, run, row)
+
+    def _peak(self, run):
+        """MiB that PyTorch takes of a GPU in a step; None on a CPU."""
+        if self.device.type == "cpu":
+            return None
+        self.torch.cuda.reset_peak_memory_stats()
+        run(1)
+        return self.torch.cuda.max_memory_allocated() / 2**20
 
     def _parameter_groups(self):
         decayed, others = [], []
@@ -437,7 +461,7 @@ def reference(variant, kind):
     if kind == "towers":
         return dataclasses.replace(variant, cyclic="on", micro_batches=1)
     # PyTorch's model sees all patches, so that a variant that sees fewer has no counterpart.
-    return dataclasses.replace(variant, remat="none", micro_batches=1)
+    return dataclasses.replace(variant, remat="none", micro_batches=1, attention="auto")
 
 
 def distinct(variants, kind):
@@ -446,14 +470,21 @@ def distinct(variants, kind):
     return [variant for variant in references if kind == "towers" or variant.kept_patches == 1]
 
 
-def pytorch_contenders(name, variants, batch, *, try_compile):
-    """Yields PyTorch's contenders for all variants, with torch.compile as well if it works."""
-    theirs = PyTorch(name, batch)
+def pytorch_contenders(ours, variants, *, try_compile):
+    """Yields PyTorch's contenders for all variants, with torch.compile as well if it works.
+
+    Args:
+      ours: an Ours, whose model and batch they get.
+      variants: those that are measured of ours.
+      try_compile: whether to try torch.compile.
+    """
+    theirs = PyTorch(ours.name, ours.batch)
     for variant in distinct(variants, "pytorch"):
-        yield theirs.contender(variant)
+        flops = ours.model_flops(variant)
+        yield theirs.contender(variant, flops=flops)
         if try_compile:
             try:
-                yield theirs.contender(variant, compiled=True)
+                yield theirs.contender(variant, flops=flops, compiled=True)
             except Exception as error:  # whatever it is, the plain step can still be measured
                 reason = str(error).strip().splitlines()[0]
                 say(f"torch.compile fails and is left out: {reason}")
@@ -462,7 +493,7 @@ def pytorch_contenders(name, variants, batch, *, try_compile):
 def variants_of(args, sizes):
     """Combines the arguments' lists in all ways; a ResNet has no patches to leave out."""
     kept_patches = [1.0] if sizes["patch_size"] is None else args.patches
-    lists = args.cyclic, args.dtype, args.remat, args.micro_batches, kept_patches
+    lists = args.cyclic, args.dtype, args.remat, args.micro_batches, kept_patches, args.attention
     return [Variant(*values) for values in itertools.product(*lists)]
 
 
@@ -475,7 +506,7 @@ def measured_rows(name, args):
     if args.towers:
         contenders += [ours.bare_towers(variant) for variant in distinct(variants, "towers")]
     if args.side_by_side:
-        contenders += pytorch_contenders(name, variants, ours.batch, try_compile=args.torch_compile)
+        contenders += pytorch_contenders(ours, variants, try_compile=args.torch_compile)
     seconds = measure(contenders, steps=args.steps, rounds=args.rounds)
     return list(rows_of(contenders, seconds, ours.mesh.devices.flat))
 
@@ -594,6 +625,12 @@ def parse_arguments(arguments=None):
         default=["none"],
         help="what both towers rematerialise",
     )
+    add(
+        "--attention",
+        type=choices(ATTENTIONS),
+        default=["auto"],
+        help="what computes a transformer's attention",
+    )
     add("--micro-batches", type=numbers, default=[1], help="parts of the batch, e.g. 1,4")
     add("--patches", type=shares, default=[1.0], help="share of patches that a ViT sees")
     add("--batch-size", type=int, default=32, help="pairs, over all devices")
@@ -633,10 +670,15 @@ def main():
             for row in largest_batch(name, variant, micro_batch=args.batch_size, fsdp=args.fsdp):
                 say(f"{name}: a step of {row['batch_size']} pairs ran")
                 rows.append(row)
+                if args.json:
+                    write_json(args.json, rows)
         else:
             rows += measured_rows(name, args)
             columns = shown_columns(rows)
     say(table(rows, columns))
+    if (memory := jax.devices()[0].memory_stats()) is not None:
+        peak = memory["peak_bytes_in_use"] / 2**20
+        say(f"\nJAX took {peak:,.0f} MiB of the device at most, over all rows.")
     if args.json:
         write_json(args.json, rows)
 

@@ -13,13 +13,18 @@ TPUs (v4, v5e, v5p, v6e) need `pip install libtpu`, in the version that jax[tpu]
 install jax-cuda13-plugin`; CUDA is not needed. Without the plugin a CPU's compiler takes its place,
 and its figures for temporaries say little.
 
+With --compare=model.attention=xla,pallas the step is compiled with each of these values, and a
+table has a row for each. --compare may be given several times; then every combination is compiled.
+
 If the step does not fit, or with --suggest, a few more compilations look for the largest batch that
 fits, and for settings with which the wanted batch fits. The exit code is 0 if the step fits, 1 if
 it does not, and 2 if the check cannot be made.
 """
 
 import argparse
+import ast
 import functools
+import itertools
 import json
 import math
 import os
@@ -39,6 +44,15 @@ BOUNDS = {
     "memory": "memory traffic at full bandwidth",
     "links": "what arrives from other chips at full bandwidth",
 }
+COMPARED = (
+    "moved",
+    "bound by memory",
+    "by products",
+    "by links",
+    "received",
+    "temporaries",
+    "memory of a chip",
+)
 
 
 def parse_arguments(argv):
@@ -60,6 +74,13 @@ def parse_arguments(argv):
         help="look for the largest batch that fits (default: only if the step does not fit)",
     )
     parser.add_argument(
+        "--compare",
+        type=compared,
+        action="append",
+        metavar="FIELD=VALUE,VALUE",
+        help="compile the step with each of these values, and print a table",
+    )
+    parser.add_argument(
         "--json",
         metavar="FILE",
         type=os.path.expanduser,
@@ -78,12 +99,32 @@ def parse_arguments(argv):
     return args, values.config
 
 
+def compared(text):
+    """Turns "micro_batches=1,2" into [{"micro_batches": 1}, {"micro_batches": 2}], for argparse."""
+    field, equals, values = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} has no values; write FIELD=VALUE,VALUE")
+    return [{field: _value(value)} for value in values.split(",")]
+
+
+def _value(text):
+    """The number or other literal that a text writes, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
 def with_settings(config, settings):
     """Returns a locked copy of a config with {field: value}; fields are as in --config.FIELD."""
-    copy = config.copy_and_resolve_references()
-    with copy.unlocked():
+    copy = config.copy_and_resolve_references().lock()
+    try:
         copy.update_from_flattened_dict(settings)
-    return copy.lock()
+    except (AttributeError, KeyError) as error:
+        raise UserError(f"{shown(settings)}: the config has no such field") from error
+    except TypeError as error:
+        raise UserError(f"{shown(settings)}: the field is of another type") from error
+    return copy
 
 
 def fsdp_of(mesh, chips):
@@ -332,6 +373,11 @@ def run(args, config):
     if args.dry_run:
         print(f"\n{config}\nTrain steps that would be compiled: {len(aot.phases(config))}")
         return True
+    if args.compare:
+        rows = comparison(check, args.compare)
+        if args.json:
+            write_json(args, config, compiler, {"comparison": rows})
+        return all(figures["fits"] for row in rows for figures in row["phases"])
     found = check.examine(config)
     for figures in found:
         if len(found) > 1:
@@ -345,19 +391,60 @@ def run(args, config):
         for each in instead:
             print(f"  {each['needed'] / GIB:6.2f} GiB with {shown(each['settings'])}")
     if args.json:
-        write_json(args, config, found, instead, compiler)
+        write_json(args, config, compiler, {"phases": found, "suggestions": instead})
     return fits
 
 
-def write_json(args, config, found, instead, compiler):
+def comparison(check, comparisons):
+    """Compiles every combination of settings, and prints a table row as each is done.
+
+    Args:
+      check: a Check.
+      comparisons: lists of {field: value}, of which each combination has one of each.
+
+    Returns:
+      [{"settings": {field: value}, "phases": what `Check.examine` returns}].
+    """
+    combinations = [
+        {field: value for each in combination for field, value in each.items()}
+        for combination in itertools.product(*comparisons)
+    ]
+    configs = [with_settings(check.config, settings) for settings in combinations]
+    print("\n| step | " + " | ".join(COMPARED) + " |")
+    print("|---" * (len(COMPARED) + 1) + "|", flush=True)
+    found = []
+    for settings, config in zip(combinations, configs, strict=True):
+        check.say(f"compiling with {shown(settings)} …")
+        phases = check.examine(config)
+        found.append({"settings": settings, "phases": phases})
+        for figures in phases:
+            step = ", ".join(f"`{field}={value}`" for field, value in settings.items())
+            if len(phases) > 1:
+                step += f" from step {figures['first_step']:,}"
+            print("|", " | ".join([step, *cells_of(figures)]), "|", flush=True)
+    return found
+
+
+def cells_of(figures):
+    """The figures of one phase as texts, in the order of COMPARED."""
+    fits = f"{figures['needed'] / GIB:.2f} GiB" + ("" if figures["fits"] else ", does not fit")
+    if figures["memory"] is None:
+        return ["–"] * (len(COMPARED) - 1) + [f"at least {fits}"]
+    received = sum(kind["received"] for kind in figures["collectives"].values())
+    bounds = [f"{figures['floors'][name] * 1e3:,.4g} ms" for name in ("memory", "compute", "links")]
+    return [
+        f"{figures['memory_bytes'] / 1e9:,.1f} GB",
+        *bounds,
+        f"{received / MIB:,.0f} MiB",
+        f"{figures['memory']['activations and temporaries'] / MIB:,.0f} MiB",
+        fits,
+    ]
+
+
+def write_json(args, config, compiler, figures):
     """Writes all figures as JSON, in bytes, seconds and FLOPs."""
-    figures = {
-        "topology": args.topology,
-        "compiler": compiler,
-        "config": config.to_dict(),
-        "phases": found,
-        "suggestions": instead,
-    }
+    about = {"topology": args.topology, "compiler": compiler, "config": config.to_dict()}
+    figures = about | figures
     with open(args.json, "w", encoding="utf-8") as file:
         json.dump(figures, file, indent=2)
         file.write("\n")

@@ -15,6 +15,7 @@ from benchmarks.step import (
     distinct,
     draw_batch,
     largest_batch,
+    memory_of,
     parse_arguments,
     rows_of,
     shown_columns,
@@ -61,6 +62,30 @@ def test_rematerialised_and_split_steps_share_pytorchs_plain_one():
     assert distinct(variants, "pytorch") == [Variant(), Variant(cyclic="off")]
     assert distinct(variants, "towers") == [Variant(), Variant(remat="full")]
     assert distinct([Variant(kept_patches=0.5)], "pytorch") == []
+
+
+def test_attentions_are_rows_of_one_model_that_pytorch_is_measured_once_for():
+    args = parse_arguments(["--attention=cudnn,xla", "--dtype=bfloat16"])
+    variants = variants_of(args, resolve_sizes("ViT-tiny"))
+    assert [str(variant) for variant in variants] == [
+        f"bfloat16, cyclic on, attention {name}" for name in ("cudnn", "xla")
+    ]
+    assert distinct(variants, "pytorch") == [Variant(dtype="bfloat16")]
+    steps = Ours("ViT-tiny", batch_size=8)
+    xla, pallas = (steps._graphdef(Variant(attention=name)) for name in ("xla", "pallas"))
+    assert xla != pallas
+
+
+def test_memory_is_what_a_step_gets_makes_and_gives_but_what_it_reuses_counts_once():
+    def step(state, batch):
+        return state + batch.sum(), batch @ batch.T
+
+    shapes = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1000,), (100, 10))]
+    compiled = jax.jit(step, donate_argnums=0).lower(*shapes).compile()
+    analysis = compiled.memory_analysis()
+    outputs = 4 * 100 * 100
+    assert 4 * 2000 + outputs <= memory_of(analysis) - analysis.temp_size_in_bytes
+    assert memory_of(analysis) - analysis.temp_size_in_bytes < 4 * 2500 + outputs
 
 
 def test_flops_per_second_stand_in_for_an_unknown_devices_share_of_its_peak():

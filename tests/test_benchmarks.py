@@ -3,12 +3,14 @@
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 
 import pytest
 
 from benchmarks import checksums, loss, report, scaling, small_data
+from tests.runs import ROOT
 
 SMALL_LOSS = ("--rows=8", "--dim=4", "--chunk-size=3", "--repeats=2")
 SMALL_STEP = (
@@ -134,3 +136,62 @@ def test_small_data_hold_out_parts_and_drawings_that_training_has_not_seen(monke
     small_data.train_until(configs["cc3m, ViT-tiny"], workdir, 150)  # it is there already
     row = small_data.row_of("photographs", "a run", workdir)
     assert (row["recall"], row["alarm"]) == ("10.0% [10.0, 10.0]", 150)
+
+
+def test_siglip_is_timed_beside_the_others_but_not_compared():
+    embeds = loss.draw_embeddings(8, 4, "float32")
+    forms = {
+        "PyTorch": loss.pytorch_form("contrastive", embeds, "cpu"),
+        "SigLIP": loss.pytorch_form("siglip", embeds, "cpu"),
+    }
+    first, second = (form.fetch(form.run())[0] for form in forms.values())
+    assert abs(second - first) > 0.1 * first
+    clip, siglip = loss.measure(forms, repeats=1, tolerance=1e-4)
+    assert clip["difference"] == 0 and siglip["difference"] is None
+    assert siglip["milliseconds"] > 0
+
+
+def test_what_is_measured_is_written_before_the_rest_fails(tmp_path, monkeypatch):
+    path = tmp_path / "rows.json"
+    measure = loss.measure
+
+    def run_out_of_memory(forms, **options):
+        if path.exists():
+            raise MemoryError
+        return measure(forms, **options)
+
+    monkeypatch.setattr(loss, "measure", run_out_of_memory)
+    with pytest.raises(MemoryError):
+        loss.main([*SMALL_LOSS, "--no-side-by-side", f"--json={path}"])
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["form"] for row in rows] == ["ours", "dense"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("out", "--rehearsal"), ("--json=out",)])
+def test_a_gpu_session_that_is_misspelt_says_how_to_start_one(arguments):
+    command = ["bash", "benchmarks/gpu_session.sh", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "benchmarks/gpu_session.sh OUT [--rehearse]" in done.stdout
+
+
+def test_parts_of_a_gpu_session_do_not_stop_one_another(tmp_path):
+    """With a python that fails in one part, hangs in another, and else writes an empty file."""
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/usr/bin/env bash\n"
+        "[[ $* == *RN-tiny* ]] && exit 3\n"
+        "[[ $* == *out_of_time* ]] && exec sleep 60\n"
+        'last="${@: -1}"; echo "{}" > "${last#--json=}"\n'
+    )
+    python.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "benchmarks/gpu_session.sh", str(tmp_path / "out"), "--rehearse"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    lines = (tmp_path / "out/summary.txt").read_text().splitlines()
+    said = dict(line.split(": ") for line in lines)
+    assert said.pop("rn50_step").startswith("failed with status 3")
+    assert said.pop("out_of_time").startswith("out of time after 2 s")
+    assert all(text.startswith("done") for text in said.values())
+    for name in said:
+        assert (tmp_path / f"out/{name}.json").exists() and (tmp_path / f"out/{name}.log").exists()

@@ -173,6 +173,9 @@ def test_a_dry_run_says_what_it_would_compile_and_compiles_nothing(monkeypatch, 
         (["--topology=h100:8", "--config.mesh.fsdp=3"], "3 does not divide the 8 devices"),
         (["--topology=h100:8", "--config.model.nme=x"], 'Did you mean "name"'),
         (["--topology=h100:8", "--config.batch_size=many"], "--config.batch_size=many"),
+        (["--topology=h100:8", "--compare=model.dtype"], "write FIELD=VALUE,VALUE"),
+        (["--topology=h100:8", "--compare=model.nme=a"], "model.nme=a: the config has no such"),
+        (["--topology=h100:8", "--compare=batch_size=a"], "batch_size=a: the field is of another"),
         (["--topology=h100:8", "--nope"], "nope"),
         (["--topology=h100:8", "nope"], "unknown argument nope"),
         ([], "--topology"),
@@ -188,6 +191,29 @@ def test_bad_input_ends_with_2_and_says_what_is_wrong(arguments, said, monkeypat
         code = end.code
     assert code == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_comparison_has_a_row_for_each_combination(monkeypatch, tmp_path, capsys, on_stand_ins):
+    (phase,) = on_stand_ins["phases"]
+
+    def examine(self, config):
+        return [phase | {"memory_bytes": 1e9 * config.batch_size, "fits": config.mesh.fsdp == 2}]
+
+    monkeypatch.setattr(aot, "GPU_PLUGINS", ())
+    monkeypatch.setattr(aot_check.Check, "examine", examine)
+    comparisons = ("--compare=batch_size=16,32", "--compare=mesh.fsdp=1,2")
+    code, figures = figures_of(*TINY, "--topology=h100:2", *comparisons, tmp_path=tmp_path)
+    assert code == 1  # not all of them fit
+    settings = [tuple(row["settings"].values()) for row in figures["comparison"]]
+    assert settings == [(16, 1), (16, 2), (32, 1), (32, 2)]
+    rows = capsys.readouterr().out.splitlines()[-4:]
+    assert rows[0].startswith("| `batch_size=16`, `mesh.fsdp=1` | 16.0 GB |")
+    assert [row.endswith("does not fit |") for row in rows] == [True, False, True, False]
+
+
+def test_what_the_compiler_refuses_is_a_row_too():
+    refused = {"fits": False, "needed": 20 * GIB, "memory": None}
+    assert aot_check.cells_of(refused)[-2:] == ["–", "at least 20.00 GiB, does not fit"]
 
 
 def test_help_ends_with_0(capsys):
