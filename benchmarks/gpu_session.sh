@@ -38,7 +38,7 @@ loss=(python -m benchmarks.loss)
 : > "$out/summary.txt"
 if [[ $rehearse ]]; then
   short=(--steps=1 --rounds=1 --dtype=bfloat16)
-  part vit_b16_step 300 "${step[@]}" --model=ViT-B/32 --batch-size=2 --side-by-side \
+  part vit_b16_step 600 "${step[@]}" --model=ViT-B/32 --batch-size=2 --side-by-side \
     --scan-blocks "${short[@]}"
   part vit_b32_step 200 "${step[@]}" --model=ViT-tiny --batch-size=4 --no-side-by-side "${short[@]}"
   part rn50_step 200 "${step[@]}" --model=RN-tiny --batch-size=4 --no-side-by-side "${short[@]}"
