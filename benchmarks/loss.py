@@ -10,8 +10,9 @@ so that all are slowed alike by what else the machine does. Ratios are medians o
 "PyTorch" is open_clip's ClipLoss, with the cyclic terms from their definition, on one device. If a
 CPU is made to look like several devices, the memory is right, but the times mean little.
 
-"SigLIP" is open_clip's SigLipLoss, with --siglip. It is another loss, and it adds the texts of the
-devices chunk by chunk. On one device there is one chunk, so that it holds N×N matrices, too.
+With --siglip there is "SigLIP", which is open_clip's SigLipLoss. It is another loss, and it adds
+the texts of the devices chunk by chunk. On one device there is one chunk, so that it holds N×N
+matrices, too.
 """
 
 import argparse

@@ -136,21 +136,33 @@ def on_own_rows(function: Callable[..., Any], params: Tree, *rows: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1 or mesh.manual_axes:  # one device, or inside such a function
         return function(params, *rows)
-    copies = jax.tree.map(functools.partial(_copies, mesh=mesh), params)
-
-    def on_device(copies, *rows):
-        return function(jax.tree.map(lambda copy: copy[0], copies), *rows)
-
-    own = PartitionSpec(mesh.axis_names)
-    # It sends nothing that could be forgotten, and pallas_call does not say what varies.
-    return jax.shard_map(on_device, mesh=mesh, in_specs=own, out_specs=own, check_vma=False)(
-        copies, *rows
+    splits = jax.tree.map(functools.partial(_splits, mesh=mesh), params)
+    given = jax.tree.map(
+        lambda array, split: _copies(array, mesh) if split else array, params, splits
     )
+
+    def on_device(given, *rows):
+        own = jax.tree.map(lambda array, split: array[0] if split else array, given, splits)
+        return function(own, *rows)
+
+    own, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    specs = jax.tree.map(lambda split: own if split else whole, splits)
+    in_specs = (specs, *[own] * len(rows))
+    # It sends nothing that could be forgotten, and pallas_call does not say what varies.
+    return jax.shard_map(on_device, mesh=mesh, in_specs=in_specs, out_specs=own, check_vma=False)(
+        given, *rows
+    )
+
+
+def _splits(array, mesh):
+    """Whether a parameter's gradient comes back split, as PARTITION_RULES split matrices."""
+    fsdp = mesh.shape[FSDP_AXIS]
+    return array.ndim > 1 and fsdp > 1 and array.shape[-1] % fsdp == 0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnames=("mesh",))
 def _copies(array, mesh):
-    """One for each device, [devices, ...]."""
+    """One for each device, [devices, ...]. Their gradient's sum is split, as XLA would not do."""
     return jnp.broadcast_to(array, (mesh.size, *array.shape))
 
 
@@ -159,25 +171,15 @@ def _copies_forward(array, mesh):
 
 
 def _copies_backward(mesh, _, gradients):
-    """Their sum; that of a matrix split as PARTITION_RULES split it, which XLA would not do."""
-    splits = gradients.ndim > 2 and mesh.shape[FSDP_AXIS] > 1
-    splits = splits and gradients.shape[-1] % mesh.shape[FSDP_AXIS] == 0
+    last = gradients.ndim - 2
 
     def add(gradients):
         (gradient,) = gradients
-        if not splits:
-            return jax.lax.psum(gradient, mesh.axis_names)
-        last = gradient.ndim - 1
         gradient = jax.lax.psum_scatter(gradient, FSDP_AXIS, scatter_dimension=last, tiled=True)
         return jax.lax.psum(gradient, DATA_AXIS)
 
-    split = PartitionSpec(*[None] * (gradients.ndim - 2), FSDP_AXIS)
-    total = jax.shard_map(
-        add,
-        mesh=mesh,
-        in_specs=PartitionSpec(mesh.axis_names),
-        out_specs=split if splits else PartitionSpec(),
-    )
+    split = PartitionSpec(*[None] * last, FSDP_AXIS)
+    total = jax.shard_map(add, mesh=mesh, in_specs=PartitionSpec(mesh.axis_names), out_specs=split)
     return (total(gradients),)
 
 

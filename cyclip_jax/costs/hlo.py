@@ -88,7 +88,6 @@ class _Instruction:
         return re.findall(r"%([^\s,()]+)", self.operands)
 
     def index(self):
-        """The index of a get-tuple-element."""
         return int(_first(r"\bindex=(\d+)", self.attributes)[1])
 
     def called(self, attribute=""):
@@ -192,10 +191,10 @@ def summary(compiled_text: str) -> dict[str, tuple[int, int]]:
 def memory_traffic(compiled_text: str) -> int:
     """Bytes that a device reads from and writes to its main memory in a run, as the text tells.
 
-    Every instruction reads its operands and writes its result; a fusion counts as one instruction.
-    Of an array that is sliced or updated in place only the slice counts. Data in a TPU's on-chip
-    memory do not count, nor does the padding of tiles or the scratch memory of a custom call. The
-    body of a loop counts as often as it runs, and once where the text does not tell.
+    Every instruction reads its operands and writes its result; a fusion is one instruction. Of what
+    is sliced or updated in place the slice counts, of a loop all its runs, or one where the text
+    does not tell, and of a conditional the branch that moves least. A TPU's on-chip memory, the
+    padding of tiles and the scratch memory of a custom call do not count.
 
     Args:
       compiled_text: as in `collectives`.
@@ -205,7 +204,7 @@ def memory_traffic(compiled_text: str) -> int:
     """
     computations, entry = _parse(compiled_text)
 
-    def visit(computation, loop):
+    def visit(computation, loop) -> int:
         total = 0
         for instruction in computation.instructions.values():
             if instruction.opcode == "while":
@@ -214,7 +213,8 @@ def memory_traffic(compiled_text: str) -> int:
                 (body,) = instruction.called("body")
                 total += (1 if trips is None else trips) * visit(computations[body], inner)
             elif instruction.opcode in ("call", "conditional", "async-start"):
-                total += sum(visit(computations[name], None) for name in instruction.called())
+                moved = [visit(computations[name], None) for name in instruction.called()]
+                total += min(moved) if instruction.opcode == "conditional" else sum(moved)
             elif not instruction.opcode.startswith("async-"):
                 total += _moved(instruction, computation, computations)
         return total

@@ -5,15 +5,10 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Array, Float
 
 # What a block names the products with its weights, of which JAX's policies see no product.
 PRODUCT = "product"
-
-
-def _is_convolution(primitive, *_, **__):
-    return primitive is conv_general_dilated_p
 
 
 # What besides the blocks' inputs is kept.
@@ -21,9 +16,7 @@ POLICIES: dict[str, Callable[..., bool]] = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
     # The outputs of products with weights, which are what costs.
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.save_only_these_names(PRODUCT), _is_convolution
-    ),
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
 }
 
 

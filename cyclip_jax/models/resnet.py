@@ -2,81 +2,21 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.attention import multi_head_attention
-from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel
+from cyclip_jax.models.batch_norm import BatchNorm, rectified_linear
+from cyclip_jax.models.convolution import Convolution
+from cyclip_jax.models.initializers import normal, torch_bias
 from cyclip_jax.models.rematerialisation import run_block
 from cyclip_jax.models.rows import by_rows
 
 STAGES = 4
 EXPANSION = 32  # channels of the last stage, and of the attention pool, for each after the stem
-
-
-class BatchNorm(nnx.Module):
-    """Batch normalisation over the global batch, or over "ghost" groups of it.
-
-    Written out, because Flax's keeps the biased running variance (PyTorch's is n/(n−1) larger) and
-    has no groups. In training each group of `group_size` consecutive images is normalised by its
-    own mean and variance, and the running statistics follow the groups' average; None is one group
-    of all images, whatever the number of devices they are sharded over.
-    """
-
-    momentum: float = 0.9  # weight of the old running value: 1 − PyTorch's momentum of 0.1
-    epsilon: float = 1e-5
-
-    def __init__(
-        self,
-        features: int,
-        *,
-        group_size: int | None,
-        scale_init: Initializer = nnx.initializers.ones,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.group_size: int | None = group_size
-        self.dtype: DTypeLike = dtype
-        self.use_running_average = False  # set by nnx.Module.train() and .eval()
-        self.scale: nnx.Param[Array] = nnx.Param(scale_init(rngs.params(), (features,)))
-        self.bias: nnx.Param[Array] = nnx.Param(jnp.zeros((features,)))
-        self.mean: nnx.BatchStat[Array] = nnx.BatchStat(jnp.zeros((features,)))
-        self.var: nnx.BatchStat[Array] = nnx.BatchStat(jnp.ones((features,)))
-
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        if self.use_running_average:
-            return self._normalise(x, self.mean[...], self.var[...])
-        n = x.shape[0]
-        group_size = self.group_size or n
-        if n % group_size:
-            raise UserError(
-                f"a batch of {n} images is not a multiple of "
-                f"config.model.batch_norm_group_size {group_size}"
-            )
-        groups = x.reshape(n // group_size, group_size, *x.shape[1:])  # [G, g, H, W, C]
-        statistics_dtype = jnp.promote_types(x.dtype, jnp.float32)
-        wide = groups.astype(statistics_dtype)
-        mean = wide.mean(axis=(1, 2, 3), keepdims=True)  # [G, 1, 1, 1, C]
-        var = jnp.square(wide - mean).mean(axis=(1, 2, 3), keepdims=True)
-        self.follow(mean, var, count=group_size * x.shape[1] * x.shape[2])
-        return self._normalise(groups, mean, var).reshape(x.shape)
-
-    def _normalise(self, x, mean, var):
-        multiplier = jax.lax.rsqrt(var + self.epsilon) * self.scale[...]
-        return ((x - mean) * multiplier + self.bias[...]).astype(self.dtype)
-
-    def follow(self, mean: jax.Array, var: jax.Array, count: int) -> None:
-        """Moves the running statistics towards those of groups, [G, 1, 1, 1, C] of `count` each."""
-        unbiased = var * (count / max(count - 1, 1))
-        for running, new in ((self.mean, mean), (self.var, unbiased)):
-            old = running[...]
-            new = jax.lax.stop_gradient(new).reshape(-1, old.shape[0]).mean(axis=0)
-            running[...] = (self.momentum * old + (1 - self.momentum) * new).astype(old.dtype)
 
 
 def average_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h/size w/size c"]:
@@ -90,30 +30,6 @@ def average_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n h/siz
     h, w = h // size, w // size
     x = x[:, : h * size, : w * size].reshape(n, h, size, w, size, c)
     return x.mean(axis=(2, 4))
-
-
-class Convolution(nnx.Conv):
-    """nnx.Conv whose kernel's gradient is added up over the devices in the kernel's type."""
-
-    def __call__(self, inputs: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
-        return by_rows(self, inputs, call=nnx.Conv.__call__)
-
-
-def convolution(
-    inputs: int, outputs: int, size: int, *, stride: int = 1, dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.Conv:
-    """A size×size convolution without bias that keeps height and width at stride 1."""
-    return Convolution(
-        inputs,
-        outputs,
-        (size, size),
-        strides=stride,
-        padding=size // 2,
-        use_bias=False,
-        kernel_init=torch_kernel,
-        dtype=dtype,
-        rngs=rngs,
-    )
 
 
 class Bottleneck(nnx.Module):
@@ -135,25 +51,25 @@ class Bottleneck(nnx.Module):
         shared = {"dtype": dtype, "rngs": rngs}
         norm = {"group_size": group_size, **shared}
         self.stride = stride
-        self.conv1: nnx.Conv = convolution(inputs, planes, 1, **shared)
+        self.conv1: Convolution = Convolution(inputs, planes, 1, **shared)
         self.bn1: BatchNorm = BatchNorm(planes, **norm)
-        self.conv2: nnx.Conv = convolution(planes, planes, 3, **shared)
+        self.conv2: Convolution = Convolution(planes, planes, 3, **shared)
         self.bn2: BatchNorm = BatchNorm(planes, **norm)
-        self.conv3: nnx.Conv = convolution(planes, outputs, 1, **shared)
+        self.conv3: Convolution = Convolution(planes, outputs, 1, **shared)
         # A block starts as the identity: OpenAI sets the scale of its last norm to 0.
         self.bn3: BatchNorm = BatchNorm(outputs, scale_init=nnx.initializers.zeros, **norm)
         self.downsample: bool = stride > 1 or inputs != outputs
         if self.downsample:
-            self.downsample_conv: nnx.Conv = convolution(inputs, outputs, 1, **shared)
+            self.downsample_conv: Convolution = Convolution(inputs, outputs, 1, **shared)
             self.downsample_bn: BatchNorm = BatchNorm(outputs, **norm)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c2"]:
-        out = jax.nn.relu(self.bn1(self.conv1(x)))
-        out = jax.nn.relu(self.bn2(self.conv2(out)))
+        out = self.bn1(self.conv1(x), rectified=True)
+        out = self.bn2(self.conv2(out), rectified=True)
         out = self.bn3(self.conv3(average_pool(out, self.stride)))
         if self.downsample:
             x = self.downsample_bn(self.downsample_conv(average_pool(x, self.stride)))
-        return jax.nn.relu(out + x)
+        return rectified_linear(out + x)
 
 
 class AttentionPool(nnx.Module):
@@ -243,11 +159,11 @@ class ModifiedResNet(nnx.Module):
         self.heads: int = heads
         shared = {"dtype": dtype, "rngs": rngs}
         norm = {"group_size": batch_norm_group_size, **shared}
-        self.conv1: nnx.Conv = convolution(3, width // 2, 3, stride=2, **shared)
+        self.conv1: Convolution = Convolution(3, width // 2, 3, stride=2, **shared)
         self.bn1: BatchNorm = BatchNorm(width // 2, **norm)
-        self.conv2: nnx.Conv = convolution(width // 2, width // 2, 3, **shared)
+        self.conv2: Convolution = Convolution(width // 2, width // 2, 3, **shared)
         self.bn2: BatchNorm = BatchNorm(width // 2, **norm)
-        self.conv3: nnx.Conv = convolution(width // 2, width, 3, **shared)
+        self.conv3: Convolution = Convolution(width // 2, width, 3, **shared)
         self.bn3: BatchNorm = BatchNorm(width, **norm)
         self.stages: nnx.List[nnx.List[Bottleneck]] = nnx.List()
         inputs = width
@@ -270,9 +186,9 @@ class ModifiedResNet(nnx.Module):
             raise UserError(
                 "config.tokens.patch_dropping does not apply to a ResNet: it has no patches"
             )
-        x = jax.nn.relu(self.bn1(self.conv1(images)))
-        x = jax.nn.relu(self.bn2(self.conv2(x)))
-        x = jax.nn.relu(self.bn3(self.conv3(x)))
+        x = self.bn1(self.conv1(images), rectified=True)
+        x = self.bn2(self.conv2(x), rectified=True)
+        x = self.bn3(self.conv3(x), rectified=True)
         x = average_pool(x, 2)  # [N, image_size / 4, image_size / 4, width]
         for stage in self.stages:
             for block in stage:

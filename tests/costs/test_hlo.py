@@ -382,6 +382,19 @@ def test_memory_traffic_of_a_loop_counts_as_often_as_it_runs(mesh):
     assert 7 * of_body <= of_loop < 14 * of_body  # it may copy what it hands on
 
 
+def test_memory_traffic_of_a_conditional_is_that_of_its_cheapest_branch(mesh):
+    def function(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+    def twice(x):
+        return x @ x
+
+    here, once = (
+        memory_traffic(compiled_text(mesh, f, ((32, 32), WHOLE))) for f in (function, twice)
+    )
+    assert once <= here < once + 32 * 32 * 4
+
+
 def test_memory_traffic_of_a_slice_is_the_slice(mesh):
     def function(x):
         return lax.map(jnp.sum, x)
