@@ -301,8 +301,8 @@ def rows_and_notes(args, devices, side_by_side, keep=lambda rows: None):
     return rows, notes
 
 
-def main(argv=None):
-    """Measures the losses and prints the table."""
+def parse_arguments(argv=None):
+    """Returns (parser, arguments of the command line)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--rows",
@@ -343,6 +343,12 @@ def main(argv=None):
         parser.error("--topology needs --memory-only, because the chips are not here")
     if args.side_by_side and not has_pytorch():
         parser.error("--side-by-side needs PyTorch; run pip install torch open_clip_torch")
+    return parser, args
+
+
+def main(argv=None):
+    """Measures the losses and prints the table."""
+    parser, args = parse_arguments(argv)
     # Otherwise JAX takes most of a GPU's memory, and PyTorch's idle threads keep the CPU busy.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -13,7 +13,6 @@ all-reduce and a slice; other programs may have the reduce-scatter of a split pa
 """
 
 import argparse
-import ast
 import collections
 
 import jax
@@ -26,6 +25,7 @@ from cyclip_jax.costs.aot import abstract_step, batch_shapes, bytes_per_device, 
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses import cyclip
 from cyclip_jax.models.presets import sizes_in
+from cyclip_jax.runtime import command
 from cyclip_jax.training.flops import matmul_flops, model_flops
 
 MEBIBYTE, GIGA = 2**20, 1e9
@@ -62,10 +62,7 @@ def configuration(args):
 def field(text):
     """Turns "model.vision_layers=2" into ("model.vision_layers", 2); it is a type for argparse."""
     name, value = text.split("=", 1)
-    try:
-        return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return name, value
+    return name, command.literal(value)
 
 
 def loss_flops(config, mesh, rows):

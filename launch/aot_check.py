@@ -22,7 +22,6 @@ it does not, and 2 if the check cannot be made.
 """
 
 import argparse
-import ast
 import functools
 import itertools
 import json
@@ -104,15 +103,7 @@ def compared(text):
     field, equals, values = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} has no values; write FIELD=VALUE,VALUE")
-    return [{field: _value(value)} for value in values.split(",")]
-
-
-def _value(text):
-    """The number or other literal that a text writes, or else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
+    return [{field: command.literal(value)} for value in values.split(",")]
 
 
 def with_settings(config, settings):

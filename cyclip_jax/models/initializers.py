@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt32
 
 
-@dataclasses.dataclass(frozen=True, order=True)
+@dataclasses.dataclass(frozen=True, order=True)  # JAX sorts the keys of dicts that it is given
 class Law:
     """How float32 numbers are made of random bits, as JAX's random numbers are.
 

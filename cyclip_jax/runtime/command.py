@@ -4,6 +4,7 @@ A command defines its flags in a function of absl's FlagValues, and `run` does t
 belong to one call, so that importing a command defines no flag.
 """
 
+import ast
 import contextlib
 import difflib
 import functools
@@ -22,6 +23,14 @@ from cyclip_jax.runtime.started import prepare_command
 
 _WIDTH = 100  # columns of the help
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
+
+
+def literal(text: str) -> Any:
+    """The number or other literal that a text writes, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def run(

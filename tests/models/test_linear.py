@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cyclip_jax.models.transformer import Linear, PartsApart, RowsTogether, linear
+from cyclip_jax.models.linear import Linear, PartsApart, RowsTogether, linear
 
 
 @pytest.mark.parametrize("parts", [1, 3])
