@@ -24,6 +24,7 @@ from cyclip_jax.runtime.config_help import (  # noqa: E402
 )
 
 DEFAULTS = "cyclip_jax/defaults.py"
+EVALUATIONS = "cyclip_jax/evals/settings.py"
 DEFAULTS_MARKER = "<!-- the defaults -->"
 EVALUATIONS_MARKER = "<!-- the evaluations -->"
 # Their tables need the room of the table of contents.
@@ -40,6 +41,7 @@ def on_page_markdown(markdown, page, config, files):
         path = defaults_path()
         text = path.read_text(encoding="utf-8")
         markdown = markdown.replace(DEFAULTS_MARKER, defaults_table(text, path))
+        text += (ROOT / EVALUATIONS).read_text(encoding="utf-8")
         markdown = markdown.replace(EVALUATIONS_MARKER, evaluations_table(text))
     return markdown
 

@@ -276,7 +276,8 @@ def test_markers_of_a_page_become_tables_whose_cells_hold_any_comment():
     assert page.count(hooks.DEFAULTS_MARKER) == page.count(hooks.EVALUATIONS_MARKER) == 1
     table = hooks.defaults_table(ONE_FUNCTION.replace("# of everything", "# a|b, [0, 1) or <x>"))
     assert "| `seed` | `0` | a\\|b, \\[0, 1) or &lt;x> |" in table
-    functions = hooks.evaluations_table(hooks.defaults_path().read_text(encoding="utf-8"))
+    sources = (ROOT / path for path in (hooks.DEFAULTS, hooks.EVALUATIONS))
+    functions = hooks.evaluations_table("".join(path.read_text("utf-8") for path in sources))
     for name in ("part", "retrieval", "zeroshot", "linear_probe", "consistency", "robustness"):
         assert f"| `{name}(" in functions
 

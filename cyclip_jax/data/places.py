@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeAlias
 
+import ml_collections
+
 from cyclip_jax.files import Located, expanded, from_anywhere
 
 TFDS = "tfds:"  # a data set of TensorFlow Datasets, or the folder of one that is built
@@ -50,3 +52,5 @@ def _with_path(place: str, change: Callable[[str], str], *, is_name: bool = Fals
 
 # The type of a setting that says where data lie.
 DataPath: TypeAlias = Annotated[str, Located(place_from_anywhere)]
+# Where data lie in a config, or a field of it that says so.
+Place: TypeAlias = str | ml_collections.FieldReference | None
