@@ -1,7 +1,6 @@
 """CLIP's byte-pair encoding: its vocabulary's file, and how a word becomes token ids."""
 
 import gzip
-import importlib.util
 import itertools
 import math
 import os
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import regex
 
+from cyclip_jax.data.packages import installed_path
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, expanded, how_written
 
@@ -120,11 +120,8 @@ def find_clip_vocabulary() -> str:
       UserError: no installed package has the file.
     """
     for package in CLIP_PACKAGES:
-        spec = importlib.util.find_spec(package)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            path = os.path.join(folder, CLIP_VOCABULARY)
-            if os.path.isfile(path):
-                return path
+        if path := installed_path(package, CLIP_VOCABULARY):
+            return str(path)
     raise UserError(
         f"no installed package has {CLIP_VOCABULARY}: set config.data.vocabulary to the file or "
         "`pip install --no-deps open_clip_torch`"

