@@ -1,13 +1,23 @@
-"""The symmetric contrastive term: its definition, and the same value without the N×N matrix."""
+"""The contrastive loss of queries among keys: its definition, and the same value in tiles.
+
+CLIP's symmetric loss of images and texts is its first caller. With one direction alone, and with
+further keys, it is the loss of sentence embeddings (Gao et al. 2021) and of second views.
+"""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Rows of each device's texts in a tile.
+# Rows of each device's keys in a tile.
 CHUNK_SIZE = 256
+
+# Of CLIP's loss: queries choose among keys, and keys among queries.
+BOTH = (0.5, 0.5)
+# Queries alone choose among keys.
+FORWARD = (1.0, 0.0)
 
 
 def at_least_float32(*arrays: Float[Array, "..."] | float) -> tuple[Float[Array, "..."], ...]:
@@ -32,6 +42,146 @@ def similarity(
     return product(left_embeds, right_embeds.T)
 
 
+def info_nce_dense(
+    queries: Float[Array, "n d"],
+    keys: Float[Array, "n d"],
+    scale: Float[Array, ""] | float,
+    further_keys: Float[Array, "e d"] | None = None,
+    *,
+    directions: tuple[float, float] = BOTH,
+    own_further_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
+    """Cross-entropies of the right key of each query, and of the right query of each key.
+
+    a/N Σ_i [log(Σ_j e^{s⟨Q_i,K_j⟩} + Σ_e α_ie e^{s⟨Q_i,X_e⟩}) − s⟨Q_i,K_i⟩] for queries that choose
+    among keys (van den Oord et al. 2018, eq. 4), and b/N Σ_j [log Σ_i e^{s⟨Q_i,K_j⟩} − s⟨Q_j,K_j⟩]
+    for keys that choose among queries, straight from the definition. With further keys X this is
+    eq. 5 of Gao et al. 2021.
+
+    Args:
+      queries: unit-norm embeddings Q, float [N, D].
+      keys: unit-norm embeddings K, float [N, D]; key j belongs to query j.
+      scale: s = 1/temperature, a scalar, already exponentiated.
+      further_keys: unit-norm embeddings X that belong to no query, float [E, D]; None is none.
+      directions: the weights (a, b).
+      own_further_weight: α_ie where E = N and e = i; every other α_ie is 1.
+      label_smoothing: ε. The target −s⟨Q_i,K_i⟩ becomes (1−ε) of that and ε of the mean over all
+        keys, or all queries, that are chosen among.
+
+    Returns:
+      (loss, accuracies): a scalar of at least float32, and for each direction whose weight is not
+      0 the share of rows whose own pair is more similar than all else that they choose among.
+    """
+    given = (queries, keys) if further_keys is None else (queries, keys, further_keys)
+    queries, keys, *further, scale = at_least_float32(*given, scale)
+    logits = scale * similarity(queries, keys)  # [N, N]
+    own = jnp.diagonal(logits)  # [N]
+    others = jnp.where(jnp.eye(len(own), dtype=bool), -jnp.inf, logits)  # [N, N]
+    loss, accuracies = jnp.zeros((), logits.dtype), []
+    for axis, weight in zip((1, 0), directions, strict=True):
+        if weight == 0:
+            continue
+        chosen_among, rivals, weights = logits, others, jnp.ones_like(logits)
+        if axis == 1:
+            for rows in further:
+                beyond = scale * similarity(queries, rows)  # [N, E]
+                weights = jnp.concatenate(
+                    [weights, _further_weights(beyond, own_further_weight)], 1
+                )
+                chosen_among = jnp.concatenate([logits, beyond], axis=1)
+                rivals = jnp.concatenate([others, beyond], axis=1)
+        lse = jax.nn.logsumexp(chosen_among, axis=axis, b=weights)
+        target = (1 - label_smoothing) * own + label_smoothing * chosen_among.mean(axis)
+        loss += weight * jnp.mean(lse - target)
+        accuracies.append(jnp.mean(own > rivals.max(axis), dtype=own.dtype))
+    return loss, tuple(accuracies)
+
+
+def _further_weights(logits, own):
+    """α_ie for logits [N, E] of further keys."""
+    is_own = jnp.eye(*logits.shape, dtype=bool) & (logits.shape[0] == logits.shape[1])
+    return jnp.where(is_own, own, 1.0).astype(logits.dtype)
+
+
+# Compiled as one where it is called outside jit, not operation by operation.
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        *("directions", "own_further_weight", "label_smoothing"),
+        *("chunk_size", "axis_names"),
+    ),
+    inline=True,
+)
+def info_nce(
+    queries: Float[Array, "n d"],
+    keys: Float[Array, "n d"],
+    scale: Float[Array, ""] | float,
+    further_keys: Float[Array, "e d"] | None = None,
+    *,
+    directions: tuple[float, float] = BOTH,
+    own_further_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+    chunk_size: int = CHUNK_SIZE,
+    axis_names: tuple[str, ...] = (),
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
+    """The same loss in tiles, on one device or inside `shard_map`; all inputs have gradients.
+
+    Each of W devices holds n = N/W rows of queries and of keys, and E/W further keys. The keys are
+    gathered once. A tile is `chunk_size` of every device's keys against the local queries, [W·c,
+    n]: from it come the log-sum-exp of the queries, complete after the last tile, and the devices'
+    shares of the keys', which are combined from vectors of maxima and sums. The backward pass
+    computes the tiles again and scatters each one's sum of key gradients back to their devices.
+    Memory is O((N + E)·D + c·N) per device, and no exponent is larger than 0 whatever the scale. A
+    direction of weight 0 costs nothing.
+
+    Args:
+      queries: as in `info_nce_dense`; inside shard_map the device's rows, [n, D].
+      keys: as queries.
+      scale: a scalar, already exponentiated.
+      further_keys: inside shard_map the device's rows, [E/W, D].
+      directions, own_further_weight, label_smoothing: as in `info_nce_dense`.
+      chunk_size: c, rows of each device in a tile, at least 1; it need not divide n.
+      axis_names: the mesh axes that the rows are split over, inside shard_map; () is one device.
+
+    Returns:
+      As `info_nce_dense`, for the global batch.
+
+    Raises:
+      ValueError: there are further keys, and queries do not choose.
+    """
+    if directions[0] == 0:
+        if further_keys is not None:
+            raise ValueError("further keys are chosen among by queries, whose direction is 0")
+        queries, keys, directions = keys, queries, (directions[1], 0.0)
+    given = (queries, keys) if further_keys is None else (queries, keys, further_keys)
+    dtype = jnp.promote_types(jnp.result_type(*given), jnp.float32)
+    scale = jnp.asarray(scale, dtype)
+    loss, accuracies = _tiled(
+        (directions, own_further_weight, chunk_size, axis_names), *given, scale
+    )
+    if label_smoothing:
+        loss += label_smoothing * _smoothing(given, scale, directions, axis_names)
+    return loss, tuple(accuracies)
+
+
+def _smoothing(given, scale, directions, axis_names):
+    """Mean of a row's own logit less the mean of all its logits, weighted over the directions.
+
+    The mean of a row of logits is the logit of the mean key: no row is computed.
+    """
+    queries, keys, *further = at_least_float32(*given)
+    (a, b), devices = directions, _device_count(axis_names)
+    own = _sum(jnp.sum(queries * keys), axis_names)
+    rows = [_sum(part.sum(axis=0), axis_names) for part in (queries, keys, *further)]  # [D] each
+    n = len(queries) * devices
+    mean_query, mean_key = rows[0] / n, rows[1] / n
+    chosen_among = n + sum(len(part) for part in further) * devices
+    mean_of_all = sum(rows[1:]) / chosen_among
+    means = jnp.dot(mean_query, a * mean_of_all + b * mean_key, precision="highest")
+    return scale * ((a + b) * own / n - means)
+
+
 def contrastive_loss_dense(
     image_embeds: Float[Array, "n d"],
     text_embeds: Float[Array, "n d"],
@@ -51,20 +201,9 @@ def contrastive_loss_dense(
       (loss, accuracies): a scalar of at least float32, and (image_to_text, text_to_image), the
       shares of rows in the batch that are more similar to their own pair than to any other.
     """
-    image_embeds, text_embeds, logit_scale = at_least_float32(
-        image_embeds, text_embeds, logit_scale
-    )
-    logits = logit_scale * similarity(image_embeds, text_embeds)  # [N, N]
-    own = jnp.diagonal(logits)  # [N]
-    others = jnp.where(jnp.eye(len(own), dtype=bool), -jnp.inf, logits)  # [N, N]
-    image_to_text = jnp.mean(jax.nn.logsumexp(logits, axis=1) - own)
-    text_to_image = jnp.mean(jax.nn.logsumexp(logits, axis=0) - own)
-    accuracies = tuple(jnp.mean(own > others.max(axis), dtype=own.dtype) for axis in (1, 0))
-    return (image_to_text + text_to_image) / 2, accuracies
+    return info_nce_dense(image_embeds, text_embeds, logit_scale)
 
 
-# Compiled as one where it is called outside jit, not operation by operation.
-@functools.partial(jax.jit, static_argnames=("chunk_size", "axis_names"), inline=True)
 def contrastive_loss(
     image_embeds: Float[Array, "n d"],
     text_embeds: Float[Array, "n d"],
@@ -73,14 +212,7 @@ def contrastive_loss(
     chunk_size: int = CHUNK_SIZE,
     axis_names: tuple[str, ...] = (),
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
-    """The same loss in tiles, on one device or inside `shard_map`; all inputs have gradients.
-
-    Each of W devices holds n = N/W rows. The texts are gathered once. A tile is `chunk_size` of
-    every device's texts against the local images, [W·c, n]: from it come the log-sum-exp of the
-    images, complete after the last tile, and the devices' shares of the texts', which are combined
-    from vectors of maxima and sums. The backward pass computes the tiles again and scatters each
-    one's sum of text gradients back to their devices. Memory is O(N·D + c·N) per device, and no
-    exponent is larger than 0 whatever the scale.
+    """The same loss in tiles (see `info_nce`), on one device or inside `shard_map`.
 
     Args:
       image_embeds: as in `contrastive_loss_dense`; inside shard_map the device's rows, [n, D].
@@ -92,99 +224,175 @@ def contrastive_loss(
     Returns:
       As `contrastive_loss_dense`, for the global batch.
     """
-    dtype = jnp.promote_types(jnp.result_type(image_embeds, text_embeds), jnp.float32)
-    logit_scale = jnp.asarray(logit_scale, dtype)
-    chunk_size = min(chunk_size, image_embeds.shape[0])
-    loss, accuracies = _tiled(chunk_size, axis_names, image_embeds, text_embeds, logit_scale)
-    return loss, tuple(accuracies)
+    return info_nce(
+        image_embeds, text_embeds, logit_scale, chunk_size=chunk_size, axis_names=axis_names
+    )
 
 
-def _tiled_value(
-    chunk_size, axis_names, image_embeds, text_embeds, logit_scale
-) -> tuple[Float[Array, ""], list[Float[Array, ""]]]:
-    return _tiled_forward(chunk_size, axis_names, image_embeds, text_embeds, logit_scale)[0]
+def _tiled_value(options, queries, keys, *others):
+    return _tiled_forward(options, queries, keys, *others)[0]
 
 
-def _tiled_forward(chunk_size, axis_names, image_embeds, text_embeds, logit_scale):
-    images, texts = at_least_float32(image_embeds, text_embeds)  # [n, D]
-    n, _ = images.shape
-    scaled_images = logit_scale * images
-    own = jnp.sum(scaled_images * texts, axis=1)  # [n]
-    gathered = _gather(text_embeds, axis_names)  # [W, n, D], in the embeddings' own type
+def _tiled_forward(options, queries, keys, *others):
+    (a, b), own_further_weight, chunk_size, axis_names = options
+    *further, scale = others
+    query_rows, key_rows = at_least_float32(queries, keys)
+    n, _ = query_rows.shape
+    scaled = scale * query_rows
+    own = jnp.sum(scaled * key_rows, axis=1)  # [n]
+    gathered = _gather(keys, axis_names)  # [W, n, D], in the embeddings' own type
     devices, device = gathered.shape[0], _axis_index(axis_names)
 
     def tile(carry, start, size):
-        image_others, image_sum = carry  # [n]: largest logit of another pair; Σ exp(logit − max)
-        rows = _chunk(gathered, start, size).astype(images.dtype).reshape(devices * size, -1)
-        logits = product(rows, scaled_images.T)  # [W·c, n]
-        is_local = jnp.arange(devices)[:, None] == device  # [W, 1]
-        position = jnp.where(is_local, start + jnp.arange(size), -1).reshape(-1)  # [W·c]
+        query_others, query_sum = carry  # [n]: largest logit of another; Σ exp(logit − max)
+        logits, is_local, position = _tile(gathered, scaled, start, size, device)
         others = jnp.where(position[:, None] == jnp.arange(n), -jnp.inf, logits)
-        own_chunk = jnp.where(is_local, _chunk(own[None], start, size), -jnp.inf).reshape(-1)
-
-        text_others = others.max(axis=1)  # [W·c]
-        text_max = jnp.maximum(text_others, own_chunk)
-        text_sum = jnp.exp(logits - text_max[:, None]).sum(axis=1)
-
-        old_max = jnp.maximum(image_others, own)
-        image_others = jnp.maximum(image_others, others.max(axis=0))
-        image_max = jnp.maximum(image_others, own)
-        image_sum *= jnp.exp(old_max - image_max)
-        image_sum += jnp.exp(logits - image_max).sum(axis=0)
-        by_text = jnp.stack([text_others, text_max, text_sum]).reshape(3, devices, size)
+        query_others, query_sum = _joined(query_others, query_sum, own, others, logits)
         # A hit is decided between numbers of one matrix product: the dot products above round
         # otherwise, and would make hits of the ties of collapsed embeddings.
         local = jax.lax.dynamic_index_in_dim(
             logits.reshape(devices, size, n), device, keepdims=False
         )
         own_here = jnp.diagonal(jax.lax.dynamic_slice_in_dim(local, start, size, axis=1))  # [c]
-        return (image_others, image_sum), (jnp.moveaxis(by_text, 2, 0), own_here)  # [c, 3, W], [c]
+        if not b:
+            return (query_others, query_sum), (own_here,)
+        own_chunk = jnp.where(is_local, _chunk(own[None], start, size), -jnp.inf).reshape(-1)
+        key_others = others.max(axis=1)  # [W·c]
+        key_max = jnp.maximum(key_others, own_chunk)
+        key_sum = jnp.exp(logits - key_max[:, None]).sum(axis=1)
+        by_key = jnp.stack([key_others, key_max, key_sum]).reshape(3, devices, size)
+        # [c], [c, 3, W]
+        return (query_others, query_sum), (own_here, jnp.moveaxis(by_key, 2, 0))
 
     start = jnp.full_like(own, -jnp.inf), jnp.zeros_like(own)
-    (image_others, image_sum), (by_text, own_here) = _over_chunks(tile, start, n, chunk_size)
-    image_lse = jnp.maximum(image_others, own) + jnp.log(image_sum)  # [n]
+    (query_others, query_sum), (own_here, *by_key) = _over_chunks(tile, start, n, chunk_size)
+    beyond = [_gather(rows, axis_names) for rows in further]  # [W, E/W, D]
+    for rows in beyond:
 
-    text_others, text_max, text_sum = jnp.moveaxis(by_text, 0, 2)  # [W, n], over local images
-    all_others, all_max = _max(jnp.stack([text_others, text_max]), axis_names)
-    text_lse = all_max + jnp.log(_sum(text_sum * jnp.exp(text_max - all_max), axis_names))
+        def further_tile(carry, start, size, rows=rows):
+            logits, _, position = _tile(rows, scaled, start, size, device)
+            factors = _further_factors(own_further_weight, n, rows, position)
+            most, total = carry
+            return _joined(most, total, own, logits, logits, factors), ()
 
-    pairs = n * devices
-    losses = (image_lse + _local(text_lse, device)) / 2 - own  # [n]
-    hits = own_here > image_others, own_here > _local(all_others, device)
+        carry = query_others, query_sum
+        (query_others, query_sum), _ = _over_chunks(further_tile, carry, rows.shape[1], chunk_size)
+    query_lse = jnp.maximum(query_others, own) + jnp.log(query_sum)  # [n]
+
+    losses, hits, key_lse = a * query_lse, [own_here > query_others], []
+    if b:
+        key_others, key_max, key_sum = jnp.moveaxis(by_key[0], 0, 2)  # [W, n], over local queries
+        all_others, all_max = _max(jnp.stack([key_others, key_max]), axis_names)
+        lse = all_max + jnp.log(_sum(key_sum * jnp.exp(key_max - all_max), axis_names))
+        losses += b * _local(lse, device)
+        hits.append(own_here > _local(all_others, device))
+        key_lse.append(lse)
+    losses -= (a + b) * own  # [n]
     means = _sum(jnp.stack([x.astype(own.dtype).sum() for x in (losses, *hits)]), axis_names)
-    loss, *accuracies = means / pairs
-    saved = image_embeds, text_embeds, logit_scale, gathered, image_lse, text_lse
+    loss, *accuracies = means / (n * devices)
+    saved = (queries, keys, *further), scale, (gathered, *beyond), query_lse, key_lse
     return (loss, accuracies), saved
 
 
-def _tiled_backward(chunk_size, axis_names, saved, cotangents):
-    image_embeds, text_embeds, logit_scale, gathered, image_lse, text_lse = saved
+def _tiled_backward(options, saved, cotangents):
+    (a, b), own_further_weight, chunk_size, axis_names = options
+    (queries, keys, *further), scale, (gathered, *beyond), query_lse, key_lse = saved
     cotangent, _ = cotangents  # an accuracy has no gradient
-    images, texts = at_least_float32(image_embeds, text_embeds)
-    devices, (n, width) = gathered.shape[0], images.shape
-    scaled_images = logit_scale * images
+    query_rows, key_rows = at_least_float32(queries, keys)
+    devices, (n, width), device = gathered.shape[0], query_rows.shape, _axis_index(axis_names)
+    scaled = scale * query_rows
+    greater = max(a, b)
+    a, b = a / greater, b / greater  # a weight of 1 costs no operation
 
-    def tile(pull, start, size):
-        rows = _chunk(gathered, start, size).astype(images.dtype).reshape(devices * size, width)
-        logits = product(rows, scaled_images.T)  # [W·c, n]
-        lse = _chunk(text_lse, start, size).reshape(-1, 1)
-        weights = jnp.exp(logits - lse) + jnp.exp(logits - image_lse)  # [W·c, n]
-        pull += product(weights.T, rows)  # [n, D]
-        push = product(weights, images).reshape(devices, size, width)
+    def tile(pull, start, size, rows=gathered, key_lse=tuple(key_lse)):
+        logits, _, position = _tile(rows, scaled, start, size, device)
+        weights = _times(a, jnp.exp(logits - query_lse))  # [W·c, n]
+        if rows is not gathered:
+            factors = _further_factors(own_further_weight, n, rows, position)
+            weights *= 1.0 if factors is None else factors
+        for lse in key_lse:
+            weights += _times(b, jnp.exp(logits - _chunk(lse, start, size).reshape(-1, 1)))
+        pull += product(weights.T, _tile_rows(rows, start, size, scaled))  # [n, D]
+        push = product(weights, query_rows).reshape(devices, size, width)
         return pull, sum_scattered(push, axis_names)  # [c, D]
 
-    pull, push = _over_chunks(tile, jnp.zeros_like(images), n, chunk_size)
-    pull, push = pull - 2 * texts, push - 2 * images  # the own pair's −1, once per direction
-    factor = cotangent / (2 * n * devices)
+    pull, push = _over_chunks(tile, jnp.zeros_like(query_rows), n, chunk_size)
+    # The own pair's −1, once per direction.
+    pull, push = pull - (a + b) * key_rows, push - (a + b) * query_rows
+    pushes = [push]
+    for rows in beyond:
+        further_tile = functools.partial(tile, rows=rows, key_lse=())
+        pull, push = _over_chunks(further_tile, pull, rows.shape[1], chunk_size)
+        pushes.append(push)
+    factor = cotangent * greater / (n * devices)
+    given = zip((queries, keys, *further), (pull, *pushes), strict=True)
     return (
-        (factor * logit_scale * pull).astype(image_embeds.dtype),
-        (factor * logit_scale * push).astype(text_embeds.dtype),
-        factor * _sum(jnp.sum(images * pull), axis_names),
+        *((factor * scale * gradient).astype(rows.dtype) for rows, gradient in given),
+        factor * _sum(jnp.sum(query_rows * pull), axis_names),
     )
 
 
-_tiled = jax.custom_vjp(_tiled_value, nondiff_argnums=(0, 1))
+_tiled: Any = jax.custom_vjp(_tiled_value, nondiff_argnums=(0,))
 _tiled.defvjp(_tiled_forward, _tiled_backward)
+
+
+def _tile(gathered, scaled, start, size, device):
+    """Logits of some of every device's keys.
+
+    Args:
+      gathered: all devices' keys [W, n, D].
+      scaled: the local queries times the scale, [n, D].
+      start, size: which keys of each device.
+      device: number of this device.
+
+    Returns:
+      (logits [W·c, n], whether a device is this one [W, 1], the place of each key among this
+      device's, −1 for those of others, [W·c]).
+    """
+    devices = gathered.shape[0]
+    logits = product(_tile_rows(gathered, start, size, scaled), scaled.T)
+    is_local = jnp.arange(devices)[:, None] == device
+    position = jnp.where(is_local, start + jnp.arange(size), -1).reshape(-1)
+    return logits, is_local, position
+
+
+def _tile_rows(gathered, start, size, like):
+    """[W, n, D] -> [W·c, D], some of every device's rows."""
+    rows = _chunk(gathered, start, size).astype(like.dtype)
+    return rows.reshape(gathered.shape[0] * size, -1)
+
+
+def _joined(most, total, own, others, logits, factors=None):
+    """The largest logit of others, and Σ exp(logit − max) with the own, after a further tile.
+
+    Args:
+      most: largest logit of others before, [n].
+      total: the sum before, [n].
+      own: logits of the own pairs, [n].
+      others: logits [r, n] of the tile without own pairs.
+      logits: with them.
+      factors: of the exponentials, [r, n]; None is 1.
+    """
+    old = jnp.maximum(most, own)
+    most = jnp.maximum(most, others.max(axis=0))
+    new = jnp.maximum(most, own)
+    terms = jnp.exp(logits - new)
+    if factors is not None:
+        terms *= factors
+    total *= jnp.exp(old - new)
+    return most, total + terms.sum(axis=0)
+
+
+def _further_factors(own_weight, n, rows, position):
+    """α of some of the further keys [W, E/W, D], [r, n]; None where all are 1."""
+    if own_weight == 1 or rows.shape[1] != n:
+        return None
+    return jnp.where(position[:, None] == jnp.arange(n), own_weight, 1.0)
+
+
+def _times(weight, x):
+    """weight · x, and x itself for a weight of 1."""
+    return x if weight == 1 else weight * x
 
 
 def _over_chunks(body, carry, n, chunk_size):
@@ -193,6 +401,7 @@ def _over_chunks(body, carry, n, chunk_size):
     Returns:
       (carry, the trees joined into one of [n, ...]).
     """
+    chunk_size = min(chunk_size, n)
     whole, rest = divmod(n, chunk_size)
     outs = []
     if whole == 1:
@@ -223,6 +432,10 @@ def _local(rows, device):
 
 def _axis_index(axis_names):
     return jax.lax.axis_index(axis_names) if axis_names else 0
+
+
+def _device_count(axis_names):
+    return jax.lax.axis_size(axis_names) if axis_names else 1
 
 
 def _gather(rows, axis_names):
