@@ -21,12 +21,13 @@ import jax.numpy as jnp
 from benchmarks.report import local_devices, numbers, table, write_json
 from cyclip_jax import defaults, parallel
 from cyclip_jax.costs import hlo
-from cyclip_jax.costs.aot import abstract_step, batch_shapes, bytes_per_device, slice_devices
+from cyclip_jax.costs.aot import abstract_step, bytes_per_device, slice_devices
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses import cyclip
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.runtime import command
 from cyclip_jax.training.flops import matmul_flops, model_flops
+from cyclip_jax.training.phases import batch_shapes
 
 MEBIBYTE, GIGA = 2**20, 1e9
 COLUMNS = {
@@ -164,7 +165,9 @@ def main(argv=None):
     parser.add_argument("--json", help="file to write the table's rows to")
     args = parser.parse_args(argv)
     config = configuration(args)
-    flops = model_flops(config.model, batch_shapes(config, args.batch_per_device))
+    flops = model_flops(
+        config.model, batch_shapes(config, ("images", "tokens"), args.batch_per_device)
+    )
     towers = {"towers_gigaflop": flops / GIGA}
     rows = []
     try:

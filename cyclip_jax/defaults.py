@@ -78,6 +78,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.tokens = _tokens()  # Cheaper steps, in which the towers see less of images and texts.
     config.mesh = _mesh()  # How the state of the run is divided among the devices.
     config.loss = _loss()  # What is minimised.
+    # Training of the text tower on sentences (Gao et al. 2021; Zhao et al. 2024), beside the pairs
+    # or before them.
+    config.sentences = _sentences()
     config.optimizer = _optimizer()  # AdamW and the schedule of its learning rate.
     config.data = _data()  # What is trained on, and how it is read.
 
@@ -184,6 +187,8 @@ def _loss() -> ml_collections.ConfigDict:
     # data that keeps a young model from making all embeddings equal, where both consistencies are
     # perfect. 0 is as published: the weights are the same from the first step on.
     loss.cyclic_warmup_steps = 0
+    # Share of the contrastive loss that second views have (see data.second_image).
+    loss.second_view_weight = 0.5
     # Similarities are computed in tiles of so many rows of each device. The number changes memory
     # and speed, not the result.
     loss.chunk_size = 256
@@ -191,6 +196,32 @@ def _loss() -> ml_collections.ConfigDict:
     # published code on W GPUs. 1 is the true gradient.
     loss.detached_gather_devices = 1
     return loss
+
+
+def _sentences() -> ml_collections.ConfigDict:
+    """Returns config.sentences."""
+    sentences = ml_collections.ConfigDict()
+    # The sentences: a .txt with one a line; a .csv with the columns sent0, sent1 and perhaps
+    # hard_neg; a .jsonl of SNLI or MNLI; "captions", those of data.train; or "wordnet". By default
+    # there is no such training.
+    sentences.train = placeholder(str)
+    # Weight of their loss beside CyCLIP's. That of Zhao et al. is not known.
+    sentences.weight = 1.0
+    sentences.only_steps = 0  # So many steps at the start see sentences alone.
+    # The last step that sees sentences. By default all do.
+    sentences.until_step = placeholder(int)
+    # Sentences, pairs or triplets in a step, over all devices together.
+    sentences.batch_size = 64
+    sentences.length = 32  # Tokens of a sentence that are seen, at most those of a caption.
+    sentences.temperature = 0.05  # Of the similarities of sentences; it is not learned.
+    # Share of the embeddings, of attention and of both branches that is dropped for sentences.
+    sentences.dropout = 0.1
+    # Weight of a sentence's own hard negative among its keys. 0 leaves out all hard negatives.
+    sentences.hard_negative_weight = 1.0
+    # "mlp" is a layer behind the text tower that is left out after training; "none" trains the
+    # embeddings themselves.
+    sentences.head = "none"
+    return sentences
 
 
 def _optimizer() -> ml_collections.ConfigDict:

@@ -131,7 +131,7 @@ def on_own_rows(function: Callable[..., Any], params: Tree, *rows: Any) -> Any:
     Args:
       function: of a tree of parameters and arrays [n, ...]; it gives an array [n, ...].
       params: tree of arrays, none of them split.
-      *rows: arrays [N, ...], or None.
+      *rows: trees of arrays [N, ...], or None.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size <= 1 or mesh.manual_axes:  # one device, or inside such a function
@@ -264,13 +264,16 @@ def _whole_backward(sharding, sums_gradient_whole, _, gradient):
 _whole.defvjp(_whole_forward, _whole_backward)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, *, micro_batches: int = 1) -> None:
+def check_batch_size(
+    batch_size: int, mesh: Mesh, *, micro_batches: int = 1, name: str = "config.batch_size"
+) -> None:
     """Raises UserError unless every device gets the same number of rows in each micro-batch.
 
     Args:
       batch_size: rows of the global batch.
       mesh: the mesh that they are split over.
       micro_batches: parts in which each device takes its rows.
+      name: of the setting, for the message.
     """
     if micro_batches < 1:
         raise UserError(f"config.micro_batches {micro_batches} must be at least 1")
@@ -280,7 +283,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, micro_batches: int = 1) -> 
         if micro_batches > 1:
             parts += f" and {micro_batches} micro-batches"
         raise UserError(
-            f"config.batch_size {batch_size} does not split evenly over {parts}; "
+            f"{name} {batch_size} does not split evenly over {parts}; "
             f"set it to a positive multiple of {rows}"
         )
 

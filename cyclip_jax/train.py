@@ -92,8 +92,8 @@ def _loop(run, start):
     upcoming: tuple[Any, Position] | None = None
     phases: list[Phase] = []
     if step < run.total_steps:
-        upcoming = first_batch, _ = feed.next()
-        phases = compile_phases(run, state, first_batch)
+        upcoming = feed.next()  # faults of the data show before anything is compiled
+        phases = compile_phases(run, state)
         wait_for_all_processes()
     owed = {}
     if start.owes_evaluation or step == run.total_steps:  # which may have new evaluations
@@ -117,7 +117,9 @@ def _loop(run, start):
             break
         owed = {}
         batch, position = upcoming
-        phase = [phase for phase in phases if phase.first_step <= step][-1]
+        phase = [phase for phase in phases if phase.stage.first_step <= step][-1]
+        if step == phase.stage.first_step:
+            state = phase.begun(state)
         with run.profiler.step(step + 1, state):
             state, metrics = phase.step_fn(state, batch)
             step += 1
@@ -132,7 +134,7 @@ def _loop(run, start):
             if phase.flops is not None:
                 mfu = utilisation(phase.flops, seconds / steps, run.mesh.devices.flat)
                 metrics |= {} if mfu is None else {"model_flops_utilisation": mfu}
-            _log(run, step, position, metrics, seconds / steps)
+            _log(run, step, position, metrics, seconds / steps, phase.stage)
         clock.step_done(step)
     clock.end_training()
     return _end(run, step, is_done=is_last and is_evaluated)
@@ -199,7 +201,8 @@ def _evaluate(run, step, state, evaluators):
         if run.stop.requested():
             raise evals.Interrupted
 
-    encoders = run.model.encoders(state.params, state.batch_stats, run.tokenizer, check_stop)
+    model, _ = checkpoint_items(state)
+    encoders = run.model.encoders(model["params"], state.batch_stats, run.tokenizer, check_stop)
     try:
         results = evals.evaluate(
             evaluators,
@@ -219,10 +222,13 @@ def _evaluate(run, step, state, evaluators):
     return True
 
 
-def _log(run, step, position, metrics, seconds_per_step):
+def _log(run, step, position, metrics, seconds_per_step, stage):
     # The most, not the latest: the metrics of most steps are never fetched.
     skipped = int(metrics.pop("most_skipped_in_a_row"))
-    metrics["images_per_second"] = run.config.batch_size / seconds_per_step
+    if stage.has_pairs:
+        metrics["images_per_second"] = run.config.batch_size / seconds_per_step
+    else:
+        metrics["sentences_per_second"] = run.config.sentences.batch_size / seconds_per_step
     metrics["epoch"] = position.epoch
     metrics["bad_examples"] = run.bad_examples.count
     if isinstance(run.source, Mixture):
@@ -251,5 +257,7 @@ def _save(run, step, state, position, *, is_evaluated):
         "is_evaluated": is_evaluated,
         "vocabulary_sum": run.tokenizer.vocabulary_sum,
     }
+    if run.sentences is not None:
+        place["sentences_sum"] = run.sentences.sum
     meta = place | describe_run(run.config)
     run.checkpointer.save(step, model=model, training=training, meta=meta)

@@ -197,12 +197,14 @@ class Check:
 
         mesh = self.mesh(config)
         return [
-            {"first_step": first_step}
-            | self._examine(config, aot.abstract_step(config, mesh, view=view), view, only_memory)
-            for first_step, view in aot.phases(config)
+            {"first_step": stage.first_step}
+            | self._examine(
+                config, aot.abstract_step(config, mesh, stage=stage), stage, only_memory
+            )
+            for stage in aot.stages(config)
         ]
 
-    def _examine(self, config, step, view, only_memory):
+    def _examine(self, config, step, stage, only_memory):
         from cyclip_jax.costs import aot
 
         start = time.perf_counter()
@@ -217,7 +219,7 @@ class Check:
         figures = {"fits": self.fits(needed), "needed": needed, "memory": memory}
         if only_memory:
             return figures
-        traffic, flops = aot.traffic_of(compiled), aot.work_of(config, step, view)
+        traffic, flops = aot.traffic_of(compiled), aot.work_of(config, step, stage)
         received = sum(kind["received"] for kind in traffic["collectives"].values())
         floors = aot.floors(
             self.chip,
@@ -362,7 +364,7 @@ def run(args, config):
     check = Check(config, chip, devices, functools.partial(print, file=sys.stderr, flush=True))
     print(headline(config, args.topology, check.mesh(config), compiler), flush=True)
     if args.dry_run:
-        print(f"\n{config}\nTrain steps that would be compiled: {len(aot.phases(config))}")
+        print(f"\n{config}\nTrain steps that would be compiled: {len(aot.stages(config))}")
         return True
     if args.compare:
         rows = comparison(check, args.compare)

@@ -1,6 +1,7 @@
 """Compiles train steps for devices that need not be there, and tells what they need of each."""
 
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -9,28 +10,29 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
-from flax import nnx
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 
 from cyclip_jax import parallel
 from cyclip_jax.costs import hlo
 from cyclip_jax.costs.chips import CHIPS, Chip
 from cyclip_jax.errors import UserError
-from cyclip_jax.models.presets import abstract_model, create_model, sizes_in
+from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.parallel import Devices, Tree
+from cyclip_jax.training.configured_model import create_trained, train_graphdef
 from cyclip_jax.training.flops import matmul_flops, model_flops
+from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.optimizer import create_optimizer
+from cyclip_jax.training.phases import Stage, batch_shapes, seen_of, stages_of_run
+from cyclip_jax.training.sentences import Sentences
 from cyclip_jax.training.step import (
     Batch,
     TrainState,
-    View,
     abstract_state,
     configured_step,
     jit_step,
 )
-from cyclip_jax.training.token_reduction import TokenReduction, see_everything
+from cyclip_jax.training.token_reduction import TokenReduction
 
 # The loop sends batches ahead: besides a step's own, so many may be on the device (see Feed).
 WAITING_BATCHES = 2
@@ -201,13 +203,18 @@ device_description_str: "{chip.device_kind}"
 """
 
 
-def phases(config: Any) -> Sequence[tuple[int, View]]:
-    """What the towers see in the course of a run, [(first step, view)], whatever its data.
+def stages(config: Any) -> Sequence[Stage]:
+    """The stages of a run, whatever its data.
 
-    A run whose length only its data tell, by num_epochs, is taken to have all its phases.
+    A run whose length only its data tell, by num_epochs, is taken to have all its stages.
     """
-    steps = config.total_steps or config.tokens.full_steps + 1
-    return TokenReduction(**config.tokens).views_of_run(sizes_in(config.model), steps)
+    sentences = Sentences(**config.sentences)
+    ends = max(sentences.only_steps, sentences.until_step or 0)
+    return stages_of_run(
+        *(configured_objective(config), sentences, TokenReduction(**config.tokens)),
+        sizes=sizes_in(config.model),
+        total_steps=config.total_steps or ends + config.tokens.full_steps + 1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +224,7 @@ class AbstractStep:
     Attributes:
       function: (state, batch) -> (state, metrics), or (state, loss).
       state: a TrainState of jax.ShapeDtypeStruct with shardings.
-      batch: {"images", "tokens"} of jax.ShapeDtypeStruct with shardings.
+      batch: {"images", "tokens", …} of jax.ShapeDtypeStruct with shardings.
       mesh: the mesh of the devices to compile for.
     """
 
@@ -254,14 +261,14 @@ class AbstractStep:
 
 
 def abstract_step(
-    config: Any, mesh: Mesh, *, view: View = see_everything, with_metrics: bool = True
+    config: Any, mesh: Mesh, *, stage: Stage | None = None, with_metrics: bool = True
 ) -> AbstractStep:
     """The AbstractStep of a config whose global batch is config.batch_size.
 
     Args:
       config: as defaults.py makes it.
       mesh: of the devices to compile for.
-      view: what the towers see of a batch.
+      stage: of the run; None is one with all terms that sees everything.
       with_metrics: False leaves out all metrics but the loss, and what only they need.
     """
     # The length of the schedule is one number in the program: without one, any will do.
@@ -269,18 +276,25 @@ def abstract_step(
     optimizer, schedule = create_optimizer(
         **config.optimizer, total_steps=total_steps, steps_per_epoch=1
     )
-    graphdef, _, _ = abstract_model(config.model)
+    stage = stage or Stage(first_step=0, objective=configured_objective(config))
+    graphdef = train_graphdef(config)
     state = state_shapes(config, optimizer, mesh)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = configured_step(
-        config, graphdef, optimizer, schedule, mesh=mesh, state_sharding=sharding, view=view
+        *(config, graphdef, optimizer, schedule),
+        mesh=mesh,
+        state_sharding=sharding,
+        view=stage.view,
+        objective=stage.objective,
+        trainable=stage.trainable,
     )
 
     def step_and_loss(state, batch):
         state, metrics = step(state, batch)
         return state, metrics["loss"]
 
-    batch = batch_shapes(config, config.batch_size, sharding=parallel.batch_sharding(mesh))
+    sharding = parallel.batch_sharding(mesh)
+    batch = batch_shapes(config, stage.objective.inputs, sharding=sharding)
     return AbstractStep(step if with_metrics else step_and_loss, state, batch, mesh)
 
 
@@ -339,15 +353,16 @@ def memory_of(compiled: jax.stages.Compiled, step: AbstractStep) -> dict[str, in
     }
 
 
-def work_of(config: Any, step: AbstractStep, view: View) -> dict[str, int]:
+def work_of(config: Any, step: AbstractStep, stage: Stage) -> dict[str, int]:
     """Floating point operations of a step on all devices together, {what: number}.
 
     "model" is 3 times the forward's (see `training_flops`); "step" has the loss besides, what is
     computed twice to save memory, and all else that is a matrix product or a convolution.
     """
-    seen = jax.eval_shape(view, jax.eval_shape(lambda: jax.random.key(0)), step.batch)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    seen = jax.eval_shape(functools.partial(seen_of, stage), key, step.batch)
     return {
-        "model": model_flops(config.model, seen),
+        "model": model_flops(config.model, seen, stage.objective.rows),
         "step": matmul_flops(step.function, step.state, step.batch),
     }
 
@@ -455,21 +470,9 @@ def _meeting(measured: Mapping[int, float], available: float) -> int:
 def state_shapes(config: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step as a TrainState of jax.ShapeDtypeStruct with shardings."""
     return abstract_state(
-        lambda: create_model(**config.model, rngs=nnx.Rngs(config.seed)),
+        functools.partial(create_trained, config),
         optimizer,
         mesh,
         seed=config.seed,
         min_size=config.mesh.fsdp_min_size,
     )
-
-
-def batch_shapes(
-    config: Any, rows: int, sharding: Sharding | None = None
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """{"images", "tokens"} of so many rows, as jax.ShapeDtypeStruct."""
-    sizes = sizes_in(config.model)
-    side, length = sizes["image_size"], sizes["context_length"]
-    return {
-        "images": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8, sharding=sharding),
-        "tokens": jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding),
-    }

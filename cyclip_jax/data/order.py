@@ -5,6 +5,7 @@ A full shuffle reads anywhere in the data. Where that is slow (remote shards, di
 """
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -18,6 +19,7 @@ RUNS_PER_WINDOW = 4  # pieces of the data that a lane mixes
 # Epochs of a mixture's parts are numbered apart, so that their orders are unrelated.
 _PART_STRIDE = 1 << 40
 _COUNTS = -(1 << 50)  # in place of an epoch: the stream that says how many of each part
+_SENTENCES = 1 << 61  # and the epoch: the stream that orders sentences
 _PLACES = -(1 << 51)  # less the epoch: the stream that mixes the parts within a batch
 
 
@@ -98,6 +100,32 @@ def order(seed: int, epoch: int, size: int, shuffle: bool = True) -> Int[np.ndar
     if not shuffle:
         return np.arange(size, dtype=np.int64)
     return np.argsort(_random(seed, epoch, size), kind="stable")
+
+
+def sentences_of_step(
+    seed: int, step: int, size: int, batch_size: int
+) -> Int[np.ndarray, "batch_size"]:
+    """The sentences that a step sees, a pure function.
+
+    Each pass over them has an order of its own. Those that fill no whole batch are left out of it,
+    so that no batch has a sentence twice.
+
+    Args:
+      seed: the seed of the order.
+      step: of the run.
+      size: number of sentences, at least a batch.
+      batch_size: rows of the global batch.
+
+    Returns:
+      int64 [batch_size], numbers of sentences.
+    """
+    epoch, batch = divmod(step, size // batch_size)
+    return _order_of_sentences(seed, epoch, size)[batch * batch_size :][:batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def _order_of_sentences(seed, epoch, size):
+    return order(seed, _SENTENCES + epoch, size)
 
 
 def in_windows(

@@ -20,6 +20,7 @@ from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.order import Position, steps_per_epoch
 from cyclip_jax.data.places import DataPath
 from cyclip_jax.data.reading import Reading
+from cyclip_jax.data.sentences import SentenceSet
 from cyclip_jax.data.sources import (
     DataSet,
     Mixture,
@@ -207,14 +208,25 @@ def open_batches(
     )
 
 
-def check_continued(config: Any, source: Source | Mixture, meta: Mapping[str, Any]) -> None:
+def check_continued(
+    config: Any,
+    source: Source | Mixture,
+    meta: Mapping[str, Any],
+    sentences: SentenceSet | None = None,
+) -> None:
     """Raises UserError where a run cannot go on in its data from where a checkpoint left it.
 
     Args:
       config: the run's ConfigDict.
       source: the training data as it is now.
       meta: what the checkpoint says of itself. A field that an old checkpoint lacks is not checked.
+      sentences: the sentences as they are now, if there are any.
     """
+    if sentences is not None and meta.get("sentences_sum", sentences.sum) != sentences.sum:
+        raise UserError(
+            f"{sentences.name} has other sentences than those that the run has trained on; bring "
+            "back the file, or start in a new --workdir with --config.init_from=WORKDIR"
+        )
     trained_on = meta.get("dataset_size", len(source))
     if trained_on != len(source):
         raise UserError(

@@ -209,24 +209,34 @@ def _split(text, delimiter):
 
 def _lines(path):
     """Yields (number, line with its end) of a file in UTF-8, a leading byte-order mark removed."""
-    with _opened(path) as file:
-        for number, line in enumerate(_encoded_lines(path, file), start=1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}, line {number}, byte {error.start + 1} of the line is not UTF-8 "
-                    f"(0x{line[error.start]:02x}); convert the file, e.g. with "
-                    "iconv -f LATIN1 -t UTF-8 < FILE > NEW"
-                ) from error
+    for number, line in enumerate(encoded_lines(path), start=1):
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path}, line {number}, byte {error.start + 1} of the line is not UTF-8 "
+                f"(0x{line[error.start]:02x}); convert the file, e.g. with "
+                "iconv -f LATIN1 -t UTF-8 < FILE > NEW"
+            ) from error
 
 
-def _encoded_lines(path, file):
-    """Yields the lines of a file of bytes with their ends.
+def encoded_lines(path: str) -> Iterator[bytes]:
+    """Reads the lines of a text file as bytes with their ends.
 
     Lines end in LF or CR LF, and a single CR is a part of the text, unless the first line ends in
     CR alone.
+
+    Args:
+      path: the file, local or remote.
+
+    Raises:
+      UserError: the file is something else, or a line is longer than any text.
     """
+    with _opened(path) as file:
+        yield from _encoded_lines(path, file)
+
+
+def _encoded_lines(path, file):
     rest = file.read(BLOCK)
     _check_beginning(path, rest)
     first = rest.find(b"\r")

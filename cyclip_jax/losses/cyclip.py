@@ -24,11 +24,14 @@ _GROWING_WEIGHTS = {
 }
 
 
-def contrastive_term(*, chunk_size: int = CHUNK_SIZE) -> Term:
+def contrastive_term(
+    *, chunk_size: int = CHUNK_SIZE, contrastive_weight: Weight | None = None
+) -> Term:
     """The contrastive loss of images and texts as a term, with its two accuracies.
 
     Args:
       chunk_size: rows of each device in a tile of the similarities (see `contrastive_loss`).
+      contrastive_weight: what second views leave of it; None adds the loss as it is.
 
     Raises:
       UserError: the tiles would be empty.
@@ -53,7 +56,7 @@ def contrastive_term(*, chunk_size: int = CHUNK_SIZE) -> Term:
 
     return Term(
         measure=measure,
-        weights={"contrastive": None},
+        weights={"contrastive": contrastive_weight},
         reports={
             "contrastive_loss": Reported(meaning="The contrastive term"),
             "image_to_text_accuracy": Reported(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,25 @@ Rows = Mapping[str, Shaped[Array, "n ..."]]
 # What a term measures: its values in the order of their weights, and other metrics.
 Measured = tuple[Sequence[Float[Array, ""]], Scalars]
 
-# The embeddings of pairs: {name: (tower, key of the batch)}.
-PAIRS: Mapping[str, tuple[str, str]] = {"images": ("visual", "images"), "texts": ("text", "tokens")}
+
+class Row(NamedTuple):
+    """Which rows of a batch are embedded, and how.
+
+    Attributes:
+      tower: "visual", "text", or "sentences", which is the text tower in training on sentences.
+      key: of the batch.
+      masks: key of the batch that holds the rows' keys of dropout; None where nothing is dropped.
+      dropout: share of the numbers that is dropped.
+    """
+
+    tower: str
+    key: str
+    masks: str | None = None
+    dropout: float = 0.0
+
+
+# The embeddings of pairs.
+PAIRS: Mapping[str, Row] = {"images": Row("visual", "images"), "texts": Row("text", "tokens")}
 
 
 def one(rows: int) -> float:
@@ -82,9 +99,13 @@ class Term:
         embeddings}, for values that show by this that nothing is learned.
       warmup_steps: over so many steps from the beginning of a run the weights grow linearly from 0.
         The weights of each step are then metrics of it, `<value>_weight`.
-      rows: the embeddings that the term takes, {name: (tower, key of the batch)}; the tower is
-        "visual" or "text". A name means the same in every term.
+      rows: the embeddings that the term takes by their names, of which each means the same in every
+        term. They need not be as many as those of other terms.
       batch_keys: keys of the batch that `measure` reads itself.
+      draw: function (key, batch) -> {key of the batch: array [n, ...]}: what the term adds to each
+        step's batch at random. It follows from the step's key and the number of the row alone.
+      is_of_published_code: whether `detached_gather_devices` divides the gradient of the term's
+        embeddings.
       scales: names of the model's scalar parameters whose exponentials the term takes.
       is_always_measured: whether the term is measured, without a gradient, where its weights are 0.
     """
@@ -96,8 +117,10 @@ class Term:
     reports: Mapping[str, Reported]
     of_equal_embeds: Mapping[str, Callable[[int], float]] = dataclasses.field(default_factory=dict)
     warmup_steps: int = 0
-    rows: Mapping[str, tuple[str, str]] = dataclasses.field(default_factory=lambda: PAIRS)
+    rows: Mapping[str, Row] = dataclasses.field(default_factory=lambda: PAIRS)
     batch_keys: tuple[str, ...] = ()
+    draw: Callable[[Array, Rows], dict[str, Array]] | None = None
+    is_of_published_code: bool = True
     scales: tuple[str, ...] = ("logit_scale",)
     is_always_measured: bool = False
 
@@ -145,8 +168,10 @@ def weighted_sum(
       UserError: there is no device to gather over.
     """
     check_detached_gather(detached_gather_devices)
+    detached = {name for term in terms if term.is_of_published_code for name in term.rows}
     embeds = {
-        name: scale_gradient(rows, 1 / detached_gather_devices) for name, rows in embeds.items()
+        name: scale_gradient(rows, 1 / detached_gather_devices) if name in detached else rows
+        for name, rows in embeds.items()
     }
     measured = _measured(terms, embeds, batch, scales, mesh)
     counts = [embeds[next(iter(term.rows))].shape[0] for term in terms]

@@ -1,5 +1,6 @@
 """Attention: its definition, and the fast forms of the same value."""
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import jax
@@ -25,8 +26,16 @@ def multi_head_attention(
     *,
     heads: int,
     is_causal: bool = False,
+    drop: Callable[[Float[Array, "n h q l"]], Float[Array, "n h q l"]] | None = None,
 ) -> Float[Array, "n q w"]:
-    """softmax(Q Kᵀ / √d) V per head, [N, Q, W], [N, L, W], [N, L, W] -> [N, Q, W]."""
+    """softmax(Q Kᵀ / √d) V per head, [N, Q, W], [N, L, W], [N, L, W] -> [N, Q, W].
+
+    Args:
+      query, key, value: of all heads side by side.
+      heads: their number.
+      is_causal: whether a query sees only keys that do not stand behind it.
+      drop: what happens to the weights of the values; None is nothing.
+    """
     query, key, value = (split_heads(x, heads) for x in (query, key, value))
     logits_dtype = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=logits_dtype)
@@ -35,6 +44,8 @@ def multi_head_attention(
         is_seen = jnp.tril(jnp.ones(logits.shape[-2:], bool))  # [Q, L]
         logits = jnp.where(is_seen, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    if drop is not None:
+        weights = drop(weights)
     out = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
     return out.reshape(*out.shape[:2], -1)
 

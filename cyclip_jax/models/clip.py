@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
+from cyclip_jax.models.dropout import Dropout
 from cyclip_jax.models.rows import by_rows
 from cyclip_jax.parallel import Tree
 
@@ -45,21 +46,29 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef[Any], Tree, Tree]:
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
+def _features(text, tokens, dropout):
+    return text(tokens, dropout, is_projected=False)
+
+
 class CLIP(nnx.Module):
     """An image tower and a text tower with one embedding space (Radford et al. 2021).
 
     Args:
       visual: module from normalised images [N, H, W, 3], and the patches kept of them, to [N, D].
       text: module from token ids [N, L] to [N, D].
+      sentence_head: module through which a sentence's features go in training on sentences, [N,
+        width] to [N, width]; None where they are projected as captions are.
     """
 
     def __init__(
         self,
         visual: Callable[..., Float[Array, "n d"]],
         text: Callable[..., Float[Array, "n d"]],
+        sentence_head: Callable[[Float[Array, "n w"]], Float[Array, "n w"]] | None = None,
     ) -> None:
         self.visual: Callable[..., Float[Array, "n d"]] = visual
         self.text: Callable[..., Float[Array, "n d"]] = text
+        self.sentence_head: Any = nnx.data(sentence_head)
         self.logit_scale: nnx.Param[Array] = nnx.Param(
             jnp.asarray(INITIAL_LOGIT_SCALE, jnp.float32)
         )
@@ -78,6 +87,23 @@ class CLIP(nnx.Module):
     def encode_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n d"]:
         """Un-normalised text embeddings [N, D] of token ids int [N, L]."""
         return by_rows(self.text, tokens)
+
+    def encode_sentences(
+        self, tokens: Int[Array, "n l"], dropout: Dropout | None = None
+    ) -> Float[Array, "n d"]:
+        """Un-normalised embeddings of sentences in training on them, int [N, L] -> [N, D].
+
+        Without a sentence head they are those of `encode_text`, but for the dropout; with one they
+        are what it gives, [N, width].
+
+        Args:
+          tokens: their ids.
+          dropout: what is dropped within the text tower; None is nothing.
+        """
+        if self.sentence_head is None:
+            return by_rows(self.text, tokens, dropout)
+        features = by_rows(self.text, tokens, dropout, call=_features)
+        return by_rows(self.sentence_head, features)
 
     def __call__(
         self,

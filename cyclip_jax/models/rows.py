@@ -19,7 +19,7 @@ def by_rows(module: Any, *rows: Any, call: Callable[..., Any] = operator.call) -
 
     Args:
       module: has a `dtype`, in which it computes.
-      *rows: arrays [N, ...], or None.
+      *rows: trees of arrays [N, ...], or None.
       call: function (module, *rows) in place of module(*rows).
     """
     if jnp.finfo(module.dtype).bits >= 32:

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.models.dropout import Dropout
 from cyclip_jax.models.initializers import normal
 from cyclip_jax.models.transformer import Transformer, layer_norm, text_inits
 
@@ -60,7 +61,21 @@ class TextTransformer(nnx.Module):
             normal(width**-0.5)(rngs.params(), (width, embed_dim))
         )
 
-    def __call__(self, tokens: Int[Array, "n l"]) -> Float[Array, "n d"]:
+    def __call__(
+        self,
+        tokens: Int[Array, "n l"],
+        dropout: Dropout | None = None,
+        *,
+        is_projected: bool = True,
+    ) -> Float[Array, "n d"]:
+        """Embeddings [N, embed_dim] of token ids int [N, L].
+
+        Args:
+          tokens: the ids.
+          dropout: of embeddings, attention and both branches of each block; None drops nothing.
+          is_projected: whether to project into the embedding space; else the features at the
+            end-of-text token are returned, [N, width].
+        """
         length, context_length = tokens.shape[1], self.positional_embedding.shape[0]
         if length > context_length:
             raise UserError(
@@ -71,7 +86,9 @@ class TextTransformer(nnx.Module):
         # gradient, a sum over the batch, must not be added up in bfloat16.
         x = self.token_embedding[...][tokens].astype(self.dtype)  # [N, L, W]
         x = x + self.positional_embedding[:length].astype(self.dtype)
-        x = self.ln_final(self.transformer(x))
+        if dropout is not None:
+            x = dropout(x, 0)
+        x = self.ln_final(self.transformer(x, dropout))
         end_of_text = jnp.argmax(tokens, axis=-1)  # [N]
         x = jnp.take_along_axis(x, end_of_text[:, None, None], axis=1)[:, 0]  # [N, W]
-        return x @ self.text_projection[...].astype(x.dtype)
+        return x @ self.text_projection[...].astype(x.dtype) if is_projected else x

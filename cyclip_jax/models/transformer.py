@@ -1,15 +1,23 @@
 """The pre-norm transformer that both CLIP towers are made of."""
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from cyclip_jax.models.attention import Implementation, choose_attention, fast_attention
+from cyclip_jax.models.attention import (
+    Implementation,
+    choose_attention,
+    fast_attention,
+    multi_head_attention,
+)
 from cyclip_jax.models.attention_kernel import attention_kernel
+from cyclip_jax.models.dropout import Dropout
 from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel, xavier_uniform
 from cyclip_jax.models.linear import Linear
 from cyclip_jax.models.rematerialisation import run_block, scan_blocks
@@ -55,7 +63,15 @@ class SelfAttention(nnx.Module):
         self.in_proj: Linear = Linear(width, 3 * width, kernel_init=in_init, dtype=dtype, rngs=rngs)
         self.out_proj: Linear = Linear(width, width, kernel_init=out_init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "n l w"]) -> Float[Array, "n l w"]:
+    def __call__(
+        self, x: Float[Array, "n l w"], drop: Callable[..., Array] | None = None
+    ) -> Float[Array, "n l w"]:
+        if drop is not None:  # no kernel draws these masks
+            parts = self.in_proj.split(x, 3)
+            out = multi_head_attention(
+                *parts, heads=self.heads, is_causal=self.is_causal, drop=drop
+            )
+            return self.out_proj(out)
         if self.implementation == "pallas":
             return self.out_proj(attention_kernel(self.in_proj(x), self.heads, self.is_causal))
         out = fast_attention(
@@ -112,9 +128,31 @@ class Block(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "n l w"]) -> Float[Array, "n l w"]:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.c_proj(activation(self.quick_gelu)(self.c_fc(self.ln_2(x))))
+    def __call__(
+        self,
+        x: Float[Array, "n l w"],
+        dropout: Dropout | None = None,
+        number: Int[Array, ""] | int = 0,
+    ) -> Float[Array, "n l w"]:
+        """The block's output, [N, L, W] -> [N, L, W].
+
+        Args:
+          x: its input.
+          dropout: of the attention's weights and of both branches; None drops nothing.
+          number: of the block, by which its masks differ from other blocks'.
+        """
+        # Place 0 is before the blocks.
+        drops = [
+            None if dropout is None else functools.partial(dropout, place=3 * number + place)
+            for place in (1, 2, 3)
+        ]
+        x = x + _dropped(self.attn(self.ln_1(x), drops[0]), drops[1])
+        out = self.c_proj(activation(self.quick_gelu)(self.c_fc(self.ln_2(x))))
+        return x + _dropped(out, drops[2])
+
+
+def _dropped(x, drop):
+    return x if drop is None else drop(x)
 
 
 def text_inits(width: int, layers: int) -> dict[str, Initializer]:
@@ -178,9 +216,16 @@ class Transformer(nnx.Module):
             for _ in range(layers)
         )
 
-    def __call__(self, x: Float[Array, "n l w"]) -> Float[Array, "n l w"]:
+    def __call__(
+        self, x: Float[Array, "n l w"], dropout: Dropout | None = None
+    ) -> Float[Array, "n l w"]:
         if self.scan_blocks:
-            return scan_blocks(self.resblocks, x, policy=self.remat)
-        for block in self.resblocks:
-            x = run_block(block, x, policy=self.remat)
+            if dropout is None:
+                return scan_blocks(self.resblocks, x, policy=self.remat)
+            blocks = len(self.resblocks)
+            each = jax.tree.map(lambda keys: jnp.broadcast_to(keys, (blocks, *keys.shape)), dropout)
+            return scan_blocks(self.resblocks, x, each, jnp.arange(blocks), policy=self.remat)
+        for number, block in enumerate(self.resblocks):
+            further = () if dropout is None else (dropout, number)
+            x = run_block(block, x, *further, policy=self.remat)
         return x

@@ -12,10 +12,40 @@ from jax.sharding import Mesh
 from cyclip_jax import parallel
 from cyclip_jax.evals import Encoders
 from cyclip_jax.models import create_model
-from cyclip_jax.models.clip import CLIP, unit_norm
+from cyclip_jax.models.clip import CLIP, split_model, unit_norm
+from cyclip_jax.models.initializers import undrawn
 from cyclip_jax.models.presets import abstract_model, normaliser, sizes_in
-from cyclip_jax.training.objective import configured_objective
+from cyclip_jax.models.sentence_head import SentenceHead
+from cyclip_jax.training.objective import Objective
+from cyclip_jax.training.sentences import Sentences
 from cyclip_jax.training.step import Params
+
+_HEAD = 1 << 20  # of the seed's key
+
+
+def create_trained(config: Any) -> CLIP:
+    """The model of a config as it is trained, with the seed's initial parameters.
+
+    It may have a sentence head, which is left out of checkpoints' models and of exports.
+
+    Args:
+      config: as defaults.py makes it.
+    """
+    model = create_model(**config.model, rngs=nnx.Rngs(config.seed))
+    if Sentences(**config.sentences).has_head:
+        # A stream of its own: the rest is the same without a head.
+        rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), _HEAD))
+        width = sizes_in(config.model)["text_width"]
+        model.sentence_head = SentenceHead(width, dtype=jnp.dtype(config.model.dtype), rngs=rngs)
+    return model
+
+
+def train_graphdef(config: Any) -> nnx.GraphDef[Any]:
+    """What makes the module that is trained of its parameters and statistics."""
+    with undrawn():
+        model = nnx.eval_shape(lambda: create_trained(config))
+    model.train()
+    return split_model(model)[0]
 
 
 class Model:
@@ -36,8 +66,8 @@ class Model:
         self._config, self._mesh = config, mesh
         whole = parallel.replicated(mesh)
         self.sizes: dict[str, Any] = sizes_in(config.model)
-        train_graphdef, graphdef, abstract = abstract_model(config.model, sharding=whole)
-        self.train_graphdef: nnx.GraphDef[Any] = train_graphdef
+        _, graphdef, abstract = abstract_model(config.model, sharding=whole)
+        self.train_graphdef: nnx.GraphDef[Any] = train_graphdef(config)
         self.abstract: dict[str, Params] = abstract
         self.normalise: Callable[..., jax.Array] = normaliser(config)
 
@@ -56,7 +86,7 @@ class Model:
         self._encode_text = jax.jit(encode_text, out_shardings=whole)
         self._gather = jax.jit(lambda rows: rows, out_shardings=whole)
         # Evaluators have pairs, and nothing of what other terms ask of a batch.
-        objective = configured_objective(config).only("contrastive", "cyclic")
+        objective = Objective(**config.loss)
 
         def loss(images, texts, scale):
             return objective({"images": images, "texts": texts}, {}, {"logit_scale": scale})[1]
@@ -64,8 +94,8 @@ class Model:
         self._loss = jax.jit(loss)
 
     def create(self) -> CLIP:
-        """Makes a new module with the seed's initial parameters."""
-        return create_model(**self._config.model, rngs=nnx.Rngs(self._config.seed))
+        """Makes a new module in training with the seed's initial parameters."""
+        return create_trained(self._config)
 
     def encoders(
         self,

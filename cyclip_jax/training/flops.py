@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from cyclip_jax.losses.terms import PAIRS
+from cyclip_jax.losses.terms import PAIRS, Row
 from cyclip_jax.models.presets import abstract_model
 from cyclip_jax.parallel import Devices, Tree
 from cyclip_jax.training.step import embed_rows
@@ -90,7 +90,7 @@ def training_flops(forward: Callable[..., object], *args: Tree) -> int:
 def model_flops(
     settings: Mapping[str, Any],
     batch: Mapping[str, Any],
-    rows: Mapping[str, tuple[str, str]] = PAIRS,
+    rows: Mapping[str, Row] = PAIRS,
 ) -> int:
     """Floating point operations of a CLIP model's training on a batch; nothing is computed.
 
@@ -98,7 +98,8 @@ def model_flops(
       settings: arguments of `create_model`, e.g. config.model.
       batch: what the towers see, arrays or shapes: {"images": uint8 [N, H, W, 3], "tokens": int32
         [N, L]} and, where patches are dropped, "kept_patches" int32 [N, K].
-      rows: which rows of the batch are embedded, as an objective says (see `embed_rows`).
+      rows: which rows of the batch are embedded, as an objective says (see `embed_rows`). A
+        sentence head, which is small, does not count.
 
     Returns:
       An int (see `training_flops`). Losses do not count.

@@ -20,7 +20,6 @@ def embed_with_pullback(
     embed: Callable[[Tree, Tree], tuple[Tree, Tree]],
     params: Tree,
     batch: Tree,
-    *,
     micro_batches: int = 1,
 ) -> tuple[Tree, Tree, Callable[[Tree], Tree]]:
     """Embeds a batch, and returns the function that pulls a gradient back to the parameters.

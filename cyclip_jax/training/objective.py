@@ -11,9 +11,11 @@ from jaxtyping import Array, Float, Int
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses.contrastive import CHUNK_SIZE
 from cyclip_jax.losses.cyclip import contrastive_term, cyclic_term
+from cyclip_jax.losses.second_views import second_view_term
 from cyclip_jax.losses.terms import (
     Embeds,
     Reported,
+    Row,
     Rows,
     Scalars,
     Scales,
@@ -22,14 +24,20 @@ from cyclip_jax.losses.terms import (
     check_detached_gather,
     weighted_sum,
 )
+from cyclip_jax.training.sentences import sentences_term
 
 # {name: the function of settings that makes the term}, in the order in which terms are added up.
 # The settings are keys of config.loss, or the keys of a section of the config that has the term's
-# name: a config without the section, as an older one, leaves such a term out.
+# name: a config without the section, as an older one, leaves such a term out. What config.data
+# says of second views stands in for a section of that name.
 TERMS: Mapping[str, Callable[..., Term]] = {
     "contrastive": contrastive_term,
+    "second_views": second_view_term,
     "cyclic": cyclic_term,
+    "sentences": sentences_term,
 }
+
+_SECOND_VIEWS = {"image": "second_image", "text": "second_caption"}
 
 
 class Objective:
@@ -45,6 +53,8 @@ class Objective:
       cyclic_normalization: "reference" divides the cyclic double sums by N, as published;
         "batch_size_free" divides them by N²/128 (see `cyclip_loss`).
       cyclic_warmup_steps: over so many steps from the beginning λ1 and λ2 grow linearly from 0.
+      second_view_weight: share of the contrastive part that second views have, where there are
+        any (see `second_view_term`).
       chunk_size: rows of each device in a tile of the similarities; it changes only memory and
         speed.
       detached_gather_devices: W, by which the gradients of the towers are divided, as in the
@@ -52,6 +62,7 @@ class Objective:
       **sections: settings of the terms that have a section of their own, by the terms' names.
 
     Attributes:
+      first_step: the step of the run from which on weights grow.
       cyclic_warmup_steps: as given.
       detached_gather_devices: as given.
       terms: {name: Term}, the terms that are computed.
@@ -67,6 +78,7 @@ class Objective:
         crossmodal_weight: Weight = 0.25,
         cyclic_normalization: str = "reference",
         cyclic_warmup_steps: int = 0,
+        second_view_weight: Weight = 0.5,
         chunk_size: int = CHUNK_SIZE,
         detached_gather_devices: int = 1,
         **sections: Mapping[str, Any],
@@ -77,6 +89,7 @@ class Objective:
             "crossmodal_weight": crossmodal_weight,
             "cyclic_normalization": cyclic_normalization,
             "cyclic_warmup_steps": cyclic_warmup_steps,
+            "second_view_weight": second_view_weight,
             "chunk_size": chunk_size,
         }
         unknown = sorted(sections.keys() - TERMS.keys())
@@ -85,17 +98,18 @@ class Objective:
                 f"config.loss.{unknown[0]} is not a setting of the loss; the settings are "
                 f"{', '.join((*loss, 'detached_gather_devices'))}"
             )
+        # What the second views leave of the contrastive loss between images and texts.
+        loss["contrastive_weight"] = 1 - second_view_weight if "second_views" in sections else None
+        self.first_step = 0
         self.cyclic_warmup_steps = cyclic_warmup_steps
         self.detached_gather_devices = detached_gather_devices
         self.terms: dict[str, Term] = {}
         for name, make in TERMS.items():
-            settings = sections.get(name)
-            if settings is None:
-                keys = inspect.signature(make).parameters.keys()
-                if not keys <= loss.keys():
-                    continue  # a term whose section is missing
-                settings = {key: loss[key] for key in keys}
-            term = make(**settings)
+            keys = inspect.signature(make).parameters.keys()
+            if name not in sections and not keys <= loss.keys():
+                continue  # a term whose section is missing
+            settings = {key: loss[key] for key in keys if key in loss}
+            term = make(**settings | dict(sections.get(name, {})))
             if term.is_computed:
                 self.terms[name] = term
 
@@ -110,14 +124,32 @@ class Objective:
         return part
 
     @property
-    def rows(self) -> dict[str, tuple[str, str]]:
-        """The embeddings that the terms take, {name: (tower, key of the batch)}."""
+    def rows(self) -> dict[str, Row]:
+        """The embeddings that the terms take, by their names."""
         return {name: row for term in self.terms.values() for name, row in term.rows.items()}
 
     @property
     def batch_keys(self) -> tuple[str, ...]:
         """Keys of the batch that the terms read themselves."""
         return tuple(dict.fromkeys(key for term in self.terms.values() for key in term.batch_keys))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Keys of the batch that data have to fill: nothing is drawn for them."""
+        keys = (*(Row(*row).key for row in self.rows.values()), *self.batch_keys)
+        return tuple(dict.fromkeys(keys))
+
+    def with_drawn(self, key: Array, batch: Rows) -> Rows:
+        """A step's batch with what the terms add to it at random.
+
+        Args:
+          key: the step's.
+          batch: holds `inputs`, [n, ...].
+        """
+        for term in self.terms.values():
+            if term.draw is not None:
+                batch = {**batch, **term.draw(key, batch)}
+        return batch
 
     @property
     def scales(self) -> tuple[str, ...]:
@@ -164,7 +196,7 @@ class Objective:
             {name: embeds[name] for name in self.rows},
             {key: batch[key] for key in self.batch_keys},
             {name: scales[name] for name in self.scales},
-            step=step,
+            step=None if step is None else step - self.first_step,
             detached_gather_devices=self.detached_gather_devices,
             mesh=mesh,
         )
@@ -179,4 +211,11 @@ def configured_objective(config: Any) -> Objective:
     Raises:
       UserError: as in `Objective`.
     """
-    return Objective(**config.loss, **{name: config[name] for name in TERMS if name in config})
+    sections = {name: config[name] for name in TERMS if name in config}
+    views = [view for view, key in _SECOND_VIEWS.items() if config.data.get(key, "none") != "none"]
+    if views:
+        sections["second_views"] = {"views": views}
+    objective = Objective(**config.loss, **sections)
+    if "sentences" in sections:
+        objective.first_step = config.sentences.only_steps
+    return objective

@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 from etils import epath
 
 from cyclip_jax import evals, parallel
 from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.order import Position, steps_per_epoch
+from cyclip_jax.data.sentences import SentenceBatches, SentenceSet
 from cyclip_jax.data.settings import (
     open_bad_examples,
     open_batches,
@@ -38,13 +40,15 @@ from cyclip_jax.runtime.weights_and_biases import WandbMirror
 from cyclip_jax.training.collapse import CollapseAlarm, collapsed_steps
 from cyclip_jax.training.configured_model import Model
 from cyclip_jax.training.objective import configured_objective
+from cyclip_jax.training.phases import Stage, stage_at, stages_of_run
+from cyclip_jax.training.sentences import name_faults, open_sentences, shorter_tokenizer
 from cyclip_jax.training.settings import Settings, checked, with_absolute_paths
 from cyclip_jax.training.starting_point import (
     StartingPoint,
     inherit_vocabulary,
     starting_point,
 )
-from cyclip_jax.training.step import Step, View, configured_step
+from cyclip_jax.training.step import Step, configured_step
 from cyclip_jax.workdir.changes import (
     Changes,
     check_changes,
@@ -81,8 +85,10 @@ class Run:
       source: the training data.
       bad_examples: counts the examples that could not be used.
       evaluators: {name: Evaluation}, with their data open.
+      sentences: what the text tower is trained on besides; None is nothing.
       total_steps: length of the run.
-      steps: [(first step, view, step function)], which are not compiled yet.
+      steps: [(stage, step function)], which are not compiled yet.
+      optimizer: the transformation that the state belongs to.
       feed: gives (batch on the mesh, position after it).
       stop: says whether the run was told to stop.
       console: takes lines for a person.
@@ -101,8 +107,10 @@ class Run:
     source: Source | Mixture
     bad_examples: BadExamples
     evaluators: dict[str, evals.Evaluation]
+    sentences: SentenceSet | None
     total_steps: int
-    steps: list[tuple[int, View, Step]]
+    steps: list[tuple[Stage, Step]]
+    optimizer: optax.GradientTransformation
     feed: Feed
     stop: StopOnSignal
     console: Console
@@ -140,18 +148,19 @@ def open_run(
     written_config = with_preset_named(written_config)
     config = resolve_paths(written_config, workdir)
     plan = _plan(settings, config, workdir, allow_changes)
-    model, source = plan.model, plan.source
     is_first_process = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         console, clock, profiler = _open_instruments(settings, workdir, began, stack)
         checkpointer = _closed_with(stack, _open_checkpointer(settings, workdir))
         start = starting_point(
-            config, model, plan.optimizer, checkpointer, plan.mesh, source, plan.tokenizer, console
+            *(config, plan.model, plan.optimizer, checkpointer, plan.mesh, plan.source),
+            *(plan.sentences, plan.tokenizer, console),
         )
         step = int(start.state.step)
-        plan = dataclasses.replace(plan, **_schedule(settings, model, source, step, start.position))
+        schedule = _schedule(settings, config, plan.model, plan.source, step, start.position)
+        plan = dataclasses.replace(plan, **schedule)
         changes = _changes(config, workdir, start, plan, allow_changes, console)
-        batches, bad_examples = _open_data(plan, workdir, start.position, stack)
+        batches, bad_examples = _open_data(plan, workdir, step, start.position, stack)
         _check_not_past(workdir, step, plan.total_steps)
         if is_first_process:
             _record(written_config, workdir, step, changes, plan, console)
@@ -160,11 +169,7 @@ def open_run(
         alarm = _alarm(config, workdir)  # before the writer cuts off what is trained anew
         writer = MetricWriter(workdir, first_step=step, enabled=is_first_process, mirror=mirror)
         _closed_with(stack, writer)
-        console.say(
-            f"{config.model.name} on {len(source)} pairs from {settings.data.name}: steps "
-            f"{step} to {plan.total_steps} of {config.batch_size} pairs on {plan.mesh.size} "
-            f"{plan.mesh.devices.flat[0].device_kind} device(s); workdir {workdir}"
-        )
+        console.say(_summary(plan, step, workdir))
         feed = Feed(batches, functools.partial(parallel.to_global, mesh=plan.mesh), clock)
         _closed_with(stack, feed)
         stack.enter_context(distributed.failing_together())
@@ -172,13 +177,15 @@ def open_run(
             config=config,
             workdir=workdir,
             mesh=plan.mesh,
-            model=model,
+            model=plan.model,
             tokenizer=plan.tokenizer,
-            source=source,
+            source=plan.source,
             bad_examples=bad_examples,
             evaluators=plan.evaluators,
+            sentences=plan.sentences,
             total_steps=plan.total_steps,
             steps=_steps(config, plan, start.state),
+            optimizer=plan.optimizer,
             feed=feed,
             stop=stack.enter_context(StopOnSignal()),
             console=console,
@@ -199,9 +206,10 @@ class _Plan:
     mesh: jax.sharding.Mesh
     model: Model
     source: Source | Mixture
+    sentences: SentenceSet | None
     evaluators: dict[str, evals.Evaluation]
     total_steps: int
-    views: list[tuple[int, View]]
+    stages: list[Stage]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     tokenizer: Tokenizer
@@ -212,6 +220,13 @@ def _plan(settings, config, workdir, allow_changes):
     keep_compiled(settings.compilation_cache)
     mesh = settings.mesh.create()
     parallel.check_batch_size(settings.batch_size, mesh, micro_batches=settings.micro_batches)
+    if settings.sentences.is_on:
+        parallel.check_batch_size(
+            settings.sentences.batch_size,
+            mesh,
+            micro_batches=settings.micro_batches,
+            name="config.sentences.batch_size",
+        )
     model = Model(config, mesh)
     check_same_model(config, workdir)
     saved = newest_meta(workdir)
@@ -220,6 +235,9 @@ def _plan(settings, config, workdir, allow_changes):
 
     data = settings.data
     source = process_zero_first(lambda: open_source(data, settings.batch_size))
+    sentences = None
+    if settings.sentences.is_on:
+        sentences = process_zero_first(lambda: open_sentences(settings.sentences, data, source))
     evaluators = evals.create_evaluators(config.evals)
     step, position = (0, None) if saved is None else (saved[0], Position(**saved[1]["position"]))
     process_zero_first(lambda: inherit_vocabulary(config, workdir))
@@ -230,24 +248,50 @@ def _plan(settings, config, workdir, allow_changes):
         mesh=mesh,
         model=model,
         source=source,
+        sentences=sentences,
         evaluators=evaluators,
         optimizer=settings.optimizer.transformation(),
         tokenizer=process_zero_first(
             lambda: open_tokenizer(data, workdir, model.sizes, source, is_new=is_new)
         ),
-        **_schedule(settings, model, source, step, position),
+        **_schedule(settings, config, model, source, step, position),
     )
 
 
-def _schedule(settings, model, source, step, position):
+def _summary(plan, step, workdir):
+    """What the run is, in a line."""
+    settings = plan.settings
+    sentences = ""
+    if plan.sentences is not None:
+        only = settings.sentences.only_steps
+        sentences = f" and {len(plan.sentences)} rows of {plan.sentences.name}" + (
+            f", which steps up to {only} see alone" if only else ""
+        )
+    return (
+        f"{settings.model['name']} on {len(plan.source)} pairs from {settings.data.name}"
+        f"{sentences}: steps {step} to {plan.total_steps} of {settings.batch_size} pairs on "
+        f"{plan.mesh.size} {plan.mesh.devices.flat[0].device_kind} device(s); workdir {workdir}"
+    )
+
+
+def _schedule(settings, config, model, source, step, position):
     """How long the run is from a step and a place in its data on, and what is done when."""
     total_steps = settings.run_length(len(source), step, position)
-    settings.check_cyclic_warmup(total_steps)
+    settings.check_length(total_steps)
     an_epoch = steps_per_epoch(len(source), settings.batch_size)
+    stages = stages_of_run(
+        *(configured_objective(config), settings.sentences, settings.tokens),
+        sizes=model.sizes,
+        total_steps=total_steps,
+    )
     return {
         "total_steps": total_steps,
-        "views": settings.tokens.views_of_run(model.sizes, total_steps),
-        "schedule": settings.optimizer.schedule(total_steps=total_steps, steps_per_epoch=an_epoch),
+        "stages": stages,
+        "schedule": settings.optimizer.schedule(
+            total_steps=total_steps,
+            steps_per_epoch=an_epoch,
+            steps_before=settings.sentences.only_steps,
+        ),
     }
 
 
@@ -310,12 +354,12 @@ def _open_checkpointer(settings, workdir):
     )
 
 
-def _open_data(plan, workdir, position, stack):
-    """The batches from a position on, and what counts those that could not be used."""
+def _open_data(plan, workdir, step, position, stack):
+    """The batches from a step and a position on, and what counts those that could not be used."""
     settings = plan.settings
     bad_examples = open_bad_examples(settings.data, workdir, plan.source, position=position)
     _closed_with(stack, bad_examples)
-    batches = open_batches(
+    pairs = open_batches(
         settings.data,
         plan.source,
         plan.tokenizer,
@@ -325,6 +369,18 @@ def _open_data(plan, workdir, position, stack):
         image_size=plan.model.sizes["image_size"],
         position=position,
     )
+    sentences = None
+    if plan.sentences is not None:
+        name_faults(plan.sentences, settings.data, workdir)
+        sentences = SentenceBatches(
+            plan.sentences,
+            shorter_tokenizer(settings.data, plan.tokenizer, plan.model.sizes, settings.sentences),
+            batch_size=settings.sentences.batch_size,
+            seed=settings.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    batches = batches_of_run(plan.stages, step, _closed_with(stack, pairs), position, sentences)
     return _closed_with(stack, batches), bad_examples
 
 
@@ -339,7 +395,7 @@ def _alarm(config, workdir):
 
 
 def _steps(config, plan, state):
-    """[(first step, view, step function)] of the run's phases."""
+    """[(stage, step function)] of the run's stages."""
     make_step = functools.partial(
         configured_step,
         config,
@@ -349,4 +405,36 @@ def _steps(config, plan, state):
         mesh=plan.mesh,
         state_sharding=jax.tree.map(lambda array: array.sharding, state),
     )
-    return [(first_step, view, make_step(view=view)) for first_step, view in plan.views]
+    return [
+        (
+            stage,
+            make_step(view=stage.view, objective=stage.objective, trainable=stage.trainable),
+        )
+        for stage in plan.stages
+    ]
+
+
+def batches_of_run(
+    stages: Sequence[Stage],
+    step: int,
+    pairs: Iterator[tuple[dict[str, np.ndarray], Position]],
+    position: Position,
+    sentences: SentenceBatches | None,
+) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
+    """Yields what each step from `step` on sees, with the place in the pairs after it.
+
+    Args:
+      stages: of the run.
+      step: the first step.
+      pairs: yields (rows, position after them).
+      position: the place in the pairs before the first step.
+      sentences: function from a step to its rows; None where no stage asks for any.
+    """
+    while True:
+        stage, batch = stage_at(stages, step), {}
+        if stage.has_pairs:
+            batch, position = next(pairs)
+        if sentences is not None and "sentences" in stage.objective.inputs:
+            batch = {**batch, **sentences(step)}
+        yield {key: batch[key] for key in stage.objective.inputs}, position
+        step += 1

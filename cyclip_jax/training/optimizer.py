@@ -179,7 +179,9 @@ class Optimizer:
             first_moment_dtype=self.first_moment_dtype,
         )
 
-    def schedule(self, *, total_steps: int, steps_per_epoch: int) -> Callable[[Any], jax.Array]:
+    def schedule(
+        self, *, total_steps: int, steps_per_epoch: int, steps_before: int = 0
+    ) -> Callable[[Any], jax.Array]:
         """The learning rate as a function of the step.
 
         The train step multiplies by −schedule(step) itself: the learning rate then follows the
@@ -189,15 +191,29 @@ class Optimizer:
         Args:
           total_steps: length of the run.
           steps_per_epoch: steps of one pass over the training data.
+          steps_before: steps before those on pairs. They have a schedule of their own, whose
+            warm-up is the same share of it; that of the pairs begins as in a run without them.
 
         Raises:
           UserError: the warm-up is as long as the run.
         """
-        return learning_rate_schedule(
+        steps = total_steps - steps_before
+        offset = self.schedule_offset_epochs * steps_per_epoch
+        if not steps_before or not steps:
+            return learning_rate_schedule(
+                self.learning_rate,
+                warmup_steps=self.warmup_steps,
+                total_steps=total_steps,
+                offset_steps=offset,
+            )
+        on_pairs = self.schedule(total_steps=steps, steps_per_epoch=steps_per_epoch)
+        before = learning_rate_schedule(
             self.learning_rate,
-            warmup_steps=self.warmup_steps,
-            total_steps=total_steps,
-            offset_steps=self.schedule_offset_epochs * steps_per_epoch,
+            warmup_steps=self.warmup_steps * steps_before // steps,
+            total_steps=steps_before,
+        )
+        return lambda step: jnp.where(
+            step < steps_before, before(step), on_pairs(step - steps_before)
         )
 
 

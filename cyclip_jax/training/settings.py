@@ -17,6 +17,7 @@ from cyclip_jax.runtime.profiling import check_profile_steps
 from cyclip_jax.runtime.weights_and_biases import WeightsAndBiases
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import Optimizer, check_warmup
+from cyclip_jax.training.sentences import Sentences
 from cyclip_jax.training.token_reduction import TokenReduction
 
 # {section: its constructor}; a section that is missing here stays as it is written.
@@ -25,6 +26,7 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "mesh": parallel.MeshSettings,
     "tokens": TokenReduction,
     "loss": Objective,
+    "sentences": Sentences,
     "optimizer": Optimizer,
     "data": Data,
 }
@@ -35,7 +37,7 @@ class Settings:
     """The config of a run, whose fields are the config's.
 
     Attributes:
-      wandb, mesh, tokens, loss, optimizer, data: what SECTIONS makes of these sections.
+      wandb, mesh, tokens, loss, sentences, optimizer, data: what SECTIONS makes of these sections.
       model, evals: these sections as they are written, for `create_model` and the evaluators.
       …: see defaults.py.
 
@@ -64,6 +66,7 @@ class Settings:
     tokens: TokenReduction
     mesh: parallel.MeshSettings
     loss: Objective
+    sentences: Sentences
     optimizer: Optimizer
     data: Data
     evals: Mapping[str, Any]
@@ -86,13 +89,27 @@ class Settings:
             )
         check_profile_steps(self.profile_steps)
         self.tokens.reduced_view(sizes_in(self.model))
-        check_warmup(self.optimizer.warmup_steps, self.total_steps)
-        self.check_cyclic_warmup(self.total_steps)
+        self.check_length(self.total_steps)
         self.data.training_sets()
         evals.check_settings(self.evals)
 
-    def check_cyclic_warmup(self, total_steps: int | None) -> None:
-        """Raises UserError where the cyclic weights would not have grown when the run ends."""
+    def check_length(self, total_steps: int | None) -> None:
+        """Raises UserError where a run is too short for what is to happen in it.
+
+        Args:
+          total_steps: its length; None where that is not known yet.
+        """
+        only = self.sentences.only_steps
+        if total_steps is not None:
+            if only > total_steps:
+                raise UserError(
+                    f"config.sentences.only_steps {only} are more than the run's {total_steps} "
+                    "steps; lower them, or set config.total_steps higher"
+                )
+            if only == total_steps:  # there are no pairs, for which the weights grow
+                return check_warmup(self.optimizer.warmup_steps, total_steps)
+            total_steps -= only
+        check_warmup(self.optimizer.warmup_steps, total_steps)
         name = "config.loss.cyclic_warmup_steps"
         check_warmup(self.loss.cyclic_warmup_steps, total_steps, name)
 
@@ -104,13 +121,21 @@ class Settings:
           step: the steps that are done.
           position: the place in the data that they led to, by which the length in epochs is right
             with any batch size; None is the beginning.
+
+        Steps on sentences alone come before the epochs.
         """
         if self.total_steps is not None:
             return self.total_steps
         whole = steps_per_epoch(examples, self.batch_size)
         position = position or Position(epoch=0, examples=0, seed=self.seed)
         left_of_epoch = (examples - position.examples) // self.batch_size
-        return step + ((self.num_epochs or 0) - position.epoch - 1) * whole + left_of_epoch
+        left_of_sentences = max(self.sentences.only_steps - step, 0)
+        return (
+            step
+            + left_of_sentences
+            + ((self.num_epochs or 0) - position.epoch - 1) * whole
+            + left_of_epoch
+        )
 
 
 def checked(config: Any) -> Settings:

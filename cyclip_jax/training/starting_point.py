@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from cyclip_jax import parallel
 from cyclip_jax.data.order import Position
+from cyclip_jax.data.sentences import SentenceSet
 from cyclip_jax.data.settings import check_continued
 from cyclip_jax.data.sources import Mixture, Source
 from cyclip_jax.data.tokenizers import Tokenizer, vocabulary_of
@@ -48,6 +49,9 @@ from cyclip_jax.workdir.layout import LOG
 if TYPE_CHECKING:
     from cyclip_jax.workdir.checkpoints import Checkpointer
 
+# Parameters that only training has: no export and no evaluation knows of them.
+_OF_TRAINING = {"sentence_head"}
+
 
 @dataclasses.dataclass(frozen=True)
 class StartingPoint:
@@ -73,6 +77,7 @@ def starting_point(
     checkpointer: "Checkpointer",
     mesh: Mesh,
     source: Source | Mixture,
+    sentences: SentenceSet | None,
     tokenizer: Tokenizer,
     console: Console,
 ) -> StartingPoint:
@@ -85,6 +90,7 @@ def starting_point(
       checkpointer: the workdir's.
       mesh: the mesh that the state is to lie on.
       source: the training data, which a checkpoint must have been trained on.
+      sentences: what the text tower is trained on besides, or None.
       tokenizer: the run's, whose vocabulary has to be that of the weights.
       console: is told where the run starts.
 
@@ -102,13 +108,13 @@ def starting_point(
     restored = checkpointer.restore_newest(model=abstract_model, training=abstract_training)
     if restored is not None:
         step, trained, training, meta = restored
-        check_continued(config, source, meta)
+        check_continued(config, source, meta, sentences)
         check_continued_vocabulary(meta, tokenizer, checkpointer.workdir)
         console.say(f"continuing from step {step}")
         # What ended the run before is mended, or the next steps will show that it is not.
         training["most_skipped_in_a_row"] = jnp.zeros_like(training["most_skipped_in_a_row"])
         owes_evaluation = not meta.get("is_evaluated", True)  # older checkpoints do not say
-        state = TrainState(**trained, **training)
+        state = state_of_items(trained, training)
         return StartingPoint(state, Position(**meta["position"]), owes_evaluation, meta)
     # Before anything is computed: what does not fit is said at once.
     given = {}
@@ -119,7 +125,8 @@ def starting_point(
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     console.log(overview)
     console.say(_parameter_summary(state.params))
-    state = dataclasses.replace(state, **given)
+    own, training = checkpoint_items(state)
+    state = state_of_items(own | given, training)
     return StartingPoint(state, Position(epoch=0, examples=0, seed=seed))
 
 
@@ -133,7 +140,19 @@ def checkpoint_items(state: TrainState) -> tuple[Params, Params]:
     """A TrainState as the two trees of a checkpoint: the model, and what else training needs."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     model = {name: fields.pop(name) for name in ("params", "batch_stats")}
-    return model, fields
+    of_training = {name: model["params"][name] for name in _OF_TRAINING & model["params"].keys()}
+    model["params"] = {
+        name: part for name, part in model["params"].items() if name not in of_training
+    }
+    return model, fields | of_training
+
+
+def state_of_items(model: Params, training: Params) -> TrainState:
+    """The TrainState whose `checkpoint_items` these are."""
+    of_training = {name: training[name] for name in _OF_TRAINING & training.keys()}
+    params = model["params"] | of_training
+    others = {name: part for name, part in training.items() if name not in of_training}
+    return TrainState(**model | {"params": params}, **others)
 
 
 def _given_model(config, abstract, tokenizer, console):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from cyclip_jax import parallel
 from cyclip_jax.losses.rank import smallest_rank
+from cyclip_jax.losses.terms import Row
 from cyclip_jax.models.clip import (
     CLIP,
     MAX_LOGIT_SCALE,
@@ -22,6 +23,7 @@ from cyclip_jax.models.clip import (
     unit_norm,
 )
 from cyclip_jax.models.drawing import draw, draws_of, replayed
+from cyclip_jax.models.dropout import Dropout
 from cyclip_jax.models.initializers import undrawn
 from cyclip_jax.models.presets import normaliser
 from cyclip_jax.training.gradient_cache import embed_with_pullback
@@ -232,10 +234,10 @@ def make_train_step(
         return objective(embeds, rows, jax.tree.map(jnp.exp, log_scales), mesh=mesh, step=step)
 
     def train_step(state, batch):
-        rows = view(jax.random.fold_in(state.rng, state.step), batch)
-        towers = functools.partial(embed, state.batch_stats)
+        key = jax.random.fold_in(state.rng, state.step)
+        rows = objective.with_drawn(key, view(key, batch))
         embeds, batch_stats, pull = embed_with_pullback(
-            towers, state.params, rows, micro_batches=micro_batches
+            functools.partial(embed, state.batch_stats), state.params, rows, micro_batches
         )
         log_scales = {name: state.params[name] for name in objective.scales}
         (loss, metrics), (cotangents, scale_grads) = jax.value_and_grad(
@@ -269,7 +271,7 @@ def make_train_step(
 def embed_rows(
     model: CLIP,
     batch: Batch,
-    rows: Mapping[str, tuple[str, str]],
+    rows: Mapping[str, Row],
     *,
     normalise: Callable[[UInt8[Array, "n h w 3"]], Float[Array, "n h w 3"]] = normalise_images,
 ) -> dict[str, Float[Array, "n d"]]:
@@ -282,20 +284,27 @@ def embed_rows(
       model: with its parameters.
       batch: holds what `rows` names, [N, ...]; and perhaps "kept_patches", int32 [N, K], which all
         pictures of an example keep.
-      rows: {name: (tower, key of the batch)}; the tower is "visual" or "text".
+      rows: which rows of the batch are embedded, by name.
       normalise: function from uint8 images to what the image tower takes.
 
     Returns:
       {name: unit-norm embeddings, float [N, D]}.
     """
-    passes = {}  # {(tower, shape): names}, in their order
-    for name, (tower, key) in rows.items():
-        passes.setdefault((tower, batch[key].shape), []).append(name)
+    rows = {name: Row(*row) for name, row in rows.items()}
+    passes = {}  # {(tower, share that is dropped, shape): names}, in their order
+    for name, row in rows.items():
+        passes.setdefault((row.tower, row.dropout, batch[row.key].shape), []).append(name)
     embeds = {}
-    for (tower, (n, *shape)), names in passes.items():
-        parts, count = [batch[rows[name][1]] for name in names], len(names)
-        inputs = parts[0] if count == 1 else jnp.stack(parts, axis=1).reshape(-1, *shape)
-        if tower == "visual":
+    for (tower, rate, (n, *_)), names in passes.items():
+        count = len(names)
+        inputs = _side_by_side([batch[rows[name].key] for name in names])
+        if tower == "sentences":
+            dropout = None
+            if rate:
+                masks = [batch[masks] for name in names if (masks := rows[name].masks)]
+                dropout = Dropout(_side_by_side(masks), rate)
+            embedded = unit_norm(model.encode_sentences(inputs, dropout))
+        elif tower == "visual":
             kept_patches = batch.get("kept_patches")
             if kept_patches is not None and count > 1:
                 kept_patches = jnp.repeat(kept_patches, count, axis=0)  # [N·count, K]
@@ -307,6 +316,13 @@ def embed_rows(
             by_name = jnp.moveaxis(embedded.reshape(n, count, -1), 1, 0)  # [count, N, D]
         embeds |= dict(zip(names, by_name, strict=True))
     return embeds
+
+
+def _side_by_side(parts):
+    """Several arrays [N, ...] as one [N·count, ...], in which the rows of an example are next."""
+    if len(parts) == 1:
+        return parts[0]
+    return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
 def where_trainable(
@@ -383,6 +399,7 @@ def configured_step(
     state_sharding: TrainState,
     view: View = see_everything,
     objective: Objective | None = None,
+    trainable: Callable[[tuple[str, ...]], bool] | None = None,
 ) -> Step:
     """Makes the train step of a config.
 
@@ -396,6 +413,7 @@ def configured_step(
       view: what the towers see of a batch (see token_reduction.py).
       objective: what is minimised; None is the config's objective. In a phase in which some of its
         terms do not run it is `configured_objective(config).only(…)`.
+      trainable: as in `make_train_step`.
 
     Returns:
       The step, as `make_train_step` returns it.
@@ -411,6 +429,7 @@ def configured_step(
         mesh=mesh,
         param_sharding=state_sharding.params,
         gradient_dtype=config.mesh.gradient_dtype,
+        trainable=trainable,
     )
 
 

@@ -49,8 +49,9 @@ class TokenReduction:
           sizes: the model's sizes (see `resolve_sizes`).
 
         Returns:
-          Function (key, {"images", "tokens"}) -> the same with fewer tokens and, where patches are
-          dropped, "kept_patches" int32 [N, K]; or None where there is nothing to leave out.
+          Function (key, {"images", "tokens", …}) -> the same with fewer tokens of captions and,
+          where patches are dropped, "kept_patches" int32 [N, K]; or None where there is nothing to
+          leave out.
 
         Raises:
           UserError: the settings do not suit the model.
@@ -69,7 +70,8 @@ class TokenReduction:
         def view(key, batch):
             seen = dict(batch)
             if text_length is not None:
-                seen["tokens"] = shorten(batch["tokens"], text_length)
+                for name in {"tokens", "second_tokens"} & seen.keys():
+                    seen[name] = shorten(batch[name], text_length)
             if is_dropping and grid is not None:
                 seen["kept_patches"] = choose_patches(
                     key, batch["images"].shape[0], grid, self.kept_patches, self.patch_dropping

@@ -168,7 +168,8 @@ def _comparable(config):
     if tower_in(config["model"])["vision_tower"] == "vit":
         settings.pop("micro_batches", None)  # which changes nothing where there is no BatchNorm
     for name, value in settings.items():
-        if name.startswith("data.") and name.endswith(".train") and value is not None:
+        is_data = name.startswith(("data.", "sentences."))
+        if is_data and name.endswith(".train") and value is not None:
             # From any folder, as older runs recorded a path such as "." as it was given.
             value = place_from_anywhere(value, {})
             settings[name] = value.rstrip("/").rpartition("/")[2]

@@ -67,21 +67,21 @@ class Console:
         Args:
           step: the number of steps done.
           total_steps: the length of the run.
-          metrics: {name: number}, with "loss" and "images_per_second".
+          metrics: {name: number}, with "loss" and "images_per_second" or "sentences_per_second".
           seconds_left: how long the rest of the run will take.
         """
         if not self._enabled:
             return
-        loss, speed = metrics["loss"], metrics["images_per_second"]
+        loss, what = metrics["loss"], "images"
+        if f"{what}_per_second" not in metrics:
+            what = "sentences"
+        speed = f"{metrics[f'{what}_per_second']:.0f} {what}/s"
         minutes, seconds = divmod(int(seconds_left), 60)
-        line = (
-            f"step {step}/{total_steps}  loss {loss:.4f}  {speed:.0f} images/s  "
-            f"{minutes}:{seconds:02d} left"
-        )
+        line = f"step {step}/{total_steps}  loss {loss:.4f}  {speed}  {minutes}:{seconds:02d} left"
         if self._bar is None:
             self._show(line)
         else:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {speed}")
         self.log(line)
 
     def close(self) -> None:

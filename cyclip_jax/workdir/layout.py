@@ -14,6 +14,7 @@ PROFILES = "profile"
 HEARTBEAT = "heartbeat.json"
 LOCK = "run.lock"
 TOKENIZER = "tokenizer.model"
+BAD_SENTENCES = "bad_sentences.jsonl"
 
 
 def bad_examples(process_index: int, process_count: int) -> str:

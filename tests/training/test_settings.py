@@ -350,7 +350,7 @@ def test_cyclic_weights_that_never_grow_whole_are_refused():
         checked(configured(**own, **{"loss.cyclic_warmup_steps": 300}))
     settings = checked(configured(**{"loss.cyclic_warmup_steps": 300}))  # of an unknown length
     with pytest.raises(UserError, match=sentence):
-        settings.check_cyclic_warmup(300)
+        settings.check_length(300)
     settings.check_cyclic_warmup(301)
 
 

@@ -1,0 +1,73 @@
+"""The contrastive loss between embeddings and those of a second view, CyCLIP's in-modal option."""
+
+import math
+from collections.abc import Collection
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.losses.contrastive import CHUNK_SIZE, FORWARD, info_nce
+from cyclip_jax.losses.terms import PAIRS, Reported, Row, Term, Weight
+
+# {view: (name of the embeddings, name of those of the view, the view's rows)}
+VIEWS: dict[str, tuple[str, str, Row]] = {
+    "image": ("images", "second_images", Row("visual", "second_images")),
+    "text": ("texts", "second_texts", Row("text", "second_tokens")),
+}
+
+
+def second_view_term(
+    *, second_view_weight: Weight, views: Collection[str], chunk_size: int = CHUNK_SIZE
+) -> Term:
+    """CE(s·I I′ᵀ) and CE(s·T T′ᵀ) as a term: each row finds its own second view in the batch.
+
+    With the share w the contrastive part of the published objective is (1−w)·½[CE(s·I Tᵀ) + CE(s·T
+    Iᵀ)] + w·½[CE(s·I I′ᵀ) + CE(s·T T′ᵀ)], with w = ½ and the one learned scale s. It is that of the
+    option `--inmodal` of the official code (Goel et al. 2022); no published table is of a run that
+    had it. Both terms go in one direction, from the original to the view. The cyclic terms do not
+    see the views.
+
+    Args:
+      second_view_weight: w. Where there is one kind of view, it has all of it.
+      views: "image", "text" or both.
+      chunk_size: rows of each device in a tile of the similarities (see `info_nce`).
+
+    Raises:
+      UserError: the weight is no share.
+    """
+    if isinstance(second_view_weight, int | float) and not 0 <= second_view_weight < 1:
+        raise UserError(
+            f"config.loss.second_view_weight {second_view_weight} must be at least 0 and less than "
+            "1: it is the share of the contrastive loss that second views have"
+        )
+    kinds = [kind for kind in VIEWS if kind in views]
+
+    def measure(embeds, batch, scales, axis_names):
+        del batch
+        values = [
+            info_nce(
+                *(embeds[name] for name in VIEWS[kind][:2]),
+                scales["logit_scale"],
+                directions=FORWARD,
+                chunk_size=chunk_size,
+                axis_names=axis_names,
+            )[0]
+            for kind in kinds
+        ]
+        return values, {}
+
+    return Term(
+        measure=measure,
+        weights={f"{kind}_view": second_view_weight / len(kinds) for kind in kinds},
+        reports={
+            f"{kind}_view_loss": Reported(
+                meaning=f"The contrastive loss between {kind}s and their second views"
+            )
+            for kind in kinds
+        },
+        of_equal_embeds={f"{kind}_view_loss": math.log for kind in kinds},
+        rows={
+            name: row
+            for kind in kinds
+            for own, second, second_row in (VIEWS[kind],)
+            for name, row in ((own, PAIRS[own]), (second, second_row))
+        },
+    )
