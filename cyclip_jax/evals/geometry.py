@@ -19,6 +19,7 @@ from cyclip_jax.evals.known_metrics import KNOWN
 from cyclip_jax.evals.metric import Metric, count
 from cyclip_jax.evals.statistics.intervals import mean_over_pairs_with_interval, mean_with_interval
 from cyclip_jax.evals.statistics.logistic import with_constant
+from cyclip_jax.evals.statistics.uniformity import gaussian_uniformity
 
 _TILE_ROWS = 1024
 # Pairs that the report draws: points on its map, rows of its matrices of similarities.
@@ -29,6 +30,7 @@ _FLAT = 1e-6
 _ROUNDING = 1e-12
 # What a model whose run has diverged has too: NaN.
 _OF_EVERY_MODEL = ("alignment", "uniformity", "modality_gap")
+_OF_EVERY_MODEL += ("image_uniformity", "text_uniformity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Geometry:
         Returns:
           An evaluator (see evals/__init__.py) that gives `alignment`, the mean of ⟨I_j,T_j⟩, and
           `uniformity`, the log of the mean over j ≠ k of exp(−⟨I_j,T_k⟩) (Goel et al. 2022, section
-          4.4); `modality_gap`, the distance between the means (Liang et al. 2022), and
+          4.4); `image_uniformity` and `text_uniformity`, each modality's own in another form (see
+          `gaussian_uniformity`); `modality_gap`, the distance between the means (Liang et al. 2022), and
           `modality_separability`, the share of embeddings that a least-squares classifier fitted on
           one half of the pairs puts into their modality in the other; `image_effective_rank` and
           `text_effective_rank` (see `effective_rank`); `image_conformity` and `text_conformity`,
@@ -132,6 +135,8 @@ def _measured(images, texts, references):
         "pairs": count(len(images)),
         "uniformity": KNOWN["uniformity"].metric(uniformity(images, texts)),
     }
+    for name, embeds in (("image_uniformity", images), ("text_uniformity", texts)):
+        metrics[name] = KNOWN[name].metric(gaussian_uniformity(embeds))
     for name in ("alignment", "modality_gap"):
         metrics[name] = mean_with_interval(outcomes[name], about=KNOWN[name])
     told = float(outcomes["modality_separability"].mean())
