@@ -113,10 +113,8 @@ def test_the_mean_is_over_tasks_and_uniformity_is_of_the_whole_benchmark(tmp_pat
     # Scored above 4.0: the last two of four.
     assert results["text_alignment"] == pytest.approx(2 - 2 * np.mean(cosines[2:4]), abs=1e-8)
     texts = np.array(list(vectors_of(cosines[:4]).values()))
-    squares = [np.sum((texts[j] - texts[k]) ** 2) for k in range(8) for j in range(k)]
-    assert results["text_uniformity"] == pytest.approx(
-        np.log(np.mean(np.exp(-2 * np.array(squares))))
-    )
+    terms = [np.exp(-2 * np.sum((texts[j] - texts[k]) ** 2)) for k in range(8) for j in range(k)]
+    assert results["text_uniformity"] == pytest.approx(np.log(np.mean(terms)))
     with np.load(tmp_path / "details" / "outcomes.npz") as arrays:
         assert list(arrays["sts13/subset"]) == ["FNWN", "FNWN", "headlines", "headlines"]
         assert list(arrays["positives/index"]) == [2, 3]
