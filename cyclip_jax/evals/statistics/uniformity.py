@@ -14,15 +14,10 @@ def gaussian_uniformity(embeds: Float[np.ndarray, "n d"], tile_rows: int = _TILE
     −4N/(N−1) at the corners of a simplex.
 
     Args:
-      embeds: unit-norm float64 [N, D].
+      embeds: unit-norm float64 [N, D], at least two.
       tile_rows: rows of a tile of similarities.
-
-    Returns:
-      NaN of fewer than two embeddings.
     """
     n, total = len(embeds), 0.0
-    if n < 2:
-        return float("nan")
     for first in range(0, n, tile_rows):
         cosines = embeds[first : first + tile_rows] @ embeds[first:].T  # [tile, those from it on]
         # ‖e_j − e_k‖² = 2 − 2⟨e_j,e_k⟩

@@ -23,4 +23,3 @@ def test_uniformity_of_known_shapes():
     poles = np.repeat([[1.0, 0], [-1, 0]], m, axis=0)
     expected = np.log((m - 1 + m * np.exp(-8)) / (2 * m - 1))
     assert gaussian_uniformity(poles) == pytest.approx(expected, rel=1e-12)
-    assert np.isnan(gaussian_uniformity(np.eye(3)[:1]))
