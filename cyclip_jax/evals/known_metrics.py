@@ -19,6 +19,7 @@ _RANK = About(Unit.RANK, "less")
 _COSINE = About(Unit.COSINE)
 _NATS = About(Unit.NATS)
 _NUMBER = About()
+_CORRELATION = About(better="more")
 
 # {metric: About}; of one "at k" what stands before the "@".
 KNOWN = {
@@ -45,24 +46,30 @@ KNOWN = {
     # The two clouds of embeddings.
     "alignment": About(Unit.COSINE, "more"),
     "uniformity": About(Unit.NATS, "less"),
+    **dict.fromkeys(("image_uniformity", "text_uniformity"), About(Unit.NATS, "less")),
     "modality_gap": About(Unit.DISTANCE),
     "modality_separability": About(Unit.SHARE),
     **dict.fromkeys(("image_effective_rank", "text_effective_rank"), _NUMBER),
     **dict.fromkeys(("image_conformity", "text_conformity"), _COSINE),
     "conformity_correlation": _NUMBER,
     **dict.fromkeys(("image_log_likelihood", "text_log_likelihood"), _NATS),
+    # Pairs of sentences.
+    "spearman": _CORRELATION,
+    "text_alignment": About(better="less"),
     # The reference set of shifts.
     "reference_top1": SHARE,
     # What was scored.
-    **dict.fromkeys(("images", "train_images", "captions", "classes", "examples", "pairs"), COUNT),
+    **dict.fromkeys(("images", "train_images", "captions", "classes"), COUNT),
+    **dict.fromkeys(("examples", "pairs", "sentences"), COUNT),
     "unreadable": About(Unit.COUNT, "less", is_headline=False),
 }
-# Those of a shift are called by it, `<shift>_top1`: only the last word is known.
-_OF_A_SHIFT = {
+# Those of a shift or a task are called by it, `<shift>_top1`: only the last word is known.
+_OF_A_PART = {
     "top1": SHARE,
     "effective": SHARE,
     "reference": About(Unit.SHARE),
     "images": COUNT,
+    **dict.fromkeys(("spearman", "wmean"), dataclasses.replace(_CORRELATION, is_headline=False)),
 }
 # Families of metrics over k that are not written with an "@".
 _TOP = {f"top{k}": k for k in (1, 3, 5, 10)}
@@ -79,7 +86,7 @@ def known_about(name: str, *, has_chance: bool = False) -> About:
     if name in KNOWN:
         return KNOWN[name]
     family, k = family_at_k(name) or (name, 1)
-    about = KNOWN.get(family.removesuffix("@")) or _OF_A_SHIFT.get(family.rpartition("_")[2])
+    about = KNOWN.get(family.removesuffix("@")) or _OF_A_PART.get(family.rpartition("_")[2])
     if about is None:
         about = About(Unit.SHARE if has_chance else Unit.NUMBER)
     return dataclasses.replace(about, is_headline=about.is_headline and k == 1)

@@ -128,3 +128,13 @@ def consistency(train: Place, test: Place, **arguments: Any) -> ml_collections.C
 def geometry(pairs: Place, **arguments: Any) -> ml_collections.ConfigDict:
     """Returns the settings of a measurement of the embeddings of `pairs`, a file as data.train."""
     return ml_collections.ConfigDict({"type": "geometry", "pairs": pairs} | arguments)
+
+
+def sts(sentences: Place, **arguments: Any) -> ml_collections.ConfigDict:
+    """Returns the settings of a comparison of sentences' similarities with people's scores.
+
+    Args:
+      sentences: SentEval's folder, a table of two sentences and a score, or documents.
+      arguments: other settings of the evaluator: similarities, split, score_key, …
+    """
+    return ml_collections.ConfigDict({"type": "sts", "sentences": sentences} | arguments)

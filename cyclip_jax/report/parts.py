@@ -15,7 +15,7 @@ from cyclip_jax.report.runs import Group, Run, read_json
 from cyclip_jax.report.style import Drawing, drawn, inline
 
 ARROWS = {"more": "↑", "less": "↓"}  # to the better values of a metric
-_HEADLINES = 12  # of an evaluation; all its numbers are in the folded table
+_HEADLINES = 14  # of an evaluation; all its numbers are in the folded table
 
 
 class Drawings:

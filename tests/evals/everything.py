@@ -37,6 +37,7 @@ def every_evaluation(folder):
         for s in SHAPES
     ]
     (folder / "choices.json").write_text(json.dumps(choices))
+    write_sentences(folder)
     labelled = {"train": str(folder), "test": str(folder / "test")}
     zeroshot = {"folder": str(folder)}
     return {
@@ -57,5 +58,29 @@ def every_evaluation(folder):
             "reference": zeroshot,
             "shifts": {"imagenetv2": {"folder": str(folder / "test")}},
         },
+        "sts": {"type": "sts", "sentences": str(folder / "senteval")},
+        "sentences": {
+            "type": "sts",
+            "sentences": str(folder / "sentences.csv"),
+            "positive_from": 3.0,
+        },
         "choices": {"type": "compositional", "examples": str(folder / "choices.json")},
     }
+
+
+def write_sentences(folder):
+    """Writes senteval/, with a year of three subsets and STS-B, and sentences.csv."""
+    names = [f"a {colour} {shape}" for shape in SHAPES for colour in COLOURS]
+    pairs = [(names[n], names[(5 * n + 3) % 24], str(n % 6)) for n in range(24)]
+    year, benchmark = folder / "senteval/STS/STS13-en-test", folder / "senteval/STS/STSBenchmark"
+    year.mkdir(parents=True)
+    benchmark.mkdir()
+    for number, subset in enumerate(("FNWN", "headlines", "OnWN")):
+        own = pairs[8 * number :][:8]
+        (year / f"STS.input.{subset}.txt").write_text("".join(f"{a}\t{b}\n" for a, b, _ in own))
+        (year / f"STS.gs.{subset}.txt").write_text("".join(f"{score}\n" for *_, score in own))
+    for split, own in (("train", pairs[::2]), ("test", pairs[1::2])):
+        rows = [f"main\tfile\t2012\t1\t{score}\t{a}\t{b}\n" for a, b, score in own]
+        (benchmark / f"sts-{split}.csv").write_text("".join(rows))
+    rows = ["sentence1,sentence2,score", *map(",".join, pairs)]
+    (folder / "sentences.csv").write_text("\n".join(rows))

@@ -97,6 +97,8 @@ def test_a_model_whose_modalities_coincide(tmp_path, batch_size):
     # 24 different unit vectors, the same of both modalities.
     assert results["alignment"] == results["alignment_ci_low"] == 1.0
     assert results["uniformity"] == pytest.approx(0, abs=1e-12)
+    assert results["image_uniformity"] == pytest.approx(-4, abs=1e-6)
+    assert results["text_uniformity"] == pytest.approx(-4, abs=1e-6)
     assert results["modality_gap"] == 0.0 and results["pairs"] == 24
     assert results["image_conformity"] == pytest.approx(0, abs=1e-12)
     assert results["image_effective_rank"] == pytest.approx(23, rel=1e-6)

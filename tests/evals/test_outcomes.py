@@ -23,6 +23,11 @@ NO_MEANS = {
     "text_to_image_median_rank",
     "imagenetv2_effective",
     "uniformity",
+    "image_uniformity",
+    "text_uniformity",
+    "spearman",  # over several tasks
+    "spearman_wmean",
+    "sts13_spearman_wmean",
     "image_effective_rank",
     "text_effective_rank",
     "conformity_correlation",

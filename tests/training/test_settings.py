@@ -137,6 +137,7 @@ GOOD_EVALUATIONS = {
     "logistic_probe": PROBED,
     "retrieval": {"pairs": "pairs.csv"},
     "robustness": {"reference": {"folder": "a"}, "shifts": {"v2": {"folder": "b"}}},
+    "sts": {"sentences": "pairs.csv"},
     "zeroshot": {"folder": "pictures"},
 }
 # (evaluator, a bad value, what is said of it); "…" stands for config.evals.x.
@@ -202,6 +203,12 @@ BAD_EVALUATIONS = [
     ),
     ("robustness", {"reference": {"preset": "mnst"}}, "….reference.folder: there is no preset 'mn"),
     ("robustness", {"models": ""}, "….models is empty; name a file there"),
+    ("sts", {"sentences": ""}, "….sentences is empty; name a file there"),
+    ("sts", {"similarities": ""}, "….similarities is empty; name a file there"),
+    ("sts", {"split": "train"}, "….split is 'train'; choose 'test' or 'dev'"),
+    ("sts", {"delimiter": "--"}, "….delimiter is '--'; set it to one character, e.g. ',' or '\\t'"),
+    ("sts", {"score_key": 3}, "….score_key 3 must be a text"),
+    ("sts", {"positive_from": "high"}, "….positive_from 'high' must be a finite number or None"),
     ("zeroshot", {"folder": ""}, "….folder is empty; set it to labelled pictures"),
     ("zeroshot", {"folder": 5}, "….folder 5 must be a text"),
     ("zeroshot", {"preset": "mnst"}, "….folder: there is no preset 'mnst'; choose"),
