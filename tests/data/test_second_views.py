@@ -17,9 +17,10 @@ from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.captions import another_caption, draw_caption
 from cyclip_jax.data.draws import EDA, Draws
 from cyclip_jax.data.eda import eda
+from cyclip_jax.data.order import Position
 from cyclip_jax.data.record import Record
 from cyclip_jax.data.second_views import SecondViews
-from cyclip_jax.data.settings import Data, open_source
+from cyclip_jax.data.settings import Data, open_batches, open_source
 from cyclip_jax.data.transform import Transform
 from cyclip_jax.defaults import completed, constructed
 from cyclip_jax.errors import UserError
@@ -260,6 +261,32 @@ def test_a_folder_without_wordnet_is_missed_before_the_data_are_opened(tmp_path)
     data = constructed(Data, config, "config.data")
     with pytest.raises(UserError, match=r"is no folder of WordNet's files, as it has no index"):
         open_source(data, 4)
+
+
+def test_the_settings_of_a_run_reach_its_batches(tmp_path):
+    config = defaults.get_config().data
+    config.update(
+        augmentation="random_resized_crop",
+        crop_scale=(0.3, 1.0),
+        horizontal_flip=True,
+        second_image="crops",
+        second_caption="another",
+    )
+    data = constructed(Data, config, "config.data")
+    bad_examples = BadExamples(tmp_path / "bad.jsonl", 1.0, SIZE)
+    batches = open_batches(
+        data,
+        Pairs(),
+        tokenizer,
+        bad_examples,
+        **{"batch_size": 4, "seed": SEED, "image_size": SIDE, "position": Position(0, 0, SEED)},
+    )
+    (batch, _), *_ = itertools.islice(batches, 1)
+    batches.close()
+
+    assert np.any(batch["images"] != batch["second_images"], axis=(1, 2, 3)).all()
+    assert (batch["tokens"][:, 0] == batch["second_tokens"][:, 0]).all()
+    assert (batch["tokens"][:, 1] != batch["second_tokens"][:, 1]).all()
 
 
 def test_a_config_from_before_there_were_second_views_has_none():
