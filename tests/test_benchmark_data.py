@@ -37,7 +37,11 @@ def test_every_pipeline_is_measured_beside_pillow_and_its_own_decoder(run):
     rows, printed = run()
     by_name = {row["name"]: row for row in rows}
     assert by_name["Pillow: decode, resize, crop"]["of_pillow"] == 1
-    for ending in ("tar", "tfrecord", "tar, decoder=fast", "tar, random crops"):
+    for ending in (
+        *("tar", "tfrecord", "tar, decoder=fast", "tar, random crops"),
+        *("tar, second_image=autoaugment", "tar, second_caption=eda"),
+        "tar, random crops, second_image=crops",
+    ):
         row = by_name[f"pipeline, {ending}"]
         assert row["rate"] > 0 and row["of_bare"] > 0
         assert row["cores"] == pytest.approx(3_000 / row["rate"])

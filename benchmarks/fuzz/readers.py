@@ -98,21 +98,21 @@ def _one_by_one(source, bad):
     """Yields (index, image or None, number of its text) by the pipeline's own parts."""
     import tensorflow as tf
 
-    from cyclip_jax.data import pipeline
+    from cyclip_jax.data import loading, pipeline
     from cyclip_jax.data.record import Unreadable
     from cyclip_jax.data.transform import Transform
 
-    load = pipeline._eval_load(IMAGE_SIZE)
+    loader = loading.eval_loader(source, IMAGE_SIZE)
     cropped = Transform(augmentation="random_resized_crop", crop_scale=(0.2, 1), decoder="fast")
-    load_cropped = pipeline._train_load(IMAGE_SIZE, 0, cropped)
+    load_cropped = loading.train_loader(source, IMAGE_SIZE, 0, cropped).pictures
     for index, key in enumerate(source.keys(range(len(source)))):
         image, tokens = None, np.array([[-1]])
         try:
-            encoded, text = pipeline._read_row(source, None, 0, index)
+            encoded, captions = loader.read(0, index)
             row = tf.constant([0, index], tf.int64)
             load_cropped(tf.constant(encoded), row)
-            image = load(tf.constant(encoded), row).numpy()
-            tokens, _ = pipeline._tokenise(_numbers, [text])
+            image = loader.pictures(tf.constant(encoded), row)["images"].numpy()
+            tokens, _ = pipeline._tokenise(_numbers, [captions["tokens"]])
         except Unreadable as error:
             bad.add(key, index, error.reason)
         except tf.errors.OpError as error:

@@ -1,7 +1,8 @@
 """What may happen to a text before it is tokenised.
 
-Everything that chooses or changes a text is here: the choice among the fields of a record, the
-templates around captions, and the draw of one caption in each epoch.
+Everything that chooses a text is here: the choice among the fields of a record, the templates
+around captions, and the draw of one caption in each epoch, and of another one. `eda.py` changes
+texts.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cyclip_jax.data.draws import ANOTHER_CAPTION, Draws
 from cyclip_jax.data.record import Record, Unreadable
 from cyclip_jax.errors import UserError
 
@@ -111,18 +113,27 @@ def draw_caption(record: Record, seed: int, epoch: int, index: int) -> str:
     if len(record.captions) == 1:
         return record.captions[0]
     digest = hashlib.blake2b(struct.pack("<3q", seed, epoch, index), digest_size=8).digest()
-    cumulative = np.cumsum(record.weights)
-    draw = int.from_bytes(digest, "little") / 2**64 * cumulative[-1]
-    return record.captions[int(np.searchsorted(cumulative[:-1], draw, side="right"))]
+    return record.captions[_drawn(record.weights, int.from_bytes(digest, "little") / 2**64)]
 
 
-def text_of(record: Record, seed: int | None, epoch: int, index: int) -> str:
-    """The text of an example that is tokenised.
+def another_caption(record: Record, caption: str, seed: int, epoch: int, index: int) -> str:
+    """Another caption of an example than a given one, drawn by weight; the same if it has no other.
+
+    A pure function of its arguments, with random numbers other than those of `draw_caption`.
 
     Args:
       record: the example.
-      seed: the seed of the run's draws; None takes the first caption, as evaluations do.
-      epoch: which pass over the data this is.
-      index: the example's number.
+      caption: one of its captions.
+      seed, epoch, index: as of `draw_caption`.
     """
-    return record.captions[0] if seed is None else draw_caption(record, seed, epoch, index)
+    others = [i for i, other in enumerate(record.captions) if other != caption]
+    if not others:
+        return caption
+    draws = Draws(seed, epoch, index, ANOTHER_CAPTION)
+    return record.captions[others[_drawn([record.weights[i] for i in others], draws.uniform())]]
+
+
+def _drawn(weights, share):
+    """The place where a share of the sum of the weights, in [0, 1), is reached."""
+    cumulative = np.cumsum(weights)
+    return int(np.searchsorted(cumulative[:-1], share * cumulative[-1], side="right"))

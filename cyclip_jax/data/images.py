@@ -34,6 +34,9 @@ tf.config.set_visible_devices([], "GPU")
 # What is added to an example's seed for each stream of random numbers; the crop has the seed as
 # it is.
 JITTER_STREAM, FLIP_STREAM, POLICY_STREAM = 1, 2, 3
+# The same for all streams of a second view, so that they are other than those of the first. What it
+# is added to are 128 random bits, so that further streams may have any number.
+SECOND_VIEW = 1 << 32
 
 CROP_RATIO = (3 / 4, 4 / 3)
 # Decoding only a part of a JPEG has a price: of a whole picture it costs 1.2 times the usual, of a
@@ -86,10 +89,50 @@ def transform(
         raise ValueError(
             "an image that is random needs a seed; pass example_seed(seed, epoch, index)"
         )
+    return _augmented(_square(encoded, seed, size, settings), seed, settings)
+
+
+def two_views(
+    encoded: tf.Tensor | bytes,
+    seed: tf.Tensor,
+    *,
+    size: int,
+    settings: Transform,
+    second: Transform,
+) -> tuple[UInt8[tf.Tensor, "size size 3"], UInt8[tf.Tensor, "size size 3"]]:
+    """`transform` of a picture with two settings, the second with random numbers of its own.
+
+    Without random crops the picture is decoded once.
+
+    Args:
+      encoded, seed, size, settings: as of `transform`.
+      second: what happens to the picture for its second view. Its decoder and its crop are those of
+        `settings`.
+
+    Returns:
+      (first, second), each uint8 [size, size, 3]. The first is that of `transform`, bit for bit.
+    """
+    square = _square(encoded, seed, size, settings)
+    second_seed = seed + SECOND_VIEW
+    second_square = square
+    if settings.augmentation != "none":
+        second_square = _square(encoded, second_seed, size, second)
+    return (
+        _augmented(square, seed, settings),
+        _augmented(second_square, second_seed, second),
+    )
+
+
+def _square(encoded, seed, size, settings):
+    """The picture, cropped and resized, uint8 [size, size, 3]."""
     square = _fast_square if settings.decoder == "fast" else _exact_square
-    image = square(encoded, seed, size, settings)
+    return square(encoded, seed, size, settings)
+
+
+def _augmented(image, seed, settings):
+    """The square with what is random about it besides its crop; without a seed nothing is."""
     if seed is None:
-        return image  # nothing of what follows was asked for
+        return image
     if settings.horizontal_flip:
         image = _flip_half_the_time(image, seed + FLIP_STREAM)
     policy = POLICIES[settings.policy]

@@ -17,10 +17,11 @@ from jaxtyping import Int
 
 from cyclip_jax.data import images
 from cyclip_jax.data.bad_examples import BadExamples
-from cyclip_jax.data.captions import text_of
 from cyclip_jax.data.decoding import unreadable
+from cyclip_jax.data.loading import NO_EXAMPLE, eval_loader, load_chunk, train_loader
 from cyclip_jax.data.order import Position, examples_of_epoch, steps_per_epoch
-from cyclip_jax.data.record import Unreadable, read_told, told
+from cyclip_jax.data.record import Unreadable, told
+from cyclip_jax.data.second_views import SecondCaption
 from cyclip_jax.data.sources import Mixture, Source
 from cyclip_jax.data.transform import PLAIN, Transform
 from cyclip_jax.errors import UserError
@@ -30,8 +31,6 @@ tf.config.set_visible_devices([], "GPU")
 
 # How many other examples may stand in, one after the other, for one that cannot be read.
 REPLACEMENTS = 8
-
-NO_EXAMPLE = -1  # in place of an example's index
 
 # Examples that one call of the graph loads. What a call costs besides is shared by all of them;
 # only where one of them cannot be read are they loaded one by one.
@@ -52,6 +51,8 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     transform: Transform = PLAIN,
+    second_transform: Transform | None = None,
+    second_caption: SecondCaption | None = None,
 ) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
     """This process's rows of the endless sequence of training batches.
 
@@ -75,10 +76,14 @@ def train_batches(
       process_index: which part of each batch is read here.
       process_count: in how many parts each batch is read.
       transform: how a picture becomes an image.
+      second_transform: how it becomes its second view; None makes none.
+      second_caption: what makes the second view of a caption (see second_views.py); None makes
+        none.
 
     Returns:
       An iterator of (batch, position after it). A batch is {"images": uint8 [b, h, w, 3],
-      "tokens": int32 [b, l]} with b = batch_size / process_count. The position tells of the
+      "tokens": int32 [b, l]} with b = batch_size / process_count, and of second views also
+      "second_images" and "second_tokens", of the same shapes. The position tells of the
       batches handed out, however many are already prefetched. Closing the iterator ends its work.
 
     Raises:
@@ -92,7 +97,7 @@ def train_batches(
     if len(source) - position.examples < batch_size:
         position = Position(position.epoch + 1, 0, seed)  # no whole batch is left of this epoch
 
-    load = _train_load(image_size, seed, transform)
+    loader = train_loader(source, image_size, seed, transform, second_transform, second_caption)
 
     def rows_of_epoch(epoch):
         examples = examples_of_epoch(
@@ -102,20 +107,14 @@ def train_batches(
         return _rows_of_process(examples, batch_size, process_index, process_count)
 
     chunk = _chunk_size(rows_here)
-    read = functools.partial(_read_rows, source, seed)
+    candidates = functools.partial(_with_replacements, len(source), seed)
     dataset = (
         tf.data.Dataset.range(position.epoch, sys.maxsize)
         .map(lambda epoch: tf.numpy_function(rows_of_epoch, [epoch], tf.int64))
         .prefetch(1)  # the next epoch's order is ready before this epoch ends
         .flat_map(functools.partial(_chunks, chunk))
         .map(
-            functools.partial(
-                _load_chunk,
-                read=read,
-                load=load,
-                candidates=functools.partial(_with_replacements, len(source), seed),
-                image_size=image_size,
-            ),
+            functools.partial(load_chunk, loader=loader, candidates=candidates),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -125,8 +124,8 @@ def train_batches(
     for key, reason, detail in source.faults if process_index == 0 else ():
         bad_examples.add(key, NO_EXAMPLE, reason, detail)
     positions = _positions_after(position, len(source), batch_size)
-    loaded = _iterate(dataset, source, seed, load, bad_examples, positions)
-    return _train_batches(loaded, tokenizer, source, seed, load, bad_examples)
+    loaded = _iterate(dataset, loader, bad_examples, positions)
+    return _train_batches(loaded, tokenizer, seed, loader, bad_examples)
 
 
 def _chunks(chunk, rows):
@@ -178,8 +177,7 @@ def eval_batches(
     rows[: len(source), 1] = np.arange(len(source))
     rows = _rows_of_process(rows, batch_size, process_index, process_count)
     chunk = _chunk_size(rows_here)
-
-    load = _eval_load(image_size)
+    loader = eval_loader(source, image_size)
 
     def itself(row):
         return tf.boolean_mask(row[tf.newaxis], row[tf.newaxis, 1] != NO_EXAMPLE)
@@ -187,21 +185,15 @@ def eval_batches(
     dataset = (
         tf.data.Dataset.from_tensor_slices(rows.reshape(-1, chunk, 2))
         .map(
-            functools.partial(
-                _load_chunk,
-                read=functools.partial(_read_rows, source, None),
-                load=load,
-                candidates=itself,
-                image_size=image_size,
-            ),
+            functools.partial(load_chunk, loader=loader, candidates=itself),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
         .batch(rows_here // chunk, drop_remainder=True)
         .prefetch(tf.data.AUTOTUNE)
     )
-    loaded = _iterate(dataset, source, None, load, bad_examples)
-    return _eval_batches(loaded, tokenizer, source, bad_examples)
+    loaded = _iterate(dataset, loader, bad_examples)
+    return _eval_batches(loaded, tokenizer, loader, bad_examples)
 
 
 def _rows_per_process(batch_size, process_count):
@@ -240,115 +232,12 @@ def _rows_of_process(rows, batch_size, process_index, process_count):
     return np.ascontiguousarray(batches[:, process_index]).reshape(-1, 2)
 
 
-def _read_rows(source, seed, rows):
-    """The files and captions of some examples, from the numbers that the graph has of them.
+def _iterate(dataset, loader, bad_examples, positions=None):
+    """Yields (parts, used, epochs, position) of every batch; reports the bad examples.
 
-    Args:
-      source: see sources/__init__.py.
-      seed: of the choice among captions; None takes the first.
-      rows: int64 [n, 2] of (epoch, index).
-
-    Returns:
-      (encoded image [n], caption [n], whether it can be read [n]), two of bytes and one of bool.
-    """
-    encoded, captions = np.full(len(rows), b"", object), np.full(len(rows), b"", object)
-    is_read = np.zeros(len(rows), bool)
-    for i, (epoch, index) in enumerate(rows.tolist()):
-        try:
-            encoded[i], captions[i] = _read_row(source, seed, epoch, index)
-            is_read[i] = True
-        except Unreadable:
-            pass  # reported when the batch is handed out
-    return encoded, captions, is_read
-
-
-def _read_row(source, seed, epoch, index):
-    """(encoded image, caption as bytes) of one example; raises Unreadable."""
-    if index == NO_EXAMPLE:
-        raise Unreadable("no example")
-    record = read_told(source.read, index)
-    return record.image, text_of(record, seed, epoch, index).encode("utf-8", "replace")
-
-
-@functools.cache
-def _train_load(image_size, seed, transform):
-    """What training loads pictures with."""
-
-    def load(encoded, row):
-        example_seed = images.example_seed(seed, row[0], row[1])
-        return images.transform(encoded, example_seed, size=image_size, settings=transform)
-
-    return _traced_once(load)
-
-
-@functools.cache
-def _eval_load(image_size):
-    """What evaluations load pictures with, traced once for all of them."""
-    return _traced_once(lambda encoded, row: images.transform(encoded, size=image_size))
-
-
-def _traced_once(load):
-    """A graph function of (encoded, row), that the several places that call it share."""
-    signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([2], tf.int64)]
-    return tf.function(load, input_signature=signature, autograph=False)
-
-
-def _load_chunk(rows, *, read, load, candidates, image_size):
-    """Loads some examples: together, or, where one of them cannot be read, one by one.
-
-    In a graph, only a dataset can go on after an error: a small one drops what raises one, and what
-    follows takes its place.
-
-    Args:
-      rows: int64 [c, 2].
-      read: `_read_rows` of a source.
-      load: (encoded, row) → uint8 [image_size, image_size, 3], raising tf.errors.OpError.
-      candidates: row → int64 [k, 2], the examples that may stand for it, in order of preference.
-
-    Returns:
-      (images [c, image_size, image_size, 3], captions [c], rows, used [c]): used is the index of
-      the example that was loaded in each place, or NO_EXAMPLE, with a black image and no caption,
-      where there was none.
-    """
-
-    def load_rows(rows):
-        encoded, captions, is_read = tf.numpy_function(
-            read, [rows], [tf.string, tf.string, tf.bool]
-        )
-        n = rows.shape[0]
-        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_read), ["unread"])]):
-            encoded, captions = tf.ensure_shape(encoded, [n]), tf.ensure_shape(captions, [n])
-        pictures = tf.map_fn(
-            lambda example: load(*example), (encoded, rows), fn_output_signature=tf.uint8
-        )
-        shape = [n, image_size, image_size, 3]
-        return tf.ensure_shape(pictures, shape), captions, rows[:, 1]
-
-    def load_one(row):
-        black = tf.zeros([1, image_size, image_size, 3], tf.uint8)
-        nothing = tf.data.Dataset.from_tensors((black, [""], np.array([NO_EXAMPLE], np.int64)))
-        readable = tf.data.Dataset.from_tensor_slices(candidates(row)).map(
-            lambda candidate: load_rows(candidate[tf.newaxis])
-        )
-        found = readable.ignore_errors().concatenate(nothing).take(1).get_single_element()
-        return tuple(part[0] for part in found)
-
-    def one_by_one(rows):
-        return tf.map_fn(load_one, rows, fn_output_signature=(tf.uint8, tf.string, tf.int64))
-
-    chunk = tf.data.Dataset.from_tensors(rows)
-    together = chunk.map(load_rows).ignore_errors()
-    pictures, captions, used = (
-        together.concatenate(chunk.map(one_by_one)).take(1).get_single_element()
-    )
-    return pictures, captions, rows, used
-
-
-def _iterate(dataset, source, seed, load, bad_examples, positions=None):
-    """Yields (images, captions, used, epochs, position) of every batch; reports the bad examples.
-
-    The first four are NumPy arrays. `positions` are those after each batch, in training, where
-    bad examples are replaced.
+    The parts are {name in the batch: images, or captions, of which tokens become}. They and the
+    next two are NumPy arrays. `positions` are those after each batch, in training, where bad
+    examples are replaced.
     """
     options = tf.data.Options()
     options.deterministic = True
@@ -356,12 +245,14 @@ def _iterate(dataset, source, seed, load, bad_examples, positions=None):
     for batch in dataset.with_options(options).as_numpy_iterator():
         position = next(positions) if replaced else None
         # [chunks, c, …] → [b, …]
-        pictures, captions, rows, used = (part.reshape(-1, *part.shape[2:]) for part in batch)
+        parts, rows, used = tf.nest.map_structure(
+            lambda part: part.reshape(-1, *part.shape[2:]), batch
+        )
         for epoch, index in rows[rows[:, 1] != used].tolist():
-            _report(source, seed, epoch, index, load, bad_examples, position)
+            _report(loader, epoch, index, bad_examples, position)
         if replaced and NO_EXAMPLE in used:
-            raise _not_replaced(source, int(rows[used == NO_EXAMPLE][0, 1]))
-        yield pictures, captions, used, rows[:, 0], position
+            raise _not_replaced(loader.source, int(rows[used == NO_EXAMPLE][0, 1]))
+        yield parts, used, rows[:, 0], position
 
 
 def _not_replaced(source, index):
@@ -371,11 +262,11 @@ def _not_replaced(source, index):
     )
 
 
-def _report(source, seed, epoch, index, load, bad_examples, position):
+def _report(loader, epoch, index, bad_examples, position):
     """Names a bad example, with the reason; reads it once more to find that."""
-    key = source.keys([index])[0]
+    key = loader.source.keys([index])[0]
     if bad_examples is None or (key, index) not in bad_examples:
-        _name(key, index, *_reason(source, seed, epoch, index, load), bad_examples, position)
+        _name(key, index, *_reason(loader, epoch, index), bad_examples, position)
 
 
 def _name(key, index, reason, detail, bad_examples, position=None):
@@ -385,11 +276,11 @@ def _name(key, index, reason, detail, bad_examples, position=None):
         bad_examples.add(key, index, reason, detail, position)
 
 
-def _reason(source, seed, epoch, index, load):
+def _reason(loader, epoch, index):
     """(reason, detail), why an example cannot be read."""
     try:
-        encoded, _ = _read_row(source, seed, epoch, index)
-        load(tf.constant(encoded), tf.constant([epoch, index], tf.int64))
+        encoded, _ = loader.read(epoch, index)
+        loader.pictures(tf.constant(encoded), tf.constant([epoch, index], tf.int64))
     except Unreadable as error:
         return error.reason, error.detail
     except tf.errors.OpError as error:
@@ -410,46 +301,63 @@ def _positions_after(position, size, batch_size):
 
 
 def _train_batches(
-    loaded, tokenizer, source, seed, load, bad_examples
+    loaded, tokenizer, seed, loader, bad_examples
 ) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
     """Yields (batch, position after it) of what `_iterate` yields."""
-    for pictures, captions, used, epochs, position in loaded:
-        tokens, faults = _tokenise(tokenizer, captions)
-        pictures = pictures.copy() if faults else pictures
+    for parts, used, epochs, position in loaded:
+        batch, faults = _tokenised(tokenizer, loader, parts)
         for place, fault in faults.items():
             index = int(used[place])
-            key = source.keys([index])[0]
+            key = loader.source.keys([index])[0]
             _name(key, index, fault.reason, fault.detail, bad_examples, position)
-            pictures[place], tokens[place] = _another(
-                tokenizer, source, seed, load, int(epochs[place]), index
-            )
-        yield {"images": pictures, "tokens": tokens}, position
+            another = _another(tokenizer, loader, seed, int(epochs[place]), index)
+            for name, part in another.items():
+                batch[name][place] = part
+        yield batch, position
 
 
-def _another(tokenizer, source, seed, load, epoch, index):
-    """(image, token ids) of the example that stands in for one that cannot be tokenised."""
+def _another(tokenizer, loader, seed, epoch, index):
+    """{name: images or tokens} of what stands in for an example that cannot be tokenised."""
     row = tf.constant([epoch, index], tf.int64)
-    for candidate in _with_replacements(len(source), seed, row)[1:]:
+    for candidate in _with_replacements(len(loader.source), seed, row)[1:]:
         try:
-            encoded, caption = _read_row(source, seed, *candidate.numpy().tolist())
-            tokens, faults = _tokenise(tokenizer, [caption])
-            if not faults:
-                return load(tf.constant(encoded), candidate).numpy(), tokens[0]
+            encoded, captions = loader.read(*candidate.numpy().tolist())
+            pictures = loader.pictures(tf.constant(encoded), candidate)
         except (Unreadable, tf.errors.OpError):
-            pass  # reported when its own turn comes
-    raise _not_replaced(source, index)
+            continue  # reported when its own turn comes
+        parts = {name: [part] for name, part in captions.items()}
+        parts |= {name: part.numpy()[np.newaxis] for name, part in pictures.items()}
+        batch, faults = _tokenised(tokenizer, loader, parts)
+        if not faults:
+            return {name: part[0] for name, part in batch.items()}
+    raise _not_replaced(loader.source, index)
 
 
-def _eval_batches(loaded, tokenizer, source, bad_examples):
+def _eval_batches(loaded, tokenizer, loader, bad_examples):
     """Yields an evaluation batch of what `_iterate` yields."""
-    for pictures, captions, used, _, _ in loaded:
-        tokens, faults = _tokenise(tokenizer, captions)
-        pictures, used = (pictures.copy(), used.copy()) if faults else (pictures, used)
+    for parts, used, _, _ in loaded:
+        batch, faults = _tokenised(tokenizer, loader, parts)
+        used = used.copy()
         for place, fault in faults.items():
             index = int(used[place])
-            _name(source.keys([index])[0], index, fault.reason, fault.detail, bad_examples)
-            pictures[place], used[place] = 0, NO_EXAMPLE
-        yield {"images": pictures, "tokens": tokens, "mask": used != NO_EXAMPLE}
+            key = loader.source.keys([index])[0]
+            _name(key, index, fault.reason, fault.detail, bad_examples)
+            batch["images"][place], used[place] = 0, NO_EXAMPLE
+        yield {**batch, "mask": used != NO_EXAMPLE}
+
+
+def _tokenised(tokenizer, loader, parts):
+    """(batch, {place: Unreadable}) of what `_iterate` yields, every kind of captions tokenised.
+
+    Where there are faults, the batch's images may be written to.
+    """
+    batch, faults = dict(parts), {}
+    for name in loader.captions:
+        batch[name], of_these = _tokenise(tokenizer, parts[name])
+        faults = of_these | faults
+    if faults:
+        batch |= {name: parts[name].copy() for name in loader.image_names}
+    return batch, faults
 
 
 def _tokenise(tokenizer, captions):

@@ -20,6 +20,7 @@ from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.order import Position, steps_per_epoch
 from cyclip_jax.data.places import DataPath
 from cyclip_jax.data.reading import Reading
+from cyclip_jax.data.second_views import SecondViews
 from cyclip_jax.data.sentences import SentenceSet
 from cyclip_jax.data.sources import (
     DataSet,
@@ -34,7 +35,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.files import FilePath, Located, parse_json, write_json
 from cyclip_jax.workdir import layout
 
-_Part = TypeVar("_Part", Reading, Transform)
+_Part = TypeVar("_Part", Reading, Transform, SecondViews)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Data:
       image_std: standard deviation of the RGB values, three numbers.
       decoder, max_pixels, augmentation, crop_scale, horizontal_flip, policy, colour_jitter: see
         `Transform`.
+      second_image, second_caption, second_caption_draws, synonyms: see `SecondViews`.
       max_bad_share: share of unreadable examples above which the run stops.
 
     Raises:
@@ -83,12 +85,16 @@ class Data:
     horizontal_flip: bool
     policy: str
     colour_jitter: float
+    second_image: str
+    second_caption: str
+    second_caption_draws: str
+    synonyms: FilePath | None
     max_bad_share: float
 
     def __post_init__(self) -> None:
         tokenizers.check_name(self.tokenizer)
         self._part(Reading)
-        self._part(Transform)
+        self.second_views.transform(self.transform)
         check_colours("config.data", self.image_mean, self.image_std)
 
     @property
@@ -108,6 +114,11 @@ class Data:
     def transform(self) -> Transform:
         """What happens to a picture in training."""
         return self._part(Transform)
+
+    @property
+    def second_views(self) -> SecondViews:
+        """What training sees of an example besides its picture and its caption."""
+        return self._part(SecondViews)
 
     @property
     def name(self) -> str:
@@ -137,9 +148,10 @@ def open_source(data: Data, batch_size: int) -> Source | Mixture:
       batch_size: rows of the global batch, of which the data must fill at least one.
 
     Raises:
-      UserError: something is wrong with the data.
+      UserError: something is wrong with the data, or with the files that second views need.
     """
     sets = data.training_sets()
+    data.second_views.caption()  # WordNet is missed before anything is compiled
     if isinstance(sets, DataSet):
         source = sets.open()
     else:
@@ -205,6 +217,8 @@ def open_batches(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         transform=data.transform,
+        second_transform=data.second_views.transform(data.transform),
+        second_caption=data.second_views.caption(),
     )
 
 

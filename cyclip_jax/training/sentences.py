@@ -156,7 +156,7 @@ def open_sentences(settings: Sentences, data: Data, source: Source | Mixture) ->
         settings.train or "",
         settings.columns,
         captions=source.captions,
-        wordnet=lambda: glosses(None),
+        wordnet=lambda: glosses(data.synonyms),
         max_bad_share=data.max_bad_share,
     )
     check_enough(sentences, settings.batch_size)

@@ -1,5 +1,6 @@
 """Decoding, resizing and cropping, against Pillow."""
 
+import dataclasses
 import functools
 import io
 import struct
@@ -563,6 +564,31 @@ def test_colour_jitter_and_crop_are_those_of_runs_begun_before_there_was_one_tra
         return images.colour_jitter(cropped, SEED + 1, 0.4)
 
     np.testing.assert_array_equal(image, before(encoded))
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "policy"), [("none", "autoaugment"), ("random_resized_crop", "none")]
+)
+def test_two_views_are_two_transforms_with_random_numbers_of_their_own(augmentation, policy):
+    encoded = encode(PICTURES["coffee"], "JPEG")
+    options = {"augmentation": augmentation, "horizontal_flip": True}
+    first = Transform(crop_scale=(0.1, 0.5), **options)
+    second = dataclasses.replace(first, policy=policy, colour_jitter=0.2)
+
+    @functools.partial(tf.function, autograph=False)
+    def both(seed):
+        views = images.two_views(encoded, seed, size=32, settings=first, second=second)
+        alone = (
+            images.transform(encoded, seed, size=32, settings=first),
+            images.transform(encoded, seed + images.SECOND_VIEW, size=32, settings=second),
+        )
+        return views, alone
+
+    for index in range(4):
+        views, alone = both(images.example_seed(0, 0, index))
+        np.testing.assert_array_equal(views[0], alone[0])
+        np.testing.assert_array_equal(views[1], alone[1])
+        assert np.any(views[0] != views[1])
 
 
 @pytest.mark.parametrize(

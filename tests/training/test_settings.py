@@ -11,6 +11,7 @@ import pytest
 from configs import cc3m
 from cyclip_jax import defaults, evals
 from cyclip_jax.data.reading import Reading
+from cyclip_jax.data.second_views import SecondViews
 from cyclip_jax.data.transform import Transform
 from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError
@@ -50,7 +51,7 @@ def test_the_top_level_has_a_constructor_too():
 
 def test_what_a_source_and_a_transform_do_by_themselves_is_what_the_defaults_say():
     data = defaults.get_config().data
-    for part in (Reading(), Transform()):
+    for part in (Reading(), Transform(), SecondViews()):
         for field in dataclasses.fields(part):
             if field.name != "kept_examples":  # which follows from data.shuffle_window
                 assert getattr(part, field.name) == data[field.name], field.name
@@ -115,6 +116,10 @@ BAD = {
     "optimizer.weight_decay_rule=names": "unknown config.optimizer.weight_decay_rule 'names'",
     "data.augmentation=crop": "there is no augmentation 'crop'",
     "data.crop_scale=0.5": "config.data.crop_scale is (0.5,)",
+    "data.second_image=crop": "there is no second_image 'crop'; set config.data.second_image to",
+    "data.second_image=crops": "config.data.second_image is 'crops', but config.data.augmentation",
+    "data.second_caption=another_one": "there is no second_caption 'another_one'",
+    "data.second_caption_draws=twice": "there is no second_caption_draws 'twice'",
     "data.tokenizer=words": "unknown tokenizer 'words'",
     "data.source=cvs": "there is no data source 'cvs'",
     "data.source=mixture": "config.data.mixture is empty",

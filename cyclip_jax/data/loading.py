@@ -1,0 +1,199 @@
+"""Examples by their number: read, decoded, and, where one is bad, replaced, in a graph."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+from jaxtyping import Int, UInt8
+
+from cyclip_jax.data import images
+from cyclip_jax.data.captions import draw_caption
+from cyclip_jax.data.record import Record, Unreadable, read_told
+from cyclip_jax.data.second_views import SecondCaption
+from cyclip_jax.data.sources import Mixture, Source
+from cyclip_jax.data.transform import Transform
+
+NO_EXAMPLE = -1  # in place of an example's index
+
+Pictures: TypeAlias = dict[str, UInt8[tf.Tensor, "h w 3"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """What the examples of a batch are loaded with.
+
+    Attributes:
+      source: where they come from (see sources/__init__.py).
+      image_size: side of the images in pixels.
+      pictures: graph function (encoded, row int64 [2]) → {name in the batch: uint8 [h, w, 3]},
+        raising tf.errors.OpError.
+      image_names: the names that `pictures` gives.
+      captions: {name in the batch: function (record, epoch, index) → text}.
+    """
+
+    source: Source | Mixture
+    image_size: int
+    pictures: Callable[[tf.Tensor, tf.Tensor], Pictures]
+    image_names: tuple[str, ...]
+    captions: dict[str, Callable[[Record, int, int], str]]
+
+    def read(self, epoch: int, index: int) -> tuple[bytes, dict[str, bytes]]:
+        """(encoded image, {name in the batch: caption}) of one example; raises Unreadable."""
+        if index == NO_EXAMPLE:
+            raise Unreadable("no example")
+        record = read_told(self.source.read, index)
+        texts = {name: text(record, epoch, index) for name, text in self.captions.items()}
+        return record.image, {name: text.encode("utf-8", "replace") for name, text in texts.items()}
+
+    def read_rows(self, rows: Int[np.ndarray, "n 2"]) -> list[np.ndarray]:
+        """The files and captions of some examples, from the numbers that the graph has of them.
+
+        Args:
+          rows: int64 [n, 2] of (epoch, index).
+
+        Returns:
+          Whether each can be read, bool [n]; the encoded images and each kind of captions, bytes
+          [n].
+        """
+        is_read = np.zeros(len(rows), bool)
+        encoded = np.full(len(rows), b"", object)
+        captions = {name: np.full(len(rows), b"", object) for name in self.captions}
+        for i, (epoch, index) in enumerate(rows.tolist()):
+            try:
+                encoded[i], texts = self.read(epoch, index)
+                is_read[i] = True
+            except Unreadable:
+                continue  # reported when the batch is handed out
+            for name, text in texts.items():
+                captions[name][i] = text
+        return [is_read, encoded, *captions.values()]
+
+
+def train_loader(
+    source: Source | Mixture,
+    image_size: int,
+    seed: int,
+    transform: Transform,
+    second_transform: Transform | None = None,
+    second_caption: SecondCaption | None = None,
+) -> Loader:
+    """What training loads examples with.
+
+    Args:
+      source: where they come from.
+      image_size: side of the images in pixels.
+      seed: of everything that is random about an example.
+      transform: what happens to a picture.
+      second_transform: the same for its second view, "second_images"; None leaves that out.
+      second_caption: what makes the second view of a caption, "second_tokens"; None leaves that
+        out.
+    """
+
+    def caption(record, epoch, index):
+        return draw_caption(record, seed, epoch, index)
+
+    captions = {"tokens": caption}
+    if second_caption is not None:
+        captions["second_tokens"] = lambda record, epoch, index: second_caption(
+            record, caption(record, epoch, index), seed, epoch, index
+        )
+    pictures = _train_pictures(image_size, seed, transform, second_transform)
+    names = ("images",) if second_transform is None else ("images", "second_images")
+    return Loader(source, image_size, pictures, names, captions)
+
+
+def eval_loader(source: Source | Mixture, image_size: int) -> Loader:
+    """What evaluations load examples with: nothing is random, and the first caption is taken.
+
+    Args:
+      source: where they come from.
+      image_size: side of the images in pixels.
+    """
+    captions = {"tokens": lambda record, epoch, index: record.captions[0]}
+    return Loader(source, image_size, _eval_pictures(image_size), ("images",), captions)
+
+
+@functools.cache
+def _train_pictures(image_size, seed, transform, second):
+    def pictures(encoded, row):
+        example_seed = images.example_seed(seed, row[0], row[1])
+        of = {"size": image_size, "settings": transform}
+        if second is None:
+            return {"images": images.transform(encoded, example_seed, **of)}
+        views = images.two_views(encoded, example_seed, second=second, **of)
+        return dict(zip(("images", "second_images"), views, strict=True))
+
+    return _traced_once(pictures)
+
+
+@functools.cache
+def _eval_pictures(image_size):
+    """Traced once for all evaluations."""
+    return _traced_once(lambda encoded, row: {"images": images.transform(encoded, size=image_size)})
+
+
+def _traced_once(pictures):
+    """A graph function of (encoded, row), that the several places that call it share."""
+    signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([2], tf.int64)]
+    return tf.function(pictures, input_signature=signature, autograph=False)
+
+
+def load_chunk(
+    rows: Int[tf.Tensor, "c 2"],
+    *,
+    loader: Loader,
+    candidates: Callable[[tf.Tensor], tf.Tensor],
+) -> tuple[dict[str, Any], tf.Tensor, tf.Tensor]:
+    """Loads some examples: together, or, where one of them cannot be read, one by one.
+
+    In a graph, only a dataset can go on after an error: a small one drops what raises one, and what
+    follows takes its place.
+
+    Args:
+      rows: int64 [c, 2].
+      loader: what they are loaded with.
+      candidates: row → int64 [k, 2], the examples that may stand for it, in order of preference.
+
+    Returns:
+      ({name in the batch: images uint8 [c, h, w, 3], or captions [c]}, rows, used [c]): used is the
+      index of the example that was loaded in each place, or NO_EXAMPLE, with black images and empty
+      captions, where there was none.
+    """
+    side = loader.image_size
+    kinds = dict.fromkeys(loader.image_names, tf.uint8)
+    texts = dict.fromkeys(loader.captions, tf.string)
+
+    def load_rows(rows):
+        is_read, encoded, *captions = tf.numpy_function(
+            loader.read_rows, [rows], [tf.bool, tf.string, *texts.values()]
+        )
+        n = rows.shape[0]
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_read), ["unread"])]):
+            encoded, *captions = (tf.ensure_shape(part, [n]) for part in (encoded, *captions))
+        pictures = tf.map_fn(
+            lambda example: loader.pictures(*example), (encoded, rows), fn_output_signature=kinds
+        )
+        shape = [n, side, side, 3]
+        pictures = {name: tf.ensure_shape(part, shape) for name, part in pictures.items()}
+        return pictures | dict(zip(texts, captions, strict=True)), rows[:, 1]
+
+    def load_one(row):
+        black = dict.fromkeys(kinds, tf.zeros([1, side, side, 3], tf.uint8))
+        empty = dict.fromkeys(texts, tf.constant([""]))
+        nothing = tf.data.Dataset.from_tensors((black | empty, np.array([NO_EXAMPLE], np.int64)))
+        readable = tf.data.Dataset.from_tensor_slices(candidates(row)).map(
+            lambda candidate: load_rows(candidate[tf.newaxis])
+        )
+        found = readable.ignore_errors().concatenate(nothing).take(1).get_single_element()
+        return tf.nest.map_structure(lambda part: part[0], found)
+
+    def one_by_one(rows):
+        return tf.map_fn(load_one, rows, fn_output_signature=(kinds | texts, tf.int64))
+
+    chunk = tf.data.Dataset.from_tensors(rows)
+    together = chunk.map(load_rows).ignore_errors()
+    parts, used = together.concatenate(chunk.map(one_by_one)).take(1).get_single_element()
+    return parts, rows, used

@@ -1,0 +1,100 @@
+"""The settings of second views: what a run sees of an example besides its picture and its caption.
+
+A second view is drawn from random numbers of its own, so that the picture and the caption are those
+of a run without second views, bit for bit.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias
+
+from cyclip_jax.data.captions import another_caption
+from cyclip_jax.data.draws import EDA, Draws
+from cyclip_jax.data.eda import eda
+from cyclip_jax.data.record import Record
+from cyclip_jax.data.transform import Transform
+from cyclip_jax.data.wordnet import open_synonyms
+from cyclip_jax.errors import UserError
+from cyclip_jax.files import FilePath
+
+# Function (record, its caption, seed, epoch, index) → the second view of the caption.
+SecondCaption: TypeAlias = Callable[[Record, str, int, int, int], str]
+
+SECOND_IMAGES = ("none", "autoaugment", "randaugment", "crops")
+SECOND_CAPTIONS = ("none", "eda", "another")
+DRAWS = ("each_epoch", "once")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SecondViews:
+    """What the second views of an example are; by default there are none.
+
+    Attributes:
+      second_image: "none"; "autoaugment" or "randaugment", which change the picture by this policy
+        instead of the run's own; or "crops", another random crop of the picture.
+      second_caption: "none"; "eda" (see eda.py); or "another" of the example's captions.
+      second_caption_draws: "each_epoch", or "once", which shows the same second view of a caption
+        in every epoch.
+      synonyms: folder with WordNet's files for "eda"; None takes those of an installed package.
+
+    Raises:
+      UserError: a name is not one of those allowed.
+    """
+
+    second_image: str = "none"
+    second_caption: str = "none"
+    second_caption_draws: str = "each_epoch"
+    synonyms: FilePath | None = None
+
+    def __post_init__(self) -> None:
+        for key, names in (
+            ("second_image", SECOND_IMAGES),
+            ("second_caption", SECOND_CAPTIONS),
+            ("second_caption_draws", DRAWS),
+        ):
+            name = getattr(self, key)
+            if name not in names:
+                raise UserError(
+                    f"there is no {key} {name!r}; set config.data.{key} to one of "
+                    + ", ".join(repr(name) for name in names)
+                )
+
+    def transform(self, first: Transform) -> Transform | None:
+        """What happens to a picture for its second view; None where it has none.
+
+        Args:
+          first: what happens to it for the first.
+
+        Raises:
+          UserError: a second crop is wanted, and the first one is not random.
+        """
+        if self.second_image == "none":
+            return None
+        if self.second_image != "crops":
+            return dataclasses.replace(first, policy=self.second_image)
+        if first.augmentation != "random_resized_crop":
+            raise UserError(
+                "config.data.second_image is 'crops', but config.data.augmentation is "
+                f"{first.augmentation!r}, whose crops are all the same; set "
+                "config.data.augmentation='random_resized_crop'"
+            )
+        return first
+
+    def caption(self) -> SecondCaption | None:
+        """What makes the second view of a caption; None where it has none. It opens WordNet.
+
+        Raises:
+          UserError: WordNet's files are needed and not there, or damaged.
+        """
+        if self.second_caption == "none":
+            return None
+        synonyms = open_synonyms(self.synonyms) if self.second_caption == "eda" else None
+        is_drawn_once = self.second_caption_draws == "once"
+
+        def second(record, caption, seed, epoch, index):
+            epoch = 0 if is_drawn_once else epoch
+            if synonyms is None:
+                return another_caption(record, caption, seed, epoch, index)
+            return eda(caption, synonyms, Draws(seed, epoch, index, EDA))
+
+        return second
