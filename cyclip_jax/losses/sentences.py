@@ -1,7 +1,6 @@
 """Sentence embeddings: the contrastive loss of a sentence with itself, or with its positive."""
 
 import functools
-import math
 from collections.abc import Sequence
 
 import jax
@@ -22,7 +21,6 @@ def sentence_term(
     *,
     weight: Weight,
     kind: str,
-    batch_size: int,
     temperature: float,
     dropout: float,
     hard_negative_weight: float = 1.0,
@@ -37,14 +35,12 @@ def sentence_term(
     Args:
       weight: of the loss, beside CyCLIP's.
       kind: "unsupervised", "pairs" or "triplets".
-      batch_size: M.
       temperature: of the similarities; it is not learned.
       dropout: share of the numbers that is dropped within the text tower.
       hard_negative_weight: α.
     """
     names = {"unsupervised": UNSUPERVISED, "pairs": PAIRED, "triplets": TRIPLETS}[kind]
     anchors, keys, *further = names
-    chosen_among = 2 * batch_size - 1 + hard_negative_weight if further else batch_size
 
     def measure(embeds, batch, scales, axis_names):
         del scales
@@ -76,7 +72,6 @@ def sentence_term(
                 unit="number",
             ),
         },
-        of_equal_embeds={"sentence_loss": lambda _: math.log(chosen_among)},
         rows={
             name: Row("sentences", key, f"{name}_masks" if dropout else None, dropout)
             for name, key in names.items()

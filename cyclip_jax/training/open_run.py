@@ -16,6 +16,7 @@ from etils import epath
 
 from cyclip_jax import evals, parallel
 from cyclip_jax.data.bad_examples import BadExamples
+from cyclip_jax.data.no_pairs import NoPairs, no_batches
 from cyclip_jax.data.order import Position, steps_per_epoch
 from cyclip_jax.data.sentences import SentenceBatches, SentenceSet
 from cyclip_jax.data.settings import (
@@ -234,10 +235,13 @@ def _plan(settings, config, workdir, allow_changes):
         check_changes(config, workdir, *saved, allow_changes)
 
     data = settings.data
-    source = process_zero_first(lambda: open_source(data, settings.batch_size))
+    source: Source | Mixture = NoPairs()
+    if settings.has_pairs:
+        source = process_zero_first(lambda: open_source(data, settings.batch_size))
     sentences = None
     if settings.sentences.is_on:
         sentences = process_zero_first(lambda: open_sentences(settings.sentences, data, source))
+        source = source if settings.has_pairs else NoPairs(sentences)
     evaluators = evals.create_evaluators(config.evals)
     step, position = (0, None) if saved is None else (saved[0], Position(**saved[1]["position"]))
     process_zero_first(lambda: inherit_vocabulary(config, workdir))
@@ -260,17 +264,19 @@ def _plan(settings, config, workdir, allow_changes):
 
 def _summary(plan, step, workdir):
     """What the run is, in a line."""
-    settings = plan.settings
-    sentences = ""
+    settings, data, rows = plan.settings, [], []
+    only = settings.sentences.only_steps
+    if settings.has_pairs:
+        data.append(f"{len(plan.source)} pairs from {settings.data.name}")
+        rows.append(f"{settings.batch_size} pairs")
     if plan.sentences is not None:
-        only = settings.sentences.only_steps
-        sentences = f" and {len(plan.sentences)} rows of {plan.sentences.name}" + (
-            f", which steps up to {only} see alone" if only else ""
-        )
+        alone = f", alone up to step {only}" if only else ""
+        data.append(f"{len(plan.sentences)} sentences from {plan.sentences.name}{alone}")
+        rows.append(f"{settings.sentences.batch_size} sentences")
     return (
-        f"{settings.model['name']} on {len(plan.source)} pairs from {settings.data.name}"
-        f"{sentences}: steps {step} to {plan.total_steps} of {settings.batch_size} pairs on "
-        f"{plan.mesh.size} {plan.mesh.devices.flat[0].device_kind} device(s); workdir {workdir}"
+        f"{settings.model['name']} on {' and '.join(data)}: steps {step} to {plan.total_steps} of "
+        f"{' and '.join(rows)} on {plan.mesh.size} {plan.mesh.devices.flat[0].device_kind} "
+        f"device(s); workdir {workdir}"
     )
 
 
@@ -278,7 +284,7 @@ def _schedule(settings, config, model, source, step, position):
     """How long the run is from a step and a place in its data on, and what is done when."""
     total_steps = settings.run_length(len(source), step, position)
     settings.check_length(total_steps)
-    an_epoch = steps_per_epoch(len(source), settings.batch_size)
+    an_epoch = steps_per_epoch(len(source), settings.batch_size) if settings.has_pairs else 1
     stages = stages_of_run(
         *(configured_objective(config), settings.sentences, settings.tokens),
         sizes=model.sizes,
@@ -359,16 +365,18 @@ def _open_data(plan, workdir, step, position, stack):
     settings = plan.settings
     bad_examples = open_bad_examples(settings.data, workdir, plan.source, position=position)
     _closed_with(stack, bad_examples)
-    pairs = open_batches(
-        settings.data,
-        plan.source,
-        plan.tokenizer,
-        bad_examples,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        image_size=plan.model.sizes["image_size"],
-        position=position,
-    )
+    pairs = no_batches()
+    if settings.has_pairs:
+        pairs = open_batches(
+            settings.data,
+            plan.source,
+            plan.tokenizer,
+            bad_examples,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            image_size=plan.model.sizes["image_size"],
+            position=position,
+        )
     sentences = None
     if plan.sentences is not None:
         name_faults(plan.sentences, settings.data, workdir)

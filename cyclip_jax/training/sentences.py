@@ -129,7 +129,6 @@ class Sentences:
         return sentence_term(
             weight=self.weight if self.is_on else 0,
             kind=("unsupervised", "pairs", "triplets")[self.columns - 1],
-            batch_size=self.batch_size,
             temperature=self.temperature,
             dropout=self.dropout,
             hard_negative_weight=self.hard_negative_weight,

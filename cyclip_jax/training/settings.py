@@ -8,6 +8,7 @@ import ml_collections
 
 from cyclip_jax import evals, parallel
 from cyclip_jax.data.order import Position, steps_per_epoch
+from cyclip_jax.data.sentences import CAPTIONS
 from cyclip_jax.data.settings import Data
 from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError
@@ -90,8 +91,15 @@ class Settings:
         check_profile_steps(self.profile_steps)
         self.tokens.reduced_view(sizes_in(self.model))
         self.check_length(self.total_steps)
-        self.data.training_sets()
+        if self.has_pairs:
+            self.data.training_sets()
         evals.check_settings(self.evals)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the run reads pairs: for a step that sees them, or for their captions."""
+        only = self.total_steps is not None and self.sentences.only_steps >= self.total_steps
+        return not only or self.sentences.train == CAPTIONS
 
     def check_length(self, total_steps: int | None) -> None:
         """Raises UserError where a run is too short for what is to happen in it.

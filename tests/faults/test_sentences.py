@@ -120,9 +120,29 @@ def test_the_steps_on_pairs_are_those_of_a_run_that_starts_from_the_sentences_mo
     np.testing.assert_allclose(whole, apart, rtol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"sentences.train": "captions"}])
-def test_captions_of_the_run_are_sentences(small_run, tmp_path, settings):
-    run = {"total_steps": 3, "sentences.batch_size": 8, **settings}
+def test_a_run_on_sentences_alone_needs_no_pairs(small_run, triplets, staged, tmp_path):
+    """SimCSE on a model that was trained before; its image tower stays as it is."""
+    run = {
+        "data.train": None,
+        "data.validation": None,
+        "total_steps": 3,
+        "sentences.only_steps": 3,
+        "sentences.train": str(triplets),
+        "sentences.batch_size": 8,
+        "init_from": str(staged),
+    }
+    metrics = small_run(tmp_path / "run", **run)
+    assert metrics["sentences_per_second"] > 0
+    assert "images_per_second" not in metrics
+    (before, *_), (after, *_) = load(staged), load(tmp_path / "run")
+    np.testing.assert_array_equal(before.visual.conv1.kernel, after.visual.conv1.kernel)
+    assert not np.array_equal(before.text.text_projection, after.text.text_projection)
+    metrics = small_run(tmp_path / "new", **run | {"init_from": None})  # a vocabulary of sentences
+    assert metrics["sentence_loss"] > 0
+
+
+def test_captions_of_the_run_are_sentences(small_run, tmp_path):
+    run = {"total_steps": 3, "sentences.batch_size": 8, "sentences.train": "captions"}
     metrics = small_run(tmp_path / "run", **run)
     assert metrics["sentence_loss"] > 0
     assert metrics["images_per_second"] > 0

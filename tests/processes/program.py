@@ -17,7 +17,9 @@ import optax
 from cyclip_jax import evals, parallel
 from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.pipeline import train_batches
+from cyclip_jax.data.sentences import SentenceBatches, read_sentences
 from cyclip_jax.data.sources import create_source
+from cyclip_jax.data.transform import Transform
 from cyclip_jax.evals.flat import flattened
 from cyclip_jax.losses import cyclip_loss
 from cyclip_jax.models.clip import normalise_images, split_model
@@ -28,6 +30,8 @@ from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.step import make_train_step, state_sharding
 from tests import tiny
 from tests.pictures import COLOURS, SHAPES
+from tests.training import test_second_views as of_views
+from tests.training import test_sentences as of_sentences
 from tests.training import test_step as of_step
 
 ROWS, WIDTH = 16, 12
@@ -52,7 +56,7 @@ def everything(folder, devices):
         results |= results_of(asked["evaluations"], devices, batch_size=ROWS)
         wait_for_all_processes()
         batches, read = batches_of(folder, devices)
-        return results | batches, sorted(read)
+        return results | batches | sentences_of(folder, devices), sorted(read)
 
 
 def rows_here(rows):
@@ -83,7 +87,10 @@ def losses(devices):
 
 
 def step(devices, tower):
-    """A step of plain gradient descent, from a state that is split over the devices."""
+    """A step of plain gradient descent, from a state that is split over the devices.
+
+    It sees pairs, second views of them and sentences with dropout.
+    """
     mesh = parallel.create_mesh(devices, fsdp=4)
     sizes = {"ResNet": {}, "ViT": of_step.VIT}[tower]
     state, graphdef = of_step.make_state(optax.identity(), "float64", perturb=0.1, **sizes)
@@ -95,13 +102,18 @@ def step(devices, tower):
         normalise=functools.partial(normalise_images, dtype=jnp.float64),
         mesh=mesh,
         param_sharding=sharding.params,
-        objective=Objective(**of_step.LOSS),
+        objective=Objective(
+            **of_step.LOSS,
+            sentences=of_sentences.SECTION,
+            second_views={"views": ("image", "text")},
+        ),
     )
     state = parallel.place(
         jax.tree.map(lambda leaf: leaf if is_key(leaf) else np.asarray(leaf), state),
         jax.tree.map(like, state, sharding),
     )
-    batch = {name: rows_here(rows) for name, rows in of_step.make_batch().items()}
+    batch = of_views.make_batch() | {"sentences": of_sentences.make_batch()["sentences"]}
+    batch = {name: rows_here(rows) for name, rows in batch.items()}
     new_state, metrics = jax.jit(train_step, out_shardings=(sharding, parallel.replicated(mesh)))(
         state, parallel.to_global(batch, mesh)
     )
@@ -186,6 +198,7 @@ def batches_of(folder, devices):
             shuffle=shuffle,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            second_transform=Transform(policy="autoaugment"),
         )
         for number in range(len(source) // 8):
             batch, _ = next(batches)
@@ -193,6 +206,21 @@ def batches_of(folder, devices):
             found |= on_host({name: parallel.to_global(batch, mesh)}, mesh)
         batches.close()
     return found, source.indices  # unshuffled, what is read ahead is the same again
+
+
+def sentences_of(folder, devices):
+    """The global batches of sentences of some steps."""
+    mesh = parallel.create_mesh(devices)
+    captions = create_source(
+        "csv", str(pathlib.Path(folder) / "train.csv"), config_key="data.train"
+    ).captions
+    sentences = read_sentences("captions", 1, captions=captions, wordnet=iter, max_bad_share=0.0)
+    split = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = SentenceBatches(sentences, tokenize, batch_size=8, seed=3, **split)
+    return {
+        f"sentences {step}": on_host(parallel.to_global(batches(step), mesh), mesh)["['sentences']"]
+        for step in (0, 4)
+    }
 
 
 def main(folder, address, count, index):
