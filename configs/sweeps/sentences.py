@@ -5,11 +5,11 @@ from cyclip_jax import defaults
 from cyclip_jax.data.packages import package_folder
 
 # Words of WordNet with their glosses. Without hard negatives a young text tower learns faster.
-GLOSSES = {"train": "wordnet", "hard_negative_weight": 0.0}
+GLOSSES = {"train": "wordnet", "hard_negative_weight": 0.0, "batch_size": 128}
 # What each arm changes in config.sentences.
 ARMS = {
     "cyclip": {},
-    "unsupervised": {"train": "captions"},
+    "unsupervised": {"train": "captions", "batch_size": 128},
     "supervised": GLOSSES,
     "supervised_before": {**GLOSSES, "only_steps": 3_800, "until_step": 3_800},
 }
@@ -25,7 +25,6 @@ def _run(arm, seed):
     config = drawings.get_config(data="{workdir}/../data")
     config.seed = seed
     config.eval_every_steps = 0
-    config.sentences.batch_size = 128
     config.sentences.update(ARMS[arm])
     config.total_steps += config.sentences.only_steps
     judged = package_folder("gensim", "test/test_data", install="-e '.[sentences]'")
