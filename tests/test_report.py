@@ -1,4 +1,5 @@
 import base64
+import html
 import html.parser
 import io
 import json
@@ -278,6 +279,52 @@ def test_differences_from_clip_are_taken_seed_by_seed(tmp_path):
     # 10, 11 and 9 points: s = 1 and t = 4.3027, so 2.4841 on either side, far less than unpaired.
     assert rows["image_to_text_recall@1 ↑ val"] == ["+10.0 [+7.5, +12.5]"]
     assert sections.differences(groups[:1], None) is None
+
+
+SENTENCES = {"train": "/data/nli.csv", "weight": 1.0, "only_steps": 0, "until_step": None}
+SENTENCES["batch_size"] = 64
+
+
+@pytest.mark.parametrize(
+    "section, name, told",
+    [
+        ({}, "CyCLIP with nli.csv", "on nli.csv, 64 in a step, in 4 steps"),
+        ({"only_steps": 3}, "CyCLIP after and with nli.csv", "alone in the first 3 steps, 64 in a"),
+        (
+            {"only_steps": 3, "until_step": 3},
+            "CyCLIP after nli.csv",
+            "alone in the first 3 steps, up to step 3, 64 in a step",
+        ),
+        ({"weight": 0}, "CyCLIP", "on train.csv in 4 steps"),
+        ({"train": None}, "CyCLIP", "on train.csv in 4 steps"),
+    ],
+)
+def test_sentences_are_told_of_and_name_a_group(tmp_path, section, name, told):
+    run = write_run(tmp_path / "run", weights=(0.25, 0.25), sentences=SENTENCES | section)
+    (group,) = group_runs([read_run(run)])
+    assert group.name == name
+    assert told in str(sections.summary([group], None))
+
+
+def test_without_clip_differences_are_taken_from_cyclip(tmp_path):
+    settings = {"weights": (0.25, 0.25)}
+    plain = [write_run(tmp_path / f"a{s}", seed=s, recall=0.1, **settings) for s in (0, 1)]
+    ours = [
+        write_run(tmp_path / f"b{s}", seed=s, recall=0.2, sentences=SENTENCES, **settings)
+        for s in (0, 1)
+    ]
+    groups = group_runs([read_run(path) for path in plain + ours])
+    page = Page(str(sections.differences(groups, None)))
+    assert "less CyCLIP's with the same seed" in html.unescape(page.source)
+    assert page.rows("Means over seeds")["metric"] == ["CyCLIP with nli.csv"]
+
+
+def test_a_run_on_sentences_alone_has_a_page(tmp_path):
+    run = write_run(tmp_path / "run", sentences=SENTENCES | {"only_steps": 4})
+    lines = [{"step": 4, "loss": 2.0, "sentence_loss": 2.0, "sentences_per_second": 9.0}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Page(write_report([run]).read_text())
+    assert "its last sentences' loss was 2.000" in html.unescape(page.source)
 
 
 def test_the_differences_of_similarities_share_one_scale(directories, tmp_path, monkeypatch):

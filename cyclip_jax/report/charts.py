@@ -24,6 +24,7 @@ _LAST = {
     "embedding_rank": "The effective rank of the batch's embeddings, 1 where they are all equal,",
     "learning_rate": "The learning rate",
     "images_per_second": "The speed in images per second over all devices",
+    "sentences_per_second": "The speed in sentences per second where they are seen alone",
 }
 
 
@@ -49,7 +50,7 @@ def training(groups: Sequence[Group], drawings: Drawings) -> Html | None:
         series = {group: runs for group, runs in series.items() if runs}
         if series:
             caption = f"{meaning} at each logged step; a line is a run, and a gap not finite."
-            label = name.replace("images_per_second", "images/s").replace("_", " ")
+            label = name.replace("_per_second", "/s").replace("_", " ")
             content.append(drawings.add(name, figures.curves(series, label), caption, main=True))
     return grid(content)
 

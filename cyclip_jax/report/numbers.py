@@ -13,10 +13,10 @@ from cyclip_jax.report.parts import (
     named,
     run_names,
 )
-from cyclip_jax.report.runs import Group, without_folder
+from cyclip_jax.report.runs import Group, trained_sentences, without_folder
 from cyclip_jax.training.collapse import ADVICE, collapsed_steps
 
-_BASELINE = "CLIP"
+_BASELINES = ("CLIP", "CyCLIP")  # the first that there is
 _ARROWS_MEAN = "of a metric with ↑ more is better, of one with ↓ less"
 # Of an evaluation's headlines the one that its summary tells: the first of these, or the first.
 _TOLD = ("image_to_text_recall@1", "top1", "consistency@1", "modality_gap")
@@ -54,15 +54,16 @@ def _sentences(group):
         first = (
             f" ({directories}) is {run.config['model']['name']}, trained with "
             f"λ1\u00a0=\u00a0{weights[0]:g} and λ2\u00a0=\u00a0{weights[1]:g} on "
-            f"{_data(run.config)} in {_steps(group)} of {run.config['batch_size']} pairs, "
+            f"{_data(run.config)}{_of_sentences(run.config)} in {_steps(group)} of "
+            f"{run.config['batch_size']} pairs, "
             f"seed{'s' if len(group.runs) > 1 else ''} {seeds}"
         )
-    if run.training:
-        last = [run.training[-1]["contrastive_loss"] for run in group.runs if run.training]
-        values = ", ".join(
-            metrics_of({"contrastive_loss": value})["contrastive_loss"].number() for value in last
-        )
-        first += f"; its last contrastive loss was {values}"
+    for name, told in (("contrastive_loss", "contrastive"), ("sentence_loss", "sentences'")):
+        last = [line[name] for run in group.runs for line in run.training[-1:] if name in line]
+        if last:
+            values = ", ".join(metrics_of({name: value})[name].number() for value in last)
+            first += f"; its last {told} loss was {values}"
+            break
     told = []
     for evaluation in evaluations_of([group]):
         found = headlines_of([group], evaluation)
@@ -73,11 +74,25 @@ def _sentences(group):
     return title, first + ".", second
 
 
+def _of_sentences(config):
+    """What the text tower is trained on besides, and when; nothing where it is not."""
+    sentences = trained_sentences(config)
+    if not sentences:
+        return ""
+    only, until = sentences["only_steps"], sentences["until_step"]
+    alone = f", alone in the first {only} steps" if only else ""
+    end = f", up to step {until}" if until is not None else ""
+    return (
+        f" and, as sentences, on {without_folder(sentences['train'])}{alone}{end}, "
+        f"{sentences['batch_size']} in a step,"
+    )
+
+
 def _data(config):
     data = config["data"]
     if data["source"] == "mixture":
         return "a mixture of " + " and ".join(data["mixture"])
-    return without_folder(data["train"])
+    return without_folder(data["train"]) or "no pairs"
 
 
 def _steps(group):
@@ -116,8 +131,9 @@ def headlines(groups: Sequence[Group], _: Drawings | None) -> Html | None:
 
 
 def differences(groups: Sequence[Group], _: Drawings | None) -> Html | None:
-    """What each objective changes beside plain CLIP, seed by seed."""
-    baseline = next((group for group in groups if group.name == _BASELINE), None)
+    """What each group changes beside plain CLIP, or else beside plain CyCLIP, seed by seed."""
+    plain = [group for name in _BASELINES for group in groups if group.name == name]
+    baseline = plain[0] if plain else None
     others = [group for group in groups if group is not baseline]
     if baseline is None or not others:
         return None
@@ -131,9 +147,9 @@ def differences(groups: Sequence[Group], _: Drawings | None) -> Html | None:
     if not rows:
         return None
     caption = (
-        f"Means over seeds of a run's number less {_BASELINE}'s with the same seed, of shares in "
-        "percentage points; in brackets 95 % intervals by Student's t over the seeds, bold where "
-        f"they leave out 0, as one in twenty does by chance; {_ARROWS_MEAN}"
+        f"Means over seeds of a run's number less {baseline.name}'s with the same seed, of shares "
+        "in percentage points; in brackets 95 % intervals by Student's t over the seeds, bold "
+        f"where they leave out 0, as one in twenty does by chance; {_ARROWS_MEAN}"
     )
     return table(caption, ["metric", *(group.name for group in others)], rows)
 

@@ -298,11 +298,26 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def objective(config: Mapping[str, Any]) -> str:
-    """CLIP, CyCLIP, C-CyCLIP or I-CyCLIP, by the weights of its two consistency terms."""
+    """CLIP, CyCLIP, C-CyCLIP or I-CyCLIP, by the weights of its two consistency terms.
+
+    Behind it stands what the text tower is trained on besides, or was trained on before.
+    """
     inmodal, crossmodal = config["loss"]["inmodal_weight"], config["loss"]["crossmodal_weight"]
-    if inmodal and crossmodal:
-        return "CyCLIP"
-    return "I-CyCLIP" if inmodal else "C-CyCLIP" if crossmodal else "CLIP"
+    name = "I-CyCLIP" if inmodal else "C-CyCLIP" if crossmodal else "CLIP"
+    name = "CyCLIP" if inmodal and crossmodal else name
+    sentences = trained_sentences(config)
+    if not sentences:
+        return name
+    only, until = sentences["only_steps"], sentences["until_step"]
+    is_beside, is_before = until is None or until > only, only > 0
+    when = " and ".join(["after"] * is_before + ["with"] * is_beside)
+    return f"{name} {when} {without_folder(sentences['train'])}"
+
+
+def trained_sentences(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section of a config on sentences; empty where there is no such training."""
+    sentences = config.get("sentences", {})  # which older workdirs lack
+    return sentences if sentences.get("train") and sentences.get("weight") else {}
 
 
 def _names(groups):

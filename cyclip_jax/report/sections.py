@@ -66,7 +66,7 @@ def _written(value):
 SECTIONS: dict[str, Callable[[Sequence[Group], Drawings], Html | None]] = {
     "Summary": summary,
     "Headline numbers": headlines,
-    "Differences from CLIP": differences,
+    "Differences, seed by seed": differences,
     "Metrics and their intervals": comparison,
     "Training": training,
     "Recall, accuracy and consistency over k": at_k,

@@ -42,8 +42,9 @@ def final_table(
         (name, [c[name].text() if name in c else "" for c in columns.values()])
         for name in _row_names(training, evaluations, reports)
     ]
-    if "images_per_second" in numbers:
-        rows.append(("images/s", [f"{numbers['images_per_second']:.0f}"] + [""] * len(evaluations)))
+    for what in ("images", "sentences"):
+        if (speed := numbers.get(f"{what}_per_second")) is not None:
+            rows.append((f"{what}/s", [f"{speed:.0f}"] + [""] * len(evaluations)))
     lines = _aligned([("", list(columns)), *rows])
     return "\n".join(lines + _notes(evaluations))
 
