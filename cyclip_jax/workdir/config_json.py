@@ -39,6 +39,9 @@ def check_same_model(config: ml_collections.ConfigDict, workdir: str | os.PathLi
         for key in sorted(old_model.keys() | new_model.keys())
         if old_model.get(key) != new_model.get(key)
     ]
+    there, here = old["sentences"]["head"], new["sentences"]["head"]
+    if there != here:  # whose parameters are in the checkpoint
+        differing.append(f"sentences.head ({there!r} there, {here!r} in your config)")
     if old["data"]["tokenizer"] != new["data"]["tokenizer"]:
         there, here = old["data"]["tokenizer"], new["data"]["tokenizer"]
         differing.append(f"data.tokenizer ({there!r} there, {here!r} in your config)")

@@ -96,6 +96,12 @@ def test_a_changed_file_is_refused(staged, small_run, triplets, tmp_path):
         small_run(workdir, **STAGES, **{"sentences.train": str(other)})
 
 
+def test_another_head_is_another_model(staged, small_run, triplets):
+    settings = STAGES | {"sentences.train": str(triplets), "sentences.head": "none"}
+    with pytest.raises(UserError, match=r"another model: sentences\.head \('mlp' there, 'none'"):
+        small_run(staged, allow_changes=["sentences"], **settings)
+
+
 def test_the_head_is_in_the_checkpoint_and_in_no_model(staged):
     model, _, tokenize = load(staged)
     assert model.sentence_head is None
