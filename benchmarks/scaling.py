@@ -72,7 +72,8 @@ def loss_flops(config, mesh, rows):
     scale = jax.ShapeDtypeStruct((), jnp.float32)
 
     settings = dict(config.loss)
-    del settings["cyclic_warmup_steps"]  # of a run: the loss itself has no steps
+    for of_a_run in ("cyclic_warmup_steps", "second_view_weight"):  # not of these two embeddings
+        del settings[of_a_run]
 
     def loss(*args):
         return cyclip.cyclip_loss(*args, mesh=mesh, **settings)[0]

@@ -88,6 +88,7 @@ LATE = (
     "cyclip_jax.data.augment",
     "cyclip_jax.data.decoding",
     "cyclip_jax.data.images",
+    "cyclip_jax.data.loading",
     "cyclip_jax.data.pipeline",
     "cyclip_jax.workdir.checkpoints",
 )

@@ -117,9 +117,9 @@ class Settings:
             if only == total_steps:  # there are no pairs, for which the weights grow
                 return check_warmup(self.optimizer.warmup_steps, total_steps)
             total_steps -= only
-        check_warmup(self.optimizer.warmup_steps, total_steps)
         name = "config.loss.cyclic_warmup_steps"
         check_warmup(self.loss.cyclic_warmup_steps, total_steps, name)
+        check_warmup(self.optimizer.warmup_steps, total_steps)
 
     def run_length(self, examples: int, step: int = 0, position: Position | None = None) -> int:
         """The total steps of the run over data of so many examples.

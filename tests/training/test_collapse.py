@@ -110,10 +110,11 @@ def log_steps(workdir, steps, *, first_step):
         writer=MetricWriter(workdir, first_step=first_step, enabled=True),
         console=Console(workdir, enabled=True),
     )
+    stage = types.SimpleNamespace(has_pairs=True)
     equal = {"contrastive_loss": math.log(8), "embedding_rank": 1.0, "loss": math.log(8)}
     for step in steps:
         metrics = equal | {"most_skipped_in_a_row": 0}
-        train._log(run, step, Position(epoch=0, examples=0, seed=0), metrics, 1.0)
+        train._log(run, step, Position(epoch=0, examples=0, seed=0), metrics, 1.0, stage)
     run.writer.close()
     run.console.close()
 
