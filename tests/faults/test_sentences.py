@@ -68,7 +68,7 @@ def test_each_stage_reports_what_it_trains(staged):
     assert newest_meta(staged)[1]["position"]["examples"] == 32 % 24  # pairs of four steps
 
 
-@pytest.mark.parametrize("step", [2, 4, 6])
+@pytest.mark.parametrize("step", [2, 4, pytest.param(6, marks=pytest.mark.slow)])
 def test_stopped_in_any_stage_it_continues_to_the_last_bit(
     staged, small_run, triplets, tmp_path, step
 ):
@@ -108,6 +108,7 @@ def test_the_head_is_in_the_checkpoint_and_in_no_model(staged):
     assert model.encode_text(tokenize(["red disc"])).shape == (1, 16)
 
 
+@pytest.mark.slow
 def test_the_steps_on_pairs_are_those_of_a_run_that_starts_from_the_sentences_model(
     staged, small_run, triplets, tmp_path
 ):
