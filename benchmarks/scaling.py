@@ -27,7 +27,7 @@ from cyclip_jax.losses import cyclip
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.runtime import command
 from cyclip_jax.training.flops import matmul_flops, model_flops
-from cyclip_jax.training.phases import batch_shapes
+from cyclip_jax.training.stages import batch_shapes
 
 MEBIBYTE, GIGA = 2**20, 1e9
 COLUMNS = {

@@ -23,8 +23,8 @@ from cyclip_jax.training.configured_model import create_trained, train_graphdef
 from cyclip_jax.training.flops import matmul_flops, model_flops
 from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.optimizer import create_optimizer
-from cyclip_jax.training.phases import Stage, batch_shapes, seen_of, stages_of_run
 from cyclip_jax.training.sentences import Sentences
+from cyclip_jax.training.stages import Stage, batch_shapes, seen_of, stages_of_run
 from cyclip_jax.training.step import (
     Batch,
     TrainState,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import jax
 import ml_collections
-import numpy as np
 import optax
 from etils import epath
 
@@ -41,9 +40,9 @@ from cyclip_jax.runtime.weights_and_biases import WandbMirror
 from cyclip_jax.training.collapse import CollapseAlarm, collapsed_steps
 from cyclip_jax.training.configured_model import Model
 from cyclip_jax.training.objective import configured_objective
-from cyclip_jax.training.phases import Stage, stage_at, stages_of_run
 from cyclip_jax.training.sentences import name_faults, open_sentences, shorter_tokenizer
 from cyclip_jax.training.settings import Settings, checked, with_absolute_paths
+from cyclip_jax.training.stages import Stage, batches_of_run, stages_of_run
 from cyclip_jax.training.starting_point import (
     StartingPoint,
     inherit_vocabulary,
@@ -420,29 +419,3 @@ def _steps(config, plan, state):
         )
         for stage in plan.stages
     ]
-
-
-def batches_of_run(
-    stages: Sequence[Stage],
-    step: int,
-    pairs: Iterator[tuple[dict[str, np.ndarray], Position]],
-    position: Position,
-    sentences: SentenceBatches | None,
-) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
-    """Yields what each step from `step` on sees, with the place in the pairs after it.
-
-    Args:
-      stages: of the run.
-      step: the first step.
-      pairs: yields (rows, position after them).
-      position: the place in the pairs before the first step.
-      sentences: function from a step to its rows; None where no stage asks for any.
-    """
-    while True:
-        stage, batch = stage_at(stages, step), {}
-        if stage.has_pairs:
-            batch, position = next(pairs)
-        if sentences is not None and "sentences" in stage.objective.inputs:
-            batch = {**batch, **sentences(step)}
-        yield {key: batch[key] for key in stage.objective.inputs}, position
-        step += 1

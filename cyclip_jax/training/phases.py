@@ -1,129 +1,19 @@
-"""Stretches of a run that have one compiled step each."""
+"""The stages of a run with their steps compiled, before the first step."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import optax
-from jax.sharding import Sharding
 
 from cyclip_jax import parallel
-from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.training.flops import model_flops, peak_flops
-from cyclip_jax.training.objective import Objective
-from cyclip_jax.training.sentences import Sentences
-from cyclip_jax.training.step import Batch, Step, TrainState, View, jit_step
-from cyclip_jax.training.token_reduction import TokenReduction, see_everything
+from cyclip_jax.training.stages import Stage, batch_shapes, seen_of
+from cyclip_jax.training.step import Step, TrainState, jit_step
 
 if TYPE_CHECKING:
     from cyclip_jax.training.open_run import Run
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What is trained, and on what, from a step of a run on.
-
-    Attributes:
-      first_step: the step at which it begins.
-      view: what the towers see of a batch.
-      objective: what is minimised.
-      trainable: which parameters train, see `make_train_step`.
-      starts_anew: whether the optimiser's state is that of a new run when the stage begins.
-    """
-
-    first_step: int
-    view: View = see_everything
-    objective: Objective
-    trainable: Callable[[tuple[str, ...]], bool] | None = None
-    starts_anew: bool = False
-
-    @property
-    def has_pairs(self) -> bool:
-        """Whether it sees images and captions."""
-        return "images" in self.objective.inputs
-
-
-def stages_of_run(
-    objective: Objective,
-    sentences: Sentences,
-    tokens: TokenReduction,
-    *,
-    sizes: Any,
-    total_steps: int,
-) -> list[Stage]:
-    """The stages of a run, in the order of its steps.
-
-    While sentences are seen alone, the text tower alone trains. Where pairs follow, they begin as
-    a new run would begin from this text tower: with the optimiser's first state.
-
-    Args:
-      objective: of the run, with all its terms.
-      sentences: config.sentences.
-      tokens: config.tokens.
-      sizes: the model's sizes.
-      total_steps: length of the run.
-
-    Raises:
-      UserError: the settings do not suit the model.
-    """
-    only, end = (sentences.only_steps, sentences.ends(total_steps)) if sentences.is_on else (0, 0)
-    views = tokens.views_of_run(sizes, total_steps)
-    first_steps = sorted({0, only, end, *(first for first, _ in views)})
-    others = [name for name in objective.terms if name != "sentences"]
-    stages = []
-    for first in [first for first in first_steps if first < total_steps] or [0]:
-        if first < only:
-            if first == 0:
-                alone = objective.only("sentences")
-                stages.append(Stage(first_step=0, objective=alone, trainable=is_of_sentences))
-            continue
-        stages.append(
-            Stage(
-                first_step=first,
-                view=[view for start, view in views if start <= first][-1],
-                objective=objective if first < end else objective.only(*others),
-                starts_anew=0 < first == only,
-            )
-        )
-    return stages
-
-
-def is_of_sentences(path: tuple[str, ...]) -> bool:
-    """Whether training on sentences trains the parameter at a path."""
-    return path[0] in ("text", "sentence_head")
-
-
-def stage_at(stages: Sequence[Stage], step: int) -> Stage:
-    """The stage that a step belongs to."""
-    return [stage for stage in stages if stage.first_step <= step][-1]
-
-
-def batch_shapes(
-    config: Any, keys: Sequence[str], rows: int | None = None, sharding: Sharding | None = None
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """A global batch of a config as shapes.
-
-    Args:
-      config: as defaults.py makes it.
-      keys: what the batch holds, as `Objective.inputs` names it.
-      rows: pairs of the batch; None is config.batch_size.
-      sharding: of the arrays.
-
-    Returns:
-      {key: jax.ShapeDtypeStruct}.
-    """
-    sizes, rows = sizes_in(config.model), rows or config.batch_size
-    side, length = sizes["image_size"], sizes["context_length"]
-    shapes: dict[str, Any] = {}
-    shapes |= dict.fromkeys(("images", "second_images"), ((rows, side, side, 3), jnp.uint8))
-    shapes |= dict.fromkeys(("tokens", "second_tokens"), ((rows, length), jnp.int32))
-    if not set(keys) <= shapes.keys():
-        sentences = config.sentences
-        shape = (sentences.batch_size, min(sentences.length, length))
-        shapes |= dict.fromkeys(("sentences", "positives", "negatives"), (shape, jnp.int32))
-    return {key: jax.ShapeDtypeStruct(*shapes[key], sharding=sharding) for key in keys}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,11 +66,6 @@ def compile_phases(run: "Run", state: TrainState) -> list[Phase]:
     run.console.say(f"train step compiled in {seconds:.1f} s")
     run.writer.write(int(state.step), {"compile_seconds": seconds})
     return compiled
-
-
-def seen_of(stage: Stage, key: jax.Array, batch: Batch) -> Batch:
-    """What is embedded of a batch in a stage, with what is drawn for it."""
-    return stage.objective.with_drawn(key, stage.view(key, batch))
 
 
 def _begun(

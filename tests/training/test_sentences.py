@@ -15,9 +15,9 @@ from cyclip_jax.losses.sentences import mask_keys
 from cyclip_jax.training.configured_model import create_trained, train_graphdef
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import adamw
-from cyclip_jax.training.phases import is_of_sentences, stage_at, stages_of_run
 from cyclip_jax.training.sentences import Sentences
 from cyclip_jax.training.settings import checked
+from cyclip_jax.training.stages import is_of_sentences, stage_at, stages_of_run
 from cyclip_jax.training.starting_point import checkpoint_items, state_of_items
 from cyclip_jax.training.step import abstract_state, create_state, embed_rows, make_train_step
 from cyclip_jax.training.token_reduction import TokenReduction
