@@ -12,6 +12,7 @@ import setuptools
 from packaging.requirements import Requirement
 
 from tests.launch.fakes import LAUNCH, Fakes, shellcheck
+from tests.runs import unpack
 
 ROOT = LAUNCH.parent
 PLACE = ("--name=pod", "--zone=europe-west4-b", "--project=mine")
@@ -151,7 +152,7 @@ def test_the_tree_is_sent_as_it_is(fakes, repository):
 def described(fakes):
     """What config.json will tell of the code that was sent."""
     with tarfile.open(fakes.bucket / "code.tar.gz") as tar:
-        tar.extractall(fakes.home, filter="data")
+        unpack(tar, fakes.home)
     return git(fakes.home / "cyclip_jax", "describe", "--always", "--dirty", "--abbrev=40")
 
 

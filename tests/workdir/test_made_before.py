@@ -14,6 +14,7 @@ from cyclip_jax.train import train
 from cyclip_jax.workdir.config_json import read_config
 from cyclip_jax.workdir.metrics import read_metrics
 from tests.pictures import SHAPES, write_pairs
+from tests.runs import unpack
 from tests.workdir import made_before
 
 HERE = pathlib.Path(__file__).parent
@@ -27,7 +28,7 @@ def old_run(tmp_path_factory):
     """The workdir of the old run, with its data where its config says."""
     folder = tmp_path_factory.mktemp("made_before")
     with tarfile.open(HERE / "made_before.tar.xz") as archive:
-        archive.extractall(folder, filter="data")
+        unpack(archive, folder)
     write_pairs(folder / "pairs")
     for name, colours in (("train", ("red", "green", "blue")), ("test", ("grey",))):
         rows = [f"{colour}_{shape}.png,{shape}" for shape in SHAPES for colour in colours]
