@@ -70,28 +70,23 @@ class Sentences:
 
     def __post_init__(self) -> None:
         check_known("config.sentences.head", self.head, HEADS)
-        until_step = self.only_steps + 1 if self.until_step is None else self.until_step
-        for name, number, is_allowed, must in (
-            ("weight", self.weight, self.weight >= 0, "must be at least 0"),
-            ("only_steps", self.only_steps, self.only_steps >= 0, "must be at least 0"),
-            (
-                *("until_step", until_step, until_step >= max(self.only_steps, 1)),
-                f"must be at least 1 and config.sentences.only_steps {self.only_steps}",
+        first_end = max(self.only_steps, 1)
+        must = {
+            "weight": (self.weight >= 0, "at least 0"),
+            "only_steps": (self.only_steps >= 0, "at least 0"),
+            "until_step": (
+                self.until_step is None or self.until_step >= first_end,
+                f"at least 1 and config.sentences.only_steps {self.only_steps}",
             ),
-            ("batch_size", self.batch_size, self.batch_size >= 2, "must be at least 2"),
-            ("length", self.length, self.length >= 3, "must be at least 3, with both ends"),
-            ("temperature", self.temperature, self.temperature > 0, "must be more than 0"),
-            (
-                *("dropout", self.dropout, 0 <= self.dropout < 1),
-                "must be at least 0 and less than 1",
-            ),
-            (
-                *("hard_negative_weight", self.hard_negative_weight),
-                *(self.hard_negative_weight >= 0, "must be at least 0"),
-            ),
-        ):
+            "batch_size": (self.batch_size >= 2, "at least 2"),
+            "length": (self.length >= 3, "at least 3, with both ends"),
+            "temperature": (self.temperature > 0, "more than 0"),
+            "dropout": (0 <= self.dropout < 1, "at least 0 and less than 1"),
+            "hard_negative_weight": (self.hard_negative_weight >= 0, "at least 0"),
+        }
+        for name, (is_allowed, what) in must.items():
             if not is_allowed:
-                raise UserError(f"config.sentences.{name} {number} {must}")
+                raise UserError(f"config.sentences.{name} {getattr(self, name)} must be {what}")
         if self.only_steps and not self.is_on:
             what = "train is not set" if self.train is None else "weight is 0"
             raise UserError(

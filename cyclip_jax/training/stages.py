@@ -67,20 +67,18 @@ def stages_of_run(
     """
     only, end = (sentences.only_steps, sentences.ends(total_steps)) if sentences.is_on else (0, 0)
     views = tokens.views_of_run(sizes, total_steps)
-    first_steps = sorted({0, only, end, *(first for first, _ in views)})
-    others = [name for name in objective.terms if name != "sentences"]
     stages = []
-    for first in [first for first in first_steps if first < total_steps] or [0]:
-        if first < only:
-            if first == 0:
-                alone = objective.only("sentences")
-                stages.append(Stage(first_step=0, objective=alone, trainable=is_of_sentences))
-            continue
+    if only:
+        alone = objective.only("sentences")
+        stages.append(Stage(first_step=0, objective=alone, trainable=is_of_sentences))
+    pairs_alone = objective.only(*(name for name in objective.terms if name != "sentences"))
+    changes = sorted({only, end, *(first for first, _ in views)})
+    for first in [first for first in changes if only <= first < total_steps]:
         stages.append(
             Stage(
                 first_step=first,
                 view=[view for start, view in views if start <= first][-1],
-                objective=objective if first < end else objective.only(*others),
+                objective=objective if first < end else pairs_alone,
                 starts_anew=0 < first == only,
             )
         )
