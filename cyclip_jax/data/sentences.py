@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int
 
 from cyclip_jax.data.order import sentences_of_step
@@ -18,7 +19,7 @@ from cyclip_jax.data.record import Unreadable, told
 from cyclip_jax.data.sources.table import StringArray
 from cyclip_jax.data.tables import Table, encoded_lines
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import parse_json
+from cyclip_jax.files import how_written, parse_json
 
 CAPTIONS, WORDNET = "captions", "wordnet"  # in place of a path
 # Keys of a batch, in the order of a file's columns.
@@ -138,6 +139,11 @@ def _check_share(name, faults, kept, max_bad_share):
 
 
 def _rows_of_file(path, columns):
+    if not epath.Path(path).is_file():
+        raise UserError(
+            f"{path} is not a file{how_written(path)}; set config.sentences.train to a file of "
+            "sentences"
+        )
     if not is_supervised(path):
         return _rows_of_text(path)
     if path.lower().endswith(".jsonl"):

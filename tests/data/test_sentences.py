@@ -112,6 +112,13 @@ def test_a_file_that_is_of_no_use_is_refused(tmp_path, name, text, columns, mess
         read(written(tmp_path / name, text), columns, max_bad_share=0.5)
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.tsv", "a.jsonl", "folder.txt"])
+def test_a_file_that_is_not_there_is_named(tmp_path, name):
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(UserError, match=rf"{name} is not a file; set config\.sentences\.train"):
+        read(tmp_path / name, 1 if name.endswith(".txt") else 2)
+
+
 def test_an_ending_that_tells_nothing_is_refused():
     with pytest.raises(UserError, match=r"config\.sentences\.train is a\.parquet, whose ending"):
         is_supervised("a.parquet")
