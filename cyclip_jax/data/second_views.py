@@ -12,7 +12,7 @@ from cyclip_jax.data.captions import another_caption
 from cyclip_jax.data.draws import EDA, Draws
 from cyclip_jax.data.eda import eda
 from cyclip_jax.data.record import Record
-from cyclip_jax.data.transform import Transform
+from cyclip_jax.data.transform import Transform, check_setting
 from cyclip_jax.data.wordnet import open_synonyms
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import FilePath
@@ -52,12 +52,7 @@ class SecondViews:
             ("second_caption", SECOND_CAPTIONS),
             ("second_caption_draws", DRAWS),
         ):
-            name = getattr(self, key)
-            if name not in names:
-                raise UserError(
-                    f"there is no {key} {name!r}; set config.data.{key} to one of "
-                    + ", ".join(repr(name) for name in names)
-                )
+            check_setting(key, getattr(self, key), names)
 
     def transform(self, first: Transform) -> Transform | None:
         """What happens to a picture for its second view; None where it has none.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime.setting_types import check_type
@@ -28,6 +28,15 @@ def check_colours(where: str, mean: Sequence[float], std: Sequence[float]) -> No
         if len(numbers) not in (1, 3) or min(numbers) <= least:
             above = ", all above 0" if least == 0 else ""
             raise UserError(f"{where}.{name} {numbers!r} must be three numbers{above}")
+
+
+def check_setting(key: str, name: object, names: Collection[object]) -> None:
+    """Raises UserError unless config.data's setting `key` has one of the values of `names`."""
+    if name not in names:
+        raise UserError(
+            f"there is no {key} {name!r}; set config.data.{key} to one of "
+            + ", ".join(map(repr, names))
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,12 +73,7 @@ class Transform:
             ("horizontal_flip", (False, True)),
             ("policy", POLICIES),
         ):
-            name = getattr(self, key)
-            if name not in names:
-                raise UserError(
-                    f"there is no {key} {name!r}; set config.data.{key} to one of "
-                    + ", ".join(repr(name) for name in names)
-                )
+            check_setting(key, getattr(self, key), names)
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise UserError(
                 f"config.data.crop_scale is {self.crop_scale}; set it to the least and the "

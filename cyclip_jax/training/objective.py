@@ -62,7 +62,7 @@ class Objective:
       **sections: settings of the terms that have a section of their own, by the terms' names.
 
     Attributes:
-      first_step: the step of the run from which on weights grow.
+      first_step: the first step of the run that sees pairs, from which on weights grow.
       cyclic_warmup_steps: as given.
       detached_gather_devices: as given.
       terms: {name: Term}, the terms that are computed.
@@ -100,7 +100,8 @@ class Objective:
             )
         # What the second views leave of the contrastive loss between images and texts.
         loss["contrastive_weight"] = 1 - second_view_weight if "second_views" in sections else None
-        self.first_step = 0
+        sentences = sections.get("sentences")
+        self.first_step = sentences["only_steps"] if sentences else 0  # none has pairs before
         self.cyclic_warmup_steps = cyclic_warmup_steps
         self.detached_gather_devices = detached_gather_devices
         self.terms: dict[str, Term] = {}
@@ -212,10 +213,7 @@ def configured_objective(config: Any) -> Objective:
       UserError: as in `Objective`.
     """
     sections = {name: config[name] for name in TERMS if name in config}
-    views = [view for view, key in _SECOND_VIEWS.items() if config.data.get(key, "none") != "none"]
+    views = [view for view, key in _SECOND_VIEWS.items() if config.data[key] != "none"]
     if views:
         sections["second_views"] = {"views": views}
-    objective = Objective(**config.loss, **sections)
-    if "sentences" in sections:
-        objective.first_step = config.sentences.only_steps
-    return objective
+    return Objective(**config.loss, **sections)

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from cyclip_jax.data.order import Position
-from cyclip_jax.data.sentences import SentenceBatches
+from cyclip_jax.data.sentences import BATCH_KEYS, SentenceBatches
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.sentences import Sentences
@@ -117,7 +117,7 @@ def batch_shapes(
     if not set(keys) <= shapes.keys():
         sentences = config.sentences
         shape = (sentences.batch_size, min(sentences.length, length))
-        shapes |= dict.fromkeys(("sentences", "positives", "negatives"), (shape, jnp.int32))
+        shapes |= dict.fromkeys(BATCH_KEYS, (shape, jnp.int32))
     return {key: jax.ShapeDtypeStruct(*shapes[key], sharding=sharding) for key in keys}
 
 

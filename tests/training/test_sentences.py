@@ -234,7 +234,6 @@ def test_weights_that_grow_begin_with_the_pairs():
     objective = Objective(
         **of_step.LOSS, cyclic_warmup_steps=10, sentences=SECTION | {"only_steps": 5}
     )
-    objective.first_step = 5
     embeds = dict.fromkeys(("images", "texts"), np.eye(8, dtype=np.float32))
     objective = objective.only("contrastive", "cyclic")
     weights = [
