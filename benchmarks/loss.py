@@ -33,8 +33,9 @@ from cyclip_jax import parallel
 from cyclip_jax.costs.aot import slice_devices
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses import contrastive_loss, cyclip_loss
-from cyclip_jax.losses.contrastive import CHUNK_SIZE, contrastive_loss_dense
+from cyclip_jax.losses.contrastive import contrastive_loss_dense
 from cyclip_jax.losses.cyclic import cyclic_consistency_dense
+from cyclip_jax.losses.tiles import CHUNK_SIZE
 
 LOSSES = ("contrastive", "whole")
 INMODAL_WEIGHT, CROSSMODAL_WEIGHT = 0.25, 0.25

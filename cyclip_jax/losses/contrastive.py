@@ -11,35 +11,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Rows of each device's keys in a tile.
-CHUNK_SIZE = 256
+from cyclip_jax.losses.tiles import (
+    CHUNK_SIZE,
+    at_least_float32,
+    chunk_of,
+    device_count,
+    device_index,
+    gather,
+    max_over,
+    over_chunks,
+    product,
+    rows_of_device,
+    similarity,
+    sum_over,
+    sum_scattered,
+    tile_of,
+    tile_rows,
+)
 
 # Of CLIP's loss: queries choose among keys, and keys among queries.
 BOTH = (0.5, 0.5)
 # Queries alone choose among keys.
 FORWARD = (1.0, 0.0)
-
-
-def at_least_float32(*arrays: Float[Array, "..."] | float) -> tuple[Float[Array, "..."], ...]:
-    """Returns the arrays in their common type, float32 or wider.
-
-    Losses over many pairs are sums of near-equal numbers: bfloat16 towers are welcome, bfloat16
-    similarities are not. float64 stays float64, so that equality can be tested sharply.
-    """
-    dtype = jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
-    return tuple(jnp.asarray(array, dtype) for array in arrays)
-
-
-def product(left: Float[Array, "n k"], right: Float[Array, "k m"]) -> Float[Array, "n m"]:
-    """The matrix product at full precision: no bfloat16 passes, no TF32."""
-    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
-
-
-def similarity(
-    left_embeds: Float[Array, "n d"], right_embeds: Float[Array, "m d"]
-) -> Float[Array, "n m"]:
-    """All inner products, [N, D], [M, D] -> [N, M]."""
-    return product(left_embeds, right_embeds.T)
 
 
 def info_nce_dense(
@@ -171,9 +164,11 @@ def _smoothing(given, scale, directions, axis_names):
     The mean of a row of logits is the logit of the mean key: no row is computed.
     """
     queries, keys, *further = at_least_float32(*given)
-    (a, b), devices = directions, _device_count(axis_names)
-    own = _sum(jnp.sum(queries * keys), axis_names)
-    rows = [_sum(part.sum(axis=0), axis_names) for part in (queries, keys, *further)]  # [D] each
+    (a, b), devices = directions, device_count(axis_names)
+    own = sum_over(jnp.sum(queries * keys), axis_names)
+    rows = [
+        sum_over(part.sum(axis=0), axis_names) for part in (queries, keys, *further)
+    ]  # [D] each
     n = len(queries) * devices
     mean_query, mean_key = rows[0] / n, rows[1] / n
     chosen_among = n + sum(len(part) for part in further) * devices
@@ -240,12 +235,12 @@ def _tiled_forward(options, queries, keys, *others):
     n, _ = query_rows.shape
     scaled = scale * query_rows
     own = jnp.sum(scaled * key_rows, axis=1)  # [n]
-    gathered = _gather(keys, axis_names)  # [W, n, D], in the embeddings' own type
-    devices, device = gathered.shape[0], _axis_index(axis_names)
+    gathered = gather(keys, axis_names)  # [W, n, D], in the embeddings' own type
+    devices, device = gathered.shape[0], device_index(axis_names)
 
     def tile(carry, start, size):
         query_others, query_sum = carry  # [n]: largest logit of another; Σ exp(logit − max)
-        logits, is_local, position = _tile(gathered, scaled, start, size, device)
+        logits, is_local, position = tile_of(gathered, scaled, start, size, device)
         others = jnp.where(position[:, None] == jnp.arange(n), -jnp.inf, logits)
         query_others, query_sum = _joined(query_others, query_sum, own, others, logits)
         # A hit is decided between numbers of one matrix product: the dot products above round
@@ -256,7 +251,7 @@ def _tiled_forward(options, queries, keys, *others):
         own_here = jnp.diagonal(jax.lax.dynamic_slice_in_dim(local, start, size, axis=1))  # [c]
         if not b:
             return (query_others, query_sum), (own_here,)
-        own_chunk = jnp.where(is_local, _chunk(own[None], start, size), -jnp.inf).reshape(-1)
+        own_chunk = jnp.where(is_local, chunk_of(own[None], start, size), -jnp.inf).reshape(-1)
         key_others = others.max(axis=1)  # [W·c]
         key_max = jnp.maximum(key_others, own_chunk)
         key_sum = jnp.exp(logits - key_max[:, None]).sum(axis=1)
@@ -265,30 +260,30 @@ def _tiled_forward(options, queries, keys, *others):
         return (query_others, query_sum), (own_here, jnp.moveaxis(by_key, 2, 0))
 
     start = jnp.full_like(own, -jnp.inf), jnp.zeros_like(own)
-    (query_others, query_sum), (own_here, *by_key) = _over_chunks(tile, start, n, chunk_size)
-    beyond = [_gather(rows, axis_names) for rows in further]  # [W, E/W, D]
+    (query_others, query_sum), (own_here, *by_key) = over_chunks(tile, start, n, chunk_size)
+    beyond = [gather(rows, axis_names) for rows in further]  # [W, E/W, D]
     for rows in beyond:
 
         def further_tile(carry, start, size, rows=rows):
-            logits, _, position = _tile(rows, scaled, start, size, device)
+            logits, _, position = tile_of(rows, scaled, start, size, device)
             factors = _further_factors(own_further_weight, n, rows, position)
             most, total = carry
             return _joined(most, total, own, logits, logits, factors), ()
 
         carry = query_others, query_sum
-        (query_others, query_sum), _ = _over_chunks(further_tile, carry, rows.shape[1], chunk_size)
+        (query_others, query_sum), _ = over_chunks(further_tile, carry, rows.shape[1], chunk_size)
     query_lse = jnp.maximum(query_others, own) + jnp.log(query_sum)  # [n]
 
     losses, hits, key_lse = a * query_lse, [own_here > query_others], []
     if b:
         key_others, key_max, key_sum = jnp.moveaxis(by_key[0], 0, 2)  # [W, n], over local queries
-        all_others, all_max = _max(jnp.stack([key_others, key_max]), axis_names)
-        lse = all_max + jnp.log(_sum(key_sum * jnp.exp(key_max - all_max), axis_names))
-        losses += b * _local(lse, device)
-        hits.append(own_here > _local(all_others, device))
+        all_others, all_max = max_over(jnp.stack([key_others, key_max]), axis_names)
+        lse = all_max + jnp.log(sum_over(key_sum * jnp.exp(key_max - all_max), axis_names))
+        losses += b * rows_of_device(lse, device)
+        hits.append(own_here > rows_of_device(all_others, device))
         key_lse.append(lse)
     losses -= (a + b) * own  # [n]
-    means = _sum(jnp.stack([x.astype(own.dtype).sum() for x in (losses, *hits)]), axis_names)
+    means = sum_over(jnp.stack([x.astype(own.dtype).sum() for x in (losses, *hits)]), axis_names)
     loss, *accuracies = means / (n * devices)
     saved = (queries, keys, *further), scale, (gathered, *beyond), query_lse, key_lse
     return (loss, accuracies), saved
@@ -299,67 +294,41 @@ def _tiled_backward(options, saved, cotangents):
     (queries, keys, *further), scale, (gathered, *beyond), query_lse, key_lse = saved
     cotangent, _ = cotangents  # an accuracy has no gradient
     query_rows, key_rows = at_least_float32(queries, keys)
-    devices, (n, width), device = gathered.shape[0], query_rows.shape, _axis_index(axis_names)
+    devices, (n, width), device = gathered.shape[0], query_rows.shape, device_index(axis_names)
     scaled = scale * query_rows
     greater = max(a, b)
     a, b = a / greater, b / greater  # a weight of 1 costs no operation
 
     def tile(pull, start, size, rows=gathered, key_lse=tuple(key_lse)):
-        logits, _, position = _tile(rows, scaled, start, size, device)
+        logits, _, position = tile_of(rows, scaled, start, size, device)
         weights = _times(a, jnp.exp(logits - query_lse))  # [W·c, n]
         if rows is not gathered:
             factors = _further_factors(own_further_weight, n, rows, position)
             weights *= 1.0 if factors is None else factors
         for lse in key_lse:
-            weights += _times(b, jnp.exp(logits - _chunk(lse, start, size).reshape(-1, 1)))
-        pull += product(weights.T, _tile_rows(rows, start, size, scaled))  # [n, D]
+            weights += _times(b, jnp.exp(logits - chunk_of(lse, start, size).reshape(-1, 1)))
+        pull += product(weights.T, tile_rows(rows, start, size, scaled))  # [n, D]
         push = product(weights, query_rows).reshape(devices, size, width)
         return pull, sum_scattered(push, axis_names)  # [c, D]
 
-    pull, push = _over_chunks(tile, jnp.zeros_like(query_rows), n, chunk_size)
+    pull, push = over_chunks(tile, jnp.zeros_like(query_rows), n, chunk_size)
     # The own pair's −1, once per direction.
     pull, push = pull - (a + b) * key_rows, push - (a + b) * query_rows
     pushes = [push]
     for rows in beyond:
         further_tile = functools.partial(tile, rows=rows, key_lse=())
-        pull, push = _over_chunks(further_tile, pull, rows.shape[1], chunk_size)
+        pull, push = over_chunks(further_tile, pull, rows.shape[1], chunk_size)
         pushes.append(push)
     factor = cotangent * greater / (n * devices)
     given = zip((queries, keys, *further), (pull, *pushes), strict=True)
     return (
         *((factor * scale * gradient).astype(rows.dtype) for rows, gradient in given),
-        factor * _sum(jnp.sum(query_rows * pull), axis_names),
+        factor * sum_over(jnp.sum(query_rows * pull), axis_names),
     )
 
 
 _tiled: Any = jax.custom_vjp(_tiled_value, nondiff_argnums=(0,))
 _tiled.defvjp(_tiled_forward, _tiled_backward)
-
-
-def _tile(gathered, scaled, start, size, device):
-    """Logits of some of every device's keys.
-
-    Args:
-      gathered: all devices' keys [W, n, D].
-      scaled: the local queries times the scale, [n, D].
-      start, size: which keys of each device.
-      device: number of this device.
-
-    Returns:
-      (logits [W·c, n], whether a device is this one [W, 1], the place of each key among this
-      device's, −1 for those of others, [W·c]).
-    """
-    devices = gathered.shape[0]
-    logits = product(_tile_rows(gathered, start, size, scaled), scaled.T)
-    is_local = jnp.arange(devices)[:, None] == device
-    position = jnp.where(is_local, start + jnp.arange(size), -1).reshape(-1)
-    return logits, is_local, position
-
-
-def _tile_rows(gathered, start, size, like):
-    """[W, n, D] -> [W·c, D], some of every device's rows."""
-    rows = _chunk(gathered, start, size).astype(like.dtype)
-    return rows.reshape(gathered.shape[0] * size, -1)
 
 
 def _joined(most, total, own, others, logits, factors=None):
@@ -393,63 +362,3 @@ def _further_factors(own_weight, n, rows, position):
 def _times(weight, x):
     """weight · x, and x itself for a weight of 1."""
     return x if weight == 1 else weight * x
-
-
-def _over_chunks(body, carry, n, chunk_size):
-    """Runs body(carry, start, size) -> (carry, tree of [size, ...]) over chunks of n rows.
-
-    Returns:
-      (carry, the trees joined into one of [n, ...]).
-    """
-    chunk_size = min(chunk_size, n)
-    whole, rest = divmod(n, chunk_size)
-    outs = []
-    if whole == 1:
-        carry, out = body(carry, 0, chunk_size)
-        outs.append(out)
-    elif whole > 1:
-        starts = chunk_size * jnp.arange(whole)
-        carry, out = jax.lax.scan(lambda c, start: body(c, start, chunk_size), carry, starts)
-        outs.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out))
-    if rest:
-        carry, out = body(carry, n - rest, rest)
-        outs.append(out)
-    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outs)
-
-
-def _chunk(rows, start, size):
-    """[W, n, ...] -> [W, size, ...] of each device's n rows."""
-    return jax.lax.dynamic_slice_in_dim(rows, start, size, axis=1)
-
-
-def _local(rows, device):
-    """[W, n] -> [n], those of one device."""
-    return jax.lax.dynamic_index_in_dim(rows, device, keepdims=False)
-
-
-# Collectives over the axes that rows are split over, and what they are on one device.
-
-
-def _axis_index(axis_names):
-    return jax.lax.axis_index(axis_names) if axis_names else 0
-
-
-def _device_count(axis_names):
-    return jax.lax.axis_size(axis_names) if axis_names else 1
-
-
-def _gather(rows, axis_names):
-    return jax.lax.all_gather(rows, axis_names) if axis_names else rows[None]
-
-
-def _sum(x, axis_names):
-    return jax.lax.psum(x, axis_names) if axis_names else x
-
-
-def _max(x, axis_names):
-    return jax.lax.pmax(x, axis_names) if axis_names else x
-
-
-def sum_scattered(x: jax.Array, axis_names: tuple[str, ...]) -> jax.Array:
-    """This device's block of x, [devices, ...], summed over all devices."""
-    return jax.lax.psum_scatter(x, axis_names) if axis_names else x[0]

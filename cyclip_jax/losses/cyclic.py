@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cyclip_jax.losses.contrastive import at_least_float32, product, similarity
+from cyclip_jax.losses.tiles import at_least_float32, product, similarity
 
 
 def cyclic_consistency_dense(

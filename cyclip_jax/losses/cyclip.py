@@ -7,9 +7,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.losses.contrastive import CHUNK_SIZE, contrastive_loss
+from cyclip_jax.losses.contrastive import contrastive_loss
 from cyclip_jax.losses.cyclic import cyclic_consistency
 from cyclip_jax.losses.terms import Reported, Term, Weight, weighted_sum
+from cyclip_jax.losses.tiles import CHUNK_SIZE
 
 # The batch size at which the paper chose its weights λ1 = λ2 = 0.25.
 REFERENCE_BATCH_SIZE = 128

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from cyclip_jax.losses.contrastive import at_least_float32, product
 from cyclip_jax.losses.terms import Embeds
+from cyclip_jax.losses.tiles import at_least_float32, product
 
 
 def embedding_rank(

@@ -4,8 +4,9 @@ import math
 from collections.abc import Collection
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.losses.contrastive import CHUNK_SIZE, FORWARD, info_nce
+from cyclip_jax.losses.contrastive import FORWARD, info_nce
 from cyclip_jax.losses.terms import PAIRS, Reported, Row, Term, Weight
+from cyclip_jax.losses.tiles import CHUNK_SIZE
 
 # {view: (name of the embeddings, name of those of the view, the view's rows)}
 VIEWS: dict[str, tuple[str, str, Row]] = {

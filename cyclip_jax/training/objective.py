@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.losses.contrastive import CHUNK_SIZE
 from cyclip_jax.losses.cyclip import contrastive_term, cyclic_term
 from cyclip_jax.losses.second_views import second_view_term
 from cyclip_jax.losses.terms import (
@@ -24,6 +23,7 @@ from cyclip_jax.losses.terms import (
     check_detached_gather,
     weighted_sum,
 )
+from cyclip_jax.losses.tiles import CHUNK_SIZE
 from cyclip_jax.training.sentences import sentences_term
 
 # {name: the function of settings that makes the term}, in the order in which terms are added up.

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
-from cyclip_jax.losses.contrastive import similarity
+from cyclip_jax.losses.tiles import similarity
 
 # Similarities that this process's devices hold at a time, 256 MB of float32 in all.
 TILE_SIZE = 1 << 26
