@@ -132,6 +132,8 @@ def _model() -> ml_collections.ConfigDict:
     # Tokens of a caption, with the one that starts and the one that ends it.
     model.context_length = placeholder(int)
     model.vocab_size = placeholder(int)  # Number of ids that the tokenizer gives.
+    # Whether a learned bias is added to the similarities, as the sigmoid loss wants it.
+    model.logit_bias = False
     # True is x·σ(1.702 x), as in OpenAI's models; False is the exact GELU.
     model.quick_gelu = True
     # Type in which the towers compute, "float32" or "bfloat16". The parameters are float32.
@@ -179,6 +181,15 @@ def _mesh() -> ml_collections.ConfigDict:
 def _loss() -> ml_collections.ConfigDict:
     """Returns config.loss."""
     loss = ml_collections.ConfigDict()
+    # The contrastive term: "softmax" is CLIP's; "sigmoid" is SigLIP's, for which the model has a
+    # bias (model.logit_bias).
+    loss.contrastive = "softmax"
+    # Where the scale of the similarities starts, 1/temperature. By default at 1/0.07 with the
+    # softmax, and at 10 with the sigmoid, as published.
+    loss.initial_logit_scale = placeholder(float)
+    loss.initial_logit_bias = -10.0  # Where the bias starts, if the model has one.
+    # So much of the softmax's target is spread over all that is chosen among.
+    loss.label_smoothing = 0.0
     loss.inmodal_weight = 0.25  # Weight λ1 of the paper, of the in-modal consistency.
     loss.crossmodal_weight = 0.25  # Weight λ2 of the paper, of the cross-modal consistency.
     # Factor of both consistencies: "reference" is 1/N as published, for N pairs in the batch;
@@ -190,6 +201,16 @@ def _loss() -> ml_collections.ConfigDict:
     loss.cyclic_warmup_steps = 0
     # Share of the contrastive loss that second views have (see data.second_image).
     loss.second_view_weight = 0.5
+    loss.second_view_warmup_steps = 0  # That share grows linearly from 0 over so many steps.
+    # Weights of ½(U(I) + U(T)), of U(I, T) and of ‖I − T‖², which spread embeddings and draw pairs
+    # together (Fahim et al. 2024, with the weight 1 for each).
+    loss.uniformity_weight = 0.0
+    loss.cross_uniformity_weight = 0.0
+    loss.alignment_weight = 0.0
+    loss.uniformity_warmup_steps = 0  # They grow linearly from 0 over so many steps.
+    # Sizes of the embedding, the largest first, such as (512, 256, 128). The loss of pairs is then
+    # the mean over them, so that the first numbers serve by themselves. By default there is one.
+    loss.nested_dims = ()
     # Similarities are computed in tiles of so many rows of each device. The number changes memory
     # and speed, not the result.
     loss.chunk_size = 256
@@ -208,6 +229,8 @@ def _sentences() -> ml_collections.ConfigDict:
     sentences.train = placeholder(str)
     # Weight of their loss beside CyCLIP's. That of Zhao et al. is not known.
     sentences.weight = 1.0
+    # It grows linearly from 0 over so many steps from the first that sees pairs.
+    sentences.warmup_steps = 0
     sentences.only_steps = 0  # So many steps at the start see sentences alone.
     # The last step that sees sentences. By default all do.
     sentences.until_step = placeholder(int)

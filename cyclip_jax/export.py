@@ -3,6 +3,7 @@
 python -m cyclip_jax.export --checkpoint=WORKDIR --format=open_clip --output=DIR
 """
 
+import importlib.util
 import os
 import uuid
 from collections.abc import Sequence
@@ -180,7 +181,7 @@ def export(values: Any) -> None:
         license_name=values.license,
     )
     print(f"{values.output}: {', '.join(files)}")
-    if values.format == "open_clip" and "openai.pt" not in files:
+    if values.format == "open_clip" and importlib.util.find_spec("torch") is None:
         print("openai.pt is left out; to write it, run pip install 'cyclip_jax[torch]'")
 
 

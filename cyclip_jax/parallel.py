@@ -34,7 +34,7 @@ PARTITION_RULES = (
     (r"(visual/proj|text/text_projection)$", _LAST_OF_2),  # [width, embedding]
     (r"/(positional_embedding|class_embedding)$", PartitionSpec()),
     (r"/(bias|scale)$", PartitionSpec()),
-    (r"^logit_scale$", PartitionSpec()),
+    (r"^logit_(scale|bias)$", PartitionSpec()),
 )
 # What models multiply by, and cast to their own type before.
 _WEIGHTS = ("kernel", "proj", "text_projection")

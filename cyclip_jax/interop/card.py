@@ -119,10 +119,13 @@ def _objective(config):
     if config is None:
         return "an image-text model"
     weights = config.loss.inmodal_weight, config.loss.crossmodal_weight
+    of_siglip = config.loss.contrastive == "sigmoid"
     if not any(weights):
-        return "an image-text model that was trained with the contrastive objective of CLIP"
+        whose = "sigmoid objective of SigLIP" if of_siglip else "contrastive objective of CLIP"
+        return f"an image-text model that was trained with the {whose}"
     return (
-        "an image-text model that was trained with the objective of CyCLIP "
+        "an image-text model that was trained with the "
+        f"{'sigmoid objective of SigLIP and the terms' if of_siglip else 'objective'} of CyCLIP "
         "([Goel et al. 2022](https://arxiv.org/abs/2205.14459); in-modal weight "
         f"{weights[0]:g}, cross-modal weight {weights[1]:g})"
     )

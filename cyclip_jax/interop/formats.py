@@ -39,6 +39,8 @@ READERS_TOWERS: dict[str, dict[str, str]] = {
     "transformers": {"vit": _OPENAIS["vit"]},
     "onnx": _OPENAIS,
 }
+# The formats that have a place for the bias of the sigmoid loss.
+_WITH_BIAS = ("open_clip", "onnx")
 
 
 def check_format(checkpoint: Checkpoint, export_format: str) -> None:
@@ -53,6 +55,11 @@ def check_format(checkpoint: Checkpoint, export_format: str) -> None:
     """
     tower, width = checkpoint.model["vision_tower"], checkpoint.model["vision_width"]
     _check_tower(checkpoint, export_format)
+    if "logit_bias" in checkpoint.weights and export_format not in _WITH_BIAS:
+        raise UserError(
+            f"{checkpoint.source} has a bias of the similarities, for which {export_format} has no "
+            f"place; choose the format {' or '.join(_WITH_BIAS)}"
+        )
     differing = other_resizing(checkpoint)
     if export_format in ("transformers", "onnx") and differing:
         raise UserError(
@@ -98,7 +105,7 @@ def write_open_clip(
     """Writes a folder with its tokenizer, which open_clip loads as `local-dir:FOLDER`.
 
     If PyTorch is installed, the folder also gets openai.pt, a bare state dict under OpenAI's names,
-    which OpenAI's own `clip.load` takes as well.
+    which OpenAI's own `clip.load` takes as well; but not for a model with a bias.
     """
     weights = cast(checkpoint.weights, dtype)
     write_safetensors(folder / "open_clip_model.safetensors", weights)
@@ -108,7 +115,8 @@ def write_open_clip(
     config = open_clip_config(checkpoint, hf_tokenizer=hf_tokenizer)
     write_json(folder / OPEN_CLIP_CONFIG, config)
     written = ["open_clip_model.safetensors"]
-    if importlib.util.find_spec("torch") is not None:
+    # OpenAI's loader would refuse a bias.
+    if importlib.util.find_spec("torch") is not None and "logit_bias" not in weights:
         write_pytorch(folder / "openai.pt", _with_step(checkpoint, weights))
         written.append("openai.pt")
     return written
@@ -158,9 +166,11 @@ def open_clip_config(checkpoint: Checkpoint, *, hf_tokenizer: bool) -> dict[str,
     if hf_tokenizer:
         # open_clip takes the tokenizer from the folder; the name says only which kind it is.
         text |= {"hf_tokenizer_name": "cyclip_jax", "tokenizer_kwargs": {"clean": "whitespace"}}
+    bias = checkpoint.weights.get("logit_bias")
     return {
         "model_cfg": {
             "embed_dim": model["embed_dim"],
+            **({} if bias is None else {"init_logit_bias": float(bias)}),
             "quick_gelu": model["quick_gelu"],
             "vision_cfg": {
                 "image_size": model["image_size"],

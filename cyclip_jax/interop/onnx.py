@@ -43,8 +43,8 @@ def write_onnx(
     [batch, embed_dim] of unit norm. NumPy makes int64 of a list of ids, and other tokenizers give
     it.
 
-    The metadata of each file tell in JSON the logit_scale (the factor, exponentiated), the sizes,
-    and how pictures are prepared.
+    The metadata of each file tell in JSON the logit_scale (the factor, exponentiated), the
+    logit_bias if there is one, the sizes, and how pictures are prepared.
 
     Args:
       folder: a local epath.Path.
@@ -71,6 +71,7 @@ def write_onnx(
         "dtype": dtype,
         **checkpoint.preprocess,
         **checkpoint.model,
+        **({} if model.logit_bias is None else {"logit_bias": float(model.logit_bias[...])}),
     }
     examples = _examples(checkpoint.model)
     differences = {}

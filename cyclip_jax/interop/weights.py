@@ -25,6 +25,7 @@ _LISTED = 20  # how many names an error lists for each kind of mismatch
 # The position embeddings whose shape, [1 + grid², width], depends on the image size.
 _VIT_POSITIONS = "visual.positional_embedding"
 _RESNET_POSITIONS = "visual.attnpool.positional_embedding"
+_SCALARS = ("logit_scale", "logit_bias")
 # OpenAI's and older files hold these entries besides weights.
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
@@ -65,7 +66,7 @@ def fit(
     A position embedding of another image size is interpolated, and a warning says so.
 
     Args:
-      weights: {OpenAI name: numpy array}. logit_scale may have the shape [1], and BatchNorm's
+      weights: {OpenAI name: numpy array}. Scalars may have the shape [1], and BatchNorm's
         counts may be absent.
       abstract: {"params": …, "batch_stats": …}, nested dicts of arrays or jax.ShapeDtypeStruct.
       source: what to call the weights in messages.
@@ -78,7 +79,7 @@ def fit(
         finite; the error lists all of them.
     """
     weights = {
-        name: array.reshape(()) if name == "logit_scale" and array.size == 1 else array
+        name: array.reshape(()) if name in _SCALARS and array.size == 1 else array
         for name, array in weights.items()
         if not name.endswith(COUNT) and name not in _NO_WEIGHTS
     }
@@ -100,13 +101,15 @@ def sizes_of(
 ) -> dict[str, Any]:
     """Returns the keyword arguments of `create_model` that the shapes of weights tell.
 
-    These are all sizes except the numbers of heads, which no shape shows.
+    These are all sizes except the numbers of heads, which no shape shows, and `logit_bias` where
+    there is one.
 
     Raises:
       UserError: the weights are not those of a CLIP model as OpenAI builds it.
     """
     try:
-        return _vision_sizes(weights) | _text_sizes(weights)
+        has_bias = {"logit_bias": True} if "logit_bias" in weights else {}
+        return _vision_sizes(weights) | _text_sizes(weights) | has_bias
     except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
         raise UserError(
             f"{source} holds no CLIP model with the names of OpenAI, open_clip or transformers "

@@ -154,15 +154,30 @@ def info_nce(
         (directions, own_further_weight, chunk_size, axis_names), *given, scale
     )
     if label_smoothing:
-        loss += label_smoothing * _smoothing(given, scale, directions, axis_names)
+        loss += label_smoothing * smoothing(
+            queries, keys, scale, further_keys, directions=directions, axis_names=axis_names
+        )
     return loss, tuple(accuracies)
 
 
-def _smoothing(given, scale, directions, axis_names):
-    """Mean of a row's own logit less the mean of all its logits, weighted over the directions.
+def smoothing(
+    queries: Float[Array, "n d"],
+    keys: Float[Array, "n d"],
+    scale: Float[Array, ""] | float,
+    further_keys: Float[Array, "e d"] | None = None,
+    *,
+    directions: tuple[float, float] = BOTH,
+    axis_names: tuple[str, ...] = (),
+) -> Float[Array, ""]:
+    """What label smoothing ε adds to the loss, divided by ε, on one device or inside `shard_map`.
 
-    The mean of a row of logits is the logit of the mean key: no row is computed.
+    It is the mean of a row's own logit less the mean of all its logits, weighted over the
+    directions. The mean of a row of logits is the logit of the mean key: no row is computed.
+
+    Args:
+      queries, keys, scale, further_keys, directions, axis_names: as in `info_nce`.
     """
+    given = (queries, keys) if further_keys is None else (queries, keys, further_keys)
     queries, keys, *further = at_least_float32(*given)
     (a, b), devices = directions, device_count(axis_names)
     own = sum_over(jnp.sum(queries * keys), axis_names)

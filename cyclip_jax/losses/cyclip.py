@@ -2,18 +2,23 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from cyclip_jax.errors import UserError
-from cyclip_jax.losses.contrastive import contrastive_loss
+from cyclip_jax.errors import UserError, check_known
+from cyclip_jax.losses.contrastive import contrastive_loss, smoothing
 from cyclip_jax.losses.cyclic import cyclic_consistency
-from cyclip_jax.losses.terms import Reported, Term, Weight, weighted_sum
+from cyclip_jax.losses.sigmoid import sigmoid_term
+from cyclip_jax.losses.terms import Reported, Term, Weight, check_weight_warmup, weighted_sum
 from cyclip_jax.losses.tiles import CHUNK_SIZE
 
 # The batch size at which the paper chose its weights λ1 = λ2 = 0.25.
 REFERENCE_BATCH_SIZE = 128
+
+# Kinds of the contrastive term.
+CONTRASTIVE = ("softmax", "sigmoid")
 
 CYCLIC_NORMALIZATIONS = ("reference", "batch_size_free")
 
@@ -26,40 +31,70 @@ _GROWING_WEIGHTS = {
 
 
 def contrastive_term(
-    *, chunk_size: int = CHUNK_SIZE, contrastive_weight: Weight | None = None
+    *,
+    chunk_size: int = CHUNK_SIZE,
+    contrastive: str = "softmax",
+    contrastive_weight: Weight | None = None,
+    second_view_warmup_steps: int = 0,
+    label_smoothing: float = 0.0,
 ) -> Term:
-    """The contrastive loss of images and texts as a term, with its two accuracies.
+    """The contrastive loss of images and texts as a term, with its accuracies.
 
     Args:
       chunk_size: rows of each device in a tile of the similarities (see `contrastive_loss`).
+      contrastive: one of CONTRASTIVE: "softmax" is CLIP's loss, "sigmoid" SigLIP's.
       contrastive_weight: what second views leave of it; None adds the loss as it is.
+      second_view_warmup_steps: over so many steps that share falls from 1.
+      label_smoothing: ε of `info_nce`, for the softmax.
 
     Raises:
-      UserError: the tiles would be empty.
+      UserError: the tiles would be empty, the kind is unknown, or a setting does not go with it.
     """
     if chunk_size < 1:
         raise UserError(f"config.loss.chunk_size {chunk_size} must be at least 1")
+    check_known("config.loss.contrastive", contrastive, CONTRASTIVE)
+    if not 0 <= label_smoothing < 1:
+        raise UserError(
+            f"config.loss.label_smoothing {label_smoothing} must be at least 0 and less than 1"
+        )
+    if contrastive == "sigmoid":
+        _check_sigmoid(label_smoothing, contrastive_weight)
+        return sigmoid_term(chunk_size=chunk_size)
 
     def measure(embeds, batch, scales, axis_names):
         del batch
+        pairs = embeds["images"], embeds["texts"], scales["logit_scale"]
         loss, (image_to_text, text_to_image) = contrastive_loss(
-            embeds["images"],
-            embeds["texts"],
-            scales["logit_scale"],
-            chunk_size=chunk_size,
-            axis_names=axis_names,
+            *pairs, chunk_size=chunk_size, axis_names=axis_names
         )
-        accuracies = {
+        metrics = {
             "image_to_text_accuracy": image_to_text,
             "text_to_image_accuracy": text_to_image,
         }
-        return (loss,), accuracies
+        if label_smoothing:
+            metrics["unsmoothed_contrastive_loss"] = jax.lax.stop_gradient(loss)
+            loss += label_smoothing * smoothing(*pairs, axis_names=axis_names)
+        return (loss,), metrics
 
+    smoothed = {}
+    if label_smoothing:
+        smoothed["unsmoothed_contrastive_loss"] = Reported(
+            meaning="The contrastive term without label smoothing"
+        )
+    growing = {}
+    if contrastive_weight is not None and second_view_warmup_steps:
+        growing["contrastive_weight"] = Reported(
+            meaning="The share of the contrastive loss at the step", unit="number", better=None
+        )
+    with_smoothing = f" with label smoothing {label_smoothing}" if label_smoothing else ""
     return Term(
         measure=measure,
         weights={"contrastive": contrastive_weight},
+        warmup_steps=second_view_warmup_steps if growing else 0,
+        grown=lambda weight, share: 1 - share * (1 - weight),
         reports={
-            "contrastive_loss": Reported(meaning="The contrastive term"),
+            "contrastive_loss": Reported(meaning=f"The contrastive term{with_smoothing}"),
+            **smoothed,
             "image_to_text_accuracy": Reported(
                 meaning="The share of images that are nearest to their own text in the batch",
                 unit="share",
@@ -70,9 +105,25 @@ def contrastive_term(
                 unit="share",
                 better="more",
             ),
+            **growing,
         },
-        of_equal_embeds={"contrastive_loss": math.log},  # each of N rows is as likely as another
+        # Each of N rows is as likely as another, with any label smoothing.
+        of_equal_embeds={"contrastive_loss": math.log},
     )
+
+
+def _check_sigmoid(label_smoothing, contrastive_weight):
+    """Raises UserError where a setting goes with the softmax alone."""
+    if label_smoothing:
+        raise UserError(
+            "config.loss.label_smoothing is for the softmax; set it to 0, or "
+            "config.loss.contrastive to 'softmax'"
+        )
+    if contrastive_weight is not None:
+        raise UserError(
+            "second views choose by the softmax; set config.data.second_image and second_caption "
+            "to 'none', or config.loss.contrastive to 'softmax'"
+        )
 
 
 def cyclic_term(
@@ -97,8 +148,7 @@ def cyclic_term(
     Raises:
       UserError: the normalisation is unknown, or the warm-up is negative.
     """
-    if cyclic_warmup_steps < 0:
-        raise UserError(f"config.loss.cyclic_warmup_steps {cyclic_warmup_steps} must be at least 0")
+    check_weight_warmup("cyclic", cyclic_warmup_steps)
     if cyclic_normalization not in CYCLIC_NORMALIZATIONS:
         raise UserError(
             f"unknown cyclic_normalization {cyclic_normalization!r}; set "

@@ -5,7 +5,15 @@ from collections.abc import Collection
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses.contrastive import FORWARD, info_nce
-from cyclip_jax.losses.terms import PAIRS, Reported, Row, Term, Weight
+from cyclip_jax.losses.terms import (
+    PAIRS,
+    Reported,
+    Row,
+    Term,
+    Weight,
+    check_weight_warmup,
+    weight_reports,
+)
 from cyclip_jax.losses.tiles import CHUNK_SIZE
 
 # {view: (name of the embeddings, name of those of the view, the view's rows)}
@@ -16,7 +24,11 @@ VIEWS: dict[str, tuple[str, str, Row]] = {
 
 
 def second_view_term(
-    *, second_view_weight: Weight, views: Collection[str], chunk_size: int = CHUNK_SIZE
+    *,
+    second_view_weight: Weight,
+    views: Collection[str],
+    second_view_warmup_steps: int = 0,
+    chunk_size: int = CHUNK_SIZE,
 ) -> Term:
     """CE(s·I I′ᵀ) and CE(s·T T′ᵀ) as a term: each row finds its own second view in the batch.
 
@@ -29,16 +41,18 @@ def second_view_term(
     Args:
       second_view_weight: w. Where there is one kind of view, it has all of it.
       views: "image", "text" or both.
+      second_view_warmup_steps: over so many steps w grows linearly from 0.
       chunk_size: rows of each device in a tile of the similarities (see `info_nce`).
 
     Raises:
-      UserError: the weight is no share.
+      UserError: the weight is no share, or the warm-up is negative.
     """
     if isinstance(second_view_weight, int | float) and not 0 <= second_view_weight < 1:
         raise UserError(
             f"config.loss.second_view_weight {second_view_weight} must be at least 0 and less than "
             "1: it is the share of the contrastive loss that second views have"
         )
+    check_weight_warmup("second_view", second_view_warmup_steps)
     kinds = [kind for kind in VIEWS if kind in views]
 
     def measure(embeds, batch, scales, axis_names):
@@ -58,12 +72,14 @@ def second_view_term(
     return Term(
         measure=measure,
         weights={f"{kind}_view": second_view_weight / len(kinds) for kind in kinds},
+        warmup_steps=second_view_warmup_steps,
         reports={
             f"{kind}_view_loss": Reported(
                 meaning=f"The contrastive loss between {kind}s and their second views"
             )
             for kind in kinds
-        },
+        }
+        | weight_reports([f"{kind}_view" for kind in kinds], second_view_warmup_steps),
         of_equal_embeds={f"{kind}_view_loss": math.log for kind in kinds},
         rows={
             name: row

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, UInt32
 
 from cyclip_jax.losses.contrastive import FORWARD, info_nce
-from cyclip_jax.losses.terms import Reported, Row, Rows, Term, Weight
+from cyclip_jax.losses.terms import Reported, Row, Rows, Term, Weight, weight_reports
 
 _STREAM = 0x5E27  # of the step's key, apart from what other parts draw of it
 # The embeddings of each kind of training: {name: key of the batch}. Anchors come first.
@@ -24,6 +24,7 @@ def sentence_term(
     temperature: float,
     dropout: float,
     hard_negative_weight: float = 1.0,
+    warmup_steps: int = 0,
 ) -> Term:
     """The loss of SimCSE (Gao et al. 2021) as a term, over the global batch, with true gradients.
 
@@ -38,6 +39,7 @@ def sentence_term(
       temperature: of the similarities; it is not learned.
       dropout: share of the numbers that is dropped within the text tower.
       hard_negative_weight: α.
+      warmup_steps: over so many steps from the first that sees pairs the weight grows from 0.
     """
     names = {"unsupervised": UNSUPERVISED, "pairs": PAIRED, "triplets": TRIPLETS}[kind]
     anchors, keys, *further = names
@@ -59,6 +61,7 @@ def sentence_term(
     return Term(
         measure=measure,
         weights={"sentence": weight},
+        warmup_steps=warmup_steps,
         reports={
             "sentence_loss": Reported(meaning="The contrastive loss of the sentences"),
             "sentence_accuracy": Reported(
@@ -71,6 +74,7 @@ def sentence_term(
                 "each other's false negatives",
                 unit="number",
             ),
+            **weight_reports(["sentence"], warmup_steps),
         },
         rows={
             name: Row("sentences", key, f"{name}_masks" if dropout else None, dropout)

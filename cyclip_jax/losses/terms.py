@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -39,6 +39,11 @@ class Row(NamedTuple):
 
 # The embeddings of pairs.
 PAIRS: Mapping[str, Row] = {"images": Row("visual", "images"), "texts": Row("text", "tokens")}
+
+
+def times(weight: Weight, share: Weight) -> Weight:
+    """How most weights grow: in proportion."""
+    return share * weight
 
 
 def one(rows: int) -> float:
@@ -86,10 +91,10 @@ class Term:
     Attributes:
       measure: function (embeds, batch, scales, axis_names) -> (values, metrics). It sees the rows
         that one device holds: `embeds` by the names of `rows`, unit norm, float [n, D], and `batch`
-        by `batch_keys`, [n, ...]. `scales` are scalars by the names of the attribute, already
-        exponentiated. `axis_names` are the mesh axes that the rows are split over, for its
-        collectives; () is one device. Values and metrics are scalars of the global batch, the
-        same on every device: the values in the order of `weights`, the metrics by name.
+        by `batch_keys`, [n, ...]. `scales` are scalars by the names of the attributes `scales`,
+        already exponentiated, and `biases`. `axis_names` are the mesh axes that the rows are split
+        over, for its collectives; () is one device. Values and metrics are scalars of the global
+        batch, the same on every device: the values in the order of `weights`, the metrics by name.
       weights: {name of a value: its weight}. None stands for a value that is added as it is.
       normalizer: function N -> factor of the weights, for a global batch of N rows.
       report: function ({name: value}, N) -> {metric: scalar}: the values as metrics.
@@ -97,8 +102,9 @@ class Term:
         in which they are shown.
       of_equal_embeds: {metric: function N -> the value that it has where all N rows have equal
         embeddings}, for values that show by this that nothing is learned.
-      warmup_steps: over so many steps from the beginning of a run the weights grow linearly from 0.
-        The weights of each step are then metrics of it, `<value>_weight`.
+      warmup_steps: over so many steps from the first that sees pairs the weights grow linearly from
+        0. The weights of each step are then metrics of it, `<value>_weight`.
+      grown: function (weight, share of the warm-up that is done, 0 to 1) -> the weight then.
       rows: the embeddings that the term takes by their names, of which each means the same in every
         term. They need not be as many as those of other terms.
       batch_keys: keys of the batch that `measure` reads itself.
@@ -107,6 +113,7 @@ class Term:
       is_of_published_code: whether `detached_gather_devices` divides the gradient of the term's
         embeddings.
       scales: names of the model's scalar parameters whose exponentials the term takes.
+      biases: names of those that it takes as they are.
       is_always_measured: whether the term is measured, without a gradient, where its weights are 0.
     """
 
@@ -117,11 +124,13 @@ class Term:
     reports: Mapping[str, Reported]
     of_equal_embeds: Mapping[str, Callable[[int], float]] = dataclasses.field(default_factory=dict)
     warmup_steps: int = 0
+    grown: Callable[[Weight, Weight], Weight] = times
     rows: Mapping[str, Row] = dataclasses.field(default_factory=lambda: PAIRS)
     batch_keys: tuple[str, ...] = ()
     draw: Callable[[Array, Rows], dict[str, Array]] | None = None
     is_of_published_code: bool = True
     scales: tuple[str, ...] = ("logit_scale",)
+    biases: tuple[str, ...] = ()
     is_always_measured: bool = False
 
     @property
@@ -152,8 +161,9 @@ def weighted_sum(
       embeds: unit-norm embeddings of the global batch by the names of the terms' `rows`, float
         [N, D].
       batch: what the terms' `batch_keys` name, [N, ...].
-      scales: {name: scalar}, already exponentiated.
-      step: of the run, by which weights grow; None stands for any after the warm-up.
+      scales: {name: scalar}: scales, already exponentiated, and biases.
+      step: counted from the first that sees pairs, by which weights grow; before it, and for None,
+        they are whole.
       detached_gather_devices: W, by which the gradient of the embeddings is divided (see
         `cyclip_loss`).
       mesh: a jax.sharding.Mesh, all of whose axes the rows are split over; None is one device.
@@ -206,9 +216,10 @@ def _weights_at(term: Term, step: Int[Array, ""] | int | None) -> Mapping[str, W
     """The weights of a term at a step; those that are 0 or None stay what they are."""
     if step is None or term.warmup_steps == 0:
         return term.weights
-    grown = jnp.minimum(step / term.warmup_steps, 1)
+    share = jnp.minimum(step / term.warmup_steps, 1)
+    share = jnp.where(step < 0, 1, share)
     return {
-        name: weight if weight is None or is_zero(weight) else grown * weight
+        name: weight if weight is None or is_zero(weight) else term.grown(weight, share)
         for name, weight in term.weights.items()
     }
 
@@ -230,6 +241,29 @@ def _measured(
         in_specs=(rows, rows, PartitionSpec()),
         out_specs=PartitionSpec(),
     )(embeds, batch, scales)
+
+
+def check_weight_warmup(term: str, steps: int, section: str = "loss") -> None:
+    """Raises UserError where the warm-up of a term's weights is negative."""
+    if steps < 0:
+        raise UserError(f"config.{section}.{term}_warmup_steps {steps} must be at least 0")
+
+
+def weight_reports(values: Iterable[str], warmup_steps: int) -> dict[str, Reported]:
+    """What a term says of its weights, which are metrics while they grow.
+
+    Args:
+      values: names of the weighted values.
+      warmup_steps: of the term; 0 is a term whose weights stay the same.
+    """
+    if not warmup_steps:
+        return {}
+    return {
+        f"{name}_weight": Reported(
+            meaning=f"The weight of {name} at the step", unit="number", better=None
+        )
+        for name in values
+    }
 
 
 def check_detached_gather(devices: int) -> None:

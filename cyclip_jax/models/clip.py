@@ -19,6 +19,7 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # Radford et al. 2021, section 2.5
+INITIAL_LOGIT_BIAS = -10.0  # Zhai et al. 2023, section 3.2
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
@@ -58,6 +59,8 @@ class CLIP(nnx.Module):
       text: module from token ids [N, L] to [N, D].
       sentence_head: module through which a sentence's features go in training on sentences, [N,
         width] to [N, width]; None where they are projected as captions are.
+      has_logit_bias: whether there is a scalar parameter `logit_bias`, which the sigmoid loss adds
+        to the scaled similarities.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class CLIP(nnx.Module):
         visual: Callable[..., Float[Array, "n d"]],
         text: Callable[..., Float[Array, "n d"]],
         sentence_head: Callable[[Float[Array, "n w"]], Float[Array, "n w"]] | None = None,
+        *,
+        has_logit_bias: bool = False,
     ) -> None:
         self.visual: Callable[..., Float[Array, "n d"]] = visual
         self.text: Callable[..., Float[Array, "n d"]] = text
@@ -72,6 +77,8 @@ class CLIP(nnx.Module):
         self.logit_scale: nnx.Param[Array] = nnx.Param(
             jnp.asarray(INITIAL_LOGIT_SCALE, jnp.float32)
         )
+        bias = nnx.Param(jnp.asarray(INITIAL_LOGIT_BIAS, jnp.float32)) if has_logit_bias else None
+        self.logit_bias: Any = nnx.data(bias)
 
     def encode_image(
         self, images: Float[Array, "n h w 3"], kept_patches: Int[Array, "n k"] | None = None

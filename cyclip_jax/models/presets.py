@@ -301,6 +301,7 @@ def create_model(
     *,
     rngs: nnx.Rngs,
     quick_gelu: bool = True,
+    logit_bias: bool = False,
     dtype: str = "float32",
     batch_norm_group_size: int | None = None,
     initial_weights_dtype: str = "float32",
@@ -316,6 +317,7 @@ def create_model(
       name: a preset, e.g. "RN50" or "ViT-B/32" (see PRESETS), or open_clip's name of it.
       rngs: nnx.Rngs for the initial parameters.
       quick_gelu: whether to use x·σ(1.702 x), as OpenAI's models do, or the exact GELU.
+      logit_bias: whether the model has a bias of the similarities, for the sigmoid loss.
       dtype: compute type of the towers, "float32", "bfloat16" (or "float64" under x64).
       batch_norm_group_size: images per group of BatchNorm statistics; None is the whole batch.
       initial_weights_dtype: "float32", or "float16", to which OpenAI's code rounds the weights that
@@ -373,7 +375,7 @@ def create_model(
         **transformer,
         **shared,
     )
-    model = CLIP(visual, text)
+    model = CLIP(visual, text, has_logit_bias=logit_bias)
     if initial_weights_dtype == "float16":
         round_to_float16(model)
     return model

@@ -32,6 +32,10 @@ def create_trained(config: Any) -> CLIP:
       config: as defaults.py makes it.
     """
     model = create_model(**config.model, rngs=nnx.Rngs(config.seed))
+    for name, value in Objective(**config.loss).initial_scalars.items():
+        scalar = getattr(model, name)
+        if scalar is not None:
+            scalar[...] = jnp.asarray(value, scalar[...].dtype)
     if Sentences(**config.sentences).has_head:
         # A stream of its own: the rest is the same without a head.
         rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(config.seed), _HEAD))
@@ -88,8 +92,8 @@ class Model:
         # Evaluators have pairs, and nothing of what other terms ask of a batch.
         objective = Objective(**config.loss)
 
-        def loss(images, texts, scale):
-            return objective({"images": images, "texts": texts}, {}, {"logit_scale": scale})[1]
+        def loss(images, texts, scalars):
+            return objective({"images": images, "texts": texts}, {}, scalars)[1]
 
         self._loss = jax.jit(loss)
 
@@ -122,12 +126,14 @@ class Model:
 
             return encode
 
-        scale = jnp.exp(params["logit_scale"])
+        scalars = {"logit_scale": jnp.exp(params["logit_scale"])}
+        if "logit_bias" in params:
+            scalars["logit_bias"] = params["logit_bias"]
         return Encoders(
             encode_features=of_rows(self._encode_features, params, batch_stats),
             encode_text=of_rows(self._encode_text, params, batch_stats),
             gather=of_rows(self._gather),
-            loss=lambda images, texts: jax.device_get(self._loss(images, texts, scale)),
+            loss=lambda images, texts: jax.device_get(self._loss(images, texts, scalars)),
             tokenize=tokenize,
             check_stop=check_stop,
             image_size=self.sizes["image_size"],

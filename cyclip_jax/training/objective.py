@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -10,7 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses.cyclip import contrastive_term, cyclic_term
+from cyclip_jax.losses.nested import check_nested_dims, nested
 from cyclip_jax.losses.second_views import second_view_term
+from cyclip_jax.losses.sigmoid import INITIAL_LOGIT_SCALE
 from cyclip_jax.losses.terms import (
     Embeds,
     Reported,
@@ -24,6 +27,9 @@ from cyclip_jax.losses.terms import (
     weighted_sum,
 )
 from cyclip_jax.losses.tiles import CHUNK_SIZE
+from cyclip_jax.losses.uniformity import uniformity_term
+from cyclip_jax.models.clip import MAX_LOGIT_SCALE
+from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.training.sentences import sentences_term
 
 # {name: the function of settings that makes the term}, in the order in which terms are added up.
@@ -34,6 +40,7 @@ TERMS: Mapping[str, Callable[..., Term]] = {
     "contrastive": contrastive_term,
     "second_views": second_view_term,
     "cyclic": cyclic_term,
+    "uniformity": uniformity_term,
     "sentences": sentences_term,
 }
 
@@ -48,6 +55,11 @@ class Objective:
     measured at any weight.
 
     Args:
+      contrastive: "softmax" or "sigmoid" (see `contrastive_term`).
+      initial_logit_scale: where the model's scale starts; None is where the kind of the contrastive
+        term wants it.
+      initial_logit_bias: where its bias starts, if it has one.
+      label_smoothing: of the softmax (see `info_nce`).
       inmodal_weight: λ1 of the paper, a factor of the in-modal consistency.
       crossmodal_weight: λ2 of the paper, a factor of the cross-modal consistency.
       cyclic_normalization: "reference" divides the cyclic double sums by N, as published;
@@ -55,6 +67,11 @@ class Objective:
       cyclic_warmup_steps: over so many steps from the beginning λ1 and λ2 grow linearly from 0.
       second_view_weight: share of the contrastive part that second views have, where there are
         any (see `second_view_term`).
+      second_view_warmup_steps: over so many steps it grows linearly from 0.
+      uniformity_weight, cross_uniformity_weight, alignment_weight, uniformity_warmup_steps: see
+        `uniformity_term`.
+      nested_dims: sizes of the embeddings over which the terms of pairs are averaged (see
+        `nested`); () is their own size alone.
       chunk_size: rows of each device in a tile of the similarities; it changes only memory and
         speed.
       detached_gather_devices: W, by which the gradients of the towers are divided, as in the
@@ -63,8 +80,11 @@ class Objective:
 
     Attributes:
       first_step: the first step of the run that sees pairs, from which on weights grow.
-      cyclic_warmup_steps: as given.
+      warmups: {name of a setting of the loss: steps over which weights grow}.
       detached_gather_devices: as given.
+      nested_dims: as given.
+      initial_scalars: {name of a scalar parameter: its value in a new model}, where that is not
+        the model's own.
       terms: {name: Term}, the terms that are computed.
 
     Raises:
@@ -74,36 +94,58 @@ class Objective:
     def __init__(
         self,
         *,
+        contrastive: str = "softmax",
+        initial_logit_scale: float | None = None,
+        initial_logit_bias: float = -10.0,
+        label_smoothing: float = 0.0,
         inmodal_weight: Weight = 0.25,
         crossmodal_weight: Weight = 0.25,
         cyclic_normalization: str = "reference",
         cyclic_warmup_steps: int = 0,
         second_view_weight: Weight = 0.5,
+        second_view_warmup_steps: int = 0,
+        uniformity_weight: Weight = 0.0,
+        cross_uniformity_weight: Weight = 0.0,
+        alignment_weight: Weight = 0.0,
+        uniformity_warmup_steps: int = 0,
+        nested_dims: tuple[int, ...] = (),
         chunk_size: int = CHUNK_SIZE,
         detached_gather_devices: int = 1,
         **sections: Mapping[str, Any],
     ) -> None:
         check_detached_gather(detached_gather_devices)
+        check_nested_dims(nested_dims)
         loss = {
+            "contrastive": contrastive,
+            "label_smoothing": label_smoothing,
             "inmodal_weight": inmodal_weight,
             "crossmodal_weight": crossmodal_weight,
             "cyclic_normalization": cyclic_normalization,
             "cyclic_warmup_steps": cyclic_warmup_steps,
             "second_view_weight": second_view_weight,
+            "second_view_warmup_steps": second_view_warmup_steps,
+            "uniformity_weight": uniformity_weight,
+            "cross_uniformity_weight": cross_uniformity_weight,
+            "alignment_weight": alignment_weight,
+            "uniformity_warmup_steps": uniformity_warmup_steps,
             "chunk_size": chunk_size,
         }
         unknown = sorted(sections.keys() - TERMS.keys())
         if unknown:
             raise UserError(
                 f"config.loss.{unknown[0]} is not a setting of the loss; the settings are "
-                f"{', '.join((*loss, 'detached_gather_devices'))}"
+                f"{', '.join(name for name in inspect.signature(Objective).parameters)}"
             )
         # What the second views leave of the contrastive loss between images and texts.
         loss["contrastive_weight"] = 1 - second_view_weight if "second_views" in sections else None
         sentences = sections.get("sentences")
         self.first_step = sentences["only_steps"] if sentences else 0  # none has pairs before
-        self.cyclic_warmup_steps = cyclic_warmup_steps
+        self.warmups = {n: steps for n, steps in loss.items() if n.endswith("_warmup_steps")}
         self.detached_gather_devices = detached_gather_devices
+        self.nested_dims = nested_dims
+        self.initial_scalars = _initial_scalars(
+            contrastive, initial_logit_scale, initial_logit_bias
+        )
         self.terms: dict[str, Term] = {}
         for name, make in TERMS.items():
             keys = inspect.signature(make).parameters.keys()
@@ -111,6 +153,8 @@ class Objective:
                 continue  # a term whose section is missing
             settings = {key: loss[key] for key in keys if key in loss}
             term = make(**settings | dict(sections.get(name, {})))
+            if nested_dims and all(row.tower != "sentences" for row in term.rows.values()):
+                term = nested(term, nested_dims)
             if term.is_computed:
                 self.terms[name] = term
 
@@ -158,6 +202,24 @@ class Objective:
         return tuple(dict.fromkeys(name for term in self.terms.values() for name in term.scales))
 
     @property
+    def biases(self) -> tuple[str, ...]:
+        """Names of the model's scalar parameters that the terms take as they are."""
+        return tuple(dict.fromkeys(name for term in self.terms.values() for name in term.biases))
+
+    def check_model(self, settings: Mapping[str, Any]) -> None:
+        """Raises UserError where the terms ask for what a model lacks.
+
+        Args:
+          settings: of the model, complete.
+        """
+        if self.biases and not settings["logit_bias"]:
+            raise UserError(
+                "config.loss.contrastive 'sigmoid' learns a bias, and the model has none; set "
+                "config.model.logit_bias to True"
+            )
+        check_nested_dims(self.nested_dims, sizes_in(settings)["embed_dim"])
+
+    @property
     def reports(self) -> dict[str, Reported]:
         """What the terms say of their metrics, in the order in which they are shown."""
         return {name: told for term in self.terms.values() for name, told in term.reports.items()}
@@ -185,7 +247,7 @@ class Objective:
         Args:
           embeds: unit-norm embeddings of the global batch by the names of `rows`, float [N, D].
           batch: holds `batch_keys`, [N, ...].
-          scales: scalars by the names of `scales`, already exponentiated.
+          scales: scalars by the names of `scales`, already exponentiated, and of `biases`.
           step: of the run, by which weights grow; None stands for any after the warm-up.
           mesh: a jax.sharding.Mesh, all of whose axes the rows are split over; None is one device.
 
@@ -196,11 +258,23 @@ class Objective:
             tuple(self.terms.values()),
             {name: embeds[name] for name in self.rows},
             {key: batch[key] for key in self.batch_keys},
-            {name: scales[name] for name in self.scales},
+            {name: scales[name] for name in (*self.scales, *self.biases)},
             step=None if step is None else step - self.first_step,
             detached_gather_devices=self.detached_gather_devices,
             mesh=mesh,
         )
+
+
+def _initial_scalars(contrastive, scale, bias):
+    """The values of `Objective.initial_scalars`."""
+    if scale is not None and not 1 <= scale <= math.exp(MAX_LOGIT_SCALE):
+        raise UserError(
+            f"config.loss.initial_logit_scale {scale} must be at least 1 and at most "
+            f"{math.exp(MAX_LOGIT_SCALE):.0f}, between which the scale is kept"
+        )
+    if scale is None and contrastive == "sigmoid":
+        scale = INITIAL_LOGIT_SCALE
+    return {"logit_bias": bias} | ({} if scale is None else {"logit_scale": math.log(scale)})
 
 
 def configured_objective(config: Any) -> Objective:

@@ -46,6 +46,7 @@ class Sentences:
     Attributes:
       train: where the sentences are from (see data/sentences.py); None is no such training.
       weight: of their loss beside CyCLIP's.
+      warmup_steps: over so many steps from the first that sees pairs it grows linearly from 0.
       only_steps: so many steps at the start see sentences alone.
       until_step: the last step that sees sentences; None is the run's last.
       batch_size: sentences, pairs or triplets in a step, over all devices together.
@@ -59,6 +60,7 @@ class Sentences:
 
     train: SentencePath | None
     weight: float
+    warmup_steps: int
     only_steps: int
     until_step: int | None
     batch_size: int
@@ -73,6 +75,7 @@ class Sentences:
         first_end = max(self.only_steps, 1)
         must = {
             "weight": (self.weight >= 0, "at least 0"),
+            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
             "only_steps": (self.only_steps >= 0, "at least 0"),
             "until_step": (
                 self.until_step is None or self.until_step >= first_end,
@@ -127,6 +130,7 @@ class Sentences:
             temperature=self.temperature,
             dropout=self.dropout,
             hard_negative_weight=self.hard_negative_weight,
+            warmup_steps=self.warmup_steps,
         )
 
 

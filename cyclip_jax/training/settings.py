@@ -89,6 +89,7 @@ class Settings:
                 "config.model.dtype to 'bfloat16' as well"
             )
         check_profile_steps(self.profile_steps)
+        self.loss.check_model(self.model)
         self.tokens.reduced_view(sizes_in(self.model))
         self.check_length(self.total_steps)
         if self.has_pairs:
@@ -117,8 +118,8 @@ class Settings:
             if only == total_steps:  # there are no pairs, for which the weights grow
                 return check_warmup(self.optimizer.warmup_steps, total_steps)
             total_steps -= only
-        name = "config.loss.cyclic_warmup_steps"
-        check_warmup(self.loss.cyclic_warmup_steps, total_steps, name)
+        for name, steps in self.loss.warmups.items():
+            check_warmup(steps, total_steps, f"config.loss.{name}")
         check_warmup(self.optimizer.warmup_steps, total_steps)
 
     def run_length(self, examples: int, step: int = 0, position: Position | None = None) -> int:

@@ -230,8 +230,11 @@ def make_train_step(
             embeds = embed_rows(model, rows, objective.rows, normalise=normalise)
         return embeds, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    def loss_fn(embeds, log_scales, rows, step):
-        return objective(embeds, rows, jax.tree.map(jnp.exp, log_scales), mesh=mesh, step=step)
+    def loss_fn(embeds, scalars, rows, step):
+        scales = {
+            name: jnp.exp(x) if name in objective.scales else x for name, x in scalars.items()
+        }
+        return objective(embeds, rows, scales, mesh=mesh, step=step)
 
     def train_step(state, batch):
         key = jax.random.fold_in(state.rng, state.step)
@@ -239,11 +242,11 @@ def make_train_step(
         embeds, batch_stats, pull = embed_with_pullback(
             functools.partial(embed, state.batch_stats), state.params, rows, micro_batches
         )
-        log_scales = {name: state.params[name] for name in objective.scales}
-        (loss, metrics), (cotangents, scale_grads) = jax.value_and_grad(
+        scalars = {name: state.params[name] for name in (*objective.scales, *objective.biases)}
+        (loss, metrics), (cotangents, scalar_grads) = jax.value_and_grad(
             loss_fn, argnums=(0, 1), has_aux=True
-        )(embeds, log_scales, rows, state.step)
-        grads = pull(cotangents) | scale_grads
+        )(embeds, scalars, rows, state.step)
+        grads = pull(cotangents) | scalar_grads
         if trainable is not None:
             grads = where_trainable(trainable, grads, jax.tree.map(jnp.zeros_like, grads))
         learning_rate = schedule(state.step)

@@ -104,3 +104,23 @@ def test_a_draw_depends_on_seed_epoch_and_index_alone():
         assert same == 1 if changed else same < 0.25
     assert draw_caption(record, 3, np.int64(4), np.int64(5)) == draw_caption(record, 3, 4, 5)
     assert draw_caption(Record(b"", ["only"], [0.1]), 0, 0, 0) == "only"
+
+
+REWRITTEN = {"fields": ("caption", "chatgpt", "bard"), "weights": (0.5, 0.3, 0.2)}
+
+
+@pytest.mark.parametrize(
+    "texts, shares",
+    [
+        ([["a"], ["b"], ["c"]], {"a": 0.5, "b": 0.3, "c": 0.2}),
+        ([["a"], [""], ["c"]], {"a": 5 / 7, "c": 2 / 7}),  # a rewrite is missing
+        ([["a"], [], [" "]], {"a": 1.0}),
+    ],
+)
+def test_ten_thousand_draws_have_the_shares_of_the_weights(texts, shares):
+    record = record_of(texts, **REWRITTEN)
+    draws = collections.Counter(draw_caption(record, 3, n // 100, n % 100) for n in range(10_000))
+    for text, share in shares.items():
+        sigma = (10_000 * share * (1 - share)) ** 0.5
+        assert abs(draws[text] - 10_000 * share) <= 4 * sigma
+    assert draws.keys() == shares.keys()

@@ -15,11 +15,13 @@ from cyclip_jax.interop.folders import read_checkpoint
 from cyclip_jax.interop.formats import READERS_TOWERS, WRITERS, check_format, write_open_clip
 from cyclip_jax.interop.names import COUNT, to_transformers
 from cyclip_jax.interop.pretrained import load
+from cyclip_jax.interop.weights import fit
 from cyclip_jax.models.towers import VISION_TOWERS
 from tests.interop.models import (
     RESNET,
     SMALL,
     VIT,
+    abstract,
     drawn_checkpoint,
     drawn_model,
     drawn_weights,
@@ -138,6 +140,30 @@ def test_the_official_loader_is_served(tmp_path, tokenizer):
     model.load_state_dict(loaded["state_dict"], strict=True)
     counts = [value for key, value in loaded["state_dict"].items() if key.endswith(COUNT)]
     assert counts and all(int(count) == 7 for count in counts)
+
+
+def test_a_bias_goes_to_open_clip_and_comes_back(tmp_path, tokenizer):
+    """To what has no place for it, it is refused."""
+    made = checkpoint(VIT | {"logit_bias": True}, tokenizer)
+    made.weights["logit_bias"] = np.asarray(-7.5, np.float32)
+    assert write_open_clip(tmp_path, made, tokenizer, "float32") == ["open_clip_model.safetensors"]
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    images, tokens = some_inputs(VIT)
+    inputs = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(tokens).long()
+    assert model.eval()(*inputs)[3].item() == -7.5
+    back = read_checkpoint(tmp_path)
+    assert back.model["logit_bias"] and float(back.weights["logit_bias"]) == -7.5
+    shaped = back.weights | {"logit_bias": back.weights["logit_bias"].reshape(1)}
+    tree = fit(shaped, abstract(VIT | {"logit_bias": True}), source="x")
+    assert tree["params"]["logit_bias"].shape == ()
+    with pytest.raises(
+        UserError, match=r"(?s)unexpected \(1\):\s+logit_bias.*model.logit_bias=True"
+    ):
+        fit(back.weights, abstract(VIT), source="x")
+    for name in ("cyclip", "transformers"):
+        with pytest.raises(UserError, match=f"bias of the similarities, for which {name} has no"):
+            check_format(made, name)
+    check_format(made, "onnx")
 
 
 def open_clip_settings(settings):
