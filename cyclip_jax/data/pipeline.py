@@ -18,7 +18,7 @@ from jaxtyping import Int
 from cyclip_jax.data import images
 from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.decoding import unreadable
-from cyclip_jax.data.loading import NO_EXAMPLE, eval_loader, load_chunk, train_loader
+from cyclip_jax.data.loading import NEGATIVE, NO_EXAMPLE, eval_loader, load_chunk, train_loader
 from cyclip_jax.data.order import Position, examples_of_epoch, steps_per_epoch
 from cyclip_jax.data.record import Unreadable, told
 from cyclip_jax.data.second_views import SecondCaption
@@ -53,6 +53,7 @@ def train_batches(
     transform: Transform = PLAIN,
     second_transform: Transform | None = None,
     second_caption: SecondCaption | None = None,
+    negative_caption: SecondCaption | None = None,
 ) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
     """This process's rows of the endless sequence of training batches.
 
@@ -79,11 +80,13 @@ def train_batches(
       second_transform: how it becomes its second view; None makes none.
       second_caption: what makes the second view of a caption (see second_views.py); None makes
         none.
+      negative_caption: what makes a wrong caption, "" where there is none; None makes none at all.
 
     Returns:
       An iterator of (batch, position after it). A batch is {"images": uint8 [b, h, w, 3],
       "tokens": int32 [b, l]} with b = batch_size / process_count, and of second views also
-      "second_images" and "second_tokens", of the same shapes. The position tells of the
+      "second_images" and "second_tokens", of the same shapes; of wrong captions "negative_tokens",
+      and "has_negative", bool [b]. The position tells of the
       batches handed out, however many are already prefetched. Closing the iterator ends its work.
 
     Raises:
@@ -97,7 +100,10 @@ def train_batches(
     if len(source) - position.examples < batch_size:
         position = Position(position.epoch + 1, 0, seed)  # no whole batch is left of this epoch
 
-    loader = train_loader(source, image_size, seed, transform, second_transform, second_caption)
+    loader = train_loader(
+        *(source, image_size, seed, transform),
+        *(second_transform, second_caption, negative_caption),
+    )
 
     def rows_of_epoch(epoch):
         examples = examples_of_epoch(
@@ -355,6 +361,8 @@ def _tokenised(tokenizer, loader, parts):
     for name in loader.captions:
         batch[name], of_these = _tokenise(tokenizer, parts[name])
         faults = of_these | faults
+    if NEGATIVE in loader.captions:
+        batch["has_negative"] = np.array([text != b"" for text in parts[NEGATIVE]])
     if faults:
         batch |= {name: parts[name].copy() for name in loader.image_names}
     return batch, faults

@@ -20,6 +20,7 @@ class Reading:
       caption_key: column, feature or ending of the caption, or a tuple of several; None is the
         source's usual one.
       caption_weights: how often each of several captions is drawn; None draws them equally often.
+      negative_caption_key: column, feature or ending of a wrong caption; None is none.
       templates: sentences with {} in place of the caption, of which one is drawn at a time.
       delimiter: the character between the columns of a CSV; the two characters backslash and t mean
         a tab.
@@ -33,6 +34,7 @@ class Reading:
     image_key: str | None = None
     caption_key: str | Iterable[str] | None = None
     caption_weights: Iterable[float] | None = None
+    negative_caption_key: str | None = None
     templates: Iterable[str] = ()
     delimiter: str = ","
     kept_examples: int = 0
@@ -48,6 +50,7 @@ class Reading:
             self.caption_weights,
             self.templates,
             self.takes_numbers,
+            self.negative_caption_key,
         )
 
     def delimiter_of(self, path: str) -> str:

@@ -38,11 +38,15 @@ class Unreadable(Exception):
 
 
 class Record(NamedTuple):
-    """An example: the picture's file as bytes, its captions, and how often each is to be drawn."""
+    """An example: the picture's file as bytes, its captions, and how often each is to be drawn.
+
+    `negative` is a wrong caption, "" where there is none.
+    """
 
     image: bytes
     captions: list[str]
     weights: list[float]
+    negative: str = ""
 
 
 class Source(Protocol):

@@ -1,6 +1,6 @@
-"""The settings of second views: what a run sees of an example besides its picture and its caption.
+"""The settings of second views and of negatives: what a run sees of an example besides its pair.
 
-A second view is drawn from random numbers of its own, so that the picture and the caption are those
+They are drawn from random numbers of their own, so that the picture and the caption are those
 of a run without second views, bit for bit.
 """
 
@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from cyclip_jax.data.captions import another_caption
-from cyclip_jax.data.draws import EDA, Draws
+from cyclip_jax.data.draws import EDA, SWAPPED, Draws
 from cyclip_jax.data.eda import eda
 from cyclip_jax.data.record import Record
+from cyclip_jax.data.swaps import swapped
 from cyclip_jax.data.transform import Transform, check_setting
-from cyclip_jax.data.wordnet import open_synonyms
+from cyclip_jax.data.wordnet import open_parts_of_speech, open_synonyms
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import FilePath
 
@@ -22,6 +23,7 @@ SecondCaption: TypeAlias = Callable[[Record, str, int, int, int], str]
 
 SECOND_IMAGES = ("none", "autoaugment", "randaugment", "crops")
 SECOND_CAPTIONS = ("none", "eda", "another")
+NEGATIVE_CAPTIONS = ("none", "swap", "given")
 DRAWS = ("each_epoch", "once")
 
 
@@ -35,15 +37,20 @@ class SecondViews:
       second_caption: "none"; "eda" (see eda.py); or "another" of the example's captions.
       second_caption_draws: "each_epoch", or "once", which shows the same second view of a caption
         in every epoch.
-      synonyms: folder with WordNet's files for "eda"; None takes those of an installed package.
+      negative_caption: a wrong caption: "none"; "swap" (see swaps.py); or "given" with the example.
+      negative_caption_key: where a given one is.
+      synonyms: folder with WordNet's files for "eda" and "swap"; None takes those of an installed
+        package.
 
     Raises:
-      UserError: a name is not one of those allowed.
+      UserError: a name is not one of those allowed, or where the wrong caption is is not said.
     """
 
     second_image: str = "none"
     second_caption: str = "none"
     second_caption_draws: str = "each_epoch"
+    negative_caption: str = "none"
+    negative_caption_key: str | None = None
     synonyms: FilePath | None = None
 
     def __post_init__(self) -> None:
@@ -51,8 +58,14 @@ class SecondViews:
             ("second_image", SECOND_IMAGES),
             ("second_caption", SECOND_CAPTIONS),
             ("second_caption_draws", DRAWS),
+            ("negative_caption", NEGATIVE_CAPTIONS),
         ):
             check_setting(key, getattr(self, key), names)
+        if (self.negative_caption == "given") != (self.negative_caption_key is not None):
+            raise UserError(
+                "config.data.negative_caption 'given' and config.data.negative_caption_key belong "
+                "together; set both, or neither"
+            )
 
     def transform(self, first: Transform) -> Transform | None:
         """What happens to a picture for its second view; None where it has none.
@@ -93,3 +106,20 @@ class SecondViews:
             return eda(caption, synonyms, Draws(seed, epoch, index, EDA))
 
         return second
+
+    def negative(self) -> SecondCaption | None:
+        """What makes a wrong caption, "" where it cannot; None where none is wanted.
+
+        Raises:
+          UserError: WordNet's files are needed and not there, or damaged.
+        """
+        if self.negative_caption == "none":
+            return None
+        if self.negative_caption == "given":
+            return lambda record, caption, seed, epoch, index: record.negative
+        part_of_speech = open_parts_of_speech(self.synonyms)
+
+        def negative(record, caption, seed, epoch, index):
+            return swapped(caption, part_of_speech, Draws(seed, epoch, index, SWAPPED))
+
+        return negative

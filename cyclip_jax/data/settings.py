@@ -55,7 +55,8 @@ class Data:
       image_std: standard deviation of the RGB values, three numbers.
       decoder, max_pixels, augmentation, crop_scale, horizontal_flip, policy, colour_jitter: see
         `Transform`.
-      second_image, second_caption, second_caption_draws, synonyms: see `SecondViews`.
+      second_image, second_caption, second_caption_draws, negative_caption, negative_caption_key,
+        synonyms: see `SecondViews`.
       max_bad_share: share of unreadable examples above which the run stops.
 
     Raises:
@@ -88,6 +89,8 @@ class Data:
     second_image: str
     second_caption: str
     second_caption_draws: str
+    negative_caption: str
+    negative_caption_key: str | None
     synonyms: FilePath | None
     max_bad_share: float
 
@@ -152,6 +155,7 @@ def open_source(data: Data, batch_size: int) -> Source | Mixture:
     """
     sets = data.training_sets()
     data.second_views.caption()  # WordNet is missed before anything is compiled
+    data.second_views.negative()
     if isinstance(sets, DataSet):
         source = sets.open()
     else:
@@ -219,6 +223,7 @@ def open_batches(
         transform=data.transform,
         second_transform=data.second_views.transform(data.transform),
         second_caption=data.second_views.caption(),
+        negative_caption=data.second_views.negative(),
     )
 
 

@@ -1,4 +1,4 @@
-"""WordNet's files, as they are distributed: synonyms of a word, and all synsets.
+"""WordNet's files, as they are distributed: synonyms and part of speech of a word, all synsets.
 
 The formats are those of the manual pages wndb(5WN) and morphy(7WN). No package that carries the
 files is imported.
@@ -123,7 +123,7 @@ def synsets(folder: str | os.PathLike[str] | None = None) -> Iterator[Synset]:
 
 
 class WordNet:
-    """Synonyms by word.
+    """Synonyms and part of speech by word.
 
     Args:
       folder: see `wordnet_folder`. Its files are read and checked here, in about a second.
@@ -163,6 +163,22 @@ class WordNet:
         }
         return tuple(synonym for synonym in found if synonym not in ("", word))
 
+    def part_of_speech(self, word: str) -> str | None:
+        """The part of speech in which a word has most meanings; None of a word without any.
+
+        Args:
+          word: in lower case, inflected or not.
+
+        Returns:
+          A key of PARTS; of several with as many meanings the first.
+        """
+        meanings = {
+            part: sum(len(self._senses[part][base]) for base in self._bases(word, part))
+            for part in PARTS
+        }
+        part = max(PARTS, key=lambda part: meanings[part])
+        return part if meanings[part] else None
+
     def _bases(self, word, part):
         """The word and its base forms, those that are words of this part of speech."""
         bases = self._exceptions[part].get(word)
@@ -176,6 +192,24 @@ class WordNet:
 
 
 @functools.cache
+def _opened(folder: str | None) -> WordNet:
+    return WordNet(folder)
+
+
+@functools.cache
+def open_parts_of_speech(folder: str | None) -> Callable[[str], str | None]:
+    """`WordNet(folder).part_of_speech`, opened once in a process, which remembers words.
+
+    Args:
+      folder: see `wordnet_folder`.
+
+    Raises:
+      UserError: there are no such files, or a line of one is damaged.
+    """
+    return functools.lru_cache(_REMEMBERED)(_opened(folder).part_of_speech)
+
+
+@functools.cache
 def open_synonyms(folder: str | None) -> Callable[[str], tuple[str, ...]]:
     """`WordNet(folder).synonyms`, opened once in a process, which remembers words.
 
@@ -185,7 +219,7 @@ def open_synonyms(folder: str | None) -> Callable[[str], tuple[str, ...]]:
     Raises:
       UserError: there are no such files, or a line of one is damaged.
     """
-    return functools.lru_cache(_REMEMBERED)(WordNet(folder).synonyms)
+    return functools.lru_cache(_REMEMBERED)(_opened(folder).synonyms)
 
 
 def _plain(lemma):

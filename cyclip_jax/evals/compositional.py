@@ -112,10 +112,11 @@ class Compositional:
 
         Returns:
           An evaluator (see evals/__init__.py) that gives, with intervals, `accuracy` and
-          `macro_accuracy`, the mean over the categories; or `text_score`, `image_score` and
+          `macro_accuracy`, the mean over the categories, and `blind_accuracy`, which chooses by the
+          text alone: every picture is the mean of all; or `text_score`, `image_score` and
           `group_score`; what `chance_…` gets, a wrong caption that is listed again counting once;
           `examples`, `images`, `captions`: what was scored. `categories.json` has the same by
-          category. Outcomes: each of `examples` has its `category`, its `accuracy` or its three
+          category. Outcomes: each of `examples` has its `category`, its accuracies or its three
           scores, and `cluster`, which are of the same pictures.
 
         Raises:
@@ -219,25 +220,22 @@ def winoground_scores(similarities: Float[np.ndarray, "n 2 2"]) -> Bool[np.ndarr
 
 def _choice(image_embeds, text_embeds, image_ids, text_rows, categories, clusters):
     """(metrics, rows of the table, {name: hits}) of the layout "choice"."""
-    width = max(map(len, text_rows))
-    similarities = np.full((len(text_rows), width), -np.inf)
     sizes = np.array([len(row) for row in text_rows])
-    for column in range(width):
-        has = np.flatnonzero(sizes > column)
-        texts = np.array([text_rows[row][column] for row in has])
-        similarities[has, column] = _similarities(
-            image_embeds, text_embeds, image_ids[has, 0], texts
-        )
-    is_right = choices_made(similarities[:, 0], similarities[:, 1:])
+    is_right = _right(image_embeds, text_embeds, image_ids[:, 0], text_rows)
+    # Whoever does not look at the picture sees the mean of all.
+    mean_image = image_embeds[np.unique(image_ids)].mean(axis=0, keepdims=True)
+    is_right_blind = _right(mean_image, text_embeds, np.zeros_like(image_ids[:, 0]), text_rows)
     chance = 1 / sizes  # of each example
 
-    def accuracy(rows):
+    def accuracy(rows, hits=is_right):
         return mean_with_interval(
-            is_right[rows], clusters=clusters[rows], chance=float(np.mean(chance[rows]))
+            hits[rows], clusters=clusters[rows], chance=float(np.mean(chance[rows]))
         )
 
+    everything = np.arange(len(is_right))
     metrics = {
-        "accuracy": accuracy(np.arange(len(is_right))),
+        "accuracy": accuracy(everything),
+        "blind_accuracy": accuracy(everything, is_right_blind),
         "macro_accuracy": _macro_accuracy(is_right, chance, categories, clusters),
     }
     table = []
@@ -245,8 +243,25 @@ def _choice(image_embeds, text_embeds, image_ids, text_rows, categories, cluster
         found = accuracy(rows)
         low, high = found.interval or (np.nan, np.nan)
         row = {"category": category, "examples": len(rows), "accuracy": found.value}
-        table.append(row | {"low": low, "high": high, "chance": found.chance})
-    return metrics, table, {"accuracy": is_right}
+        row |= {"low": low, "high": high, "chance": found.chance}
+        table.append(row | {"blind_accuracy": float(is_right_blind[rows].mean())})
+    return metrics, table, {"accuracy": is_right, "blind_accuracy": is_right_blind}
+
+
+def _right(image_embeds, text_embeds, image_rows, text_rows):
+    """Whether each example's picture prefers its first caption, bool [N].
+
+    Args:
+      image_rows: number of each example's picture, [N].
+      text_rows: numbers of its captions, N arrays.
+    """
+    sizes = np.array([len(row) for row in text_rows])
+    similarities = np.full((len(text_rows), sizes.max()), -np.inf)
+    for column in range(sizes.max()):
+        has = np.flatnonzero(sizes > column)
+        texts = np.array([text_rows[row][column] for row in has])
+        similarities[has, column] = _similarities(image_embeds, text_embeds, image_rows[has], texts)
+    return choices_made(similarities[:, 0], similarities[:, 1:])
 
 
 def _macro_accuracy(is_right, chance, categories, clusters):

@@ -42,6 +42,7 @@ KNOWN = {
     **{f"image_to_text_recall@{k}_as_published": FURTHER_SHARE for k in (1, 5, 10)},
     # Choices between captions.
     **dict.fromkeys(("accuracy", "macro_accuracy"), SHARE),
+    "blind_accuracy": About(Unit.SHARE, is_headline=False),
     **dict.fromkeys(("text_score", "image_score", "group_score"), SHARE),
     # The two clouds of embeddings.
     "alignment": About(Unit.COSINE, "more"),

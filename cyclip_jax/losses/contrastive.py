@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from cyclip_jax.losses.tiles import (
     CHUNK_SIZE,
@@ -40,6 +40,7 @@ def info_nce_dense(
     keys: Float[Array, "n d"],
     scale: Float[Array, ""] | float,
     further_keys: Float[Array, "e d"] | None = None,
+    further_mask: Bool[Array, " e"] | None = None,
     *,
     directions: tuple[float, float] = BOTH,
     own_further_weight: float = 1.0,
@@ -57,6 +58,7 @@ def info_nce_dense(
       keys: unit-norm embeddings K, float [N, D]; key j belongs to query j.
       scale: s = 1/temperature, a scalar, already exponentiated.
       further_keys: unit-norm embeddings X that belong to no query, float [E, D]; None is none.
+      further_mask: whether each of them is there to be chosen, [E]; None is all of them.
       directions: the weights (a, b).
       own_further_weight: α_ie where E = N and e = i; every other α_ie is 1.
       label_smoothing: ε. The target −s⟨Q_i,K_i⟩ becomes (1−ε) of that and ε of the mean over all
@@ -79,13 +81,16 @@ def info_nce_dense(
         if axis == 1:
             for rows in further:
                 beyond = scale * similarity(queries, rows)  # [N, E]
+                if further_mask is not None:
+                    beyond = jnp.where(further_mask, beyond, -jnp.inf)
                 weights = jnp.concatenate(
                     [weights, _further_weights(beyond, own_further_weight)], 1
                 )
                 chosen_among = jnp.concatenate([logits, beyond], axis=1)
                 rivals = jnp.concatenate([others, beyond], axis=1)
         lse = jax.nn.logsumexp(chosen_among, axis=axis, b=weights)
-        target = (1 - label_smoothing) * own + label_smoothing * chosen_among.mean(axis)
+        mean = jnp.mean(chosen_among, axis, where=chosen_among > -jnp.inf)
+        target = (1 - label_smoothing) * own + label_smoothing * mean
         loss += weight * jnp.mean(lse - target)
         accuracies.append(jnp.mean(own > rivals.max(axis), dtype=own.dtype))
     return loss, tuple(accuracies)
@@ -111,6 +116,7 @@ def info_nce(
     keys: Float[Array, "n d"],
     scale: Float[Array, ""] | float,
     further_keys: Float[Array, "e d"] | None = None,
+    further_mask: Bool[Array, " e"] | None = None,
     *,
     directions: tuple[float, float] = BOTH,
     own_further_weight: float = 1.0,
@@ -133,6 +139,7 @@ def info_nce(
       keys: as queries.
       scale: a scalar, already exponentiated.
       further_keys: inside shard_map the device's rows, [E/W, D].
+      further_mask: inside shard_map the device's rows, [E/W].
       directions, own_further_weight, label_smoothing: as in `info_nce_dense`.
       chunk_size: c, rows of each device in a tile, at least 1; it need not divide n.
       axis_names: the mesh axes that the rows are split over, inside shard_map; () is one device.
@@ -150,12 +157,13 @@ def info_nce(
     given = (queries, keys) if further_keys is None else (queries, keys, further_keys)
     dtype = jnp.promote_types(jnp.result_type(*given), jnp.float32)
     scale = jnp.asarray(scale, dtype)
-    loss, accuracies = _tiled(
-        (directions, own_further_weight, chunk_size, axis_names), *given, scale
-    )
+    options = (directions, own_further_weight, chunk_size, axis_names)
+    loss, accuracies = _tiled(options, given, further_mask, scale)
     if label_smoothing:
         loss += label_smoothing * smoothing(
-            queries, keys, scale, further_keys, directions=directions, axis_names=axis_names
+            *(queries, keys, scale, further_keys, further_mask),
+            directions=directions,
+            axis_names=axis_names,
         )
     return loss, tuple(accuracies)
 
@@ -165,6 +173,7 @@ def smoothing(
     keys: Float[Array, "n d"],
     scale: Float[Array, ""] | float,
     further_keys: Float[Array, "e d"] | None = None,
+    further_mask: Bool[Array, " e"] | None = None,
     *,
     directions: tuple[float, float] = BOTH,
     axis_names: tuple[str, ...] = (),
@@ -175,18 +184,20 @@ def smoothing(
     directions. The mean of a row of logits is the logit of the mean key: no row is computed.
 
     Args:
-      queries, keys, scale, further_keys, directions, axis_names: as in `info_nce`.
+      queries, keys, scale, further_keys, further_mask, directions, axis_names: as in `info_nce`.
     """
     given = (queries, keys) if further_keys is None else (queries, keys, further_keys)
     queries, keys, *further = at_least_float32(*given)
     (a, b), devices = directions, device_count(axis_names)
     own = sum_over(jnp.sum(queries * keys), axis_names)
-    rows = [
-        sum_over(part.sum(axis=0), axis_names) for part in (queries, keys, *further)
-    ]  # [D] each
     n = len(queries) * devices
-    mean_query, mean_key = rows[0] / n, rows[1] / n
     chosen_among = n + sum(len(part) for part in further) * devices
+    if further_mask is not None:
+        further = [jnp.where(further_mask[:, None], part, 0) for part in further]
+        chosen_among = n + sum_over(further_mask.sum(dtype=queries.dtype), axis_names)
+    parts = (queries, keys, *further)
+    rows = [sum_over(part.sum(axis=0), axis_names) for part in parts]  # [D] each
+    mean_query, mean_key = rows[0] / n, rows[1] / n
     mean_of_all = sum(rows[1:]) / chosen_among
     means = jnp.dot(mean_query, a * mean_of_all + b * mean_key, precision="highest")
     return scale * ((a + b) * own / n - means)
@@ -239,13 +250,13 @@ def contrastive_loss(
     )
 
 
-def _tiled_value(options, queries, keys, *others):
-    return _tiled_forward(options, queries, keys, *others)[0]
+def _tiled_value(options, given, further_mask, scale):
+    return _tiled_forward(options, given, further_mask, scale)[0]
 
 
-def _tiled_forward(options, queries, keys, *others):
+def _tiled_forward(options, given, further_mask, scale):
     (a, b), own_further_weight, chunk_size, axis_names = options
-    *further, scale = others
+    queries, keys, *further = given
     query_rows, key_rows = at_least_float32(queries, keys)
     n, _ = query_rows.shape
     scaled = scale * query_rows
@@ -277,10 +288,12 @@ def _tiled_forward(options, queries, keys, *others):
     start = jnp.full_like(own, -jnp.inf), jnp.zeros_like(own)
     (query_others, query_sum), (own_here, *by_key) = over_chunks(tile, start, n, chunk_size)
     beyond = [gather(rows, axis_names) for rows in further]  # [W, E/W, D]
+    mask = None if further_mask is None else gather(further_mask, axis_names)  # [W, E/W]
     for rows in beyond:
 
         def further_tile(carry, start, size, rows=rows):
             logits, _, position = tile_of(rows, scaled, start, size, device)
+            logits = _masked(logits, mask, start, size)
             factors = _further_factors(own_further_weight, n, rows, position)
             most, total = carry
             return _joined(most, total, own, logits, logits, factors), ()
@@ -300,13 +313,13 @@ def _tiled_forward(options, queries, keys, *others):
     losses -= (a + b) * own  # [n]
     means = sum_over(jnp.stack([x.astype(own.dtype).sum() for x in (losses, *hits)]), axis_names)
     loss, *accuracies = means / (n * devices)
-    saved = (queries, keys, *further), scale, (gathered, *beyond), query_lse, key_lse
+    saved = given, scale, (gathered, *beyond), mask, query_lse, key_lse
     return (loss, accuracies), saved
 
 
 def _tiled_backward(options, saved, cotangents):
     (a, b), own_further_weight, chunk_size, axis_names = options
-    (queries, keys, *further), scale, (gathered, *beyond), query_lse, key_lse = saved
+    (queries, keys, *further), scale, (gathered, *beyond), mask, query_lse, key_lse = saved
     cotangent, _ = cotangents  # an accuracy has no gradient
     query_rows, key_rows = at_least_float32(queries, keys)
     devices, (n, width), device = gathered.shape[0], query_rows.shape, device_index(axis_names)
@@ -316,6 +329,8 @@ def _tiled_backward(options, saved, cotangents):
 
     def tile(pull, start, size, rows=gathered, key_lse=tuple(key_lse)):
         logits, _, position = tile_of(rows, scaled, start, size, device)
+        if rows is not gathered:
+            logits = _masked(logits, mask, start, size)
         weights = _times(a, jnp.exp(logits - query_lse))  # [W·c, n]
         if rows is not gathered:
             factors = _further_factors(own_further_weight, n, rows, position)
@@ -337,13 +352,24 @@ def _tiled_backward(options, saved, cotangents):
     factor = cotangent * greater / (n * devices)
     given = zip((queries, keys, *further), (pull, *pushes), strict=True)
     return (
-        *((factor * scale * gradient).astype(rows.dtype) for rows, gradient in given),
+        tuple((factor * scale * gradient).astype(rows.dtype) for rows, gradient in given),
+        None,  # of the mask
         factor * sum_over(jnp.sum(query_rows * pull), axis_names),
     )
 
 
 _tiled: Any = jax.custom_vjp(_tiled_value, nondiff_argnums=(0,))
 _tiled.defvjp(_tiled_forward, _tiled_backward)
+
+
+def _masked(logits, mask, start, size):
+    """Logits [r, n] of some of the further keys, −inf where one is not there.
+
+    Whatever its logit is, it neither overflows an exponential nor is the largest.
+    """
+    if mask is None:
+        return logits
+    return jnp.where(chunk_of(mask, start, size).reshape(-1, 1), logits, -jnp.inf)
 
 
 def _joined(most, total, own, others, logits, factors=None):

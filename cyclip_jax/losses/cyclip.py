@@ -1,6 +1,7 @@
 """CyCLIP's terms, and their sum: the contrastive loss and the two weighted cyclic ones."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +9,25 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from cyclip_jax.errors import UserError, check_known
-from cyclip_jax.losses.contrastive import contrastive_loss, smoothing
+from cyclip_jax.losses.contrastive import info_nce, smoothing
 from cyclip_jax.losses.cyclic import cyclic_consistency
 from cyclip_jax.losses.sigmoid import sigmoid_term
-from cyclip_jax.losses.terms import Reported, Term, Weight, check_weight_warmup, weighted_sum
-from cyclip_jax.losses.tiles import CHUNK_SIZE
+from cyclip_jax.losses.terms import (
+    PAIRS,
+    Reported,
+    Row,
+    Term,
+    Weight,
+    check_weight_warmup,
+    weighted_sum,
+)
+from cyclip_jax.losses.tiles import CHUNK_SIZE, device_count, sum_over
 
 # The batch size at which the paper chose its weights λ1 = λ2 = 0.25.
 REFERENCE_BATCH_SIZE = 128
+
+# The embeddings of negative texts.
+NEGATIVES: Mapping[str, Row] = {"negative_texts": Row("text", "negative_tokens")}
 
 # Kinds of the contrastive term.
 CONTRASTIVE = ("softmax", "sigmoid")
@@ -37,8 +49,14 @@ def contrastive_term(
     contrastive_weight: Weight | None = None,
     second_view_warmup_steps: int = 0,
     label_smoothing: float = 0.0,
+    has_negatives: bool = False,
 ) -> Term:
     """The contrastive loss of images and texts as a term, with its accuracies.
+
+    With negatives it is that of NegCLIP (Yuksekgonul et al. 2023): images choose among texts and
+    negative texts, and texts among images, ½[−1/N Σ log e^{s⟨I_i,T_i⟩}/(Σ_j e^{s⟨I_i,T_j⟩} + Σ_j
+    e^{s⟨I_i,T⁻_j⟩}) − 1/N Σ log e^{s⟨I_i,T_i⟩}/Σ_j e^{s⟨I_j,T_i⟩}]. An example without a negative
+    adds none.
 
     Args:
       chunk_size: rows of each device in a tile of the similarities (see `contrastive_loss`).
@@ -46,6 +64,7 @@ def contrastive_term(
       contrastive_weight: what second views leave of it; None adds the loss as it is.
       second_view_warmup_steps: over so many steps that share falls from 1.
       label_smoothing: ε of `info_nce`, for the softmax.
+      has_negatives: whether the batch holds negative texts.
 
     Raises:
       UserError: the tiles would be empty, the kind is unknown, or a setting does not go with it.
@@ -58,27 +77,36 @@ def contrastive_term(
             f"config.loss.label_smoothing {label_smoothing} must be at least 0 and less than 1"
         )
     if contrastive == "sigmoid":
-        _check_sigmoid(label_smoothing, contrastive_weight)
+        _check_sigmoid(label_smoothing, contrastive_weight, has_negatives)
         return sigmoid_term(chunk_size=chunk_size)
 
     def measure(embeds, batch, scales, axis_names):
-        del batch
-        pairs = embeds["images"], embeds["texts"], scales["logit_scale"]
-        loss, (image_to_text, text_to_image) = contrastive_loss(
-            *pairs, chunk_size=chunk_size, axis_names=axis_names
+        given = embeds["images"], embeds["texts"], scales["logit_scale"]
+        if has_negatives:
+            given = *given, embeds["negative_texts"], batch["has_negative"]
+        loss, (image_to_text, text_to_image) = info_nce(
+            *given, chunk_size=chunk_size, axis_names=axis_names
         )
         metrics = {
             "image_to_text_accuracy": image_to_text,
             "text_to_image_accuracy": text_to_image,
         }
+        if has_negatives:
+            found = batch["has_negative"].sum(dtype=loss.dtype)
+            count = len(batch["has_negative"]) * device_count(axis_names)
+            metrics["negative_share"] = sum_over(found, axis_names) / count
         if label_smoothing:
             metrics["unsmoothed_contrastive_loss"] = jax.lax.stop_gradient(loss)
-            loss += label_smoothing * smoothing(*pairs, axis_names=axis_names)
+            loss += label_smoothing * smoothing(*given, axis_names=axis_names)
         return (loss,), metrics
 
-    smoothed = {}
+    further = {}
+    if has_negatives:
+        further["negative_share"] = Reported(
+            meaning="The share of examples with a negative text", unit="share", better=None
+        )
     if label_smoothing:
-        smoothed["unsmoothed_contrastive_loss"] = Reported(
+        further["unsmoothed_contrastive_loss"] = Reported(
             meaning="The contrastive term without label smoothing"
         )
     growing = {}
@@ -94,7 +122,7 @@ def contrastive_term(
         grown=lambda weight, share: 1 - share * (1 - weight),
         reports={
             "contrastive_loss": Reported(meaning=f"The contrastive term{with_smoothing}"),
-            **smoothed,
+            **further,
             "image_to_text_accuracy": Reported(
                 meaning="The share of images that are nearest to their own text in the batch",
                 unit="share",
@@ -107,12 +135,15 @@ def contrastive_term(
             ),
             **growing,
         },
-        # Each of N rows is as likely as another, with any label smoothing.
-        of_equal_embeds={"contrastive_loss": math.log},
+        # Each of N rows is as likely as another, with any label smoothing. How many negatives there
+        # are is not known.
+        of_equal_embeds={} if has_negatives else {"contrastive_loss": math.log},
+        rows={**PAIRS, **(NEGATIVES if has_negatives else {})},
+        batch_keys=("has_negative",) if has_negatives else (),
     )
 
 
-def _check_sigmoid(label_smoothing, contrastive_weight):
+def _check_sigmoid(label_smoothing, contrastive_weight, has_negatives):
     """Raises UserError where a setting goes with the softmax alone."""
     if label_smoothing:
         raise UserError(
@@ -123,6 +154,11 @@ def _check_sigmoid(label_smoothing, contrastive_weight):
         raise UserError(
             "second views choose by the softmax; set config.data.second_image and second_caption "
             "to 'none', or config.loss.contrastive to 'softmax'"
+        )
+    if has_negatives:
+        raise UserError(
+            "negative texts are for the softmax; set config.data.negative_caption to 'none', or "
+            "config.loss.contrastive to 'softmax'"
         )
 
 

@@ -76,7 +76,8 @@ class Objective:
         speed.
       detached_gather_devices: W, by which the gradients of the towers are divided, as in the
         official code; 1 is the true gradient (see `cyclip_loss`).
-      **sections: settings of the terms that have a section of their own, by the terms' names.
+      **sections: settings of the terms that have a section of their own, by the terms' names; and
+        "negatives", whatever it holds, where the contrastive term has negative texts.
 
     Attributes:
       first_step: the first step of the run that sees pairs, from which on weights grow.
@@ -130,12 +131,14 @@ class Objective:
             "uniformity_warmup_steps": uniformity_warmup_steps,
             "chunk_size": chunk_size,
         }
+        has_negatives = sections.pop("negatives", None) is not None
         unknown = sorted(sections.keys() - TERMS.keys())
         if unknown:
             raise UserError(
                 f"config.loss.{unknown[0]} is not a setting of the loss; the settings are "
                 f"{', '.join(name for name in inspect.signature(Objective).parameters)}"
             )
+        loss["has_negatives"] = has_negatives
         # What the second views leave of the contrastive loss between images and texts.
         loss["contrastive_weight"] = 1 - second_view_weight if "second_views" in sections else None
         sentences = sections.get("sentences")
@@ -290,4 +293,6 @@ def configured_objective(config: Any) -> Objective:
     views = [view for view, key in _SECOND_VIEWS.items() if config.data[key] != "none"]
     if views:
         sections["second_views"] = {"views": views}
+    if config.data.negative_caption != "none":
+        sections["negatives"] = {}
     return Objective(**config.loss, **sections)

@@ -113,7 +113,9 @@ def batch_shapes(
     side, length = sizes["image_size"], sizes["context_length"]
     shapes: dict[str, Any] = {}
     shapes |= dict.fromkeys(("images", "second_images"), ((rows, side, side, 3), jnp.uint8))
-    shapes |= dict.fromkeys(("tokens", "second_tokens"), ((rows, length), jnp.int32))
+    texts = ("tokens", "second_tokens", "negative_tokens")
+    shapes |= dict.fromkeys(texts, ((rows, length), jnp.int32))
+    shapes["has_negative"] = ((rows,), jnp.bool_)
     if not set(keys) <= shapes.keys():
         sentences = config.sentences
         shape = (sentences.batch_size, min(sentences.length, length))

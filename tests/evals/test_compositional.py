@@ -161,6 +161,16 @@ def test_a_wrong_caption_that_is_listed_again_is_one_for_chance(folder, tmp_path
     assert (results["accuracy"], results["captions"]) == (1.0, 3)
 
 
+def test_who_does_not_see_the_picture_is_right_by_the_text_alone(folder, tmp_path):
+    """Captions that are right once and wrong once tell nothing; others may tell everything."""
+    swapped = [choice("red_disc", "blue_bar"), choice("blue_bar", "red_disc")]
+    results = score(write(tmp_path / "swapped.json", swapped), folder)
+    assert (results["accuracy"], results["blind_accuracy"]) == (1.0, 0.0)  # ties are misses
+    telling = [choice("red_disc", "x"), choice("blue_bar", "x")]
+    results = score(write(tmp_path / "telling.json", telling), folder)
+    assert (results["accuracy"], results["blind_accuracy"]) == (1.0, 1.0)
+
+
 def test_intervals_draw_pictures_with_all_their_examples(folder, tmp_path):
     """The same intervals as with one example a picture, however often and with what boxes."""
     names = ["red_disc", "green_bar", "grey_ring", "blue_bar", "red_ring", "blue_cross"]

@@ -191,3 +191,41 @@ def test_a_direction_of_weight_zero_sends_and_multiplies_nothing():
     assert sent[FORWARD] <= 2 * n * d * 4 + 64
     flops = matmul_flops(over(8, info_nce, directions=FORWARD), rows, rows, nothing, scale)
     assert flops == 2 * n * n * d
+
+
+MASK = np.arange(24) % 3 != 1
+
+
+@pytest.mark.parametrize("devices, chunk_size", [(1, 5), (8, 2)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_further_keys_that_are_not_there_change_nothing(x64, devices, chunk_size, smoothing):
+    """The definition without them, although each is the query itself, and its logit the largest."""
+    queries, keys, further = arrays(24, 24)
+    absent = np.where(MASK[:, None], further, queries)
+    settings = {"directions": BOTH, "label_smoothing": smoothing}
+
+    def masked(queries, keys, further, scale, function, mask, **options):
+        return function(queries, keys, scale, further, mask, **settings, **options)
+
+    def definition(queries, keys, further, scale):
+        return info_nce_dense(queries, keys, scale, further[MASK], **settings)
+
+    mesh = parallel.create_mesh(jax.devices()[:devices])
+    rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    options = {"chunk_size": chunk_size, "axis_names": mesh.axis_names}
+    tiled = jax.shard_map(
+        lambda q, k, f, s, m: masked(q, k, f, s, info_nce, m, **options),
+        mesh=mesh,
+        in_specs=(rows, rows, rows, whole, rows),
+        out_specs=whole,
+    )
+    given = (queries, keys, absent, 90.0)
+    expected = gradients(definition, *given)
+    dense = gradients(lambda *of: masked(*of, function=info_nce_dense, mask=MASK), *given)
+    ours = gradients(lambda *of: tiled(*of, MASK), *given)
+    (_, (_, _, of_absent, _)) = ours
+    assert not np.any(np.asarray(of_absent)[~MASK])
+    for found in (dense, ours):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, expected
+        )
