@@ -10,9 +10,10 @@ so that all are slowed alike by what else the machine does. Ratios are medians o
 "PyTorch" is open_clip's ClipLoss, with the cyclic terms from their definition, on one device. If a
 CPU is made to look like several devices, the memory is right, but the times mean little.
 
-With --siglip there is "SigLIP", which is open_clip's SigLipLoss. It is another loss, and it adds
-the texts of the devices chunk by chunk. On one device there is one chunk, so that it holds N×N
-matrices, too.
+With --siglip there is a third loss, SigLIP's sigmoid. Its "PyTorch" is open_clip's SigLipLoss,
+which adds the texts of the devices chunk by chunk. On one device that is one chunk, so that it
+holds N×N matrices, too; "chunked" does in turn what each of eight devices would do. "softmax" is
+our contrastive term.
 """
 
 import argparse
@@ -35,12 +36,16 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.losses import contrastive_loss, cyclip_loss
 from cyclip_jax.losses.contrastive import contrastive_loss_dense
 from cyclip_jax.losses.cyclic import cyclic_consistency_dense
+from cyclip_jax.losses.sigmoid import sigmoid_loss, sigmoid_loss_dense
 from cyclip_jax.losses.tiles import CHUNK_SIZE
 
 LOSSES = ("contrastive", "whole")
+SIGMOID = "sigmoid"
 INMODAL_WEIGHT, CROSSMODAL_WEIGHT = 0.25, 0.25
 LOGIT_SCALE = 1 / 0.07
 SIGLIP_BIAS = -10.0  # at which SigLIP starts (Zhai et al. 2023)
+SIGLIP_CHUNKS = 8  # of the texts, as on so many devices
+COMPARED = ("dense", "PyTorch", "softmax")  # forms that the times of others are divided by
 # The largest relative difference that two forms may have in the loss or in one of its gradients.
 # The gradients have the type of the embeddings.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 1e-2}
@@ -53,6 +58,7 @@ COLUMNS = {
     "ms": ("milliseconds", ".1f"),
     "time / dense": ("time_to_dense", ".2f"),
     "time / PyTorch": ("time_to_pytorch", ".2f"),
+    "time / softmax": ("time_to_softmax", ".2f"),
     "temporaries, MiB": ("temporary_mebibytes", ".1f"),
     "memory / dense": ("memory_to_dense", ".3f"),
     "difference": ("difference", ".0e"),
@@ -87,21 +93,28 @@ def ours(loss, mesh, chunk_size):
             chunk_size=chunk_size,
             mesh=mesh,
         )[0]
+    function = _sigmoid_loss if loss == SIGMOID else contrastive_loss
     if mesh.size == 1:
-        return lambda *args: contrastive_loss(*args, chunk_size=chunk_size)[0]
+        return lambda *args: function(*args, chunk_size=chunk_size)[0]
     rows = parallel.batch_sharding(mesh).spec
     return jax.shard_map(
-        lambda *args: contrastive_loss(*args, chunk_size=chunk_size, axis_names=mesh.axis_names)[0],
+        lambda *args: function(*args, chunk_size=chunk_size, axis_names=mesh.axis_names)[0],
         mesh=mesh,
         in_specs=(rows, rows, PartitionSpec()),
         out_specs=PartitionSpec(),
     )
 
 
+def _sigmoid_loss(image_embeds, text_embeds, logit_scale, **options):
+    return sigmoid_loss(image_embeds, text_embeds, logit_scale, SIGLIP_BIAS, **options)
+
+
 def dense(loss):
     """Returns the same function, computed from the definitions."""
 
     def function(image_embeds, text_embeds, logit_scale):
+        if loss == SIGMOID:
+            return sigmoid_loss_dense(image_embeds, text_embeds, logit_scale, SIGLIP_BIAS)[0]
         value, _ = contrastive_loss_dense(image_embeds, text_embeds, logit_scale)
         if loss == "contrastive":
             return value
@@ -145,7 +158,7 @@ def pytorch_form(loss, embeds, platform):
     """Makes the Form that a user of open_clip would write; like the others, it uses float32.
 
     Args:
-      loss: one of LOSSES, or "siglip".
+      loss: one of LOSSES, SIGMOID, or "chunked".
       embeds: [image embeddings, text embeddings], arrays.
       platform: "cpu" or "gpu".
     """
@@ -159,10 +172,20 @@ def pytorch_form(loss, embeds, platform):
         tensor.requires_grad_()
     clip_loss, siglip_loss = open_clip.ClipLoss(), open_clip.loss.SigLipLoss()
 
+    def chunked(images, texts, *scalars):
+        """What SIGLIP_CHUNKS devices do, each with its own pictures, one after the other."""
+        parts = [
+            siglip_loss._loss(own, chunk, *scalars, negative_only=i != j)
+            for i, own in enumerate(images.chunk(SIGLIP_CHUNKS))
+            for j, chunk in enumerate(texts.chunk(SIGLIP_CHUNKS))
+        ]
+        return sum(parts) / SIGLIP_CHUNKS
+
     def run():
         images, texts, logit_scale = (tensor.float() for tensor in inputs)
-        if loss == "siglip":
-            value = siglip_loss(images, texts, logit_scale, SIGLIP_BIAS)
+        if loss in (SIGMOID, "chunked"):
+            of_pairs = siglip_loss if loss == SIGMOID else chunked
+            value = of_pairs(images, texts, logit_scale, SIGLIP_BIAS)
         else:
             value = clip_loss(images, texts, logit_scale)
         if loss == "whole":
@@ -185,7 +208,6 @@ def pytorch_form(loss, embeds, platform):
         run,
         lambda out: jax.tree.map(lambda x: x.detach().float().cpu().numpy(), out),
         temporary_bytes,
-        is_same=loss != "siglip",
     )
 
 
@@ -253,7 +275,7 @@ def measure(forms, *, repeats, tolerance):
         row = {"form": name, "difference": found.get(name)}
         if repeats:
             row["milliseconds"] = 1e3 * statistics.median(seconds[name])
-        row |= {"time_to_dense": ratio(name, "dense"), "time_to_pytorch": ratio(name, "PyTorch")}
+        row |= {f"time_to_{other.lower()}": ratio(name, other) for other in COMPARED}
         if form.temporary_bytes is not None:
             row["temporary_mebibytes"] = form.temporary_bytes / 2**20
             if name != "dense" and "dense" in forms:
@@ -284,14 +306,17 @@ def rows_and_notes(args, devices, side_by_side, keep=lambda rows: None):
                 f"N = {n} on {len(devices)} devices is measured, because an N×N matrix has "
                 f"{matrix:.1f} GiB on each"
             )
-        for loss in LOSSES:
+        for loss in (*LOSSES, *([SIGMOID] if args.siglip else [])):
             forms = {"ours": compiled_form(ours(loss, mesh, args.chunk_size), embeds, mesh)}
             if fits:
                 forms["dense"] = compiled_form(dense(loss), embeds, mesh)
             if fits and side_by_side and len(devices) == 1:
                 forms["PyTorch"] = pytorch_form(loss, embeds, devices[0].platform)
-                if args.siglip and loss == "contrastive":
-                    forms["SigLIP"] = pytorch_form("siglip", embeds, devices[0].platform)
+            if loss == SIGMOID:
+                if side_by_side and len(devices) == 1:
+                    forms["chunked"] = pytorch_form("chunked", embeds, devices[0].platform)
+                softmax = compiled_form(ours("contrastive", mesh, args.chunk_size), embeds, mesh)
+                forms["softmax"] = dataclasses.replace(softmax, is_same=False)
             measured = measure(
                 forms,
                 repeats=0 if args.memory_only else args.repeats,
@@ -332,7 +357,7 @@ def parse_arguments(argv=None):
         help="measure PyTorch as well (default: if it and open_clip are installed)",
     )
     parser.add_argument(
-        "--siglip", action="store_true", help="measure open_clip's SigLipLoss beside PyTorch, too"
+        "--siglip", action="store_true", help="measure the sigmoid loss of SigLIP, too"
     )
     parser.add_argument(
         "--memory-only", action="store_true", help="compile the losses, and do not run them"

@@ -1,5 +1,6 @@
 """Each benchmark at its smallest: nothing is timed here, but everything runs."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -7,9 +8,11 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from benchmarks import checksums, loss, report, scaling, small_data
+from cyclip_jax import parallel
 from tests.runs import ROOT
 
 SMALL_LOSS = ("--rows=8", "--dim=4", "--chunk-size=3", "--repeats=2")
@@ -138,17 +141,20 @@ def test_small_data_hold_out_parts_and_drawings_that_training_has_not_seen(monke
     assert (row["recall"], row["alarm"]) == ("10.0% [10.0, 10.0]", 150)
 
 
-def test_siglip_is_timed_beside_the_others_but_not_compared():
-    embeds = loss.draw_embeddings(8, 4, "float32")
+def test_the_sigmoid_is_one_loss_in_all_forms_and_not_the_softmax():
+    embeds = loss.draw_embeddings(16, 4, "float32")
+    mesh = parallel.create_mesh(jax.devices()[:1])
     forms = {
-        "PyTorch": loss.pytorch_form("contrastive", embeds, "cpu"),
-        "SigLIP": loss.pytorch_form("siglip", embeds, "cpu"),
+        "ours": loss.compiled_form(loss.ours("sigmoid", mesh, 8), embeds, mesh),
+        "dense": loss.compiled_form(loss.dense("sigmoid"), embeds, mesh),
+        "PyTorch": loss.pytorch_form("sigmoid", embeds, "cpu"),
+        "chunked": loss.pytorch_form("chunked", embeds, "cpu"),
     }
-    first, second = (form.fetch(form.run())[0] for form in forms.values())
-    assert abs(second - first) > 0.1 * first
-    clip, siglip = loss.measure(forms, repeats=1, tolerance=1e-4)
-    assert clip["difference"] == 0 and siglip["difference"] is None
-    assert siglip["milliseconds"] > 0
+    softmax = loss.compiled_form(loss.ours("contrastive", mesh, 8), embeds, mesh)
+    forms["softmax"] = dataclasses.replace(softmax, is_same=False)
+    *same, other = loss.measure(forms, repeats=1, tolerance=1e-4)
+    assert all(row["difference"] < 1e-4 for row in same)
+    assert other["difference"] is None and same[0]["time_to_softmax"] > 0
 
 
 def test_what_is_measured_is_written_before_the_rest_fails(tmp_path, monkeypatch):
