@@ -202,12 +202,12 @@ def _loss() -> ml_collections.ConfigDict:
     # Share of the contrastive loss that second views have (see data.second_image).
     loss.second_view_weight = 0.5
     loss.second_view_warmup_steps = 0  # That share grows linearly from 0 over so many steps.
-    # Weights of ½(U(I) + U(T)), of U(I, T) and of ‖I − T‖², which spread embeddings and draw pairs
-    # together (Fahim et al. 2024, with the weight 1 for each).
+    # Weight of the mean of the images' and the texts' uniformity, which spreads them (Fahim et al.
+    # 2024, with the weight 1 for this and the next two).
     loss.uniformity_weight = 0.0
-    loss.cross_uniformity_weight = 0.0
-    loss.alignment_weight = 0.0
-    loss.uniformity_warmup_steps = 0  # They grow linearly from 0 over so many steps.
+    loss.cross_uniformity_weight = 0.0  # Weight of the uniformity of images against texts.
+    loss.alignment_weight = 0.0  # Weight of the squared distance of pairs.
+    loss.uniformity_warmup_steps = 0  # These three grow linearly from 0 over so many steps.
     # Sizes of the embedding, the largest first, such as (512, 256, 128). The loss of pairs is then
     # the mean over them, so that the first numbers serve by themselves. By default there is one.
     loss.nested_dims = ()

@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
 from cyclip_jax.data.places import DataPath
+from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_at_least, check_types
 from cyclip_jax.evals.data.pairs import Pairs, check_pairs, distinct, open_pairs
 from cyclip_jax.evals.evaluator import Evaluator
@@ -48,6 +49,8 @@ class Retrieval:
       captions_per_image: how many of each image's captions are scored, the first in file order, 5
         for COCO and Flickr30k; None scores all.
       published_recall: adds `image_to_text_recall@k_as_published`, see `published_recall_of`.
+      embed_dims: sizes at which the first numbers of the embeddings are scored by themselves, as a
+        model with nested dimensions is meant to be used.
 
     Raises:
       UserError: the settings alone show that something is wrong.
@@ -65,11 +68,17 @@ class Retrieval:
     gallery_captions: int | None = 0
     captions_per_image: int | None = None
     published_recall: bool = False
+    embed_dims: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
         check_at_least(self, 0, "gallery_captions")
         check_at_least(self, 1, "captions_per_image")
+        if any(m < 1 for m in self.embed_dims):
+            raise UserError(
+                f"config.evals.{self.name}.embed_dims {self.embed_dims} must be whole numbers of "
+                "at least 1"
+            )
         check_pairs(self.pairs, images=self.images, **self._reading)
 
     @property
@@ -94,7 +103,8 @@ class Retrieval:
           caption are one draw; `chance_…`, the recall that a random order gets; the training loss's
           terms, as means over groups of batch_size pairs in file order, the last group smaller;
           `inmodal_consistency` and `crossmodal_consistency` over all pairs, with intervals over
-          images; `images`, `captions`, `pairs`: what was scored. Detail: `gallery.json`. Outcomes:
+          images; of each of `embed_dims` `mean_recall_<m>_dims`, with its interval; `images`,
+          `captions`, `pairs`: what was scored. Detail: `gallery.json`. Outcomes:
           each of `images` and of `captions` has its recalls and its rank, 1 is first, and
           `cluster`, the draw that it belongs to; each caption the `image` of its first pair; each
           of `pairs` its `image` and its part in the two consistencies.
@@ -119,6 +129,7 @@ class Retrieval:
                 **consistencies,
                 **recalls,
                 **(published_recall_of(recalls) if self.published_recall else {}),
+                **_recalls_of_sizes(scored, self.embed_dims, f"config.evals.{self.name}"),
                 "images": count(len(scored.image_embeds)),
                 "captions": count(len(scored.text_embeds)),
                 "pairs": count(len(scored.kept)),
@@ -178,6 +189,34 @@ def _scored(dataset, encoders, captions_per_image):
         ranks_of_best_partner(image_embeds, text_embeds, image_ids, text_ids),
         ranks_of_best_partner(text_embeds, image_embeds, text_ids, image_ids),
     )
+
+
+def _recalls_of_sizes(scored, sizes, config_key):
+    """The mean recall with the first numbers of the embeddings, for each of these sizes."""
+    found = {}
+    for m in sizes:
+        if m > scored.image_embeds.shape[1]:
+            raise UserError(
+                f"{config_key}.embed_dims {m} is more than the {scored.image_embeds.shape[1]} "
+                "dimensions of the embeddings; leave it out"
+            )
+        images, texts = (
+            _unit_norm(rows[:, :m]) for rows in (scored.image_embeds, scored.text_embeds)
+        )
+        recalls = recall_of_ranks(
+            ranks_of_best_partner(images, texts, scored.image_ids, scored.text_ids),
+            ranks_of_best_partner(texts, images, scored.text_ids, scored.image_ids),
+            *(scored.image_ids, scored.text_ids),
+        )
+        metric = dataclasses.replace(recalls["mean_recall"], is_headline=False)
+        found[f"mean_recall_{m}_dims"] = metric
+    return found
+
+
+def _unit_norm(rows):
+    """Rows [N, D] scaled to length 1; those of zeros alone, which find nothing, stay zero."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(norms, np.finfo(np.float32).tiny)
 
 
 def _outcomes(scored, parts):

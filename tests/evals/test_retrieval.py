@@ -10,6 +10,7 @@ from clip_benchmark.metrics import zeroshot_retrieval
 from PIL import Image
 
 from cyclip_jax import evals
+from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.retrieval import Retrieval, chance_recall, recall_of_ranks
@@ -176,6 +177,17 @@ def test_the_numbers_are_clip_benchmarks_whatever_the_batch_size(pairs_csv, tmp_
     )
     expected = flat_numbers(expected)
     assert {name: found[name] for name in expected} == expected  # with the intervals
+
+
+def test_the_first_numbers_are_scored_by_themselves(pairs_csv):
+    """Of the fakes, each pair has one number that is not zero."""
+    known = fake_encoders(8)
+    whole = score(known, pairs_csv, embed_dims=(25, 12))
+    assert whole["mean_recall_25_dims"] == whole["mean_recall"] == 1.0
+    # Half of the pairs have their one number among those that are left out.
+    assert whole["mean_recall_12_dims"] == 0.5
+    with pytest.raises(UserError, match=r"config\.evals\.\w+\.embed_dims 26 is more than the 25"):
+        score(known, pairs_csv, embed_dims=(26,))
 
 
 def test_recall_and_median_rank_are_open_clips_with_one_caption_an_image():

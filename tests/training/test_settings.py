@@ -197,6 +197,7 @@ BAD_EVALUATIONS = [
     ("logistic_probe", {"regularization": 0.0}, "….regularization 0.0 must be above 0"),
     ("logistic_probe", {"validation_share": 1.0}, "….validation_share 1.0 must be between 0 and 1"),
     ("logistic_probe", {"max_iterations": -1}, "….max_iterations -1 must be at least 1"),
+    ("retrieval", {"embed_dims": [0]}, "….embed_dims [0] must be whole numbers of at least 1"),
     ("retrieval", {"captions_per_image": 0}, "….captions_per_image 0 must be at least 1"),
     ("retrieval", {"captions_per_image": "5"}, "….captions_per_image '5' must be a whole number"),
     ("retrieval", {"gallery_captions": -1}, "….gallery_captions -1 must be at least 0"),
