@@ -196,6 +196,7 @@ def _of_workdir(workdir, step):
         "name": config.model.name,
         "quick_gelu": config.model.quick_gelu,
         **sizes_in(config.model),
+        **({"logit_bias": True} if config.model.logit_bias else {}),
     }
     return Checkpoint(
         source=str(workdir),

@@ -150,6 +150,18 @@ def test_evaluate_wants_data_for_what_is_no_run(exports):
         evaluate_checkpoint(exports["open_clip"])
 
 
+def test_a_run_with_the_sigmoid_loss_goes_to_open_clip_with_its_bias(pairs, tmp_path):
+    config = tiny_config(pairs, **{"loss.contrastive": "sigmoid", "model.logit_bias": True})
+    config.total_steps, config.optimizer.warmup_steps, config.log_every_steps = 2, 0, 1
+    config.model.vision_tower, config.model.patch_size = "vit", 16
+    config.model.vision_layers = 1
+    metrics = train(config, tmp_path / "run")
+    assert metrics["logit_bias"] != -10
+    export_checkpoint(tmp_path / "run", export_format="open_clip", output=tmp_path / "export")
+    model, _, _ = cyclip_jax.load(tmp_path / "export")
+    assert float(model.logit_bias[...]) == metrics["val/logit_bias"]
+
+
 def start_state(config, workdir):
     """The state that a run begins with."""
     with open_run(config, epath.Path(workdir), began=time.monotonic()) as (_, start):
