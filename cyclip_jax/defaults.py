@@ -229,8 +229,14 @@ def _optimizer() -> ml_collections.ConfigDict:
     """Returns config.optimizer."""
     optimizer = ml_collections.ConfigDict()
     optimizer.learning_rate = 5e-4  # The learning rate at the end of the warm-up.
-    # The learning rate rises linearly for so many steps, then falls along half a cosine to zero.
-    optimizer.warmup_steps = 10_000
+    optimizer.warmup_steps = 10_000  # The learning rate rises linearly for so many steps.
+    # What it does after that: "cosine" falls along half a cosine to zero, "linear" along a line;
+    # "constant" stays; "cosine_with_cooldown" falls along half a cosine to a share of it.
+    optimizer.schedule = "cosine"
+    # In so many steps at the end of the run it falls linearly to zero. This is for the schedules
+    # "constant" and "cosine_with_cooldown".
+    optimizer.cooldown_steps = 0
+    optimizer.cooldown_from = 0.1  # The share to which "cosine_with_cooldown" falls before that.
     # So many epochs of the schedule are left out at its start.
     optimizer.schedule_offset_epochs = 0
     optimizer.beta1 = 0.9  # Decay rate of Adam's running mean of the gradients.
@@ -244,9 +250,53 @@ def _optimizer() -> ml_collections.ConfigDict:
     # "official_names" decays the scales of some norms and the positional and class embeddings too,
     # as the published code does.
     optimizer.weight_decay_rule = "matrices"
-    # The global norm to which larger gradients are cut. By default none is.
+    # How gradients are cut: "none"; "norm", to the global norm below; or by themselves, without a
+    # number to choose: "agc", "autoclip", "zclip" and "adagc".
+    optimizer.gradient_clip = "none"
+    # The global norm to which larger gradients are cut, whatever the kind. By default none is.
     optimizer.gradient_clip_norm = placeholder(float)
+    optimizer.agc = _agc()  # Each unit's gradient is cut to a share of its weights (Brock et al.).
+    # The norm is cut to a percentile of those so far (Seetharaman et al.).
+    optimizer.autoclip = _autoclip()
+    optimizer.zclip = _zclip()  # A norm that is an outlier is cut (Kumar et al.).
+    # Each parameter's gradient is cut to its own running norm (Wang et al.).
+    optimizer.adagc = _adagc()
     return optimizer
+
+
+def _agc() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.agc."""
+    agc = ml_collections.ConfigDict()
+    agc.ratio = 0.01  # Largest norm of the gradient of a kernel's column, over that of the column.
+    agc.eps = 1e-3  # A column counts with at least this norm.
+    return agc
+
+
+def _autoclip() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.autoclip."""
+    autoclip = ml_collections.ConfigDict()
+    autoclip.percentile = 10.0  # The percentile of the norms, from 0 to 100.
+    autoclip.window = 1000  # So many of the last norms count.
+    return autoclip
+
+
+def _zclip() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.zclip."""
+    zclip = ml_collections.ConfigDict()
+    zclip.threshold = 2.5  # So many standard deviations above the mean a norm is an outlier.
+    zclip.decay = 0.97  # Decay rate of the running mean and variance of the norms.
+    zclip.warmup_steps = 25  # The norms of so many steps are not cut, and give the first of both.
+    return zclip
+
+
+def _adagc() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.adagc."""
+    adagc = ml_collections.ConfigDict()
+    adagc.ratio = 1.05  # Largest norm of a parameter's gradient, over its running norm.
+    adagc.decay = 0.98  # Decay rate of the running norms.
+    adagc.warmup_steps = 100  # In so many steps the global norm is cut instead.
+    adagc.warmup_norm = 1.0  # The global norm to which it is cut in them.
+    return adagc
 
 
 def _data() -> ml_collections.ConfigDict:

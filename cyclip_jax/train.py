@@ -236,8 +236,9 @@ def _log(run, step, position, metrics, seconds_per_step, stage):
         metrics |= {f"examples/{name}": count for name, count in drawn.items()}
     judged, alarm = run.alarm.check(step, metrics)
     run.writer.write(step, metrics | judged)
-    if alarm is not None:
-        run.console.say(alarm)
+    for told in (alarm, run.clip_alarm.check(metrics["grad_norm"])):
+        if told is not None:
+            run.console.say(told)
     seconds_left = (run.total_steps - step) * seconds_per_step
     run.console.report(step, run.total_steps, metrics, seconds_left)
     if skipped >= run.config.max_skipped_in_a_row:

@@ -37,6 +37,7 @@ from cyclip_jax.runtime.loop import Feed, StopOnSignal, keep_compiled, set_matmu
 from cyclip_jax.runtime.profiling import Profiler
 from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror
+from cyclip_jax.training.clipping import ClipAlarm
 from cyclip_jax.training.collapse import CollapseAlarm, collapsed_steps
 from cyclip_jax.training.configured_model import Model
 from cyclip_jax.training.objective import configured_objective
@@ -97,6 +98,7 @@ class Run:
       clock: measures where the time goes.
       profiler: traces chosen steps.
       alarm: says where nothing is learned.
+      clip_alarm: says where the bound of the gradient is too low.
     """
 
     config: ml_collections.ConfigDict
@@ -119,6 +121,7 @@ class Run:
     clock: Clock
     profiler: Profiler
     alarm: CollapseAlarm
+    clip_alarm: ClipAlarm
 
 
 @contextlib.contextmanager
@@ -194,6 +197,7 @@ def open_run(
             clock=clock,
             profiler=profiler,
             alarm=alarm,
+            clip_alarm=ClipAlarm(settings.optimizer.gradient_clip_norm),
         )
         yield run, start
 
@@ -292,7 +296,7 @@ def _schedule(settings, config, model, source, step, position):
     return {
         "total_steps": total_steps,
         "stages": stages,
-        "schedule": settings.optimizer.schedule(
+        "schedule": settings.optimizer.learning_rate_schedule(
             total_steps=total_steps,
             steps_per_epoch=an_epoch,
             steps_before=settings.sentences.only_steps,

@@ -17,7 +17,8 @@ from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.runtime.profiling import check_profile_steps
 from cyclip_jax.runtime.weights_and_biases import WeightsAndBiases
 from cyclip_jax.training.objective import Objective
-from cyclip_jax.training.optimizer import Optimizer, check_warmup
+from cyclip_jax.training.optimizer import Optimizer
+from cyclip_jax.training.schedules import check_lengths, check_warmup
 from cyclip_jax.training.sentences import Sentences
 from cyclip_jax.training.token_reduction import TokenReduction
 
@@ -115,11 +116,14 @@ class Settings:
                     "steps; lower them, or set config.total_steps higher"
                 )
             if only == total_steps:  # there are no pairs, for which the weights grow
-                return check_warmup(self.optimizer.warmup_steps, total_steps)
+                return self._check_schedule(total_steps)
             total_steps -= only
         name = "config.loss.cyclic_warmup_steps"
         check_warmup(self.loss.cyclic_warmup_steps, total_steps, name)
-        check_warmup(self.optimizer.warmup_steps, total_steps)
+        self._check_schedule(total_steps)
+
+    def _check_schedule(self, total_steps):
+        check_lengths(self.optimizer.warmup_steps, total_steps, self.optimizer.cooldown_steps)
 
     def run_length(self, examples: int, step: int = 0, position: Position | None = None) -> int:
         """The total steps of the run over data of so many examples.
