@@ -56,6 +56,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 3  # So many of the newest checkpoints are kept.
     # Checkpoints at multiples of this step are kept for good. By default none is.
     config.keep_every_steps = placeholder(int)
+    # The checkpoint with the best value of this metric so far is kept besides, such as
+    # "val/mean_recall". One is then also written after each evaluation with the best value. By
+    # default none is.
+    config.keep_best = placeholder(str)
     # A new run starts from the weights of this workdir, export or weight file. By default it starts
     # from random ones.
     config.init_from = placeholder(str)

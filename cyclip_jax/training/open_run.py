@@ -50,6 +50,7 @@ from cyclip_jax.training.starting_point import (
     starting_point,
 )
 from cyclip_jax.training.step import Step, configured_step
+from cyclip_jax.workdir.best import BestSoFar
 from cyclip_jax.workdir.changes import (
     Changes,
     check_changes,
@@ -98,6 +99,7 @@ class Run:
       clock: measures where the time goes.
       profiler: traces chosen steps.
       alarm: says where nothing is learned.
+      best: knows which checkpoint has the best value of config.keep_best.
       clip_alarm: says where the bound of the gradient is too low.
     """
 
@@ -122,6 +124,7 @@ class Run:
     profiler: Profiler
     alarm: CollapseAlarm
     clip_alarm: ClipAlarm
+    best: BestSoFar
 
 
 @contextlib.contextmanager
@@ -172,6 +175,8 @@ def open_run(
         alarm = _alarm(config, workdir)  # before the writer cuts off what is trained anew
         writer = MetricWriter(workdir, first_step=step, enabled=is_first_process, mirror=mirror)
         _closed_with(stack, writer)
+        best = BestSoFar(settings.keep_best, workdir, until=step)
+        checkpointer.best = best.among
         console.say(_summary(plan, step, workdir))
         feed = Feed(batches, functools.partial(parallel.to_global, mesh=plan.mesh), clock)
         _closed_with(stack, feed)
@@ -197,6 +202,7 @@ def open_run(
             clock=clock,
             profiler=profiler,
             alarm=alarm,
+            best=best,
             clip_alarm=ClipAlarm(settings.optimizer.gradient_clip_norm),
         )
         yield run, start

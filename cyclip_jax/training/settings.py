@@ -57,6 +57,7 @@ class Settings:
     checkpoint_every_steps: int
     keep_checkpoints: int | None
     keep_every_steps: int | None
+    keep_best: str | None
     init_from: FilePath | None
     max_skipped_in_a_row: int
     matmul_precision: str
@@ -94,7 +95,23 @@ class Settings:
         self.check_length(self.total_steps)
         if self.has_pairs:
             self.data.training_sets()
-        evals.check_settings(self.evals)
+        self._check_keep_best(evals.check_settings(self.evals))
+
+    def _check_keep_best(self, evaluations):
+        if self.keep_best is None:
+            return
+        evaluation, _, metric = self.keep_best.partition("/")
+        if evaluation not in evaluations or not metric:
+            raise UserError(
+                f"config.keep_best {self.keep_best!r} is no metric of an evaluation of this run; "
+                "write it as in metrics.jsonl, <evaluation>/<metric>; the evaluations are "
+                f"{', '.join(evaluations) or 'none, as config.data.validation is not set'}"
+            )
+        if self.eval_every_steps <= 0:
+            raise UserError(
+                f"config.keep_best {self.keep_best!r} needs evaluations during the run; set "
+                "config.eval_every_steps"
+            )
 
     @property
     def has_pairs(self) -> bool:

@@ -25,6 +25,7 @@ FREE = (
     "checkpoint_every_steps",
     "keep_checkpoints",
     "keep_every_steps",
+    "keep_best",
     "init_from",
     "max_skipped_in_a_row",
     "compilation_cache",

@@ -113,6 +113,7 @@ BAD = {
     "loss.chunk_size=0": "config.loss.chunk_size 0 must be at least 1",
     "loss.cyclic_warmup_steps=-1": "config.loss.cyclic_warmup_steps -1 must be at least 0",
     "optimizer.warmup_steps=-1": "config.optimizer.warmup_steps -1 must be at least 0",
+    "keep_best=val/mean_recall": "config.keep_best 'val/mean_recall' is no metric of an evaluation",
     "optimizer.gradient_clip=agcc": "unknown config.optimizer.gradient_clip 'agcc'; choose one of",
     "optimizer.zclip.threshold=-1": "config.optimizer.zclip.threshold -1.0 must be above 0",
     "optimizer.schedule=sine": "unknown config.optimizer.schedule 'sine'; choose one of cosine,",
@@ -350,6 +351,25 @@ def test_a_number_that_no_run_can_have_is_refused_by_its_own_name(field, value, 
     with pytest.raises(UserError) as error:
         checked(configured(**own, **{field: value}))
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "own, sentence",
+    [
+        ({"keep_best": "mean_recall"}, "'mean_recall' is no metric .* the evaluations are val$"),
+        ({"keep_best": "coco/mean_recall"}, "'coco/mean_recall' is no metric of an evaluation"),
+        ({"keep_best": "val/mean_recall", "eval_every_steps": 0}, "needs evaluations during the"),
+        ({"keep_best": "val/mean_recall"}, None),
+        ({"keep_best": None, "eval_every_steps": 0}, None),
+    ],
+)
+def test_a_best_that_is_never_measured_is_refused(own, sentence):
+    config = configured(**{"data.validation": "val.csv", "eval_every_steps": 5} | own)
+    if sentence is None:
+        assert checked(config)
+    else:
+        with pytest.raises(UserError, match=rf"config\.keep_best .*{sentence}"):
+            checked(config)
 
 
 def test_two_lengths_are_refused():

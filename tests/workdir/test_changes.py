@@ -83,6 +83,7 @@ def test_what_changes_the_numbers_is_refused(workdir, name, value):
         ("log_every_steps", 1),
         ("eval_every_steps", 1),
         ("keep_checkpoints", 9),
+        ("keep_best", "val/mean_recall"),
         ("wandb.project", "mine"),
         ("profile_steps", (1, 2)),
         ("mesh.fsdp", 2),
