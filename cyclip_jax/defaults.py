@@ -86,7 +86,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Training of the text tower on sentences (Gao et al. 2021; Zhao et al. 2024), beside the pairs
     # or before them.
     config.sentences = _sentences()
-    config.optimizer = _optimizer()  # AdamW and the schedule of its learning rate.
+    config.optimizer = _optimizer()  # The optimiser and the schedule of its learning rate.
     config.data = _data()  # What is trained on, and how it is read.
 
     # The evaluations, {name: evaluator and its arguments}.
@@ -232,6 +232,8 @@ def _sentences() -> ml_collections.ConfigDict:
 def _optimizer() -> ml_collections.ConfigDict:
     """Returns config.optimizer."""
     optimizer = ml_collections.ConfigDict()
+    # "adamw"; "lion"; "lamb"; or "muon" for the kernels inside the towers, with AdamW for the rest.
+    optimizer.name = "adamw"
     optimizer.learning_rate = 5e-4  # The learning rate at the end of the warm-up.
     optimizer.warmup_steps = 10_000  # The learning rate rises linearly for so many steps.
     # What it does after that: "cosine" falls along half a cosine to zero, "linear" along a line;
@@ -265,6 +267,9 @@ def _optimizer() -> ml_collections.ConfigDict:
     optimizer.zclip = _zclip()  # A norm that is an outlier is cut (Kumar et al.).
     # Each parameter's gradient is cut to its own running norm (Wang et al.).
     optimizer.adagc = _adagc()
+    optimizer.lion = _lion()  # The sign of a mean of gradients (Chen et al. 2023).
+    optimizer.lamb = _lamb()  # AdamW with a step for each layer (You et al. 2020).
+    optimizer.muon = _muon()  # A mean of gradients, made orthogonal (Jordan et al. 2024).
     return optimizer
 
 
@@ -301,6 +306,34 @@ def _adagc() -> ml_collections.ConfigDict:
     adagc.warmup_steps = 100  # In so many steps the global norm is cut instead.
     adagc.warmup_norm = 1.0  # The global norm to which it is cut in them.
     return adagc
+
+
+def _lion() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.lion."""
+    lion = ml_collections.ConfigDict()
+    lion.beta1 = 0.9  # Share of the mean in the sum whose sign is the update.
+    lion.beta2 = 0.99  # Decay rate of the running mean of the gradients.
+    return lion
+
+
+def _lamb() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.lamb."""
+    lamb = ml_collections.ConfigDict()
+    lamb.beta1 = 0.9  # Decay rate of the running mean of the gradients.
+    lamb.beta2 = 0.999  # Decay rate of the running mean of the squared gradients.
+    lamb.eps = 1e-6  # Added to the root of that mean before it divides.
+    return lamb
+
+
+def _muon() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.muon."""
+    muon = ml_collections.ConfigDict()
+    muon.beta = 0.95  # Decay rate of the running mean of the gradients.
+    muon.steps = 5  # Newton–Schulz steps, which make it nearly orthogonal.
+    # Root mean square of an update's numbers. About 0.2 is that of AdamW, so that the learning rate
+    # and the weight decay of AdamW suit.
+    muon.rms = 0.2
+    return muon
 
 
 def _data() -> ml_collections.ConfigDict:

@@ -87,6 +87,7 @@ def test_cc3m_is_the_published_recipe():
     assert config.loss.cyclic_normalization == "reference"
     assert config.loss.detached_gather_devices == 1
     recipe = {
+        "name": "adamw",
         "learning_rate": 5e-4,
         "warmup_steps": 10_000,
         "schedule": "cosine",

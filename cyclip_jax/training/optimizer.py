@@ -13,6 +13,7 @@ from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.interop.names import torch_name
 from cyclip_jax.training.clipping import CLIPS, WITH_HISTORY, clipping
+from cyclip_jax.training.scaling import Lamb, Lion, Muon
 from cyclip_jax.training.schedules import (
     Schedule,
     check_lengths,
@@ -52,6 +53,12 @@ def _is_decayed_by_official_name(path, leaf):
     return not any(part in torch_name(path) for part in _NOT_DECAYED_BY_OFFICIAL_NAME)
 
 
+NAMES = ("adamw", "lion", "lamb", "muon")
+# {section of config.optimizer: its constructor}
+_SECTIONS: dict[str, Callable[..., Any]] = {
+    **{kind: constructor for kind, constructor in CLIPS.items() if constructor is not None},
+    **{"lion": Lion, "lamb": Lamb, "muon": Muon},
+}
 _WEIGHT_DECAY_RULES = {"matrices": _is_matrix, "official_names": _is_decayed_by_official_name}
 
 
@@ -107,12 +114,14 @@ class Optimizer:
       beta1, beta2, eps, first_moment_dtype, weight_decay, weight_decay_rule, gradient_clip_norm: as
         `adamw`.
       gradient_clip: a kind of `clipping.CLIPS`. gradient_clip_norm bounds every kind from above.
-      agc, autoclip, zclip, adagc: the fields of these kinds.
+      name: one of NAMES.
+      agc, autoclip, zclip, adagc, lion, lamb, muon: the fields of these kinds and optimisers.
 
     Raises:
       UserError: a setting has a value that no run can use.
     """
 
+    name: str
     learning_rate: float
     warmup_steps: int
     schedule: str
@@ -131,8 +140,12 @@ class Optimizer:
     autoclip: Mapping[str, Any]
     zclip: Mapping[str, Any]
     adagc: Mapping[str, Any]
+    lion: Mapping[str, Any]
+    lamb: Mapping[str, Any]
+    muon: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        check_known("config.optimizer.name", self.name, NAMES)
         check_lengths(self.warmup_steps, None, self.cooldown_steps)
         check_schedule(self.schedule, self.cooldown_steps, self.cooldown_from)
         if self.schedule_offset_epochs < 0:
@@ -150,29 +163,36 @@ class Optimizer:
                 "config.optimizer.gradient_clip is 'norm'; set config.optimizer.gradient_clip_norm "
                 "to the largest norm"
             )
-        self._sections()
+        for name in _SECTIONS:
+            self._section(name)
 
-    def _sections(self):
-        """{kind: what its constructor makes of its section}."""
-        return {
-            kind: constructed(constructor, getattr(self, kind), f"config.optimizer.{kind}")
-            for kind, constructor in CLIPS.items()
-            if constructor is not None
-        }
+    def _section(self, name):
+        return constructed(_SECTIONS[name], getattr(self, name), f"config.optimizer.{name}")
 
     def clipping(self) -> optax.GradientTransformation:
         """What is done to the gradient first, see clipping.py."""
-        return clipping(self._sections().get(self.gradient_clip), self.gradient_clip_norm)
+        kind = self.gradient_clip
+        return clipping(self._section(kind) if CLIPS[kind] else None, self.gradient_clip_norm)
 
     def transformation(self) -> optax.GradientTransformation:
         """The optimiser without its learning rate."""
-        return optax.chain(
-            self.clipping(),
-            optax.scale_by_adam(
-                b1=self.beta1, b2=self.beta2, eps=self.eps, mu_dtype=_dtype(self.first_moment_dtype)
-            ),
-            _decayed(self.weight_decay, self.weight_decay_rule),
-        )
+        parts = [self.clipping(), self._scaling()]
+        parts.append(_decayed(self.weight_decay, self.weight_decay_rule))
+        if self.name == "lamb":
+            decayed = functools.partial(weight_decay_mask, rule=self.weight_decay_rule)
+            parts.append(optax.masked(optax.scale_by_trust_ratio(), decayed))
+        return optax.chain(*parts)
+
+    def _scaling(self):
+        dtype = _dtype(self.first_moment_dtype)
+        if self.name == "lion":
+            lion = self._section("lion")
+            return optax.scale_by_lion(lion.beta1, lion.beta2, mu_dtype=dtype)
+        adam = self._section("lamb") if self.name == "lamb" else self
+        by_adam = optax.scale_by_adam(adam.beta1, adam.beta2, adam.eps, mu_dtype=dtype)
+        if self.name == "muon":
+            return self._section("muon").transformation(by_adam, dtype)
+        return by_adam
 
     def learning_rate_schedule(
         self, *, total_steps: int, steps_per_epoch: int, steps_before: int = 0
@@ -259,8 +279,13 @@ def _window_kept(settings):
     return settings["optimizer.autoclip.window"] if kind == "autoclip" else None
 
 
+def _name_kept(settings):
+    return settings["optimizer.name"]
+
+
 # {setting: function of flat settings that gives what the optimiser's state is shaped by}
 _KEEPS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "name": _name_kept,
     "gradient_clip": _history_kept,
     "autoclip.window": _window_kept,
 }

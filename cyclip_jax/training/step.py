@@ -143,10 +143,11 @@ def state_sharding(
     params = parallel.parameter_sharding(state.params, mesh, min_size=min_size)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda leaf, sharding: leaf if isinstance(leaf, optax.MaskedNode) else sharding,
         state.opt_state,
         params,
         transform_non_params=lambda _: whole,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     everything = jax.tree.map(lambda _: whole, state)
     return dataclasses.replace(everything, params=params, opt_state=opt_state)

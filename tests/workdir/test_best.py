@@ -73,7 +73,9 @@ def test_no_metric_keeps_nothing(tmp_path):
     assert best.among([2, 4]) is None and not best.is_at(4) and best.summary([2]) is None
 
 
-def test_a_run_keeps_its_best_checkpoint_beside_the_newest(pairs_csv, tmp_path, monkeypatch, capsys):
+def test_a_run_keeps_its_best_checkpoint_beside_the_newest(
+    pairs_csv, tmp_path, monkeypatch, capsys
+):
     scores = {2: 0.2, 4: 0.9, 6: 0.3}
     config = tiny.get_config()
     own = {"model.name": "ViT-tiny", "model.vision_width": 16, "model.vision_layers": 1}

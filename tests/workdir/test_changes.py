@@ -133,10 +133,17 @@ def test_a_history_of_another_length_cannot_be_gone_on_with(workdir):
     assert set(changed(workdir, ["optimizer"], **kind_of("autoclip"), **{"optimizer.eps": 1.0}))
 
 
+def test_another_optimiser_cannot_be_gone_on_with(workdir):
+    with pytest.raises(
+        UserError, match=r"config\.optimizer\.name 'adamw' needs, and 'muon' needs "
+    ):
+        changed(workdir, ["optimizer"], **CLIP, **{"optimizer.name": "muon"})
+
+
 def test_a_run_from_before_there_were_kinds_clips_as_it_did(workdir):
     path = workdir / "checkpoints" / "60" / "meta" / "metadata"
     before = config_with(**{"optimizer.gradient_clip_norm": 1.0}).to_dict()
-    for key in ("gradient_clip", "autoclip", "schedule", "cooldown_steps"):
+    for key in ("name", "gradient_clip", "autoclip", "schedule", "cooldown_steps"):
         del before["optimizer"][key]
     path.write_text(json.dumps({"config": before}))
     assert changed(workdir, **{"optimizer.gradient_clip_norm": 1.0}) == {}
