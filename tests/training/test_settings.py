@@ -393,6 +393,14 @@ def test_cyclic_weights_that_never_grow_whole_are_refused():
     settings.check_length(301)
 
 
+def test_a_cool_down_for_which_a_run_has_no_room_is_refused():
+    own = {"num_epochs": None, "total_steps": 300, "optimizer.warmup_steps": 100}
+    own |= {"optimizer.schedule": "constant"}
+    with pytest.raises(UserError, match=r"config\.optimizer\.cooldown_steps 200 must be less than"):
+        checked(configured(**own, **{"optimizer.cooldown_steps": 200}))
+    assert checked(configured(**own, **{"optimizer.cooldown_steps": 199}))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
