@@ -56,6 +56,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 3  # So many of the newest checkpoints are kept.
     # Checkpoints at multiples of this step are kept for good. By default none is.
     config.keep_every_steps = placeholder(int)
+    # The checkpoint with the best value of this metric so far is kept besides, such as
+    # "val/mean_recall". One is then also written after each evaluation with the best value. By
+    # default none is.
+    config.keep_best = placeholder(str)
     # A new run starts from the weights of this workdir, export or weight file. By default it starts
     # from random ones.
     config.init_from = placeholder(str)
@@ -82,7 +86,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Training of the text tower on sentences (Gao et al. 2021; Zhao et al. 2024), beside the pairs
     # or before them.
     config.sentences = _sentences()
-    config.optimizer = _optimizer()  # AdamW and the schedule of its learning rate.
+    config.optimizer = _optimizer()  # The optimiser and the schedule of its learning rate.
     config.data = _data()  # What is trained on, and how it is read.
 
     # The evaluations, {name: evaluator and its arguments}.
@@ -251,9 +255,17 @@ def _sentences() -> ml_collections.ConfigDict:
 def _optimizer() -> ml_collections.ConfigDict:
     """Returns config.optimizer."""
     optimizer = ml_collections.ConfigDict()
+    # "adamw"; "lion"; "lamb"; or "muon" for the kernels inside the towers, with AdamW for the rest.
+    optimizer.name = "adamw"
     optimizer.learning_rate = 5e-4  # The learning rate at the end of the warm-up.
-    # The learning rate rises linearly for so many steps, then falls along half a cosine to zero.
-    optimizer.warmup_steps = 10_000
+    optimizer.warmup_steps = 10_000  # The learning rate rises linearly for so many steps.
+    # What it does after that: "cosine" falls along half a cosine to zero, "linear" along a line;
+    # "constant" stays; "cosine_with_cooldown" falls along half a cosine to a share of it.
+    optimizer.schedule = "cosine"
+    # In so many steps at the end of the run it falls linearly to zero. This is for the schedules
+    # "constant" and "cosine_with_cooldown".
+    optimizer.cooldown_steps = 0
+    optimizer.cooldown_from = 0.1  # The share to which "cosine_with_cooldown" falls before that.
     # So many epochs of the schedule are left out at its start.
     optimizer.schedule_offset_epochs = 0
     optimizer.beta1 = 0.9  # Decay rate of Adam's running mean of the gradients.
@@ -267,9 +279,84 @@ def _optimizer() -> ml_collections.ConfigDict:
     # "official_names" decays the scales of some norms and the positional and class embeddings too,
     # as the published code does.
     optimizer.weight_decay_rule = "matrices"
-    # The global norm to which larger gradients are cut. By default none is.
+    # How gradients are cut: "none"; "norm", to the global norm below; or by themselves, without a
+    # number to choose: "agc", "autoclip", "zclip" and "adagc".
+    optimizer.gradient_clip = "none"
+    # The global norm to which larger gradients are cut, whatever the kind. By default none is.
     optimizer.gradient_clip_norm = placeholder(float)
+    optimizer.agc = _agc()  # Each unit's gradient is cut to a share of its weights (Brock et al.).
+    # The norm is cut to a percentile of those so far (Seetharaman et al.).
+    optimizer.autoclip = _autoclip()
+    optimizer.zclip = _zclip()  # A norm that is an outlier is cut (Kumar et al.).
+    # Each parameter's gradient is cut to its own running norm (Wang et al.).
+    optimizer.adagc = _adagc()
+    optimizer.lion = _lion()  # The sign of a mean of gradients (Chen et al. 2023).
+    optimizer.lamb = _lamb()  # AdamW with a step for each layer (You et al. 2020).
+    optimizer.muon = _muon()  # A mean of gradients, made orthogonal (Jordan et al. 2024).
     return optimizer
+
+
+def _agc() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.agc."""
+    agc = ml_collections.ConfigDict()
+    agc.ratio = 0.01  # Largest norm of the gradient of a kernel's column, over that of the column.
+    agc.eps = 1e-3  # A column counts with at least this norm.
+    return agc
+
+
+def _autoclip() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.autoclip."""
+    autoclip = ml_collections.ConfigDict()
+    autoclip.percentile = 10.0  # The percentile of the norms, from 0 to 100.
+    autoclip.window = 1000  # So many of the last norms count.
+    return autoclip
+
+
+def _zclip() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.zclip."""
+    zclip = ml_collections.ConfigDict()
+    zclip.threshold = 2.5  # So many standard deviations above the mean a norm is an outlier.
+    zclip.decay = 0.97  # Decay rate of the running mean and variance of the norms.
+    zclip.warmup_steps = 25  # The norms of so many steps are not cut, and give the first of both.
+    return zclip
+
+
+def _adagc() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.adagc."""
+    adagc = ml_collections.ConfigDict()
+    adagc.ratio = 1.05  # Largest norm of a parameter's gradient, over its running norm.
+    adagc.decay = 0.98  # Decay rate of the running norms.
+    adagc.warmup_steps = 100  # In so many steps the global norm is cut instead.
+    adagc.warmup_norm = 1.0  # The global norm to which it is cut in them.
+    return adagc
+
+
+def _lion() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.lion."""
+    lion = ml_collections.ConfigDict()
+    lion.beta1 = 0.9  # Share of the mean in the sum whose sign is the update.
+    lion.beta2 = 0.99  # Decay rate of the running mean of the gradients.
+    return lion
+
+
+def _lamb() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.lamb."""
+    lamb = ml_collections.ConfigDict()
+    lamb.beta1 = 0.9  # Decay rate of the running mean of the gradients.
+    lamb.beta2 = 0.999  # Decay rate of the running mean of the squared gradients.
+    lamb.eps = 1e-6  # Added to the root of that mean before it divides.
+    return lamb
+
+
+def _muon() -> ml_collections.ConfigDict:
+    """Returns config.optimizer.muon."""
+    muon = ml_collections.ConfigDict()
+    muon.beta = 0.95  # Decay rate of the running mean of the gradients.
+    muon.steps = 5  # Newton–Schulz steps, which make it nearly orthogonal.
+    # Root mean square of an update's numbers. About 0.2 is that of AdamW, so that the learning rate
+    # and the weight decay of AdamW suit.
+    muon.rms = 0.2
+    return muon
 
 
 def _data() -> ml_collections.ConfigDict:

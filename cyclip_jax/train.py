@@ -36,6 +36,7 @@ from cyclip_jax.workdir.config_json import describe_run
 from cyclip_jax.workdir.layout import EVALS, LOG, METRICS
 from cyclip_jax.workdir.lock import lock_workdir
 from cyclip_jax.workdir.metrics import evaluated_at, metrics_at, read_reports
+from cyclip_jax.workdir.saved import saved_steps
 from cyclip_jax.workdir.table import final_table, headline_lines
 
 
@@ -103,13 +104,15 @@ def _loop(run, start):
     clock.begin_training(step)
     while True:
         is_new, is_last = step > first_step, step == run.total_steps
-        is_evaluated = True
+        is_evaluated, is_best = True, False
         if (is_new or owed) and (is_last or _is_due(step, config.eval_every_steps)):
             with clock.phase("evaluation", after=state):
                 is_evaluated = _evaluate(run, step, state, run.evaluators if is_new else owed)
+                is_best = is_evaluated and run.best.is_at(step)
                 give_back_memory()
         preempted = not is_evaluated or stop.requested()
-        if is_new and (is_last or preempted or _is_due(step, config.checkpoint_every_steps)):
+        is_due = is_best or _is_due(step, config.checkpoint_every_steps)
+        if is_new and (is_last or preempted or is_due):
             with clock.phase("checkpoint", after=state):
                 _save(run, step, state, position, is_evaluated=is_evaluated)
                 give_back_memory()
@@ -152,6 +155,8 @@ def _end(run, step, *, is_done):
     abouts, reports = read_abouts(run.workdir / EVALS), read_reports(run.workdir)
     run.console.say(final_table(metrics, abouts, reports=reports, headlines_only=True))
     report_at_end(run, step)
+    if (best := run.best.summary(saved_steps(run.workdir))) is not None:
+        run.console.say(best)
     run.console.say(f"{step} steps done; everything is in {run.workdir}")
     return metrics
 
@@ -217,6 +222,8 @@ def _evaluate(run, step, state, evaluators):
     except evals.Interrupted:
         return False
     run.writer.write(step, flattened(results))
+    if (reason := run.best.add(step, results)) is not None:
+        run.console.say(f"step {step}  {reason}")
     for line in headline_lines(results):
         run.console.say(f"step {step}  {line}")
     return True
@@ -236,8 +243,9 @@ def _log(run, step, position, metrics, seconds_per_step, stage):
         metrics |= {f"examples/{name}": count for name, count in drawn.items()}
     judged, alarm = run.alarm.check(step, metrics)
     run.writer.write(step, metrics | judged)
-    if alarm is not None:
-        run.console.say(alarm)
+    for told in (alarm, run.clip_alarm.check(metrics["grad_norm"])):
+        if told is not None:
+            run.console.say(told)
     seconds_left = (run.total_steps - step) * seconds_per_step
     run.console.report(step, run.total_steps, metrics, seconds_left)
     if skipped >= run.config.max_skipped_in_a_row:

@@ -86,9 +86,11 @@ def test_cc3m_is_the_published_recipe():
     assert config.loss.inmodal_weight == config.loss.crossmodal_weight == 0.25
     assert config.loss.cyclic_normalization == "reference"
     assert config.loss.detached_gather_devices == 1
-    assert dict(config.optimizer) == {
+    recipe = {
+        "name": "adamw",
         "learning_rate": 5e-4,
         "warmup_steps": 10_000,
+        "schedule": "cosine",
         "schedule_offset_epochs": 0,
         "beta1": 0.9,
         "beta2": 0.999,
@@ -96,8 +98,10 @@ def test_cc3m_is_the_published_recipe():
         "first_moment_dtype": "float32",
         "weight_decay": 0.1,
         "weight_decay_rule": "matrices",
+        "gradient_clip": "none",
         "gradient_clip_norm": None,
     }
+    assert config.optimizer.to_dict() == defaults.get_config().optimizer.to_dict() | recipe
     assert (config.data.augmentation, config.data.tokenizer) == ("none", "clip_bpe")
 
 

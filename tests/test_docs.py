@@ -3,13 +3,16 @@
 import ast
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 import yaml
 
-from cyclip_jax import defaults
+from cyclip_jax import defaults, main
+from cyclip_jax.runtime import command
+from cyclip_jax.training.settings import checked
 from tests.runs import ROOT
 
 ROWS = re.findall(r"\| P `(\S+?)(?: -k (.+?))?` \|", (ROOT / "docs" / "faults.md").read_text())
@@ -137,6 +140,29 @@ def test_every_setting_that_the_documents_name_exists():
             for part in key.split("."):
                 assert part in value, (page, key)
                 value = value[part]
+
+
+def test_the_runs_that_the_page_of_the_optimiser_begins_have_good_settings(monkeypatch):
+    """And what a run changes when it goes on, it is allowed to."""
+    blocks = re.findall(
+        r"```bash\n(.*?)```", (ROOT / "docs" / "optimiser.md").read_text(), re.DOTALL
+    )
+    commands = "".join(blocks).replace("\\\n", " ").splitlines()
+    starts = [shlex.split(line)[3:] for line in commands if "cyclip_jax.main" in line]
+    assert len(starts) >= 5
+    begun = {}
+
+    def accept(values):
+        config = flat(values.config.to_dict())
+        checked(values.config)
+        before = begun.setdefault(values.workdir, config)
+        assert {name for name in config if config[name] != before[name]} == set(
+            values.allow_changes
+        )
+
+    for arguments in starts:
+        monkeypatch.setattr(sys, "argv", ["main", *arguments])  # in which --config looks
+        command.run(accept, main.define_flags, doc="", arguments=arguments)
 
 
 def test_every_function_for_a_config_file_exists():

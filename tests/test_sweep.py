@@ -5,6 +5,8 @@ import pytest
 from configs import drawings
 from cyclip_jax import sweep
 from cyclip_jax.errors import UserError
+from cyclip_jax.training.clipping import CLIPS
+from cyclip_jax.training.settings import checked
 from tests.runs import ROOT
 
 OBJECTIVES = ROOT / "configs" / "sweeps" / "objectives.py"
@@ -27,6 +29,22 @@ def test_the_objectives_are_the_papers_four_with_three_seeds_and_nothing_else_di
         assert run.seed == int(name[-1])
         run.seed, run.eval_every_steps = base.seed, base.eval_every_steps
         run.loss = base.loss
+        assert run.to_dict() == base.to_dict(), name
+
+
+def test_the_kinds_of_clipping_are_compared_with_three_seeds_and_nothing_else_differs():
+    runs = sweep.read_runs(OBJECTIVES.with_name("clipping.py"))
+    assert list(runs) == [f"{kind}_seed{seed}" for seed in range(3) for kind in CLIPS]
+    base = drawings.get_config(data="{workdir}/../data")
+    for name, run in runs.items():
+        kind, _, seed = name.partition("_seed")
+        assert (run.optimizer.gradient_clip, run.seed) == (kind, int(seed))
+        checked(run)
+        bound = 1.0 if kind == "norm" else None
+        assert run.optimizer.gradient_clip_norm == bound
+        run.seed, run.eval_every_steps = base.seed, base.eval_every_steps
+        run.optimizer.update({"gradient_clip": "none"})
+        run.optimizer.gradient_clip_norm = None
         assert run.to_dict() == base.to_dict(), name
 
 

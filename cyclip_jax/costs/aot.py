@@ -272,7 +272,7 @@ def abstract_step(
       with_metrics: False leaves out all metrics but the loss, and what only they need.
     """
     # The length of the schedule is one number in the program: without one, any will do.
-    total_steps = config.total_steps or config.optimizer.warmup_steps + 1
+    total_steps = config.total_steps or 10**9
     optimizer, schedule = create_optimizer(
         **config.optimizer, total_steps=total_steps, steps_per_epoch=1
     )

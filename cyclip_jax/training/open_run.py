@@ -37,6 +37,7 @@ from cyclip_jax.runtime.loop import Feed, StopOnSignal, keep_compiled, set_matmu
 from cyclip_jax.runtime.profiling import Profiler
 from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror
+from cyclip_jax.training.clipping import ClipAlarm
 from cyclip_jax.training.collapse import CollapseAlarm, collapsed_steps
 from cyclip_jax.training.configured_model import Model
 from cyclip_jax.training.objective import configured_objective
@@ -49,6 +50,7 @@ from cyclip_jax.training.starting_point import (
     starting_point,
 )
 from cyclip_jax.training.step import Step, configured_step
+from cyclip_jax.workdir.best import BestSoFar
 from cyclip_jax.workdir.changes import (
     Changes,
     check_changes,
@@ -97,6 +99,8 @@ class Run:
       clock: measures where the time goes.
       profiler: traces chosen steps.
       alarm: says where nothing is learned.
+      best: knows which checkpoint has the best value of config.keep_best.
+      clip_alarm: says where the bound of the gradient is too low.
     """
 
     config: ml_collections.ConfigDict
@@ -119,6 +123,8 @@ class Run:
     clock: Clock
     profiler: Profiler
     alarm: CollapseAlarm
+    clip_alarm: ClipAlarm
+    best: BestSoFar
 
 
 @contextlib.contextmanager
@@ -169,6 +175,8 @@ def open_run(
         alarm = _alarm(config, workdir)  # before the writer cuts off what is trained anew
         writer = MetricWriter(workdir, first_step=step, enabled=is_first_process, mirror=mirror)
         _closed_with(stack, writer)
+        best = BestSoFar(settings.keep_best, workdir, until=step)
+        checkpointer.best = best.among
         console.say(_summary(plan, step, workdir))
         feed = Feed(batches, functools.partial(parallel.to_global, mesh=plan.mesh), clock)
         _closed_with(stack, feed)
@@ -194,6 +202,8 @@ def open_run(
             clock=clock,
             profiler=profiler,
             alarm=alarm,
+            best=best,
+            clip_alarm=ClipAlarm(settings.optimizer.gradient_clip_norm),
         )
         yield run, start
 
@@ -292,7 +302,7 @@ def _schedule(settings, config, model, source, step, position):
     return {
         "total_steps": total_steps,
         "stages": stages,
-        "schedule": settings.optimizer.schedule(
+        "schedule": settings.optimizer.learning_rate_schedule(
             total_steps=total_steps,
             steps_per_epoch=an_epoch,
             steps_before=settings.sentences.only_steps,

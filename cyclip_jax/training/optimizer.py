@@ -1,4 +1,4 @@
-"""AdamW, with the learning rate and the weight decay of the published recipe."""
+"""The optimiser: what becomes of a gradient before the learning rate multiplies it."""
 
 import dataclasses
 import functools
@@ -8,59 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
 
+from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.interop.names import torch_name
+from cyclip_jax.training.clipping import CLIPS, WITH_HISTORY, clipping
+from cyclip_jax.training.scaling import Lamb, Lion, Muon
+from cyclip_jax.training.schedules import (
+    Schedule,
+    check_lengths,
+    check_schedule,
+    learning_rate_schedule,
+)
 
 _NEVER_DECAYED = ("positional_embedding", "class_embedding")
 _NOT_DECAYED_BY_OFFICIAL_NAME = ("bn", "ln", "bias", "logit_scale")
-
-
-def learning_rate_schedule(
-    learning_rate: float, *, warmup_steps: int, total_steps: int, offset_steps: int = 0
-) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
-    """Linear warm-up, then half a cosine to zero.
-
-    base·(t+1)/w for t < w, else base·½(1 + cos(π(t−w)/(S−w))), with w = warmup_steps and
-    S = total_steps.
-
-    Args:
-      learning_rate: the highest rate, which the warm-up ends with.
-      warmup_steps: w, the length of the warm-up.
-      total_steps: S, the length of the run.
-      offset_steps: a number that is added to the step. The schedule then starts so many steps late
-        in its course, and the last so many steps of the run lie past its end, where the cosine
-        rises again.
-
-    Returns:
-      A function of the step t = 0, 1, … (int scalar) that gives a float scalar.
-
-    Raises:
-      UserError: the warm-up is negative or as long as the run.
-    """
-    check_warmup(warmup_steps, total_steps)
-
-    def schedule(step):
-        step = jnp.asarray(step + offset_steps, jnp.result_type(float))
-        warmup = (step + 1) / max(warmup_steps, 1)
-        progress = (step - warmup_steps) / (total_steps - warmup_steps)
-        cosine = (1 + jnp.cos(jnp.pi * progress)) / 2
-        return learning_rate * jnp.where(step < warmup_steps, warmup, cosine)
-
-    return schedule
-
-
-def check_warmup(
-    warmup_steps: int, total_steps: int | None, name: str = "config.optimizer.warmup_steps"
-) -> None:
-    """Raises UserError unless a warm-up ends before the run, whose length may not be known yet."""
-    if total_steps is None and warmup_steps < 0:
-        raise UserError(f"{name} {warmup_steps} must be at least 0")
-    if total_steps is not None and not 0 <= warmup_steps < total_steps:
-        raise UserError(
-            f"{name} {warmup_steps} must be at least 0 and less than the run's {total_steps} steps"
-        )
 
 
 def weight_decay_mask(params: Mapping[str, Any], rule: str = "matrices") -> dict[str, Any]:
@@ -91,6 +53,12 @@ def _is_decayed_by_official_name(path, leaf):
     return not any(part in torch_name(path) for part in _NOT_DECAYED_BY_OFFICIAL_NAME)
 
 
+NAMES = ("adamw", "lion", "lamb", "muon")
+# {section of config.optimizer: its constructor}
+_SECTIONS: dict[str, Callable[..., Any]] = {
+    **{kind: constructor for kind, constructor in CLIPS.items() if constructor is not None},
+    **{"lion": Lion, "lamb": Lamb, "muon": Muon},
+}
 _WEIGHT_DECAY_RULES = {"matrices": _is_matrix, "official_names": _is_decayed_by_official_name}
 
 
@@ -117,16 +85,21 @@ def adamw(
         The mean of their squares keeps the parameters' type: with beta2 = 0.999 a step moves it by
         a thousandth, less than bfloat16's eight bits can show.
     """
-    # The parameters' own type, where it is not narrower: equality is tested in float64.
-    mu_dtype = "bfloat16" if first_moment_dtype == "bfloat16" else None
-    # Without clipping the state has the same structure: a run may be continued with it.
-    clip = gradient_clip_norm is not None
     return optax.chain(
-        optax.clip_by_global_norm(gradient_clip_norm) if clip else optax.identity(),
-        optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps, mu_dtype=mu_dtype),
-        optax.add_decayed_weights(
-            weight_decay, mask=functools.partial(weight_decay_mask, rule=weight_decay_rule)
-        ),
+        clipping(None, gradient_clip_norm),
+        optax.scale_by_adam(b1=beta1, b2=beta2, eps=eps, mu_dtype=_dtype(first_moment_dtype)),
+        _decayed(weight_decay, weight_decay_rule),
+    )
+
+
+def _dtype(name):
+    """The parameters' own type, where bfloat16 is not asked for: equality is tested in float64."""
+    return "bfloat16" if name == "bfloat16" else None
+
+
+def _decayed(weight_decay, rule):
+    return optax.add_decayed_weights(
+        weight_decay, mask=functools.partial(weight_decay_mask, rule=rule)
     )
 
 
@@ -135,17 +108,25 @@ class Optimizer:
     """config.optimizer.
 
     Attributes:
-      learning_rate, warmup_steps: as `learning_rate_schedule`.
+      learning_rate, warmup_steps, schedule, cooldown_steps, cooldown_from: as
+        `learning_rate_schedule`.
       schedule_offset_epochs: how many passes over the data late the schedule starts.
       beta1, beta2, eps, first_moment_dtype, weight_decay, weight_decay_rule, gradient_clip_norm: as
         `adamw`.
+      gradient_clip: a kind of `clipping.CLIPS`. gradient_clip_norm bounds every kind from above.
+      name: one of NAMES.
+      agc, autoclip, zclip, adagc, lion, lamb, muon: the fields of these kinds and optimisers.
 
     Raises:
       UserError: a setting has a value that no run can use.
     """
 
+    name: str
     learning_rate: float
     warmup_steps: int
+    schedule: str
+    cooldown_steps: int
+    cooldown_from: float
     schedule_offset_epochs: int
     beta1: float
     beta2: float
@@ -153,10 +134,20 @@ class Optimizer:
     first_moment_dtype: str
     weight_decay: float
     weight_decay_rule: str
+    gradient_clip: str
     gradient_clip_norm: float | None
+    agc: Mapping[str, Any]
+    autoclip: Mapping[str, Any]
+    zclip: Mapping[str, Any]
+    adagc: Mapping[str, Any]
+    lion: Mapping[str, Any]
+    lamb: Mapping[str, Any]
+    muon: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        check_warmup(self.warmup_steps, None)
+        check_known("config.optimizer.name", self.name, NAMES)
+        check_lengths(self.warmup_steps, None, self.cooldown_steps)
+        check_schedule(self.schedule, self.cooldown_steps, self.cooldown_from)
         if self.schedule_offset_epochs < 0:
             raise UserError("config.optimizer.schedule_offset_epochs must be at least 0")
         if self.first_moment_dtype not in ("float32", "bfloat16"):
@@ -166,22 +157,46 @@ class Optimizer:
             )
         rule = "config.optimizer.weight_decay_rule"
         check_known(rule, self.weight_decay_rule, _WEIGHT_DECAY_RULES)
+        check_known("config.optimizer.gradient_clip", self.gradient_clip, CLIPS)
+        if self.gradient_clip == "norm" and self.gradient_clip_norm is None:
+            raise UserError(
+                "config.optimizer.gradient_clip is 'norm'; set config.optimizer.gradient_clip_norm "
+                "to the largest norm"
+            )
+        for name in _SECTIONS:
+            self._section(name)
+
+    def _section(self, name):
+        return constructed(_SECTIONS[name], getattr(self, name), f"config.optimizer.{name}")
+
+    def clipping(self) -> optax.GradientTransformation:
+        """What is done to the gradient first, see clipping.py."""
+        kind = self.gradient_clip
+        return clipping(self._section(kind) if CLIPS[kind] else None, self.gradient_clip_norm)
 
     def transformation(self) -> optax.GradientTransformation:
-        """AdamW without its learning rate, see `adamw`."""
-        return adamw(
-            beta1=self.beta1,
-            beta2=self.beta2,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            gradient_clip_norm=self.gradient_clip_norm,
-            weight_decay_rule=self.weight_decay_rule,
-            first_moment_dtype=self.first_moment_dtype,
-        )
+        """The optimiser without its learning rate."""
+        parts = [self.clipping(), self._scaling()]
+        parts.append(_decayed(self.weight_decay, self.weight_decay_rule))
+        if self.name == "lamb":
+            decayed = functools.partial(weight_decay_mask, rule=self.weight_decay_rule)
+            parts.append(optax.masked(optax.scale_by_trust_ratio(), decayed))
+        return optax.chain(*parts)
 
-    def schedule(
+    def _scaling(self):
+        dtype = _dtype(self.first_moment_dtype)
+        if self.name == "lion":
+            lion = self._section("lion")
+            return optax.scale_by_lion(lion.beta1, lion.beta2, mu_dtype=dtype)
+        adam = self._section("lamb") if self.name == "lamb" else self
+        by_adam = optax.scale_by_adam(adam.beta1, adam.beta2, adam.eps, mu_dtype=dtype)
+        if self.name == "muon":
+            return self._section("muon").transformation(by_adam, dtype)
+        return by_adam
+
+    def learning_rate_schedule(
         self, *, total_steps: int, steps_per_epoch: int, steps_before: int = 0
-    ) -> Callable[[Any], jax.Array]:
+    ) -> Schedule:
         """The learning rate as a function of the step.
 
         The train step multiplies by −schedule(step) itself: the learning rate then follows the
@@ -192,25 +207,32 @@ class Optimizer:
           total_steps: length of the run.
           steps_per_epoch: steps of one pass over the training data.
           steps_before: steps before those on pairs. They have a schedule of their own, whose
-            warm-up is the same share of it; that of the pairs begins as in a run without them.
+            warm-up and cool-down are the same share of it; that of the pairs begins as in a run
+            without them.
 
         Raises:
-          UserError: the warm-up is as long as the run.
+          UserError: the warm-up, with the cool-down, is as long as the run.
         """
         steps = total_steps - steps_before
-        offset = self.schedule_offset_epochs * steps_per_epoch
+        course = {
+            "learning_rate": self.learning_rate,
+            "schedule": self.schedule,
+            "cooldown_from": self.cooldown_from,
+        }
         if not steps_before or not steps:
             return learning_rate_schedule(
-                self.learning_rate,
+                **course,
                 warmup_steps=self.warmup_steps,
                 total_steps=total_steps,
-                offset_steps=offset,
+                offset_steps=self.schedule_offset_epochs * steps_per_epoch,
+                cooldown_steps=self.cooldown_steps,
             )
-        on_pairs = self.schedule(total_steps=steps, steps_per_epoch=steps_per_epoch)
+        on_pairs = self.learning_rate_schedule(total_steps=steps, steps_per_epoch=steps_per_epoch)
         before = learning_rate_schedule(
-            self.learning_rate,
+            **course,
             warmup_steps=self.warmup_steps * steps_before // steps,
             total_steps=steps_before,
+            cooldown_steps=self.cooldown_steps * steps_before // steps,
         )
         return lambda step: jnp.where(
             step < steps_before, before(step), on_pairs(step - steps_before)
@@ -219,8 +241,51 @@ class Optimizer:
 
 def create_optimizer(
     *, total_steps: int, steps_per_epoch: int, **section: Any
-) -> tuple[optax.GradientTransformation, Callable[[Any], jax.Array]]:
+) -> tuple[optax.GradientTransformation, Schedule]:
     """The (transformation, schedule) of an `Optimizer` with the arguments `section`."""
     optimizer = Optimizer(**section)
-    schedule = optimizer.schedule(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    schedule = optimizer.learning_rate_schedule(
+        total_steps=total_steps, steps_per_epoch=steps_per_epoch
+    )
     return optimizer.transformation(), schedule
+
+
+def check_continued(before: Mapping[str, Any], after: Mapping[str, Any], where: str) -> None:
+    """Raises UserError where a run goes on with an optimiser that keeps another state.
+
+    Args:
+      before: {"optimizer.gradient_clip": …}, the flat settings of the run until now.
+      after: those with which it goes on.
+      where: the run's directory.
+    """
+    for name, keeps in _KEEPS.items():
+        if keeps(before) != keeps(after):
+            raise UserError(
+                f"the optimiser of {where} keeps what config.optimizer.{name} "
+                f"{before[f'optimizer.{name}']!r} needs, and "
+                f"{after[f'optimizer.{name}']!r} needs something else, so that this run cannot go "
+                f"on with it; set it as it was, or begin another --workdir with "
+                f"--config.init_from={where}"
+            )
+
+
+def _history_kept(settings):
+    kind = settings["optimizer.gradient_clip"]
+    return kind if kind in WITH_HISTORY else None
+
+
+def _window_kept(settings):
+    kind = settings["optimizer.gradient_clip"]
+    return settings["optimizer.autoclip.window"] if kind == "autoclip" else None
+
+
+def _name_kept(settings):
+    return settings["optimizer.name"]
+
+
+# {setting: function of flat settings that gives what the optimiser's state is shaped by}
+_KEEPS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "name": _name_kept,
+    "gradient_clip": _history_kept,
+    "autoclip.window": _window_kept,
+}

@@ -17,7 +17,8 @@ from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.runtime.profiling import check_profile_steps
 from cyclip_jax.runtime.weights_and_biases import WeightsAndBiases
 from cyclip_jax.training.objective import Objective
-from cyclip_jax.training.optimizer import Optimizer, check_warmup
+from cyclip_jax.training.optimizer import Optimizer
+from cyclip_jax.training.schedules import check_lengths, check_warmup
 from cyclip_jax.training.sentences import Sentences
 from cyclip_jax.training.token_reduction import TokenReduction
 
@@ -56,6 +57,7 @@ class Settings:
     checkpoint_every_steps: int
     keep_checkpoints: int | None
     keep_every_steps: int | None
+    keep_best: str | None
     init_from: FilePath | None
     max_skipped_in_a_row: int
     matmul_precision: str
@@ -94,7 +96,23 @@ class Settings:
         self.check_length(self.total_steps)
         if self.has_pairs:
             self.data.training_sets()
-        evals.check_settings(self.evals)
+        self._check_keep_best(evals.check_settings(self.evals))
+
+    def _check_keep_best(self, evaluations):
+        if self.keep_best is None:
+            return
+        evaluation, _, metric = self.keep_best.partition("/")
+        if evaluation not in evaluations or not metric:
+            raise UserError(
+                f"config.keep_best {self.keep_best!r} is no metric of an evaluation of this run; "
+                "write it as in metrics.jsonl, <evaluation>/<metric>; the evaluations are "
+                f"{', '.join(evaluations) or 'none, as config.data.validation is not set'}"
+            )
+        if self.eval_every_steps <= 0:
+            raise UserError(
+                f"config.keep_best {self.keep_best!r} needs evaluations during the run; set "
+                "config.eval_every_steps"
+            )
 
     @property
     def has_pairs(self) -> bool:
@@ -116,11 +134,14 @@ class Settings:
                     "steps; lower them, or set config.total_steps higher"
                 )
             if only == total_steps:  # there are no pairs, for which the weights grow
-                return check_warmup(self.optimizer.warmup_steps, total_steps)
+                return self._check_schedule(total_steps)
             total_steps -= only
         for name, steps in self.loss.warmups.items():
             check_warmup(steps, total_steps, f"config.loss.{name}")
-        check_warmup(self.optimizer.warmup_steps, total_steps)
+        self._check_schedule(total_steps)
+
+    def _check_schedule(self, total_steps):
+        check_lengths(self.optimizer.warmup_steps, total_steps, self.optimizer.cooldown_steps)
 
     def run_length(self, examples: int, step: int = 0, position: Position | None = None) -> int:
         """The total steps of the run over data of so many examples.

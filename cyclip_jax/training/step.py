@@ -143,10 +143,11 @@ def state_sharding(
     params = parallel.parameter_sharding(state.params, mesh, min_size=min_size)
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda leaf, sharding: leaf if isinstance(leaf, optax.MaskedNode) else sharding,
         state.opt_state,
         params,
         transform_non_params=lambda _: whole,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     everything = jax.tree.map(lambda _: whole, state)
     return dataclasses.replace(everything, params=params, opt_state=opt_state)
@@ -250,7 +251,7 @@ def make_train_step(
         if trainable is not None:
             grads = where_trainable(trainable, grads, jax.tree.map(jnp.zeros_like, grads))
         learning_rate = schedule(state.step)
-        params, opt_state = descended(optimizer, learning_rate, grads, state)
+        params, opt_state, told = descended(optimizer, learning_rate, grads, state)
         for name in objective.scales:
             params[name] = jnp.clip(params[name], 0, MAX_LOGIT_SCALE)
         if trainable is not None:
@@ -263,7 +264,7 @@ def make_train_step(
             (state.params, state.batch_stats, state.opt_state),
         )
         counters = skipped(finite, state)
-        metrics |= {"learning_rate": learning_rate, "grad_norm": optax.global_norm(grads)}
+        metrics |= {"learning_rate": learning_rate, "grad_norm": optax.global_norm(grads), **told}
         metrics |= {"embedding_rank": smallest_rank(embeds, mesh=mesh), **counters}
         changed = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
         return dataclasses.replace(state, step=state.step + 1, **changed, **counters), metrics
@@ -344,23 +345,26 @@ def descended(
     learning_rate: Float[Array, ""],
     grads: Params,
     state: TrainState,
-) -> tuple[Params, optax.OptState]:
+) -> tuple[Params, optax.OptState, dict[str, Array]]:
     """Parameters and optimiser state after a step down the gradient.
 
     Args:
-      optimizer: gives updates to be multiplied by −learning rate.
+      optimizer: gives updates to be multiplied by −learning rate. It may enter metrics of the step
+        into the dict `told`, an extra argument of its `update`.
       learning_rate: the step's learning rate, a scalar.
       grads: the gradients, a tree like that of the parameters.
       state: the state before the step.
 
     Returns:
-      (params, opt_state).
+      (params, opt_state, metrics of the optimiser).
     """
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    told: dict[str, Array] = {}
+    update = optax.with_extra_args_support(optimizer).update
+    updates, opt_state = update(grads, state.opt_state, state.params, told=told)
     params = jax.tree.map(
         lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates
     )
-    return params, opt_state
+    return params, opt_state, told
 
 
 def skipped(finite: Bool[Array, ""], state: TrainState) -> dict[str, Int[Array, ""]]:

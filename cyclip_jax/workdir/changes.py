@@ -13,6 +13,7 @@ from cyclip_jax.defaults import completed, flat
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import file_errors, parse_json
 from cyclip_jax.models.presets import tower_in
+from cyclip_jax.training.optimizer import check_continued
 from cyclip_jax.workdir.layout import CONFIG
 from cyclip_jax.workdir.metrics import evaluated_at
 
@@ -24,6 +25,7 @@ FREE = (
     "checkpoint_every_steps",
     "keep_checkpoints",
     "keep_every_steps",
+    "keep_best",
     "init_from",
     "max_skipped_in_a_row",
     "compilation_cache",
@@ -104,13 +106,15 @@ def check_changes(
       The changes that are not recorded yet.
 
     Raises:
-      UserError: a setting that changes the numbers differs and is not allowed to.
+      UserError: a setting that changes the numbers differs and is not allowed to, or is not to be
+        allowed.
     """
     before = _comparable(completed(meta["config"], defaults.get_config().to_dict()))
     for one in history(workdir, until=step):
         if one["step"] == step:  # made since that checkpoint, and not in one yet
             before |= {name: after for name, (_, after) in one["settings"].items()}
     after = _comparable(config.to_dict())
+    check_continued(before, after, str(workdir))
     changes = {
         name: (before.get(name), after.get(name))
         for name in sorted(before.keys() | after.keys())

@@ -2,15 +2,17 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import checkpoint_managers as policy
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import entries, parse_json, sha256_of, write_atomically
@@ -38,6 +40,25 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+@dataclasses.dataclass(frozen=True)
+class _Best(policy.PreservationPolicy):
+    """Keeps the checkpoint that a Checkpointer's `best` chooses."""
+
+    checkpointer: "Checkpointer"
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policy.PolicyCheckpointInfo],
+        *,
+        context: policy.PreservationContext,
+    ) -> Sequence[bool]:
+        """For each checkpoint, whether it is that one."""
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = self.checkpointer.best(steps)
+        return [step == best for step in steps]
+
+
 class Checkpointer:
     """Saves and restores train states under `<workdir>/checkpoints/<step>/`.
 
@@ -52,6 +73,8 @@ class Checkpointer:
 
     Attributes:
       workdir: the run's directory.
+      best: function from the steps of the checkpoints to the one of them that stays besides, or
+        None.
 
     Args:
       workdir: the run's directory, local or remote.
@@ -67,11 +90,17 @@ class Checkpointer:
         keep_every_steps: int | None = None,
     ) -> None:
         self.workdir: epath.Path = epath.Path(workdir)
+        self.best: Callable[[Collection[int]], int | None] = lambda steps: None
         self._directory = self.workdir / CHECKPOINTS
         self._background = concurrent.futures.ThreadPoolExecutor(max_workers=1)
         self._pending = None
         self._failure = None
-        self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every_steps)
+        policies = [policy.LatestN(keep), _Best(self)]
+        if keep_every_steps:
+            policies.append(policy.EveryNSteps(keep_every_steps))
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy.AnyPreservationPolicy(policies)
+        )
         self._manager = self._open_manager()
 
     def save(self, step: int, *, model: Tree, training: Tree, meta: Mapping[str, Any]) -> None:

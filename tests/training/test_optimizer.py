@@ -5,26 +5,8 @@ import optax
 import pytest
 from flax import nnx
 
-from cyclip_jax.errors import UserError
 from cyclip_jax.models import create_model
-from cyclip_jax.training.optimizer import adamw, learning_rate_schedule, weight_decay_mask
-
-
-def test_schedule_follows_the_published_formula(x64):
-    schedule = learning_rate_schedule(2.0, warmup_steps=4, total_steps=12)
-    warmup = [0.5, 1.0, 1.5, 2.0]
-    cosine = [2.0 * 0.5 * (1 + np.cos(np.pi * (t - 4) / 8)) for t in range(4, 12)]
-    np.testing.assert_allclose([schedule(t) for t in range(12)], warmup + cosine, rtol=1e-12)
-
-
-def test_a_run_without_warm_up_starts_at_its_peak():
-    assert float(learning_rate_schedule(2.0, warmup_steps=0, total_steps=5)(0)) == 2.0
-
-
-@pytest.mark.parametrize("warmup_steps", [-1, 12, 10_000])
-def test_a_warm_up_as_long_as_the_run_is_refused(warmup_steps):
-    with pytest.raises(UserError, match=r"config.optimizer.warmup_steps .* 12 steps"):
-        learning_rate_schedule(1.0, warmup_steps=warmup_steps, total_steps=12)
+from cyclip_jax.training.optimizer import adamw, weight_decay_mask
 
 
 @pytest.mark.parametrize("name", ["RN-tiny", "ViT-tiny"])

@@ -121,6 +121,13 @@ BAD = {
     "loss.chunk_size=0": "config.loss.chunk_size 0 must be at least 1",
     "loss.cyclic_warmup_steps=-1": "config.loss.cyclic_warmup_steps -1 must be at least 0",
     "optimizer.warmup_steps=-1": "config.optimizer.warmup_steps -1 must be at least 0",
+    "keep_best=val/mean_recall": "config.keep_best 'val/mean_recall' is no metric of an evaluation",
+    "optimizer.gradient_clip=agcc": "unknown config.optimizer.gradient_clip 'agcc'; choose one of",
+    "optimizer.name=sgd": "unknown config.optimizer.name 'sgd'; choose one of adamw, lion",
+    "optimizer.muon.beta=1": "config.optimizer.muon.beta 1.0 must be from 0 to below 1",
+    "optimizer.zclip.threshold=-1": "config.optimizer.zclip.threshold -1.0 must be above 0",
+    "optimizer.schedule=sine": "unknown config.optimizer.schedule 'sine'; choose one of cosine,",
+    "optimizer.cooldown_steps=9": "config.optimizer.schedule 'cosine' falls to zero by itself",
     "optimizer.weight_decay_rule=names": "unknown config.optimizer.weight_decay_rule 'names'",
     "data.augmentation=crop": "there is no augmentation 'crop'",
     "data.crop_scale=0.5": "config.data.crop_scale is (0.5,)",
@@ -357,6 +364,25 @@ def test_a_number_that_no_run_can_have_is_refused_by_its_own_name(field, value, 
     assert str(error.value) == sentence
 
 
+@pytest.mark.parametrize(
+    "own, sentence",
+    [
+        ({"keep_best": "mean_recall"}, "'mean_recall' is no metric .* the evaluations are val$"),
+        ({"keep_best": "coco/mean_recall"}, "'coco/mean_recall' is no metric of an evaluation"),
+        ({"keep_best": "val/mean_recall", "eval_every_steps": 0}, "needs evaluations during the"),
+        ({"keep_best": "val/mean_recall"}, None),
+        ({"keep_best": None, "eval_every_steps": 0}, None),
+    ],
+)
+def test_a_best_that_is_never_measured_is_refused(own, sentence):
+    config = configured(**{"data.validation": "val.csv", "eval_every_steps": 5} | own)
+    if sentence is None:
+        assert checked(config)
+    else:
+        with pytest.raises(UserError, match=rf"config\.keep_best .*{sentence}"):
+            checked(config)
+
+
 def test_two_lengths_are_refused():
     with pytest.raises(UserError, match="set exactly one of config"):
         checked(configured(total_steps=20_000))
@@ -374,6 +400,14 @@ def test_cyclic_weights_that_never_grow_whole_are_refused():
     with pytest.raises(UserError, match=sentence):
         settings.check_length(300)
     settings.check_length(301)
+
+
+def test_a_cool_down_for_which_a_run_has_no_room_is_refused():
+    own = {"num_epochs": None, "total_steps": 300, "optimizer.warmup_steps": 100}
+    own |= {"optimizer.schedule": "constant"}
+    with pytest.raises(UserError, match=r"config\.optimizer\.cooldown_steps 200 must be less than"):
+        checked(configured(**own, **{"optimizer.cooldown_steps": 200}))
+    assert checked(configured(**own, **{"optimizer.cooldown_steps": 199}))
 
 
 @pytest.mark.parametrize(

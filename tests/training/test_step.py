@@ -9,9 +9,10 @@ import optax
 import pytest
 from flax import nnx
 
-from cyclip_jax import parallel
+from cyclip_jax import defaults, parallel
 from cyclip_jax.models import create_model
 from cyclip_jax.models.clip import MAX_LOGIT_SCALE, normalise_images, split_model
+from cyclip_jax.training.clipping import CLIPS, FACTOR, WITH_HISTORY, clipping
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import adamw
 from cyclip_jax.training.step import all_finite, create_state, make_train_step, state_sharding
@@ -199,8 +200,12 @@ def test_batch_norm_sees_each_micro_batch_and_follows_their_mean_once(resnet_in_
 
 @pytest.fixture(scope="module")
 def adamw_step():
-    """A state, and a compiled step by AdamW."""
-    optimizer = adamw(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, gradient_clip_norm=None)
+    """A state, and a compiled step by AdamW, with each kind of clipping that keeps a history."""
+    sections = defaults.get_config().optimizer
+    optimizer = optax.chain(
+        *[clipping(CLIPS[kind](**sections[kind])) for kind in WITH_HISTORY],
+        adamw(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.1, gradient_clip_norm=None),
+    )
     state, graphdef = make_state(optimizer, "float32", perturb=0.01)
     step = make_train_step(graphdef, optimizer, lambda step: 1e-2, objective=Objective(**LOSS))
     return state, jax.jit(step)
@@ -258,6 +263,9 @@ def test_a_finite_step_changes_everything(adamw_step):
                 changed = changed[key.key]
             assert not np.array_equal(leaf, changed), jax.tree_util.keystr(path)
     assert float(metrics["grad_norm"]) > 0
+    for old, new in zip(state.opt_state, after.opt_state, strict=True):
+        assert any(map(np.any, jax.tree.leaves(jax.tree.map(np.not_equal, old, new))))
+    assert 0 < float(metrics[FACTOR]) <= 1
     assert float(metrics["learning_rate"]) == pytest.approx(1e-2)
 
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -82,6 +83,7 @@ def test_what_changes_the_numbers_is_refused(workdir, name, value):
         ("log_every_steps", 1),
         ("eval_every_steps", 1),
         ("keep_checkpoints", 9),
+        ("keep_best", "val/mean_recall"),
         ("wandb.project", "mine"),
         ("profile_steps", (1, 2)),
         ("mesh.fsdp", 2),
@@ -93,6 +95,58 @@ def test_what_changes_the_numbers_is_refused(workdir, name, value):
 )
 def test_what_changes_no_number_is_free(workdir, name, value):
     assert changed(workdir, **CLIP | {name: value}) == {}
+
+
+KINDS = ("none", "norm", "agc", "autoclip", "zclip", "adagc")
+
+
+@pytest.mark.parametrize("before, now", itertools.permutations(KINDS, 2))
+def test_a_kind_of_clipping_with_another_history_cannot_be_gone_on_with(workdir, before, now):
+    """Not even where it is allowed to: the checkpoint lacks what it needs."""
+    path = workdir / "checkpoints" / "60" / "meta" / "metadata"
+    path.write_text(json.dumps({"config": config_with(**kind_of(before)).to_dict()}))
+    with pytest.raises(UserError) as raised:
+        changed(workdir, **kind_of(now))
+    if {before, now} <= set(KINDS[:3]):
+        assert str(raised.value).endswith("--allow_changes=optimizer.gradient_clip")
+        assert set(changed(workdir, ["optimizer"], **kind_of(now))) == {"optimizer.gradient_clip"}
+        return
+    assert str(raised.value) == (
+        f"the optimiser of {workdir} keeps what config.optimizer.gradient_clip {before!r} needs, "
+        f"and {now!r} needs something else, so that this run cannot go on with it; set it as it "
+        f"was, or begin another --workdir with --config.init_from={workdir}"
+    )
+    with pytest.raises(UserError, match="the optimiser of"):
+        changed(workdir, ["optimizer.gradient_clip"], **kind_of(now))
+
+
+def kind_of(kind):
+    return {"optimizer.gradient_clip": kind, "optimizer.gradient_clip_norm": 1.0}
+
+
+def test_a_history_of_another_length_cannot_be_gone_on_with(workdir):
+    path = workdir / "checkpoints" / "60" / "meta" / "metadata"
+    path.write_text(json.dumps({"config": config_with(**kind_of("autoclip")).to_dict()}))
+    window = {"optimizer.autoclip.window": 9}
+    with pytest.raises(UserError, match=r"config\.optimizer\.autoclip\.window 1000 needs, and 9 "):
+        changed(workdir, ["optimizer"], **kind_of("autoclip"), **window)
+    assert set(changed(workdir, ["optimizer"], **kind_of("autoclip"), **{"optimizer.eps": 1.0}))
+
+
+def test_another_optimiser_cannot_be_gone_on_with(workdir):
+    with pytest.raises(
+        UserError, match=r"config\.optimizer\.name 'adamw' needs, and 'muon' needs "
+    ):
+        changed(workdir, ["optimizer"], **CLIP, **{"optimizer.name": "muon"})
+
+
+def test_a_run_from_before_there_were_kinds_clips_as_it_did(workdir):
+    path = workdir / "checkpoints" / "60" / "meta" / "metadata"
+    before = config_with(**{"optimizer.gradient_clip_norm": 1.0}).to_dict()
+    for key in ("name", "gradient_clip", "autoclip", "schedule", "cooldown_steps"):
+        del before["optimizer"][key]
+    path.write_text(json.dumps({"config": before}))
+    assert changed(workdir, **{"optimizer.gradient_clip_norm": 1.0}) == {}
 
 
 def test_micro_batches_are_free_where_no_statistics_are_of_a_batch(workdir):

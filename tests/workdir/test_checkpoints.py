@@ -13,6 +13,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.sweep import sweep
 from cyclip_jax.train import train
 from cyclip_jax.workdir.checkpoints import Checkpointer, ChecksumError, restore_model, verify
+from cyclip_jax.workdir.saved import saved_steps
 from tests import tiny
 
 
@@ -22,8 +23,9 @@ def make_items(step):
     return model, training
 
 
-def save_steps(workdir, steps, **options):
+def save_steps(workdir, steps, *, best=lambda steps: None, **options):
     checkpointer = Checkpointer(workdir, **options)
+    checkpointer.best = best
     for step in steps:
         model, training = make_items(step)
         checkpointer.save(step, model=model, training=training, meta={"position": step * 10})
@@ -79,6 +81,20 @@ def test_the_newest_and_every_nth_are_kept(tmp_path):
     save_steps(tmp_path, range(1, 8), keep=2, keep_every_steps=3)
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [3, 6, 7]
+
+
+def test_the_best_is_kept_besides(tmp_path):
+    """Of those that there are: what could not be written is not the best."""
+    values = {2: 5.0, 3: 1.0, 99: 9.0}
+
+    def best(steps):
+        return max((step for step in steps if step in values), key=values.get, default=None)
+
+    save_steps(tmp_path, range(1, 6), best=best, keep=1, keep_every_steps=3)
+    assert saved_steps(tmp_path) == [2, 3, 5]
+    values[6] = 7.0
+    save_steps(tmp_path, [6, 7], best=best, keep=1)
+    assert saved_steps(tmp_path) == [6, 7]
 
 
 def test_a_flipped_bit_in_any_file_is_noticed(tmp_path):
