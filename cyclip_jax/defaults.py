@@ -246,6 +246,14 @@ def _optimizer() -> ml_collections.ConfigDict:
     optimizer.weight_decay_rule = "matrices"
     # The global norm to which larger gradients are cut. By default none is.
     optimizer.gradient_clip_norm = placeholder(float)
+    # Regular expressions. The parameters whose whole names they match stay as they are, such as the
+    # image tower's with ("visual/.*",), and so do the statistics of their BatchNorm.
+    optimizer.freeze = ()
+    # The learning rate is multiplied by this for each layer that lies between a parameter and the
+    # output of its tower.
+    optimizer.layer_decay = 1.0
+    # What the learning rate of each tower is multiplied by.
+    optimizer.tower_rates = ml_collections.ConfigDict({"visual": 1.0, "text": 1.0})
     return optimizer
 
 

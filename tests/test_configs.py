@@ -86,7 +86,7 @@ def test_cc3m_is_the_published_recipe():
     assert config.loss.inmodal_weight == config.loss.crossmodal_weight == 0.25
     assert config.loss.cyclic_normalization == "reference"
     assert config.loss.detached_gather_devices == 1
-    assert dict(config.optimizer) == {
+    assert config.optimizer.to_dict() == {
         "learning_rate": 5e-4,
         "warmup_steps": 10_000,
         "schedule_offset_epochs": 0,
@@ -97,6 +97,9 @@ def test_cc3m_is_the_published_recipe():
         "weight_decay": 0.1,
         "weight_decay_rule": "matrices",
         "gradient_clip_norm": None,
+        "freeze": (),
+        "layer_decay": 1.0,
+        "tower_rates": {"visual": 1.0, "text": 1.0},
     }
     assert (config.data.augmentation, config.data.tokenizer) == ("none", "clip_bpe")
 

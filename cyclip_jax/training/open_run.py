@@ -39,10 +39,16 @@ from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror
 from cyclip_jax.training.collapse import CollapseAlarm, collapsed_steps
 from cyclip_jax.training.configured_model import Model
+from cyclip_jax.training.freezing import check_freeze
 from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.sentences import name_faults, open_sentences, shorter_tokenizer
 from cyclip_jax.training.settings import Settings, checked, with_absolute_paths
-from cyclip_jax.training.stages import Stage, batches_of_run, stages_of_run
+from cyclip_jax.training.stages import (
+    Stage,
+    batches_of_run,
+    is_of_sentences,
+    stages_of_run,
+)
 from cyclip_jax.training.starting_point import (
     StartingPoint,
     inherit_vocabulary,
@@ -228,6 +234,9 @@ def _plan(settings, config, workdir, allow_changes):
             name="config.sentences.batch_size",
         )
     model = Model(config, mesh)
+    check_freeze(settings.optimizer.freeze, model.trained)
+    if settings.sentences.is_on and settings.sentences.only_steps:
+        check_freeze(settings.optimizer.freeze, model.trained, is_of_sentences)
     check_same_model(config, workdir)
     saved = newest_meta(workdir)
     if saved is not None:  # once more when it is restored, which may be the one before

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.interop.names import torch_name
+from cyclip_jax.training.freezing import check_patterns, frozen_out
+from cyclip_jax.training.rates import check_rates
 
 _NEVER_DECAYED = ("positional_embedding", "class_embedding")
 _NOT_DECAYED_BY_OFFICIAL_NAME = ("bn", "ln", "bias", "logit_scale")
@@ -139,6 +141,8 @@ class Optimizer:
       schedule_offset_epochs: how many passes over the data late the schedule starts.
       beta1, beta2, eps, first_moment_dtype, weight_decay, weight_decay_rule, gradient_clip_norm: as
         `adamw`.
+      freeze: which parameters do not train, see `freezing.trainable_by`.
+      layer_decay, tower_rates: factors of the learning rate, see `rates.rate_factors`.
 
     Raises:
       UserError: a setting has a value that no run can use.
@@ -154,8 +158,13 @@ class Optimizer:
     weight_decay: float
     weight_decay_rule: str
     gradient_clip_norm: float | None
+    freeze: Sequence[str]
+    layer_decay: float
+    tower_rates: Mapping[str, float]
 
     def __post_init__(self) -> None:
+        check_patterns(self.freeze)
+        check_rates(self.layer_decay, self.tower_rates)
         check_warmup(self.warmup_steps, None)
         if self.schedule_offset_epochs < 0:
             raise UserError("config.optimizer.schedule_offset_epochs must be at least 0")
@@ -169,7 +178,7 @@ class Optimizer:
 
     def transformation(self) -> optax.GradientTransformation:
         """AdamW without its learning rate, see `adamw`."""
-        return adamw(
+        optimizer = adamw(
             beta1=self.beta1,
             beta2=self.beta2,
             eps=self.eps,
@@ -178,6 +187,7 @@ class Optimizer:
             weight_decay_rule=self.weight_decay_rule,
             first_moment_dtype=self.first_moment_dtype,
         )
+        return frozen_out(optimizer, self.freeze)
 
     def schedule(
         self, *, total_steps: int, steps_per_epoch: int, steps_before: int = 0

@@ -40,6 +40,9 @@ FREE = (
     "data.max_bad_share",
 )
 
+# Settings that say of what a checkpoint holds numbers: with others it cannot be continued.
+OF_STATE = ("optimizer.freeze",)
+
 # {setting: (value before, value after)}
 Changes = dict[str, tuple[Any, Any]]
 
@@ -104,7 +107,8 @@ def check_changes(
       The changes that are not recorded yet.
 
     Raises:
-      UserError: a setting that changes the numbers differs and is not allowed to.
+      UserError: a setting that changes the numbers differs and is not allowed to, or one of
+        OF_STATE does.
     """
     before = _comparable(completed(meta["config"], defaults.get_config().to_dict()))
     for one in history(workdir, until=step):
@@ -116,6 +120,13 @@ def check_changes(
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     }
+    of_state = {name: pair for name, pair in changes.items() if _is_among(name, OF_STATE)}
+    if of_state:
+        raise UserError(
+            f"{workdir} holds a run whose checkpoints have another state: {written(of_state)}. "
+            "Give the settings with which it began; or start in a new --workdir from its weights "
+            "with --config.init_from=WORKDIR"
+        )
     allowed = [name.removeprefix("config.") for name in allowed]
     refused = {name: pair for name, pair in changes.items() if not _is_among(name, allowed)}
     if refused:
