@@ -59,6 +59,9 @@ def get_config() -> ml_collections.ConfigDict:
     # A new run starts from the weights of this workdir, export or weight file. By default it starts
     # from random ones.
     config.init_from = placeholder(str)
+    # The parts that are taken from there: "visual", "text" and "logit_scale". The others begin with
+    # random weights. With () all are taken.
+    config.init_parts = ()
     # The run ends after so many steps in a row whose loss or gradient is not finite.
     config.max_skipped_in_a_row = 10
     # Precision of the towers' matrix products. By default TPUs multiply float32 in bfloat16 and

@@ -53,6 +53,7 @@ from cyclip_jax.training.starting_point import (
     StartingPoint,
     inherit_vocabulary,
     starting_point,
+    takes_texts,
 )
 from cyclip_jax.training.step import Step, configured_step
 from cyclip_jax.workdir.changes import (
@@ -254,7 +255,7 @@ def _plan(settings, config, workdir, allow_changes):
     step, position = (0, None) if saved is None else (saved[0], Position(**saved[1]["position"]))
     process_zero_first(lambda: inherit_vocabulary(config, workdir))
     # The others find what process 0 has made or compared.
-    is_new = config.init_from is None and not saved_steps(workdir) and jax.process_index() == 0
+    is_new = not (takes_texts(config) or saved_steps(workdir)) and jax.process_index() == 0
     return _Plan(
         settings=settings,
         mesh=mesh,

@@ -1,7 +1,7 @@
 """Checks a run's config: each section becomes what its own constructor makes of it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -13,6 +13,7 @@ from cyclip_jax.data.settings import Data
 from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import FilePath, located_from_anywhere
+from cyclip_jax.interop.weights import check_parts
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.runtime.profiling import check_profile_steps
 from cyclip_jax.runtime.weights_and_biases import WeightsAndBiases
@@ -57,6 +58,7 @@ class Settings:
     keep_checkpoints: int | None
     keep_every_steps: int | None
     init_from: FilePath | None
+    init_parts: Sequence[str]
     max_skipped_in_a_row: int
     matmul_precision: str
     compilation_cache: FilePath | None
@@ -88,6 +90,7 @@ class Settings:
                 "config.mesh.gradient_dtype 'bfloat16' is for models that compute in it; set "
                 "config.model.dtype to 'bfloat16' as well"
             )
+        check_parts(self.init_parts, self.init_from)
         check_profile_steps(self.profile_steps)
         self.tokens.reduced_view(sizes_in(self.model))
         self.check_length(self.total_steps)

@@ -38,7 +38,7 @@ from cyclip_jax.interop.pretrained import (
     tokenizer_settings,
     workdir_and_step,
 )
-from cyclip_jax.interop.weights import fit
+from cyclip_jax.interop.weights import fit, only_parts, takes
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.training.configured_model import Model
 from cyclip_jax.training.step import Params, TrainState, abstract_state, create_state
@@ -126,7 +126,8 @@ def starting_point(
     console.log(overview)
     console.say(_parameter_summary(state.params))
     own, training = checkpoint_items(state)
-    state = state_of_items(own | given, training)
+    own = {kind: parts | given.get(kind, {}) for kind, parts in own.items()}
+    state = state_of_items(own, training)
     return StartingPoint(state, Position(epoch=0, examples=0, seed=seed))
 
 
@@ -165,20 +166,30 @@ def _given_model(config, abstract, tokenizer, console):
       console: is told where the parameters come from.
 
     Returns:
-      The same trees with global arrays.
+      The same trees with global arrays, of the parts that config.init_parts names.
 
     Raises:
       UserError: it is another model or tokenizer; the message lists everything that does not fit.
     """
-    checkpoint = open_checkpoint(config.init_from)
-    tree = fit(checkpoint.weights, abstract, source=checkpoint.source)
-    _warn_of_other_data(checkpoint, config.data)
+    checkpoint, parts = open_checkpoint(config.init_from), config.init_parts
+    tree = fit(checkpoint.weights, abstract, source=checkpoint.source, parts=parts)
+    has_images, has_texts = takes("visual", parts), takes("text", parts)
+    _warn_of_other_data(
+        checkpoint.preprocess if has_images else {},
+        (checkpoint.tokenizer or {}) if has_texts else {},
+        *(checkpoint.source, config.data),
+    )
     settings = {"quick_gelu": config.model.quick_gelu, **sizes_in(config.model)}
-    check_settings(checkpoint, {name: settings[name] for name in UNSEEN})
-    check_given_vocabulary(config, checkpoint, tokenizer)
+    left_out = set() if has_images else {"vision_heads"}
+    left_out |= set() if has_texts else {"text_heads"}
+    left_out |= set() if has_images or has_texts else {"quick_gelu"}
+    check_settings(checkpoint, {name: settings[name] for name in UNSEEN if name not in left_out})
+    if has_texts:
+        check_given_vocabulary(config, checkpoint, tokenizer)
     of_step = "" if checkpoint.step is None else f" of step {checkpoint.step}"
-    console.say(f"starting from the parameters{of_step} of {config.init_from}")
-    return parallel.place(tree, abstract)
+    alone = f" ({', '.join(parts)} alone)" if parts else ""
+    console.say(f"starting from the parameters{of_step} of {config.init_from}{alone}")
+    return parallel.place(tree, only_parts(abstract, parts))
 
 
 def check_given_vocabulary(config: Any, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
@@ -226,15 +237,20 @@ def _no_vocabulary(config):
     )
 
 
-def _warn_of_other_data(checkpoint, data):
+def _warn_of_other_data(preprocess, tokenizer, source, data):
     ours = OUR_PREPROCESS | {name: data[name] for name in (*IMAGE_SETTINGS, "keep_end_of_text")}
-    told = checkpoint.preprocess | (checkpoint.tokenizer or {})
+    told = preprocess | tokenizer
     for name in [name for name in told if name in ours]:
         value, here = told[name], ours[name]
         if np.any(np.asarray(value) != np.asarray(here)):
             logging.warning(
-                "%s was trained with %s %s; this run has %s.", checkpoint.source, name, value, here
+                "%s was trained with %s %s; this run has %s.", source, name, value, here
             )
+
+
+def takes_texts(config: Any) -> bool:
+    """Whether a run's text tower comes from config.init_from, and with it the vocabulary."""
+    return config.init_from is not None and takes("text", config.init_parts)
 
 
 def inherit_vocabulary(config: Any, workdir: str | os.PathLike[str]) -> None:
@@ -246,7 +262,7 @@ def inherit_vocabulary(config: Any, workdir: str | os.PathLike[str]) -> None:
       UserError: the model that the run starts from has no such vocabulary.
     """
     own = vocabulary_of(config.data, workdir)
-    if config.init_from is None or config.data.vocabulary is not None or own is None:
+    if not takes_texts(config) or config.data.vocabulary is not None or own is None:
         return
     if epath.Path(own).exists():
         return

@@ -262,10 +262,7 @@ def make_train_step(
         params, opt_state = descended(optimizer, learning_rate, grads, state, rates)
         for name in objective.scales:
             params[name] = jnp.clip(params[name], 0, MAX_LOGIT_SCALE)
-        if trainable is not None:
-            params = where_trainable(trainable, params, state.params)
-            moves = of_statistics(trainable)
-            batch_stats = where_trainable(moves, batch_stats, state.batch_stats)
+        params, batch_stats = held(trainable, params, batch_stats, state)
         finite = all_finite((loss, grads, batch_stats))
         params, batch_stats, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
@@ -366,6 +363,16 @@ def descended(
         *(state.params, updates, jax.tree.unflatten(jax.tree.structure(updates), own)),
     )
     return params, opt_state
+
+
+def held(
+    trainable: Trainable | None, params: Params, batch_stats: Params, state: TrainState
+) -> tuple[Params, Params]:
+    """Parameters and statistics after a step, in which those that do not train are as before."""
+    if trainable is None:
+        return params, batch_stats
+    params = where_trainable(trainable, params, state.params)
+    return params, where_trainable(of_statistics(trainable), batch_stats, state.batch_stats)
 
 
 def skipped(finite: Bool[Array, ""], state: TrainState) -> dict[str, Int[Array, ""]]:

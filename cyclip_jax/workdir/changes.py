@@ -25,6 +25,7 @@ FREE = (
     "keep_checkpoints",
     "keep_every_steps",
     "init_from",
+    "init_parts",
     "max_skipped_in_a_row",
     "compilation_cache",
     "profile_steps",
