@@ -86,6 +86,7 @@ def get_config() -> ml_collections.ConfigDict:
     # or before them.
     config.sentences = _sentences()
     config.optimizer = _optimizer()  # AdamW and the schedule of its learning rate.
+    config.average = _average()  # An average of the weights along the run, beside the weights.
     config.data = _data()  # What is trained on, and how it is read.
 
     # The evaluations, {name: evaluator and its arguments}.
@@ -258,6 +259,18 @@ def _optimizer() -> ml_collections.ConfigDict:
     # What the learning rate of each tower is multiplied by.
     optimizer.tower_rates = ml_collections.ConfigDict({"visual": 1.0, "text": 1.0})
     return optimizer
+
+
+def _average() -> ml_collections.ConfigDict:
+    """Returns config.average."""
+    average = ml_collections.ConfigDict()
+    # "none"; "ema", which forgets what is long ago; or "beta", which weighs the beginning and the
+    # end of the run most (Shu et al. 2023). The evaluations score the average too.
+    average.kind = "none"
+    average.decay = 0.9998  # So much of an "ema" stays in a step.
+    # Of "beta": the weight of a step is the density of Beta(beta, beta) at its place in the run.
+    average.beta = 0.5
+    return average
 
 
 def _data() -> ml_collections.ConfigDict:

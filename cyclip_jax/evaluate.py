@@ -19,6 +19,7 @@ from cyclip_jax.runtime.distributed_flags import define_distributed_flags
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     command.define_checkpoint(values)
+    command.define_weights(values)
     flags.DEFINE_string(
         "output",
         None,
@@ -38,6 +39,7 @@ def evaluate_checkpoint(
     step: int | None = None,
     output: str | os.PathLike[str] | None = None,
     config: ml_collections.ConfigDict | None = None,
+    weights: str = "raw",
 ) -> dict[str, float]:
     """Runs evaluators on a trained model and writes `<output>/step_<step>.json`.
 
@@ -49,6 +51,8 @@ def evaluate_checkpoint(
       config: the config whose `evals` are run. A run has a config of its own; everything else needs
         this one. It also gives the batch size, and whatever a checkpoint does not say of its model,
         such as quick_gelu in a bare file of weights.
+      weights: "raw", or "average" for the average that a run kept of them. The evaluations then
+        have the names that the run itself gives them, such as val_of_average, and so has the file.
 
     Returns:
       {"step": …, "<evaluation>/<metric>": float}. Where no step is known, it has no "step", and the
@@ -69,24 +73,29 @@ def evaluate_checkpoint(
     from cyclip_jax.runtime.loop import set_matmul_precision
     from cyclip_jax.training.configured_model import Model
     from cyclip_jax.training.settings import with_absolute_paths
+    from cyclip_jax.workdir.layout import OF_AVERAGE
 
     path, step = workdir_and_step(checkpoint, step)
     output = _results_folder(path, output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file; name a folder for the results")
     config = _checked_config(config, path)
-    opened = open_checkpoint(path, step=step)
+    opened = open_checkpoint(path, step=step, weights=weights)
     if config is None:
         raise UserError(f"{path} is not the workdir of a run; name its data with --config")
     evaluated = resolve_paths(with_absolute_paths(config), path)
-    evaluators = evals.create_evaluators(evaluated.evals)
+    ending = OF_AVERAGE if weights == "average" else ""
+    evaluators = {
+        f"{name}{ending}": evaluation
+        for name, evaluation in evals.create_evaluators(evaluated.evals).items()
+    }
     own = opened.config
     run_config = described_by(opened, evaluated) if own is None else resolve_paths(own, path)
     data = constructed(Data, run_config.data, "config.data")
     set_matmul_precision(run_config.matmul_precision)
     model = Model(run_config, _mesh_for(run_config.batch_size))
-    weights = fit(opened.weights, model.abstract, source=opened.source)
-    tree = parallel.place(weights, model.abstract)
+    tree = fit(opened.weights, model.abstract, source=opened.source)
+    tree = parallel.place(tree, model.abstract)
     encoders = model.encoders(**tree, tokenize=_tokenizer(opened, data, path, model.sizes))
     failed = None
     try:
@@ -102,7 +111,7 @@ def evaluate_checkpoint(
     results = flattened(results)
     if opened.step is not None:
         results = {"step": opened.step, **results}
-    file = output / ("results.json" if opened.step is None else f"step_{opened.step}.json")
+    file = output / ("results.json" if opened.step is None else f"step_{opened.step}{ending}.json")
     if jax.process_index() == 0:
         write_json(file, results)
     if failed is not None:
@@ -176,7 +185,11 @@ def main(values: Any) -> None:
     try:
         distributed.join_as_told(values)
         results = evaluate_checkpoint(
-            values.checkpoint, step=values.step, output=values.output, config=values.config
+            values.checkpoint,
+            step=values.step,
+            output=values.output,
+            config=values.config,
+            weights=values.weights,
         )
     except UserError as error:
         distributed.end(f"error: {error}")

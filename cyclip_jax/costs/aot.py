@@ -19,9 +19,10 @@ from cyclip_jax.costs.chips import CHIPS, Chip
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.parallel import Devices, Tree
+from cyclip_jax.training.averaging import Average
 from cyclip_jax.training.configured_model import abstract_trained, create_trained
 from cyclip_jax.training.flops import matmul_flops, model_flops
-from cyclip_jax.training.freezing import check_freeze, frozen_towers
+from cyclip_jax.training.freezing import check_freeze, frozen_towers, trainable_by
 from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.optimizer import create_optimizer
 from cyclip_jax.training.sentences import Sentences
@@ -32,6 +33,7 @@ from cyclip_jax.training.step import (
     abstract_state,
     configured_step,
     jit_step,
+    with_average,
 )
 from cyclip_jax.training.token_reduction import TokenReduction
 
@@ -282,8 +284,10 @@ def abstract_step(
     check_freeze(config.optimizer.freeze, params)
     state = state_shapes(config, optimizer, mesh)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
+    average = Average(**config.average)
     step = configured_step(
         *(config, graphdef, optimizer, schedule),
+        average_share=average.share(total_steps=total_steps),
         mesh=mesh,
         state_sharding=sharding,
         view=stage.view,
@@ -344,6 +348,7 @@ def memory_of(compiled: jax.stages.Compiled, step: AbstractStep) -> dict[str, in
         "parameters": bytes_per_device(step.state.params),
         "optimiser state": bytes_per_device(step.state.opt_state),
         "batch statistics": bytes_per_device(step.state.batch_stats),
+        "average": bytes_per_device(step.state.average),
         "batch": batch,
     }
     return parts | {
@@ -476,10 +481,13 @@ def _meeting(measured: Mapping[int, float], available: float) -> int:
 
 def state_shapes(config: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step as a TrainState of jax.ShapeDtypeStruct with shardings."""
-    return abstract_state(
+    state = abstract_state(
         functools.partial(create_trained, config),
         optimizer,
         mesh,
         seed=config.seed,
         min_size=config.mesh.fsdp_min_size,
     )
+    if not Average(**config.average).is_on:
+        return state
+    return with_average(state, trainable_by(config.optimizer.freeze))

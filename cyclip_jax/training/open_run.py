@@ -177,6 +177,7 @@ def open_run(
         writer = MetricWriter(workdir, first_step=step, enabled=is_first_process, mirror=mirror)
         _closed_with(stack, writer)
         console.say(_summary(plan, step, workdir))
+        _tell_of_average(start.state, console)
         feed = Feed(batches, functools.partial(parallel.to_global, mesh=plan.mesh), clock)
         _closed_with(stack, feed)
         stack.enter_context(distributed.failing_together())
@@ -421,6 +422,9 @@ def _steps(config, plan, state):
         plan.schedule,
         mesh=plan.mesh,
         state_sharding=jax.tree.map(lambda array: array.sharding, state),
+        average_share=plan.settings.average.share(
+            total_steps=plan.total_steps, steps_before=plan.settings.sentences.only_steps
+        ),
     )
     return [
         (
@@ -429,3 +433,12 @@ def _steps(config, plan, state):
         )
         for stage in plan.stages
     ]
+
+
+def _tell_of_average(state, console):
+    """Says what an average is not, where the model has statistics."""
+    if state.average is not None and jax.tree.leaves(state.average["batch_stats"]):
+        console.say(
+            "the average has the averages of BatchNorm's statistics, which are not the statistics "
+            "of the average: its numbers are worse for it"
+        )

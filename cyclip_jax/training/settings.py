@@ -17,6 +17,7 @@ from cyclip_jax.interop.weights import check_parts
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.runtime.profiling import check_profile_steps
 from cyclip_jax.runtime.weights_and_biases import WeightsAndBiases
+from cyclip_jax.training.averaging import Average
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import Optimizer, check_warmup
 from cyclip_jax.training.sentences import Sentences
@@ -30,6 +31,7 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "loss": Objective,
     "sentences": Sentences,
     "optimizer": Optimizer,
+    "average": Average,
     "data": Data,
 }
 
@@ -39,7 +41,8 @@ class Settings:
     """The config of a run, whose fields are the config's.
 
     Attributes:
-      wandb, mesh, tokens, loss, sentences, optimizer, data: what SECTIONS makes of these sections.
+      wandb, mesh, tokens, loss, sentences, optimizer, average, data: what SECTIONS makes of these
+        sections.
       model, evals: these sections as they are written, for `create_model` and the evaluators.
       …: see defaults.py.
 
@@ -71,6 +74,7 @@ class Settings:
     loss: Objective
     sentences: Sentences
     optimizer: Optimizer
+    average: Average
     data: Data
     evals: Mapping[str, Any]
 

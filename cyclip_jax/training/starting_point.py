@@ -40,17 +40,22 @@ from cyclip_jax.interop.pretrained import (
 )
 from cyclip_jax.interop.weights import fit, only_parts, takes
 from cyclip_jax.models.presets import sizes_in
+from cyclip_jax.training.averaging import OF_TRAINING, completed, like
 from cyclip_jax.training.configured_model import Model
-from cyclip_jax.training.step import Params, TrainState, abstract_state, create_state
+from cyclip_jax.training.freezing import trainable_by
+from cyclip_jax.training.step import (
+    Params,
+    TrainState,
+    abstract_state,
+    create_state,
+    with_average,
+)
 from cyclip_jax.workdir.config_json import is_workdir, read_config
 from cyclip_jax.workdir.console import Console
 from cyclip_jax.workdir.layout import LOG
 
 if TYPE_CHECKING:
     from cyclip_jax.workdir.checkpoints import Checkpointer
-
-# Parameters that only training has: no export and no evaluation knows of them.
-_OF_TRAINING = {"sentence_head"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +109,10 @@ def starting_point(
     abstract = abstract_state(
         model.create, optimizer, mesh, seed=seed, min_size=config.mesh.fsdp_min_size
     )
+    trainable = trainable_by(config.optimizer.freeze)
+    has_average = config.average.kind != "none"
+    if has_average:
+        abstract = with_average(abstract, trainable)
     abstract_model, abstract_training = checkpoint_items(abstract)
     restored = checkpointer.restore_newest(model=abstract_model, training=abstract_training)
     if restored is not None:
@@ -115,12 +124,15 @@ def starting_point(
         training["most_skipped_in_a_row"] = jnp.zeros_like(training["most_skipped_in_a_row"])
         owes_evaluation = not meta.get("is_evaluated", True)  # older checkpoints do not say
         state = state_of_items(trained, training)
+        if has_average:
+            state = dataclasses.replace(state, average=like(abstract.average, state.average))
         return StartingPoint(state, Position(**meta["position"]), owes_evaluation, meta)
     # Before anything is computed: what does not fit is said at once.
     given = {}
     if config.init_from is not None:
         given = _given_model(config, abstract_model, tokenizer, console)
-    sharding = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    sharding = dataclasses.replace(abstract, average=None)
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, sharding)
     state = create_state(model.create, optimizer, seed=seed, sharding=sharding)
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     console.log(overview)
@@ -128,6 +140,7 @@ def starting_point(
     own, training = checkpoint_items(state)
     own = {kind: parts | given.get(kind, {}) for kind, parts in own.items()}
     state = state_of_items(own, training)
+    state = with_average(state, trainable) if has_average else state
     return StartingPoint(state, Position(epoch=0, examples=0, seed=seed))
 
 
@@ -138,19 +151,23 @@ def _parameter_summary(params):
 
 
 def checkpoint_items(state: TrainState) -> tuple[Params, Params]:
-    """A TrainState as the two trees of a checkpoint: the model, and what else training needs."""
+    """A TrainState as the two trees of a checkpoint: the model, and what else training needs.
+
+    An average is among the latter, as a tree like the model.
+    """
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     model = {name: fields.pop(name) for name in ("params", "batch_stats")}
-    of_training = {name: model["params"][name] for name in _OF_TRAINING & model["params"].keys()}
-    model["params"] = {
-        name: part for name, part in model["params"].items() if name not in of_training
-    }
+    of_training = {n: part for n, part in model["params"].items() if n in OF_TRAINING}
+    model["params"] = {n: part for n, part in model["params"].items() if n not in OF_TRAINING}
+    average = fields.pop("average")
+    if average is not None:
+        fields["average"] = completed(average, model)
     return model, fields | of_training
 
 
 def state_of_items(model: Params, training: Params) -> TrainState:
-    """The TrainState whose `checkpoint_items` these are."""
-    of_training = {name: training[name] for name in _OF_TRAINING & training.keys()}
+    """The TrainState whose `checkpoint_items` these are; its average has all that the model has."""
+    of_training = {name: part for name, part in training.items() if name in OF_TRAINING}
     params = model["params"] | of_training
     others = {name: part for name, part in training.items() if name not in of_training}
     return TrainState(**model | {"params": params}, **others)

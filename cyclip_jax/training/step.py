@@ -26,6 +26,7 @@ from cyclip_jax.models.drawing import draw, draws_of, replayed
 from cyclip_jax.models.dropout import Dropout
 from cyclip_jax.models.initializers import undrawn
 from cyclip_jax.models.presets import normaliser
+from cyclip_jax.training.averaging import Share, followed, like, part_of
 from cyclip_jax.training.freezing import (
     Trainable,
     both,
@@ -62,6 +63,8 @@ class TrainState:
       skipped_steps: how many steps were skipped because something was not finite, int32.
       skipped_in_a_row: how many steps were skipped since the last update, int32.
       most_skipped_in_a_row: the largest value that skipped_in_a_row has had, int32.
+      average: of params and batch_stats along the run, as `averaging.part_of` says; None where
+        there is none.
     """
 
     step: Int[Array, ""]
@@ -72,6 +75,7 @@ class TrainState:
     skipped_steps: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
     most_skipped_in_a_row: Int[Array, ""]
+    average: Params | None = None
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
@@ -102,6 +106,19 @@ def initial_state(
         skipped_in_a_row=zero,
         most_skipped_in_a_row=zero,
     )
+
+
+def with_average(state: TrainState, trainable: Trainable | None) -> TrainState:
+    """A state, of arrays or of shapes, with the average that a run begins with: its own weights.
+
+    Args:
+      state: without an average.
+      trainable: which parameters train; None is all.
+    """
+    own = part_of({"params": state.params, "batch_stats": state.batch_stats}, trainable)
+    # Copies, as a step may reuse the memory of both.
+    own = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, own)
+    return dataclasses.replace(state, average=own)
 
 
 def create_state(
@@ -160,7 +177,11 @@ def state_sharding(
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     everything = jax.tree.map(lambda _: whole, state)
-    return dataclasses.replace(everything, params=params, opt_state=opt_state)
+    sharding = dataclasses.replace(everything, params=params, opt_state=opt_state)
+    if state.average is None:
+        return sharding
+    full = {"params": params, "batch_stats": everything.batch_stats}
+    return dataclasses.replace(sharding, average=like(state.average, full))
 
 
 def abstract_state(
@@ -206,6 +227,7 @@ def make_train_step(
     gradient_dtype: str = "float32",
     trainable: Trainable | None = None,
     rates: Params | None = None,
+    average_share: Share | None = None,
 ) -> Step:
     """Makes the train step, a pure function (state, batch) -> (state, metrics).
 
@@ -232,6 +254,8 @@ def make_train_step(
         trains. The others get no gradient, no update and no decay. The statistics of a BatchNorm
         none of whose parameters trains stay the same too. None trains all parameters.
       rates: factors of the learning rate, a tree like that of the parameters; None is 1 for all.
+      average_share: function from the step to how much of the state's average the new weights and
+        statistics become; None where there is no average.
     """
 
     def embed(batch_stats, params, rows):
@@ -264,15 +288,16 @@ def make_train_step(
             params[name] = jnp.clip(params[name], 0, MAX_LOGIT_SCALE)
         params, batch_stats = held(trainable, params, batch_stats, state)
         finite = all_finite((loss, grads, batch_stats))
-        params, batch_stats, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, batch_stats, opt_state),
-            (state.params, state.batch_stats, state.opt_state),
-        )
+        changed = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
+        if average_share is not None:
+            changed["average"] = followed(state.average, changed, average_share(state.step))
+        changed = {
+            name: jax.tree.map(functools.partial(jnp.where, finite), new, getattr(state, name))
+            for name, new in changed.items()
+        }
         counters = skipped(finite, state)
         metrics |= {"learning_rate": learning_rate, "grad_norm": optax.global_norm(grads)}
         metrics |= {"embedding_rank": smallest_rank(embeds, mesh=mesh), **counters}
-        changed = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
         return dataclasses.replace(state, step=state.step + 1, **changed, **counters), metrics
 
     return train_step
@@ -415,6 +440,7 @@ def configured_step(
     view: View = see_everything,
     objective: Objective | None = None,
     trainable: Trainable | None = None,
+    average_share: Share | None = None,
 ) -> Step:
     """Makes the train step of a config.
 
@@ -429,6 +455,7 @@ def configured_step(
       objective: what is minimised; None is the config's objective. In a phase in which some of its
         terms do not run it is `configured_objective(config).only(…)`.
       trainable: as in `make_train_step`; what the config freezes does not train in any case.
+      average_share: as in `make_train_step`.
 
     Returns:
       The step, as `make_train_step` returns it.
@@ -450,6 +477,7 @@ def configured_step(
             layer_decay=config.optimizer.layer_decay,
             tower_rates=config.optimizer.tower_rates,
         ),
+        average_share=average_share,
     )
 
 

@@ -42,7 +42,7 @@ FREE = (
 )
 
 # Settings that say of what a checkpoint holds numbers: with others it cannot be continued.
-OF_STATE = ("optimizer.freeze",)
+OF_STATE = ("optimizer.freeze", "average.kind")
 
 # {setting: (value before, value after)}
 Changes = dict[str, tuple[Any, Any]]
