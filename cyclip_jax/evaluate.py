@@ -85,17 +85,14 @@ def evaluate_checkpoint(
         raise UserError(f"{path} is not the workdir of a run; name its data with --config")
     evaluated = resolve_paths(with_absolute_paths(config), path)
     ending = OF_AVERAGE if weights == "average" else ""
-    evaluators = {
-        f"{name}{ending}": evaluation
-        for name, evaluation in evals.create_evaluators(evaluated.evals).items()
-    }
+    evaluators = evals.create_evaluators(evaluated.evals)
+    evaluators = {f"{name}{ending}": evaluation for name, evaluation in evaluators.items()}
     own = opened.config
     run_config = described_by(opened, evaluated) if own is None else resolve_paths(own, path)
     data = constructed(Data, run_config.data, "config.data")
     set_matmul_precision(run_config.matmul_precision)
     model = Model(run_config, _mesh_for(run_config.batch_size))
-    tree = fit(opened.weights, model.abstract, source=opened.source)
-    tree = parallel.place(tree, model.abstract)
+    tree = parallel.place(fit(opened.weights, model.abstract, source=opened.source), model.abstract)
     encoders = model.encoders(**tree, tokenize=_tokenizer(opened, data, path, model.sizes))
     failed = None
     try:
@@ -108,10 +105,10 @@ def evaluate_checkpoint(
         )
     except evals.EvaluationFailed as error:
         failed, results = error, error.results
-    results = flattened(results)
+    results, file = flattened(results), output / "results.json"
     if opened.step is not None:
         results = {"step": opened.step, **results}
-    file = output / ("results.json" if opened.step is None else f"step_{opened.step}{ending}.json")
+        file = output / f"step_{opened.step}{ending}.json"
     if jax.process_index() == 0:
         write_json(file, results)
     if failed is not None:

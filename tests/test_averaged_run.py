@@ -1,6 +1,8 @@
 """Whole runs with frozen parts, rates and averages: continued, evaluated, exported, averaged."""
 
 import json
+import re
+import shlex
 import shutil
 
 import jax
@@ -18,10 +20,16 @@ from cyclip_jax.workdir.checkpoints import AVERAGE, restore_model
 from cyclip_jax.workdir.metrics import metrics_at
 from tests import tiny
 from tests.interop.models import RESNET, VIT, drawn_checkpoint
-from tests.runs import status_of
+from tests.runs import ROOT, finish, start_process, status_of
 from tests.test_sharded_run import configure
 
 STEPS = 4
+PAGE = (ROOT / "docs" / "starting_from_weights.md").read_text()
+COMMANDS = [
+    command
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
+    for command in block.replace("\\\n", " ").strip().split("\n")
+]
 
 
 def averaged(pairs):
@@ -210,3 +218,25 @@ def test_the_command_writes_an_export_that_is_opened_again(run, tmp_path, capsys
     assert "there are 1 models; name two, BEFORE and AFTER" in capsys.readouterr().err
     with pytest.raises(UserError, match="holds the model to be exported"):
         average_models(first, second, alpha=0.5, output=run)
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_runs(run, pairs, tmp_path, environment_with_torch):
+    """In their order, on a small model and small pairs."""
+    model = averaged(pairs).model.to_dict()
+    small = [f"--config.model.{name}={value}" for name, value in model.items() if value is not None]
+    small += ["--config.total_steps=2", "--config.optimizer.warmup_steps=1"]
+    small += ["--config.batch_size=16", "--config.data.tokenizer=sentencepiece"]
+    small += ["--config.data.max_bad_share=0.1"]
+    export_checkpoint(run, export_format="open_clip", output=tmp_path / "models" / "vit")
+    assert len(COMMANDS) == 8
+    for command in COMMANDS:
+        command = re.sub(r"(models|runs|exports)/", rf"{tmp_path}/\1/", command)
+        command = command.replace("pairs.csv", str(pairs))
+        python, dash, module, *flags = shlex.split(command)
+        assert (python, dash) == ("python", "-m")
+        if module == "cyclip_jax.main":
+            flags += small
+        name = module.removeprefix("cyclip_jax.")
+        finish(start_process(environment_with_torch, name, *flags))
+    assert {path.name for path in (tmp_path / "exports").iterdir()} == {"average", "between"}

@@ -19,7 +19,7 @@ from cyclip_jax.costs.chips import CHIPS, Chip
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.parallel import Devices, Tree
-from cyclip_jax.training.averaging import Average
+from cyclip_jax.training.averaging import Average, with_average
 from cyclip_jax.training.configured_model import abstract_trained, create_trained
 from cyclip_jax.training.flops import matmul_flops, model_flops
 from cyclip_jax.training.freezing import check_freeze, frozen_towers, trainable_by
@@ -33,7 +33,6 @@ from cyclip_jax.training.step import (
     abstract_state,
     configured_step,
     jit_step,
-    with_average,
 )
 from cyclip_jax.training.token_reduction import TokenReduction
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.parallel import Tree
 from cyclip_jax.training.freezing import Trainable, joined, of_statistics, parted
 
+_State = TypeVar("_State")
 Share = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 KINDS = ("none", "ema", "beta")
@@ -105,6 +107,20 @@ def part_of(full: Tree, trainable: Trainable | None) -> Tree:
         "params": parted(trainable, params)[0],
         "batch_stats": parted(moves, full["batch_stats"])[0],
     }
+
+
+def with_average(state: _State, trainable: Trainable | None) -> _State:
+    """A state, of arrays or of shapes, with the average that a run begins with: its own weights.
+
+    Args:
+      state: a TrainState without an average.
+      trainable: which parameters train; None is all.
+    """
+    begun: Any = state
+    own = part_of({"params": begun.params, "batch_stats": begun.batch_stats}, trainable)
+    # Copies, as a step may reuse the memory of both.
+    own = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, own)
+    return dataclasses.replace(begun, average=own)
 
 
 def like(average: Tree, full: Tree) -> Tree:

@@ -40,7 +40,7 @@ from cyclip_jax.interop.pretrained import (
 )
 from cyclip_jax.interop.weights import fit, only_parts, takes
 from cyclip_jax.models.presets import sizes_in
-from cyclip_jax.training.averaging import OF_TRAINING, completed, like
+from cyclip_jax.training.averaging import OF_TRAINING, completed, like, with_average
 from cyclip_jax.training.configured_model import Model
 from cyclip_jax.training.freezing import trainable_by
 from cyclip_jax.training.step import (
@@ -48,7 +48,6 @@ from cyclip_jax.training.step import (
     TrainState,
     abstract_state,
     create_state,
-    with_average,
 )
 from cyclip_jax.workdir.config_json import is_workdir, read_config
 from cyclip_jax.workdir.console import Console

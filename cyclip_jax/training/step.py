@@ -26,7 +26,7 @@ from cyclip_jax.models.drawing import draw, draws_of, replayed
 from cyclip_jax.models.dropout import Dropout
 from cyclip_jax.models.initializers import undrawn
 from cyclip_jax.models.presets import normaliser
-from cyclip_jax.training.averaging import Share, followed, like, part_of
+from cyclip_jax.training.averaging import Share, followed, like
 from cyclip_jax.training.freezing import (
     Trainable,
     both,
@@ -106,19 +106,6 @@ def initial_state(
         skipped_in_a_row=zero,
         most_skipped_in_a_row=zero,
     )
-
-
-def with_average(state: TrainState, trainable: Trainable | None) -> TrainState:
-    """A state, of arrays or of shapes, with the average that a run begins with: its own weights.
-
-    Args:
-      state: without an average.
-      trainable: which parameters train; None is all.
-    """
-    own = part_of({"params": state.params, "batch_stats": state.batch_stats}, trainable)
-    # Copies, as a step may reuse the memory of both.
-    own = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, own)
-    return dataclasses.replace(state, average=own)
 
 
 def create_state(

@@ -10,11 +10,18 @@ import pytest
 from cyclip_jax import parallel
 from cyclip_jax.errors import UserError
 from cyclip_jax.training import averaging
-from cyclip_jax.training.averaging import Average, beta_shares, completed, followed, part_of
+from cyclip_jax.training.averaging import (
+    Average,
+    beta_shares,
+    completed,
+    followed,
+    part_of,
+    with_average,
+)
 from cyclip_jax.training.configured_model import abstract_trained
 from cyclip_jax.training.freezing import trainable_by
 from cyclip_jax.training.starting_point import checkpoint_items, state_of_items
-from cyclip_jax.training.step import configured_step, state_sharding, with_average
+from cyclip_jax.training.step import configured_step, state_sharding
 from tests.training.test_freezing import configured, leaves, optimizer_of, state_of
 from tests.training.test_step import make_batch
 
