@@ -77,8 +77,6 @@ def evaluate_checkpoint(
 
     path, step = workdir_and_step(checkpoint, step)
     output = _results_folder(path, output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output={output} is a file; name a folder for the results")
     config = _checked_config(config, path)
     opened = open_checkpoint(path, step=step, weights=weights)
     if config is None:
@@ -162,10 +160,12 @@ def _results_folder(checkpoint, output):
     from cyclip_jax.files import absolute
     from cyclip_jax.interop.pretrained import workdir_and_step
 
-    if output is not None:
-        return absolute(output, "--output")
     path, _ = workdir_and_step(checkpoint, None)
-    return path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
+    own = path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
+    folder = own if output is None else absolute(output, "--output")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output={folder} is a file; name a folder for the results")
+    return folder
 
 
 def main(values: Any) -> None:
