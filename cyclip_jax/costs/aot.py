@@ -347,9 +347,10 @@ def memory_of(compiled: jax.stages.Compiled, step: AbstractStep) -> dict[str, in
         "parameters": bytes_per_device(step.state.params),
         "optimiser state": bytes_per_device(step.state.opt_state),
         "batch statistics": bytes_per_device(step.state.batch_stats),
-        "average": bytes_per_device(step.state.average),
         "batch": batch,
     }
+    if step.state.average is not None:
+        parts["average of the weights"] = bytes_per_device(step.state.average)
     return parts | {
         "counters, key, padding": analysis.argument_size_in_bytes - sum(parts.values()),
         "activations and temporaries": analysis.temp_size_in_bytes,

@@ -1,6 +1,7 @@
 """Averages of the weights along a run."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -118,8 +119,12 @@ def with_average(state: _State, trainable: Trainable | None) -> _State:
     """
     begun: Any = state
     own = part_of({"params": begun.params, "batch_stats": begun.batch_stats}, trainable)
-    # Copies, as a step may reuse the memory of both.
-    own = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, own)
+    leaves = jax.tree.leaves(own)
+    if leaves and isinstance(leaves[0], jax.Array):
+        # Copies, as a step reuses the memory of both.
+        sharding = jax.tree.map(lambda array: array.sharding, own)
+        copy = functools.partial(jax.tree.map, jnp.copy)
+        own = jax.jit(copy, out_shardings=sharding)(own)
     return dataclasses.replace(begun, average=own)
 
 

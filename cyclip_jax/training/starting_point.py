@@ -40,7 +40,7 @@ from cyclip_jax.interop.pretrained import (
 )
 from cyclip_jax.interop.weights import fit, only_parts, takes
 from cyclip_jax.models.presets import sizes_in
-from cyclip_jax.training.averaging import OF_TRAINING, completed, like, with_average
+from cyclip_jax.training.averaging import OF_TRAINING, Average, completed, like, with_average
 from cyclip_jax.training.configured_model import Model
 from cyclip_jax.training.freezing import trainable_by
 from cyclip_jax.training.step import (
@@ -109,7 +109,7 @@ def starting_point(
         model.create, optimizer, mesh, seed=seed, min_size=config.mesh.fsdp_min_size
     )
     trainable = trainable_by(config.optimizer.freeze)
-    has_average = config.average.kind != "none"
+    has_average = Average(**config.average).is_on
     if has_average:
         abstract = with_average(abstract, trainable)
     abstract_model, abstract_training = checkpoint_items(abstract)

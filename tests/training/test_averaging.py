@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cyclip_jax import parallel
+from cyclip_jax.costs.aot import abstract_step, bytes_per_device
 from cyclip_jax.errors import UserError
 from cyclip_jax.training import averaging
 from cyclip_jax.training.averaging import (
@@ -119,7 +120,7 @@ def history():
 
 
 def test_a_step_averages_what_trains_and_its_statistics(history):
-    history, _ = history
+    history = jax.device_get(history[0])
     last = history[-1]
     for kind in ("params", "batch_stats"):
         found = leaves(last.average[kind])
@@ -165,6 +166,16 @@ def test_eight_devices_with_fsdp_give_the_average_of_one():
         *(sorted(leaves(s.average["params"]).items()) for s in (one, eight)), strict=True
     ):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-7)
+
+
+def test_what_a_step_costs_is_told_before_with_the_average():
+    config = configured(FROZEN, **{"average.kind": "ema"})
+    mesh = parallel.create_mesh(jax.devices()[:4], fsdp=2)
+    step = abstract_step(config, mesh)
+    state, _ = jax.eval_shape(step.function, step.state, step.batch)
+    assert jax.tree.structure(state) == jax.tree.structure(step.state)
+    trained = bytes_per_device(step.state.opt_state) / 2  # Adam's two means
+    assert bytes_per_device(step.state.average["params"]) == pytest.approx(trained, abs=4)
 
 
 def test_a_checkpoint_holds_an_average_like_the_model(history):
