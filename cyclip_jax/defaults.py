@@ -1,17 +1,12 @@
 """The defaults of every experiment: each field once, with what it means."""
 
-import difflib
-import inspect
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
 from cyclip_jax.data.places import Place
-from cyclip_jax.errors import UserError
 
 # Config files call these, too, as functions of this file.
 from cyclip_jax.evals.settings import (  # noqa: F401
@@ -27,11 +22,7 @@ from cyclip_jax.evals.settings import (  # noqa: F401
     sts,
     zeroshot,
 )
-from cyclip_jax.files import check_located
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD
-from cyclip_jax.runtime.setting_types import check_type
-
-_Constructed = TypeVar("_Constructed")
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -63,6 +54,9 @@ def get_config() -> ml_collections.ConfigDict:
     # A new run starts from the weights of this workdir, export or weight file. By default it starts
     # from random ones.
     config.init_from = placeholder(str)
+    # The parts that are taken from there: "visual", "text" and "logit_scale". The others begin with
+    # random weights. With () all are taken.
+    config.init_parts = ()
     # The run ends after so many steps in a row whose loss or gradient is not finite.
     config.max_skipped_in_a_row = 10
     # Precision of the towers' matrix products. By default TPUs multiply float32 in bfloat16 and
@@ -87,6 +81,7 @@ def get_config() -> ml_collections.ConfigDict:
     # or before them.
     config.sentences = _sentences()
     config.optimizer = _optimizer()  # The optimiser and the schedule of its learning rate.
+    config.average = _average()  # An average of the weights along the run, beside the weights.
     config.data = _data()  # What is trained on, and how it is read.
 
     # The evaluations, {name: evaluator and its arguments}.
@@ -293,6 +288,14 @@ def _optimizer() -> ml_collections.ConfigDict:
     optimizer.lion = _lion()  # The sign of a mean of gradients (Chen et al. 2023).
     optimizer.lamb = _lamb()  # AdamW with a step for each layer (You et al. 2020).
     optimizer.muon = _muon()  # A mean of gradients, made orthogonal (Jordan et al. 2024).
+    # Regular expressions. The parameters whose whole names they match stay as they are, such as the
+    # image tower's with ("visual/.*",), and so do the statistics of their BatchNorm.
+    optimizer.freeze = ()
+    # The learning rate is multiplied by this for each layer that lies between a parameter and the
+    # output of its tower.
+    optimizer.layer_decay = 1.0
+    # What the learning rate of each tower is multiplied by.
+    optimizer.tower_rates = ml_collections.ConfigDict({"visual": 1.0, "text": 1.0})
     return optimizer
 
 
@@ -357,6 +360,18 @@ def _muon() -> ml_collections.ConfigDict:
     # and the weight decay of AdamW suit.
     muon.rms = 0.2
     return muon
+
+
+def _average() -> ml_collections.ConfigDict:
+    """Returns config.average."""
+    average = ml_collections.ConfigDict()
+    # "none"; "ema", which forgets what is long ago; or "beta", which weighs the beginning and the
+    # end of the run most (Shu et al. 2023). The evaluations score the average too.
+    average.kind = "none"
+    average.decay = 0.9998  # So much of an "ema" stays in a step.
+    # Of "beta": the weight of a step is the density of Beta(beta, beta) at its place in the run.
+    average.beta = 0.5
+    return average
 
 
 def _data() -> ml_collections.ConfigDict:
@@ -439,84 +454,3 @@ def part(
       settings: source, image_key, caption_key, … where they differ from config.data's.
     """
     return ml_collections.ConfigDict({"train": train, "weight": weight, **settings})
-
-
-def constructed(
-    constructor: Callable[..., _Constructed], section: Mapping[str, Any], where: str
-) -> _Constructed:
-    """What the constructor of a section makes of it.
-
-    Args:
-      constructor: its keyword arguments are the section's fields.
-      section: {field: value}.
-      where: full name of the section, for messages ("config.data").
-
-    Raises:
-      UserError: the section has a field that the constructor does not take, or lacks one, or a
-        value is of another type, or a path that nothing here opens, or what the constructor itself
-        refuses.
-    """
-    check_type(where, section, Mapping)
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(constructor).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    }
-    for field in section:
-        if field not in parameters:
-            near = difflib.get_close_matches(field, parameters, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(parameters)}"
-            raise UserError(f"{where} has no field {field!r}; {hint}")
-    missing = [
-        name
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and name not in section
-    ]
-    if missing:
-        raise UserError(
-            f"{where} lacks the field {missing[0]!r}; let the config begin with "
-            "cyclip_jax.defaults.get_config()"
-        )
-    for field, value in section.items():
-        check_type(f"{where}.{field}", value, parameters[field].annotation)
-        check_located(f"{where}.{field}", value, parameters[field].annotation)
-    return constructor(**section)
-
-
-def resolve_paths(config: Any, workdir: str | os.PathLike[str]) -> Any:
-    """A locked copy of the config in which {workdir} in any string is the run's directory."""
-
-    def resolve(value):
-        if isinstance(value, dict):
-            return {key: resolve(inner) for key, inner in value.items()}
-        if isinstance(value, tuple):
-            return tuple(map(resolve, value))
-        if isinstance(value, str) and "{workdir}" in value:
-            # Remote file systems know no "..", and local ones only of directories that exist.
-            return re.sub(r"/[^/]+/\.\.(?=/|$)", "", value.replace("{workdir}", str(workdir)))
-        return value
-
-    resolved: Any = resolve(config.to_dict())
-    return ml_collections.ConfigDict(resolved).lock()
-
-
-def completed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dict `config` with the fields of `defaults` that it lacks, but for evaluations."""
-    missing = {key: value for key, value in defaults.items() if key not in config}
-    return missing | {
-        key: completed(value, defaults[key])
-        if isinstance(defaults.get(key), dict) and key != "evals"
-        else value
-        for key, value in config.items()
-    }
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"data.train": …} of a nested config."""
-    settings = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            settings |= flat(value, f"{prefix}{key}.")
-        else:
-            settings[f"{prefix}{key}"] = value
-    return settings

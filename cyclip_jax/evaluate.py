@@ -19,6 +19,7 @@ from cyclip_jax.runtime.distributed_flags import define_distributed_flags
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     command.define_checkpoint(values)
+    command.define_weights(values)
     flags.DEFINE_string(
         "output",
         None,
@@ -38,6 +39,7 @@ def evaluate_checkpoint(
     step: int | None = None,
     output: str | os.PathLike[str] | None = None,
     config: ml_collections.ConfigDict | None = None,
+    weights: str = "raw",
 ) -> dict[str, float]:
     """Runs evaluators on a trained model and writes `<output>/step_<step>.json`.
 
@@ -49,6 +51,8 @@ def evaluate_checkpoint(
       config: the config whose `evals` are run. A run has a config of its own; everything else needs
         this one. It also gives the batch size, and whatever a checkpoint does not say of its model,
         such as quick_gelu in a bare file of weights.
+      weights: "raw", or "average" for the average that a run kept of them. The evaluations then
+        have the names that the run itself gives them, such as val_of_average, and so has the file.
 
     Returns:
       {"step": …, "<evaluation>/<metric>": float}. Where no step is known, it has no "step", and the
@@ -61,32 +65,32 @@ def evaluate_checkpoint(
 
     from cyclip_jax import evals, parallel
     from cyclip_jax.data.settings import Data
-    from cyclip_jax.defaults import constructed, resolve_paths
     from cyclip_jax.evals.flat import flattened
     from cyclip_jax.files import write_json
     from cyclip_jax.interop.pretrained import described_by, open_checkpoint, workdir_and_step
     from cyclip_jax.interop.weights import fit
     from cyclip_jax.runtime.loop import set_matmul_precision
+    from cyclip_jax.runtime.sections import constructed, resolve_paths
     from cyclip_jax.training.configured_model import Model
     from cyclip_jax.training.settings import with_absolute_paths
+    from cyclip_jax.workdir.layout import OF_AVERAGE
 
     path, step = workdir_and_step(checkpoint, step)
     output = _results_folder(path, output)
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output={output} is a file; name a folder for the results")
     config = _checked_config(config, path)
-    opened = open_checkpoint(path, step=step)
+    opened = open_checkpoint(path, step=step, weights=weights)
     if config is None:
         raise UserError(f"{path} is not the workdir of a run; name its data with --config")
     evaluated = resolve_paths(with_absolute_paths(config), path)
+    ending = OF_AVERAGE if weights == "average" else ""
     evaluators = evals.create_evaluators(evaluated.evals)
+    evaluators = {f"{name}{ending}": evaluation for name, evaluation in evaluators.items()}
     own = opened.config
     run_config = described_by(opened, evaluated) if own is None else resolve_paths(own, path)
     data = constructed(Data, run_config.data, "config.data")
     set_matmul_precision(run_config.matmul_precision)
     model = Model(run_config, _mesh_for(run_config.batch_size))
-    weights = fit(opened.weights, model.abstract, source=opened.source)
-    tree = parallel.place(weights, model.abstract)
+    tree = parallel.place(fit(opened.weights, model.abstract, source=opened.source), model.abstract)
     encoders = model.encoders(**tree, tokenize=_tokenizer(opened, data, path, model.sizes))
     failed = None
     try:
@@ -99,10 +103,10 @@ def evaluate_checkpoint(
         )
     except evals.EvaluationFailed as error:
         failed, results = error, error.results
-    results = flattened(results)
+    results, file = flattened(results), output / "results.json"
     if opened.step is not None:
         results = {"step": opened.step, **results}
-    file = output / ("results.json" if opened.step is None else f"step_{opened.step}.json")
+        file = output / f"step_{opened.step}{ending}.json"
     if jax.process_index() == 0:
         write_json(file, results)
     if failed is not None:
@@ -156,10 +160,12 @@ def _results_folder(checkpoint, output):
     from cyclip_jax.files import absolute
     from cyclip_jax.interop.pretrained import workdir_and_step
 
-    if output is not None:
-        return absolute(output, "--output")
     path, _ = workdir_and_step(checkpoint, None)
-    return path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
+    own = path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
+    folder = own if output is None else absolute(output, "--output")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output={folder} is a file; name a folder for the results")
+    return folder
 
 
 def main(values: Any) -> None:
@@ -176,7 +182,11 @@ def main(values: Any) -> None:
     try:
         distributed.join_as_told(values)
         results = evaluate_checkpoint(
-            values.checkpoint, step=values.step, output=values.output, config=values.config
+            values.checkpoint,
+            step=values.step,
+            output=values.output,
+            config=values.config,
+            weights=values.weights,
         )
     except UserError as error:
         distributed.end(f"error: {error}")

@@ -15,6 +15,7 @@ from etils import epath
 from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.files import absolute, parse_json, write_json
 from cyclip_jax.interop.card import model_card
+from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.interop.files import DTYPES
 from cyclip_jax.interop.folders import DESCRIPTION
 from cyclip_jax.interop.formats import READERS_TOWERS, WRITERS, check_format
@@ -32,6 +33,7 @@ def export_checkpoint(
     step: int | None = None,
     dtype: str = "float32",
     license_name: str = "unknown",
+    weights: str = "raw",
 ) -> list[str]:
     """Writes a trained model in the format of another program.
 
@@ -42,6 +44,7 @@ def export_checkpoint(
       step: the step of the checkpoint in a workdir; None takes the newest.
       dtype: the dtype of the weights, "float32", "float16" or "bfloat16".
       license_name: the license that the model card names.
+      weights: "raw", or "average" for the average that a run kept of them.
 
     Returns:
       The names of the files that were written.
@@ -50,12 +53,32 @@ def export_checkpoint(
       UserError: there is no such checkpoint, the format cannot hold the model, or the directory has
         something else in it. Nothing is written then.
     """
-    from cyclip_jax.interop.pretrained import completed, open_checkpoint, tokenizer_of, verified
+    from cyclip_jax.interop.pretrained import completed, open_checkpoint, verified
 
     check_known("format", export_format, FORMATS)
+    check_replaceable(output, checkpoint)
+    opened = verified(completed(open_checkpoint(checkpoint, step=step, weights=weights)))
+    return write_export(
+        opened,
+        output,
+        export_format=export_format,
+        dtype=dtype,
+        license_name=license_name,
+    )
+
+
+def write_export(
+    opened: Checkpoint,
+    output: str | os.PathLike[str],
+    *,
+    export_format: str,
+    dtype: str = "float32",
+    license_name: str = "unknown",
+) -> list[str]:
+    """Writes a completed Checkpoint as `export_checkpoint` does, with the same arguments."""
+    from cyclip_jax.interop.pretrained import tokenizer_of
+
     output = _real(output)
-    _check_replaceable(output, _real(checkpoint))
-    opened = verified(completed(open_checkpoint(checkpoint, step=step)))
     check_format(opened, export_format)
     tokenizer = tokenizer_of(opened)
     folder = output.parent / f".{output.name}.{uuid.uuid4().hex}"
@@ -116,10 +139,17 @@ def _real(path):
     return path if "://" in str(path) else epath.Path(os.path.realpath(path))
 
 
-def _check_replaceable(output, checkpoint):
-    """Raises UserError if the output would replace anything but the files of an export."""
-    if output == checkpoint or output in checkpoint.parents:
-        raise UserError(f"{output} holds the model to be exported; choose another --output")
+def check_replaceable(output: str | os.PathLike[str], *checkpoints: str | os.PathLike[str]) -> None:
+    """Raises UserError if the output would replace anything but the files of an export.
+
+    Args:
+      output: the directory to write.
+      *checkpoints: where the models lie that are exported.
+    """
+    output = _real(output)
+    for checkpoint in map(_real, checkpoints):
+        if output == checkpoint or output in checkpoint.parents:
+            raise UserError(f"{output} holds the model to be exported; choose another --output")
     if not output.exists():
         return
     try:
@@ -150,6 +180,7 @@ def _put_in_place(folder, output):
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     command.define_checkpoint(values)
+    command.define_weights(values)
     flags.DEFINE_enum(
         "format",
         None,
@@ -179,6 +210,7 @@ def export(values: Any) -> None:
         step=values.step,
         dtype=values.dtype,
         license_name=values.license,
+        weights=values.weights,
     )
     print(f"{values.output}: {', '.join(files)}")
     if values.format == "open_clip" and importlib.util.find_spec("torch") is None:

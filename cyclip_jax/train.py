@@ -15,7 +15,6 @@ import ml_collections
 from cyclip_jax import evals
 from cyclip_jax.data.order import Position, drawn_from_parts
 from cyclip_jax.data.sources import Mixture
-from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import flattened
 from cyclip_jax.evals.output import read_abouts
@@ -26,6 +25,7 @@ from cyclip_jax.runtime.agreement import (
     wait_for_all_processes,
 )
 from cyclip_jax.runtime.memory import give_back_memory
+from cyclip_jax.runtime.sections import flat
 from cyclip_jax.training.flops import utilisation
 from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.open_run import Run, open_run
@@ -33,7 +33,7 @@ from cyclip_jax.training.phases import Phase, compile_phases
 from cyclip_jax.training.starting_point import checkpoint_items
 from cyclip_jax.workdir.changes import check_names
 from cyclip_jax.workdir.config_json import describe_run
-from cyclip_jax.workdir.layout import EVALS, LOG, METRICS
+from cyclip_jax.workdir.layout import EVALS, LOG, METRICS, OF_AVERAGE
 from cyclip_jax.workdir.lock import lock_workdir
 from cyclip_jax.workdir.metrics import evaluated_at, metrics_at, read_reports
 from cyclip_jax.workdir.saved import saved_steps
@@ -206,21 +206,24 @@ def _evaluate(run, step, state, evaluators):
         if run.stop.requested():
             raise evals.Interrupted
 
-    model, _ = checkpoint_items(state)
-    encoders = run.model.encoders(model["params"], state.batch_stats, run.tokenizer, check_stop)
-    try:
-        results = evals.evaluate(
-            evaluators,
-            encoders,
-            directory=run.workdir / EVALS,
-            model=run.config.model.name,
-            checkpoint=run.workdir,
-        )
-    except evals.EvaluationFailed as error:  # training is worth more than a number
-        run.console.say(f"step {step}  {error}")
-        results = error.results
-    except evals.Interrupted:
-        return False
+    model, training = checkpoint_items(state)
+    weights = {"": model} | ({OF_AVERAGE: training["average"]} if "average" in training else {})
+    results = {}
+    for ending, trees in weights.items():
+        encoders = run.model.encoders(**trees, tokenize=run.tokenizer, check_stop=check_stop)
+        try:
+            results |= evals.evaluate(
+                {f"{name}{ending}": evaluation for name, evaluation in evaluators.items()},
+                encoders,
+                directory=run.workdir / EVALS,
+                model=run.config.model.name,
+                checkpoint=run.workdir,
+            )
+        except evals.EvaluationFailed as error:  # training is worth more than a number
+            run.console.say(f"step {step}  {error}")
+            results |= error.results
+        except evals.Interrupted:
+            return False
     run.writer.write(step, flattened(results))
     if (reason := run.best.add(step, results)) is not None:
         run.console.say(f"step {step}  {reason}")

@@ -14,12 +14,14 @@ from PIL import Image
 
 from cyclip_jax import defaults, evals
 from cyclip_jax.errors import UserError
+from cyclip_jax.interop.files import write_safetensors
 from cyclip_jax.models import create_model
 from cyclip_jax.runtime.config_file import ConfigFileParser
 from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.optimizer import create_optimizer
 from cyclip_jax.training.settings import checked
 from cyclip_jax.workdir.config_json import check_same_model, read_config, write_config
+from tests.interop.models import VIT, drawn_weights
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
@@ -32,9 +34,12 @@ def load(name, *arguments):
 
 
 @pytest.fixture
-def load_any(pairs_csv):
-    """`load`, with data for the one experiment that needs some."""
-    return lambda name: load(name, *([str(pairs_csv)] if name == "own_data" else []))
+def load_any(pairs_csv, tmp_path):
+    """`load`, with data for the experiments that need some."""
+    arguments = {"own_data": pairs_csv, "lit": tmp_path / "model.safetensors"}
+    heads = {"vision_width": 64, "vision_heads": 1, "text_width": 64, "text_heads": 1}
+    write_safetensors(arguments["lit"], drawn_weights({**VIT, **heads}))
+    return lambda name: load(name, *([str(arguments[name])] if name in arguments else []))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,6 +105,9 @@ def test_cc3m_is_the_published_recipe():
         "weight_decay_rule": "matrices",
         "gradient_clip": "none",
         "gradient_clip_norm": None,
+        "freeze": (),
+        "layer_decay": 1.0,
+        "tower_rates": {"visual": 1.0, "text": 1.0},
     }
     assert config.optimizer.to_dict() == defaults.get_config().optimizer.to_dict() | recipe
     assert (config.data.augmentation, config.data.tokenizer) == ("none", "clip_bpe")

@@ -20,7 +20,7 @@ from cyclip_jax.interop import pretrained
 from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.interop.files import read_weights
 from cyclip_jax.report.write import write_report
-from cyclip_jax.runtime import command, config_file
+from cyclip_jax.runtime import command, config_file, sections
 from cyclip_jax.train import train
 from cyclip_jax.training import open_run
 from tests import tiny
@@ -324,7 +324,7 @@ def as_a_run_sees_it(config, workdir, monkeypatch):
     seen = []
 
     def checked(config):
-        seen.append(defaults.flat(config.to_dict()))
+        seen.append(sections.flat(config.to_dict()))
         raise Stop
 
     monkeypatch.setattr(open_run, "checked", checked)
@@ -405,7 +405,7 @@ def test_every_path_of_a_config_means_the_same_from_any_folder(folder, monkeypat
     seen = as_a_run_sees_it(config_with_every_path(written), folder / "runs" / "x", monkeypatch)
     expected = DATA[written].replace("HERE", str(folder)).replace("HOME", str(folder.parent))
     paths = config_with_every_path("a path of its own").to_dict()
-    paths = [name for name, value in defaults.flat(paths).items() if value == "a path of its own"]
+    paths = [name for name, value in sections.flat(paths).items() if value == "a path of its own"]
     assert len(paths) == 39
     for name in paths:
         if written in FILES or name.rpartition(".")[2] not in PLAIN:
@@ -417,7 +417,7 @@ def test_every_evaluator_says_which_of_its_settings_are_paths(folder, monkeypatc
     config = defaults.get_config()
     config.evals = json.loads(json.dumps(absolute).replace(str(folder), "."))
     seen = as_a_run_sees_it(config, folder / "x", monkeypatch)
-    for name, value in defaults.flat(absolute, "evals.").items():
+    for name, value in sections.flat(absolute, "evals.").items():
         assert not isinstance(value, str) or seen[name] == value, name
 
 
@@ -429,7 +429,7 @@ def test_names_that_are_no_paths_stay_names(folder, monkeypatch):
     config.evals.preset = defaults.zeroshot(preset="cifar10", split="test")
     config.evals.broken = {"type": "none", "pairs": "a.csv"}
     seen = as_a_run_sees_it(config, folder / "x", monkeypatch)
-    given = defaults.flat(config.to_dict())
+    given = sections.flat(config.to_dict())
     changed = {name for name in given if given[name] != seen[name]}
     assert changed == {"evals.both.train", "evals.both.test"}
 

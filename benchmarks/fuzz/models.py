@@ -209,7 +209,8 @@ def config(rng: random.Random, is_damaged: bool) -> Case:
         name = f"run/{rng.choice(names if kind == 'report' else names[:1])}"
         files = changed_file(rng, files, name)[0] if is_damaged else files
         return Case(files, (kind, {"path": "run"}))
-    from cyclip_jax.defaults import flat, get_config
+    from cyclip_jax.defaults import get_config
+    from cyclip_jax.runtime.sections import flat
 
     fields = sorted(flat(get_config().to_dict()))
     lines, given = [], ["--config.data.train=pairs.csv", "--config.total_steps=20000"]

@@ -262,7 +262,7 @@ def _load(folder, ledger, path, heads=None):
 
 
 def _resume(folder, ledger, path):
-    from cyclip_jax import defaults
+    from cyclip_jax.runtime import sections
     from cyclip_jax.workdir.changes import check_changes, history
     from cyclip_jax.workdir.config_json import check_same_model, read_config
     from cyclip_jax.workdir.metrics import MetricWriter
@@ -270,7 +270,7 @@ def _resume(folder, ledger, path):
 
     ledger.has_warned = True
     workdir = folder / path
-    config = defaults.resolve_paths(read_config(workdir), workdir)
+    config = sections.resolve_paths(read_config(workdir), workdir)
     check_same_model(config, workdir)
     history(workdir)
     newest = newest_meta(workdir)

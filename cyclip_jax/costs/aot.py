@@ -19,8 +19,10 @@ from cyclip_jax.costs.chips import CHIPS, Chip
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.parallel import Devices, Tree
-from cyclip_jax.training.configured_model import create_trained, train_graphdef
+from cyclip_jax.training.averaging import Average, with_average
+from cyclip_jax.training.configured_model import abstract_trained, create_trained
 from cyclip_jax.training.flops import matmul_flops, model_flops
+from cyclip_jax.training.freezing import check_freeze, frozen_towers, trainable_by
 from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.optimizer import create_optimizer
 from cyclip_jax.training.sentences import Sentences
@@ -277,11 +279,14 @@ def abstract_step(
         **config.optimizer, total_steps=total_steps, steps_per_epoch=1
     )
     stage = stage or Stage(first_step=0, objective=configured_objective(config))
-    graphdef = train_graphdef(config)
+    graphdef, params = abstract_trained(config)
+    check_freeze(config.optimizer.freeze, params)
     state = state_shapes(config, optimizer, mesh)
     sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
+    average = Average(**config.average)
     step = configured_step(
         *(config, graphdef, optimizer, schedule),
+        average_share=average.share(total_steps=total_steps),
         mesh=mesh,
         state_sharding=sharding,
         view=stage.view,
@@ -344,6 +349,8 @@ def memory_of(compiled: jax.stages.Compiled, step: AbstractStep) -> dict[str, in
         "batch statistics": bytes_per_device(step.state.batch_stats),
         "batch": batch,
     }
+    if step.state.average is not None:
+        parts["average of the weights"] = bytes_per_device(step.state.average)
     return parts | {
         "counters, key, padding": analysis.argument_size_in_bytes - sum(parts.values()),
         "activations and temporaries": analysis.temp_size_in_bytes,
@@ -356,13 +363,18 @@ def memory_of(compiled: jax.stages.Compiled, step: AbstractStep) -> dict[str, in
 def work_of(config: Any, step: AbstractStep, stage: Stage) -> dict[str, int]:
     """Floating point operations of a step on all devices together, {what: number}.
 
-    "model" is 3 times the forward's (see `training_flops`); "step" has the loss besides, what is
+    "model" is 3 times the forward's (see `model_flops`); "step" has the loss besides, what is
     computed twice to save memory, and all else that is a matrix product or a convolution.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     seen = jax.eval_shape(functools.partial(seen_of, stage), key, step.batch)
     return {
-        "model": model_flops(config.model, seen, stage.objective.rows),
+        "model": model_flops(
+            config.model,
+            seen,
+            stage.objective.rows,
+            frozen_towers(config.optimizer.freeze, step.state.params),
+        ),
         "step": matmul_flops(step.function, step.state, step.batch),
     }
 
@@ -469,10 +481,13 @@ def _meeting(measured: Mapping[int, float], available: float) -> int:
 
 def state_shapes(config: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step as a TrainState of jax.ShapeDtypeStruct with shardings."""
-    return abstract_state(
+    state = abstract_state(
         functools.partial(create_trained, config),
         optimizer,
         mesh,
         seed=config.seed,
         min_size=config.mesh.fsdp_min_size,
     )
+    if not Average(**config.average).is_on:
+        return state
+    return with_average(state, trainable_by(config.optimizer.freeze))

@@ -10,7 +10,6 @@ import numpy as np
 from etils import epath
 
 from cyclip_jax.data.transform import check_colours
-from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, how_written, parse_json
 from cyclip_jax.interop.checkpoint import OUR_PREPROCESS, Checkpoint
@@ -18,6 +17,7 @@ from cyclip_jax.interop.files import read_weights
 from cyclip_jax.interop.names import from_transformers
 from cyclip_jax.interop.weights import sizes_of
 from cyclip_jax.models.towers import attention_width, tower_of_layers
+from cyclip_jax.runtime.sections import constructed
 from cyclip_jax.runtime.setting_types import check_type
 
 # The file in which an export describes itself: its format has no place for all of this.

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int
 from cyclip_jax import parallel
 from cyclip_jax.data.preprocess import preprocessor
 from cyclip_jax.data.tokenizers import Tokenizer, create_tokenizer, vocabulary_of
-from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute
 from cyclip_jax.interop.checkpoint import (
@@ -31,19 +30,23 @@ from cyclip_jax.interop.folders import read_checkpoint
 from cyclip_jax.interop.weights import fit, weights_of
 from cyclip_jax.models.clip import CLIP
 from cyclip_jax.models.presets import abstract_model, sizes_in
+from cyclip_jax.runtime.sections import resolve_paths
 from cyclip_jax.workdir.config_json import is_workdir, read_config
 from cyclip_jax.workdir.layout import CHECKPOINTS
-from cyclip_jax.workdir.metrics import metrics_at
+from cyclip_jax.workdir.metrics import metrics_at, of_average, of_raw
 from cyclip_jax.workdir.saved import read_meta
 
 
-def open_checkpoint(path: str | os.PathLike[str], *, step: int | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str], *, step: int | None = None, weights: str = "raw"
+) -> Checkpoint:
     """Reads a trained model.
 
     Args:
       path: the workdir of a run, a checkpoint in it (WORKDIR/checkpoints/STEP), an export,
         a folder of open_clip or transformers, or a PyTorch or safetensors file.
       step: the step of the checkpoint in a workdir; None takes the newest.
+      weights: "raw", or "average" for the average that a run kept of them (see config.average).
 
     Returns:
       A Checkpoint (see interop/checkpoint.py).
@@ -53,7 +56,12 @@ def open_checkpoint(path: str | os.PathLike[str], *, step: int | None = None) ->
     """
     path, step = workdir_and_step(path, step)
     if is_workdir(path):
-        return _of_workdir(path, step)
+        return _of_workdir(path, step, weights)
+    if weights != "raw":
+        raise UserError(
+            f"{path} is not the workdir of a run, so that it has one kind of weights; leave out "
+            f"--weights={weights}"
+        )
     if step is not None:
         raise UserError(
             f"{path} is not the workdir of a run, so that it has no step {step} to choose; leave "
@@ -182,16 +190,23 @@ def described_by(checkpoint: Checkpoint, config: Any) -> Any:
     return config
 
 
-def _of_workdir(workdir, step):
-    from cyclip_jax.workdir.checkpoints import restore_model  # Orbax: slow to import
+def _of_workdir(workdir, step, weights):
+    from cyclip_jax.workdir.checkpoints import AVERAGE, restore_model  # Orbax: slow to import
 
-    written = read_config(workdir)
+    written: Any = read_config(workdir)
+    is_average = weights == AVERAGE
+    if is_average and written.average.kind == "none":
+        raise UserError(
+            f"{workdir} kept no average of its weights, as its config.average.kind is 'none'; "
+            "leave out --weights=average"
+        )
     config = resolve_paths(written, workdir)
     # One device holds the model, unless several processes have to restore it together.
     devices = jax.devices()[: None if jax.process_count() > 1 else 1]
     whole = parallel.replicated(parallel.create_mesh(devices))
     *_, tree = abstract_model(config.model, sharding=whole)
-    step, tree = restore_model(workdir, tree, step=step)
+    step, tree = restore_model(workdir, tree, step=step, item=AVERAGE if is_average else "model")
+    metrics = metrics_at(workdir, step)
     model = {
         "name": config.model.name,
         "quick_gelu": config.model.quick_gelu,
@@ -207,7 +222,7 @@ def _of_workdir(workdir, step):
         vocabulary_sum=read_meta(workdir, step).get("vocabulary_sum"),  # older ones lack it
         step=step,
         config=written,
-        metrics=metrics_at(workdir, step),
+        metrics=of_average(metrics) if is_average else of_raw(metrics),
     )
 
 

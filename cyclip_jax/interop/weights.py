@@ -1,8 +1,9 @@
 """Takes weights under OpenAI names (see names.py) from a model, and fits them into one."""
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -26,6 +27,10 @@ _LISTED = 20  # how many names an error lists for each kind of mismatch
 _VIT_POSITIONS = "visual.positional_embedding"
 _RESNET_POSITIONS = "visual.attnpool.positional_embedding"
 _SCALARS = ("logit_scale", "logit_bias")
+# What reading sizes off the shapes of other weights raises.
+_NO_SIZES = (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError)
+# What a model is taken in, by its tree's first names.
+PARTS = ("visual", "text", *_SCALARS)
 # OpenAI's and older files hold these entries besides weights.
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
@@ -55,11 +60,44 @@ def shapes_of(abstract: Mapping[str, Tree]) -> dict[str, tuple[int, ...]]:
     }
 
 
+def check_parts(parts: Collection[str], source: str | None) -> None:
+    """Raises UserError unless parts of a model, config.init_parts, may be taken from a source."""
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(
+                f"config.init_parts has {part!r}; the parts of a model are {', '.join(PARTS)}"
+            )
+    if parts and source is None:
+        raise UserError(
+            "config.init_parts says what is taken from config.init_from, which is not set; set it "
+            "to the model that they come from"
+        )
+
+
+def takes(part: str, parts: Collection[str]) -> bool:
+    """Whether a part of a model is among those that are taken; () stands for all."""
+    return not parts or part in parts
+
+
+def only_parts(trees: Mapping[str, Tree], parts: Collection[str]) -> dict[str, Tree]:
+    """{"params": …, "batch_stats": …} with the parts that are taken alone."""
+    return {
+        kind: {name: part for name, part in tree.items() if takes(name, parts)}
+        for kind, tree in trees.items()
+    }
+
+
+def _part_of(name):
+    """The part that a weight with an OpenAI name is of."""
+    return name if name in _SCALARS else "visual" if name.startswith("visual.") else "text"
+
+
 def fit(
     weights: Mapping[str, np.ndarray],
     abstract: Mapping[str, Tree],
     *,
     source: str | os.PathLike[str],
+    parts: Collection[str] = (),
 ) -> dict[str, Tree]:
     """Arranges weights as a model's trees.
 
@@ -70,9 +108,10 @@ def fit(
         counts may be absent.
       abstract: {"params": …, "batch_stats": …}, nested dicts of arrays or jax.ShapeDtypeStruct.
       source: what to call the weights in messages.
+      parts: those of PARTS that are taken, whatever the others are; () is all.
 
     Returns:
-      The same trees with numpy arrays, which have the dtypes of `abstract`.
+      The same trees with numpy arrays, which have the dtypes of `abstract`; of `only_parts`.
 
     Raises:
       UserError: weights are missing, unexpected or of another shape, or their numbers are not
@@ -81,8 +120,9 @@ def fit(
     weights = {
         name: array.reshape(()) if name in _SCALARS and array.size == 1 else array
         for name, array in weights.items()
-        if not name.endswith(COUNT) and name not in _NO_WEIGHTS
+        if not name.endswith(COUNT) and name not in _NO_WEIGHTS and takes(_part_of(name), parts)
     }
+    abstract = only_parts(abstract, parts)
     expected = shapes_of(abstract)
     weights = _interpolated(weights, expected, source)
     with np.errstate(over="ignore"):
@@ -110,7 +150,7 @@ def sizes_of(
     try:
         has_bias = {"logit_bias": True} if "logit_bias" in weights else {}
         return _vision_sizes(weights) | _text_sizes(weights) | has_bias
-    except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
+    except _NO_SIZES as error:
         raise UserError(
             f"{source} holds no CLIP model with the names of OpenAI, open_clip or transformers "
             f"({error}; its first names: {', '.join(list(weights)[:5])}); choose another file"
@@ -185,10 +225,11 @@ def _check(weights, expected, source):
 def _settings_that_fit(weights, expected):
     """Names the settings with which the model has the shapes of the weights; "" if none do."""
     zeros = {name: np.broadcast_to(0.0, shape) for name, shape in expected.items()}
-    try:
-        theirs, ours = sizes_of(weights, source="weights"), sizes_of(zeros, source="model")
-    except UserError:
-        return ""  # not of OpenAI's towers
+    theirs, ours = {}, {}
+    for sizes in (_vision_sizes, _text_sizes):
+        with contextlib.suppress(*_NO_SIZES):  # not of OpenAI's towers, or not taken
+            own = sizes(zeros)
+            theirs, ours = theirs | sizes(weights), ours | own
     # An image size makes no difference, because position embeddings are interpolated.
     changed = [
         f"config.model.{name}={theirs[name]} (here {ours.get(name)})"

@@ -13,13 +13,13 @@ import numpy as np
 from etils import epath
 from scipy.special import stdtrit
 
-from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import by_evaluation
 from cyclip_jax.evals.metric import Metric
 from cyclip_jax.evals.output import read_abouts
 from cyclip_jax.files import absolute, entries, how_written, parse_json
 from cyclip_jax.losses.terms import Reported
+from cyclip_jax.runtime.sections import flat
 from cyclip_jax.runtime.setting_types import check_type
 from cyclip_jax.workdir.changes import history
 from cyclip_jax.workdir.config_json import completed_config

@@ -7,7 +7,6 @@ of what evaluators write beside their numbers in details.py.
 
 from collections.abc import Callable, Sequence
 
-from cyclip_jax.defaults import flat
 from cyclip_jax.report.charts import at_k, comparison, robustness, training
 from cyclip_jax.report.details import (
     agreements,
@@ -21,6 +20,7 @@ from cyclip_jax.report.markup import Html, folded, join, table
 from cyclip_jax.report.numbers import differences, headlines, summary
 from cyclip_jax.report.parts import Drawings, run_names
 from cyclip_jax.report.runs import Group, differing
+from cyclip_jax.runtime.sections import flat
 
 
 def settings(groups: Sequence[Group], _: Drawings | None) -> Html | None:

@@ -97,6 +97,17 @@ def define_checkpoint(values: flags.FlagValues) -> None:
     )
 
 
+def define_weights(values: flags.FlagValues) -> None:
+    """Defines --weights, which says which weights of a run's checkpoint are meant."""
+    flags.DEFINE_enum(
+        "weights",
+        "raw",
+        ["raw", "average"],
+        "The weights themselves, or the average that config.average keeps of them.",
+        flag_values=values,
+    )
+
+
 def parse(
     values: flags.FlagValues, argv: Sequence[str], *, positional: str | None = None
 ) -> list[str]:

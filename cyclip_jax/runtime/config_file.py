@@ -24,6 +24,7 @@ from ml_collections import config_flags
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import expanded, how_written
 from cyclip_jax.runtime import config_help
+from cyclip_jax.runtime.sections import flat
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _LONGEST_MESSAGE = 300  # characters of an exception's own words
@@ -236,7 +237,7 @@ def settle(values: flags.FlagValues, unset: Sequence[str]) -> None:
         return
     from cyclip_jax import defaults  # brings JAX, which --help does without
 
-    known = defaults.flat(defaults.get_config().to_dict())
+    known = flat(defaults.get_config().to_dict())
     for field in unset:
         if known.get(field) is not None:
             raise UserError(f"config.{field} needs a value; its default is {known[field]!r}")

@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 from cyclip_jax import parallel
 from cyclip_jax.evals import Encoders
 from cyclip_jax.models import create_model
+from cyclip_jax.models.batch_norm import BatchNorm
 from cyclip_jax.models.clip import CLIP, split_model, unit_norm
 from cyclip_jax.models.initializers import undrawn
 from cyclip_jax.models.presets import abstract_model, normaliser, sizes_in
 from cyclip_jax.models.sentence_head import SentenceHead
+from cyclip_jax.training.freezing import of_statistics, trainable_by
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.sentences import Sentences
 from cyclip_jax.training.step import Params
@@ -44,12 +46,28 @@ def create_trained(config: Any) -> CLIP:
     return model
 
 
-def train_graphdef(config: Any) -> nnx.GraphDef[Any]:
-    """What makes the module that is trained of its parameters and statistics."""
+def abstract_trained(config: Any) -> tuple[nnx.GraphDef[Any], Params]:
+    """The module that is trained: what makes it, together with its numbers, and their shapes.
+
+    It is in training mode, but for each BatchNorm whose parameters are all frozen.
+
+    Args:
+      config: as defaults.py makes it.
+
+    Returns:
+      (graphdef, params), the latter a nested dict of jax.ShapeDtypeStruct.
+    """
     with undrawn():
         model = nnx.eval_shape(lambda: create_trained(config))
     model.train()
-    return split_model(model)[0]
+    trainable = trainable_by(config.optimizer.freeze)
+    if trainable is not None:
+        moves = of_statistics(trainable)
+        for path, module in nnx.iter_modules(model):
+            if isinstance(module, BatchNorm) and not moves((*path, "mean")):
+                module.eval()
+    graphdef, params, _ = split_model(model)
+    return graphdef, params
 
 
 class Model:
@@ -63,6 +81,7 @@ class Model:
       sizes: the sizes of the config's model, overrides applied (see `resolve_sizes`).
       normalise: function from uint8 images to what the image tower takes.
       train_graphdef: makes the module in training mode, together with params and batch_stats.
+      trained: the shapes of that module's params, a sentence head's among them.
       abstract: shapes and shardings of {"params", "batch_stats"}, into which weights are restored.
     """
 
@@ -71,7 +90,7 @@ class Model:
         whole = parallel.replicated(mesh)
         self.sizes: dict[str, Any] = sizes_in(config.model)
         _, graphdef, abstract = abstract_model(config.model, sharding=whole)
-        self.train_graphdef: nnx.GraphDef[Any] = train_graphdef(config)
+        self.train_graphdef, self.trained = abstract_trained(config)
         self.abstract: dict[str, Params] = abstract
         self.normalise: Callable[..., jax.Array] = normaliser(config)
 

@@ -1,7 +1,7 @@
 """Counts the floating point operations of a step, and their share of a device's peak."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -91,6 +91,7 @@ def model_flops(
     settings: Mapping[str, Any],
     batch: Mapping[str, Any],
     rows: Mapping[str, Row] = PAIRS,
+    frozen: Collection[str] = (),
 ) -> int:
     """Floating point operations of a CLIP model's training on a batch; nothing is computed.
 
@@ -100,6 +101,7 @@ def model_flops(
         [N, L]} and, where patches are dropped, "kept_patches" int32 [N, K].
       rows: which rows of the batch are embedded, as an objective says (see `embed_rows`). A
         sentence head, which is small, does not count.
+      frozen: the towers that do not train, "visual" or "text", which cost a forward pass alone.
 
     Returns:
       An int (see `training_flops`). Losses do not count.
@@ -107,11 +109,19 @@ def model_flops(
     # Counted are matrix products, which a fused attention does not show.
     graphdef, _, variables = abstract_model({**settings, "attention": "xla"})
 
-    def towers(params, batch_stats, batch):
-        model = nnx.merge(graphdef, params, batch_stats, copy=True)
-        return embed_rows(model, batch, rows)
+    def towers(rows):
+        def embed(params, batch_stats, batch):
+            model = nnx.merge(graphdef, params, batch_stats, copy=True)
+            return embed_rows(model, batch, rows)
 
-    return training_flops(towers, variables["params"], variables["batch_stats"], batch)
+        return embed
+
+    rows = {name: Row(*row) for name, row in rows.items()}
+    parts = {name: "visual" if row.tower == "visual" else "text" for name, row in rows.items()}
+    trained = {name: row for name, row in rows.items() if parts[name] not in frozen}
+    fixed = {name: row for name, row in rows.items() if parts[name] in frozen}
+    arguments = variables["params"], variables["batch_stats"], batch
+    return training_flops(towers(trained), *arguments) + matmul_flops(towers(fixed), *arguments)
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -26,7 +26,6 @@ from cyclip_jax.data.settings import (
 )
 from cyclip_jax.data.sources import Mixture, Source
 from cyclip_jax.data.tokenizers import Tokenizer
-from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import remove_unfinished
 from cyclip_jax.models.presets import with_preset_named
@@ -35,19 +34,27 @@ from cyclip_jax.runtime.agreement import process_zero_first
 from cyclip_jax.runtime.clock import Clock
 from cyclip_jax.runtime.loop import Feed, StopOnSignal, keep_compiled, set_matmul_precision
 from cyclip_jax.runtime.profiling import Profiler
+from cyclip_jax.runtime.sections import resolve_paths
 from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror
 from cyclip_jax.training.clipping import ClipAlarm
 from cyclip_jax.training.collapse import CollapseAlarm, collapsed_steps
 from cyclip_jax.training.configured_model import Model
+from cyclip_jax.training.freezing import check_freeze
 from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.sentences import name_faults, open_sentences, shorter_tokenizer
 from cyclip_jax.training.settings import Settings, checked, with_absolute_paths
-from cyclip_jax.training.stages import Stage, batches_of_run, stages_of_run
+from cyclip_jax.training.stages import (
+    Stage,
+    batches_of_run,
+    is_of_sentences,
+    stages_of_run,
+)
 from cyclip_jax.training.starting_point import (
     StartingPoint,
     inherit_vocabulary,
     starting_point,
+    takes_texts,
 )
 from cyclip_jax.training.step import Step, configured_step
 from cyclip_jax.workdir.best import BestSoFar
@@ -178,6 +185,7 @@ def open_run(
         best = BestSoFar(settings.keep_best, workdir, until=step)
         checkpointer.best = best.among
         console.say(_summary(plan, step, workdir))
+        _tell_of_average(start.state, console)
         feed = Feed(batches, functools.partial(parallel.to_global, mesh=plan.mesh), clock)
         _closed_with(stack, feed)
         stack.enter_context(distributed.failing_together())
@@ -238,6 +246,9 @@ def _plan(settings, config, workdir, allow_changes):
             name="config.sentences.batch_size",
         )
     model = Model(config, mesh)
+    check_freeze(settings.optimizer.freeze, model.trained)
+    if settings.sentences.is_on and settings.sentences.only_steps:
+        check_freeze(settings.optimizer.freeze, model.trained, is_of_sentences)
     check_same_model(config, workdir)
     saved = newest_meta(workdir)
     if saved is not None:  # once more when it is restored, which may be the one before
@@ -255,7 +266,7 @@ def _plan(settings, config, workdir, allow_changes):
     step, position = (0, None) if saved is None else (saved[0], Position(**saved[1]["position"]))
     process_zero_first(lambda: inherit_vocabulary(config, workdir))
     # The others find what process 0 has made or compared.
-    is_new = config.init_from is None and not saved_steps(workdir) and jax.process_index() == 0
+    is_new = not (takes_texts(config) or saved_steps(workdir)) and jax.process_index() == 0
     return _Plan(
         settings=settings,
         mesh=mesh,
@@ -421,6 +432,9 @@ def _steps(config, plan, state):
         plan.schedule,
         mesh=plan.mesh,
         state_sharding=jax.tree.map(lambda array: array.sharding, state),
+        average_share=plan.settings.average.share(
+            total_steps=plan.total_steps, steps_before=plan.settings.sentences.only_steps
+        ),
     )
     return [
         (
@@ -429,3 +443,12 @@ def _steps(config, plan, state):
         )
         for stage in plan.stages
     ]
+
+
+def _tell_of_average(state, console):
+    """Says what an average is not, where the model has statistics."""
+    if state.average is not None and jax.tree.leaves(state.average["batch_stats"]):
+        console.say(
+            "the average has the averages of BatchNorm's statistics, which are not the statistics "
+            "of the average: its numbers are worse for it"
+        )

@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.interop.names import torch_name
+from cyclip_jax.runtime.sections import constructed
 from cyclip_jax.training.clipping import CLIPS, WITH_HISTORY, clipping
+from cyclip_jax.training.freezing import check_patterns, frozen_out
+from cyclip_jax.training.rates import check_rates
 from cyclip_jax.training.scaling import Lamb, Lion, Muon
 from cyclip_jax.training.schedules import (
     Schedule,
@@ -116,6 +118,8 @@ class Optimizer:
       gradient_clip: a kind of `clipping.CLIPS`. gradient_clip_norm bounds every kind from above.
       name: one of NAMES.
       agc, autoclip, zclip, adagc, lion, lamb, muon: the fields of these kinds and optimisers.
+      freeze: which parameters do not train, see `freezing.trainable_by`.
+      layer_decay, tower_rates: factors of the learning rate, see `rates.rate_factors`.
 
     Raises:
       UserError: a setting has a value that no run can use.
@@ -143,8 +147,13 @@ class Optimizer:
     lion: Mapping[str, Any]
     lamb: Mapping[str, Any]
     muon: Mapping[str, Any]
+    freeze: Sequence[str]
+    layer_decay: float
+    tower_rates: Mapping[str, float]
 
     def __post_init__(self) -> None:
+        check_patterns(self.freeze)
+        check_rates(self.layer_decay, self.tower_rates)
         check_known("config.optimizer.name", self.name, NAMES)
         check_lengths(self.warmup_steps, None, self.cooldown_steps)
         check_schedule(self.schedule, self.cooldown_steps, self.cooldown_from)
@@ -181,7 +190,7 @@ class Optimizer:
         if self.name == "lamb":
             decayed = functools.partial(weight_decay_mask, rule=self.weight_decay_rule)
             parts.append(optax.masked(optax.scale_by_trust_ratio(), decayed))
-        return optax.chain(*parts)
+        return frozen_out(optax.chain(*parts), self.freeze)
 
     def _scaling(self):
         dtype = _dtype(self.first_moment_dtype)

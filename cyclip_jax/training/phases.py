@@ -9,6 +9,7 @@ import optax
 
 from cyclip_jax import parallel
 from cyclip_jax.training.flops import model_flops, peak_flops
+from cyclip_jax.training.freezing import frozen_towers
 from cyclip_jax.training.stages import Stage, batch_shapes, seen_of
 from cyclip_jax.training.step import Step, TrainState, jit_step
 
@@ -59,7 +60,8 @@ def compile_phases(run: "Run", state: TrainState) -> list[Phase]:
             step_fn = step_fn.lower(state, batch).compile()
             seen = jax.eval_shape(lambda *of, s=stage: seen_of(s, *of), state.rng, batch)
             rows = stage.objective.rows
-            flops = model_flops(config.model, seen, rows) if has_peak else None
+            frozen = frozen_towers(config.optimizer.freeze, state.params)
+            flops = model_flops(config.model, seen, rows, frozen) if has_peak else None
             begun = _begun(stage, run.optimizer, shardings)
             compiled.append(Phase(stage, step_fn, flops, begun))
     seconds = run.clock.seconds()["compile"]

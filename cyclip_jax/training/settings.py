@@ -1,7 +1,7 @@
 """Checks a run's config: each section becomes what its own constructor makes of it."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -10,17 +10,20 @@ from cyclip_jax import evals, parallel
 from cyclip_jax.data.order import Position, steps_per_epoch
 from cyclip_jax.data.sentences import CAPTIONS
 from cyclip_jax.data.settings import Data
-from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import FilePath, located_from_anywhere
+from cyclip_jax.interop.weights import check_parts
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.runtime.profiling import check_profile_steps
+from cyclip_jax.runtime.sections import constructed
 from cyclip_jax.runtime.weights_and_biases import WeightsAndBiases
+from cyclip_jax.training.averaging import Average
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import Optimizer
 from cyclip_jax.training.schedules import check_lengths, check_warmup
 from cyclip_jax.training.sentences import Sentences
 from cyclip_jax.training.token_reduction import TokenReduction
+from cyclip_jax.workdir.layout import OF_AVERAGE
 
 # {section: its constructor}; a section that is missing here stays as it is written.
 SECTIONS: dict[str, Callable[..., Any]] = {
@@ -30,6 +33,7 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "loss": Objective,
     "sentences": Sentences,
     "optimizer": Optimizer,
+    "average": Average,
     "data": Data,
 }
 
@@ -39,7 +43,8 @@ class Settings:
     """The config of a run, whose fields are the config's.
 
     Attributes:
-      wandb, mesh, tokens, loss, sentences, optimizer, data: what SECTIONS makes of these sections.
+      wandb, mesh, tokens, loss, sentences, optimizer, average, data: what SECTIONS makes of these
+        sections.
       model, evals: these sections as they are written, for `create_model` and the evaluators.
       …: see defaults.py.
 
@@ -59,6 +64,7 @@ class Settings:
     keep_every_steps: int | None
     keep_best: str | None
     init_from: FilePath | None
+    init_parts: Sequence[str]
     max_skipped_in_a_row: int
     matmul_precision: str
     compilation_cache: FilePath | None
@@ -71,6 +77,7 @@ class Settings:
     loss: Objective
     sentences: Sentences
     optimizer: Optimizer
+    average: Average
     data: Data
     evals: Mapping[str, Any]
 
@@ -90,6 +97,7 @@ class Settings:
                 "config.mesh.gradient_dtype 'bfloat16' is for models that compute in it; set "
                 "config.model.dtype to 'bfloat16' as well"
             )
+        check_parts(self.init_parts, self.init_from)
         check_profile_steps(self.profile_steps)
         self.loss.check_model(self.model)
         self.tokens.reduced_view(sizes_in(self.model))
@@ -102,6 +110,8 @@ class Settings:
         if self.keep_best is None:
             return
         evaluation, _, metric = self.keep_best.partition("/")
+        if self.average.is_on:
+            evaluation = evaluation.removesuffix(OF_AVERAGE)
         if evaluation not in evaluations or not metric:
             raise UserError(
                 f"config.keep_best {self.keep_best!r} is no metric of an evaluation of this run; "

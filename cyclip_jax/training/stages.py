@@ -1,7 +1,7 @@
 """The stages of a run: what is trained, and on what, from which step on."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from jax.sharding import Sharding
 from cyclip_jax.data.order import Position
 from cyclip_jax.data.sentences import BATCH_KEYS, SentenceBatches
 from cyclip_jax.models.presets import sizes_in
+from cyclip_jax.training.freezing import Trainable
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.sentences import Sentences
 from cyclip_jax.training.step import Batch, View
@@ -33,7 +34,7 @@ class Stage:
     first_step: int
     view: View = see_everything
     objective: Objective
-    trainable: Callable[[tuple[str, ...]], bool] | None = None
+    trainable: Trainable | None = None
     starts_anew: bool = False
 
     @property

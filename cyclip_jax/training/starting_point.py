@@ -21,7 +21,6 @@ from cyclip_jax.data.sentences import SentenceSet
 from cyclip_jax.data.settings import check_continued
 from cyclip_jax.data.sources import Mixture, Source
 from cyclip_jax.data.tokenizers import Tokenizer, vocabulary_of
-from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
 from cyclip_jax.interop.checkpoint import (
@@ -38,19 +37,24 @@ from cyclip_jax.interop.pretrained import (
     tokenizer_settings,
     workdir_and_step,
 )
-from cyclip_jax.interop.weights import fit
+from cyclip_jax.interop.weights import fit, only_parts, takes
 from cyclip_jax.models.presets import sizes_in
+from cyclip_jax.runtime.sections import resolve_paths
+from cyclip_jax.training.averaging import OF_TRAINING, Average, completed, like, with_average
 from cyclip_jax.training.configured_model import Model
-from cyclip_jax.training.step import Params, TrainState, abstract_state, create_state
+from cyclip_jax.training.freezing import trainable_by
+from cyclip_jax.training.step import (
+    Params,
+    TrainState,
+    abstract_state,
+    create_state,
+)
 from cyclip_jax.workdir.config_json import is_workdir, read_config
 from cyclip_jax.workdir.console import Console
 from cyclip_jax.workdir.layout import LOG
 
 if TYPE_CHECKING:
     from cyclip_jax.workdir.checkpoints import Checkpointer
-
-# Parameters that only training has: no export and no evaluation knows of them.
-_OF_TRAINING = {"sentence_head"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +108,10 @@ def starting_point(
     abstract = abstract_state(
         model.create, optimizer, mesh, seed=seed, min_size=config.mesh.fsdp_min_size
     )
+    trainable = trainable_by(config.optimizer.freeze)
+    has_average = Average(**config.average).is_on
+    if has_average:
+        abstract = with_average(abstract, trainable)
     abstract_model, abstract_training = checkpoint_items(abstract)
     restored = checkpointer.restore_newest(model=abstract_model, training=abstract_training)
     if restored is not None:
@@ -115,18 +123,23 @@ def starting_point(
         training["most_skipped_in_a_row"] = jnp.zeros_like(training["most_skipped_in_a_row"])
         owes_evaluation = not meta.get("is_evaluated", True)  # older checkpoints do not say
         state = state_of_items(trained, training)
+        if has_average:
+            state = dataclasses.replace(state, average=like(abstract.average, state.average))
         return StartingPoint(state, Position(**meta["position"]), owes_evaluation, meta)
     # Before anything is computed: what does not fit is said at once.
     given = {}
     if config.init_from is not None:
         given = _given_model(config, abstract_model, tokenizer, console)
-    sharding = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    sharding = dataclasses.replace(abstract, average=None)
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, sharding)
     state = create_state(model.create, optimizer, seed=seed, sharding=sharding)
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     console.log(overview)
     console.say(_parameter_summary(state.params))
     own, training = checkpoint_items(state)
-    state = state_of_items(own | given, training)
+    own = {kind: parts | given.get(kind, {}) for kind, parts in own.items()}
+    state = state_of_items(own, training)
+    state = with_average(state, trainable) if has_average else state
     return StartingPoint(state, Position(epoch=0, examples=0, seed=seed))
 
 
@@ -137,19 +150,23 @@ def _parameter_summary(params):
 
 
 def checkpoint_items(state: TrainState) -> tuple[Params, Params]:
-    """A TrainState as the two trees of a checkpoint: the model, and what else training needs."""
+    """A TrainState as the two trees of a checkpoint: the model, and what else training needs.
+
+    An average is among the latter, as a tree like the model.
+    """
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     model = {name: fields.pop(name) for name in ("params", "batch_stats")}
-    of_training = {name: model["params"][name] for name in _OF_TRAINING & model["params"].keys()}
-    model["params"] = {
-        name: part for name, part in model["params"].items() if name not in of_training
-    }
+    of_training = {n: part for n, part in model["params"].items() if n in OF_TRAINING}
+    model["params"] = {n: part for n, part in model["params"].items() if n not in OF_TRAINING}
+    average = fields.pop("average")
+    if average is not None:
+        fields["average"] = completed(average, model)
     return model, fields | of_training
 
 
 def state_of_items(model: Params, training: Params) -> TrainState:
-    """The TrainState whose `checkpoint_items` these are."""
-    of_training = {name: training[name] for name in _OF_TRAINING & training.keys()}
+    """The TrainState whose `checkpoint_items` these are; its average has all that the model has."""
+    of_training = {name: part for name, part in training.items() if name in OF_TRAINING}
     params = model["params"] | of_training
     others = {name: part for name, part in training.items() if name not in of_training}
     return TrainState(**model | {"params": params}, **others)
@@ -165,20 +182,30 @@ def _given_model(config, abstract, tokenizer, console):
       console: is told where the parameters come from.
 
     Returns:
-      The same trees with global arrays.
+      The same trees with global arrays, of the parts that config.init_parts names.
 
     Raises:
       UserError: it is another model or tokenizer; the message lists everything that does not fit.
     """
-    checkpoint = open_checkpoint(config.init_from)
-    tree = fit(checkpoint.weights, abstract, source=checkpoint.source)
-    _warn_of_other_data(checkpoint, config.data)
+    checkpoint, parts = open_checkpoint(config.init_from), config.init_parts
+    tree = fit(checkpoint.weights, abstract, source=checkpoint.source, parts=parts)
+    has_images, has_texts = takes("visual", parts), takes("text", parts)
+    _warn_of_other_data(
+        checkpoint.preprocess if has_images else {},
+        (checkpoint.tokenizer or {}) if has_texts else {},
+        *(checkpoint.source, config.data),
+    )
     settings = {"quick_gelu": config.model.quick_gelu, **sizes_in(config.model)}
-    check_settings(checkpoint, {name: settings[name] for name in UNSEEN})
-    check_given_vocabulary(config, checkpoint, tokenizer)
+    left_out = set() if has_images else {"vision_heads"}
+    left_out |= set() if has_texts else {"text_heads"}
+    left_out |= set() if has_images or has_texts else {"quick_gelu"}
+    check_settings(checkpoint, {name: settings[name] for name in UNSEEN if name not in left_out})
+    if has_texts:
+        check_given_vocabulary(config, checkpoint, tokenizer)
     of_step = "" if checkpoint.step is None else f" of step {checkpoint.step}"
-    console.say(f"starting from the parameters{of_step} of {config.init_from}")
-    return parallel.place(tree, abstract)
+    alone = f" ({', '.join(parts)} alone)" if parts else ""
+    console.say(f"starting from the parameters{of_step} of {config.init_from}{alone}")
+    return parallel.place(tree, only_parts(abstract, parts))
 
 
 def check_given_vocabulary(config: Any, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
@@ -226,15 +253,20 @@ def _no_vocabulary(config):
     )
 
 
-def _warn_of_other_data(checkpoint, data):
+def _warn_of_other_data(preprocess, tokenizer, source, data):
     ours = OUR_PREPROCESS | {name: data[name] for name in (*IMAGE_SETTINGS, "keep_end_of_text")}
-    told = checkpoint.preprocess | (checkpoint.tokenizer or {})
+    told = preprocess | tokenizer
     for name in [name for name in told if name in ours]:
         value, here = told[name], ours[name]
         if np.any(np.asarray(value) != np.asarray(here)):
             logging.warning(
-                "%s was trained with %s %s; this run has %s.", checkpoint.source, name, value, here
+                "%s was trained with %s %s; this run has %s.", source, name, value, here
             )
+
+
+def takes_texts(config: Any) -> bool:
+    """Whether a run's text tower comes from config.init_from, and with it the vocabulary."""
+    return config.init_from is not None and takes("text", config.init_parts)
 
 
 def inherit_vocabulary(config: Any, workdir: str | os.PathLike[str]) -> None:
@@ -246,7 +278,7 @@ def inherit_vocabulary(config: Any, workdir: str | os.PathLike[str]) -> None:
       UserError: the model that the run starts from has no such vocabulary.
     """
     own = vocabulary_of(config.data, workdir)
-    if config.init_from is None or config.data.vocabulary is not None or own is None:
+    if not takes_texts(config) or config.data.vocabulary is not None or own is None:
         return
     if epath.Path(own).exists():
         return

@@ -26,8 +26,19 @@ from cyclip_jax.models.drawing import draw, draws_of, replayed
 from cyclip_jax.models.dropout import Dropout
 from cyclip_jax.models.initializers import undrawn
 from cyclip_jax.models.presets import normaliser
+from cyclip_jax.training.averaging import Share, followed, like
+from cyclip_jax.training.freezing import (
+    Trainable,
+    both,
+    joined,
+    of_statistics,
+    parted,
+    trainable_by,
+    where_trainable,
+)
 from cyclip_jax.training.gradient_cache import embed_with_pullback
 from cyclip_jax.training.objective import Objective, configured_objective
+from cyclip_jax.training.rates import rate_factors
 from cyclip_jax.training.token_reduction import see_everything
 
 Params = dict[str, Any]  # nested, its leaves arrays, shapes or shardings
@@ -52,6 +63,8 @@ class TrainState:
       skipped_steps: how many steps were skipped because something was not finite, int32.
       skipped_in_a_row: how many steps were skipped since the last update, int32.
       most_skipped_in_a_row: the largest value that skipped_in_a_row has had, int32.
+      average: of params and batch_stats along the run, as `averaging.part_of` says; None where
+        there is none.
     """
 
     step: Int[Array, ""]
@@ -62,6 +75,7 @@ class TrainState:
     skipped_steps: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
     most_skipped_in_a_row: Int[Array, ""]
+    average: Params | None = None
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
@@ -150,7 +164,11 @@ def state_sharding(
         is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     everything = jax.tree.map(lambda _: whole, state)
-    return dataclasses.replace(everything, params=params, opt_state=opt_state)
+    sharding = dataclasses.replace(everything, params=params, opt_state=opt_state)
+    if state.average is None:
+        return sharding
+    full = {"params": params, "batch_stats": everything.batch_stats}
+    return dataclasses.replace(sharding, average=like(state.average, full))
 
 
 def abstract_state(
@@ -194,7 +212,9 @@ def make_train_step(
     mesh: Mesh | None = None,
     param_sharding: Params | None = None,
     gradient_dtype: str = "float32",
-    trainable: Callable[[tuple[str, ...]], bool] | None = None,
+    trainable: Trainable | None = None,
+    rates: Params | None = None,
+    average_share: Share | None = None,
 ) -> Step:
     """Makes the train step, a pure function (state, batch) -> (state, metrics).
 
@@ -218,13 +238,14 @@ def make_train_step(
       gradient_dtype: type in which the gradients of several devices are added up; "bfloat16" is for
         models that compute in it.
       trainable: function from a parameter's path, e.g. ("visual", "conv1", "kernel"), to whether it
-        trains. The others get no gradient, no update and no decay, and the statistics of BatchNorm
-        at such paths stay the same too. None trains all parameters.
+        trains. The others get no gradient, no update and no decay. The statistics of a BatchNorm
+        none of whose parameters trains stay the same too. None trains all parameters.
+      rates: factors of the learning rate, a tree like that of the parameters; None is 1 for all.
+      average_share: function from the step to how much of the state's average the new weights and
+        statistics become; None where there is no average.
     """
 
     def embed(batch_stats, params, rows):
-        if trainable is not None:
-            params = where_trainable(trainable, params, jax.lax.stop_gradient(params))
         params = parallel.gathered(params, param_sharding, gradient_dtype)
         model = nnx.merge(graphdef, params, batch_stats, copy=True)
         with parallel.rows_over(mesh):
@@ -240,33 +261,33 @@ def make_train_step(
     def train_step(state, batch):
         key = jax.random.fold_in(state.rng, state.step)
         rows = objective.with_drawn(key, view(key, batch))
+        trained, fixed = parted(trainable, state.params)
         embeds, batch_stats, pull = embed_with_pullback(
-            functools.partial(embed, state.batch_stats), state.params, rows, micro_batches
+            lambda trained, rows: embed(state.batch_stats, joined(trained, fixed), rows),
+            *(trained, rows, micro_batches),
         )
         scalars = {name: state.params[name] for name in (*objective.scales, *objective.biases)}
         (loss, metrics), (cotangents, scalar_grads) = jax.value_and_grad(
             loss_fn, argnums=(0, 1), has_aux=True
         )(embeds, scalars, rows, state.step)
-        grads = pull(cotangents) | scalar_grads
-        if trainable is not None:
-            grads = where_trainable(trainable, grads, jax.tree.map(jnp.zeros_like, grads))
+        grads = joined(pull(cotangents), jax.tree.map(jnp.zeros_like, fixed))
+        grads |= {n: grad for n, grad in scalar_grads.items() if trained[n] is not None}
         learning_rate = schedule(state.step)
-        params, opt_state, told = descended(optimizer, learning_rate, grads, state)
+        params, opt_state, told = descended(optimizer, learning_rate, grads, state, rates)
         for name in objective.scales:
             params[name] = jnp.clip(params[name], 0, MAX_LOGIT_SCALE)
-        if trainable is not None:
-            params = where_trainable(trainable, params, state.params)
-            batch_stats = where_trainable(trainable, batch_stats, state.batch_stats)
+        params, batch_stats = held(trainable, params, batch_stats, state)
         finite = all_finite((loss, grads, batch_stats))
-        params, batch_stats, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, batch_stats, opt_state),
-            (state.params, state.batch_stats, state.opt_state),
-        )
+        changed = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
+        if average_share is not None:
+            changed["average"] = followed(state.average, changed, average_share(state.step))
+        changed = {
+            name: jax.tree.map(functools.partial(jnp.where, finite), new, getattr(state, name))
+            for name, new in changed.items()
+        }
         counters = skipped(finite, state)
         metrics |= {"learning_rate": learning_rate, "grad_norm": optax.global_norm(grads), **told}
         metrics |= {"embedding_rank": smallest_rank(embeds, mesh=mesh), **counters}
-        changed = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
         return dataclasses.replace(state, step=state.step + 1, **changed, **counters), metrics
 
     return train_step
@@ -329,22 +350,12 @@ def _side_by_side(parts):
     return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
-def where_trainable(
-    trainable: Callable[[tuple[str, ...]], bool], trained: Params, others: Params
-) -> Params:
-    """A tree with the leaves of `trained` at paths that train, and those of `others` elsewhere."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, new, old: new if trainable(tuple(key.key for key in path)) else old,
-        trained,
-        others,
-    )
-
-
 def descended(
     optimizer: optax.GradientTransformation,
     learning_rate: Float[Array, ""],
     grads: Params,
     state: TrainState,
+    rates: Params | None = None,
 ) -> tuple[Params, optax.OptState, dict[str, Array]]:
     """Parameters and optimiser state after a step down the gradient.
 
@@ -354,6 +365,7 @@ def descended(
       learning_rate: the step's learning rate, a scalar.
       grads: the gradients, a tree like that of the parameters.
       state: the state before the step.
+      rates: factors of the learning rate, a tree like the parameters'; None is 1 for all.
 
     Returns:
       (params, opt_state, metrics of the optimiser).
@@ -361,10 +373,24 @@ def descended(
     told: dict[str, Array] = {}
     update = optax.with_extra_args_support(optimizer).update
     updates, opt_state = update(grads, state.opt_state, state.params, told=told)
+    own = [learning_rate] * len(jax.tree.leaves(updates))
+    if rates is not None:
+        own = [learning_rate * factor for factor in jax.tree.leaves(rates)]
     params = jax.tree.map(
-        lambda p, u: (p - learning_rate * u).astype(p.dtype), state.params, updates
+        lambda p, u, rate: (p - rate * u).astype(p.dtype),
+        *(state.params, updates, jax.tree.unflatten(jax.tree.structure(updates), own)),
     )
     return params, opt_state, told
+
+
+def held(
+    trainable: Trainable | None, params: Params, batch_stats: Params, state: TrainState
+) -> tuple[Params, Params]:
+    """Parameters and statistics after a step, in which those that do not train are as before."""
+    if trainable is None:
+        return params, batch_stats
+    params = where_trainable(trainable, params, state.params)
+    return params, where_trainable(of_statistics(trainable), batch_stats, state.batch_stats)
 
 
 def skipped(finite: Bool[Array, ""], state: TrainState) -> dict[str, Int[Array, ""]]:
@@ -406,7 +432,8 @@ def configured_step(
     state_sharding: TrainState,
     view: View = see_everything,
     objective: Objective | None = None,
-    trainable: Callable[[tuple[str, ...]], bool] | None = None,
+    trainable: Trainable | None = None,
+    average_share: Share | None = None,
 ) -> Step:
     """Makes the train step of a config.
 
@@ -420,7 +447,8 @@ def configured_step(
       view: what the towers see of a batch (see token_reduction.py).
       objective: what is minimised; None is the config's objective. In a phase in which some of its
         terms do not run it is `configured_objective(config).only(…)`.
-      trainable: as in `make_train_step`.
+      trainable: as in `make_train_step`; what the config freezes does not train in any case.
+      average_share: as in `make_train_step`.
 
     Returns:
       The step, as `make_train_step` returns it.
@@ -436,7 +464,13 @@ def configured_step(
         mesh=mesh,
         param_sharding=state_sharding.params,
         gradient_dtype=config.mesh.gradient_dtype,
-        trainable=trainable,
+        trainable=both(trainable, trainable_by(config.optimizer.freeze)),
+        rates=rate_factors(
+            state_sharding.params,
+            layer_decay=config.optimizer.layer_decay,
+            tower_rates=config.optimizer.tower_rates,
+        ),
+        average_share=average_share,
     )
 
 

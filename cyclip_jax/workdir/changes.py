@@ -9,10 +9,10 @@ from etils import epath
 
 from cyclip_jax import defaults
 from cyclip_jax.data.places import place_from_anywhere
-from cyclip_jax.defaults import completed, flat
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import file_errors, parse_json
 from cyclip_jax.models.presets import tower_in
+from cyclip_jax.runtime.sections import completed, flat
 from cyclip_jax.training.optimizer import check_continued
 from cyclip_jax.workdir.layout import CONFIG
 from cyclip_jax.workdir.metrics import evaluated_at
@@ -27,6 +27,7 @@ FREE = (
     "keep_every_steps",
     "keep_best",
     "init_from",
+    "init_parts",
     "max_skipped_in_a_row",
     "compilation_cache",
     "profile_steps",
@@ -41,6 +42,9 @@ FREE = (
     "data.vocabulary",
     "data.max_bad_share",
 )
+
+# Settings that say of what a checkpoint holds numbers: with others it cannot be continued.
+OF_STATE = ("optimizer.freeze", "average.kind")
 
 # {setting: (value before, value after)}
 Changes = dict[str, tuple[Any, Any]]
@@ -106,8 +110,8 @@ def check_changes(
       The changes that are not recorded yet.
 
     Raises:
-      UserError: a setting that changes the numbers differs and is not allowed to, or is not to be
-        allowed.
+      UserError: a setting that changes the numbers differs and is not allowed to, or one does that
+        is never allowed to.
     """
     before = _comparable(completed(meta["config"], defaults.get_config().to_dict()))
     for one in history(workdir, until=step):
@@ -120,6 +124,13 @@ def check_changes(
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     }
+    of_state = {name: pair for name, pair in changes.items() if _is_among(name, OF_STATE)}
+    if of_state:
+        raise UserError(
+            f"{workdir} holds a run whose checkpoints have another state: {written(of_state)}. "
+            "Give the settings with which it began; or start in a new --workdir from its weights "
+            "with --config.init_from=WORKDIR"
+        )
     allowed = [name.removeprefix("config.") for name in allowed]
     refused = {name: pair for name, pair in changes.items() if not _is_among(name, allowed)}
     if refused:

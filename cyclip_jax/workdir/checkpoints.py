@@ -21,6 +21,7 @@ from cyclip_jax.runtime.agreement import decided_by_process_zero
 from cyclip_jax.workdir.layout import CHECKPOINTS, DAMAGED_CHECKPOINTS
 from cyclip_jax.workdir.saved import saved_steps
 
+AVERAGE = "average"
 _CHECKSUMS = "checksums.json"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 
@@ -63,7 +64,8 @@ class Checkpointer:
     """Saves and restores train states under `<workdir>/checkpoints/<step>/`.
 
     A checkpoint has three items: `model` (parameters and statistics), `training` (all else that a
-    step changes) and `meta` (JSON: data position and config). They are written in the background
+    step changes) and `meta` (JSON: data position and config). An average of the model is a fourth
+    item, `average`, so that it can be restored without the rest. They are written in the background
     and committed together. Once a checkpoint is committed, the SHA-256 of each of its files is
     written beside them: Orbax itself restores a flipped bit without noticing.
 
@@ -109,13 +111,14 @@ class Checkpointer:
         Args:
           step: the number of steps done, which names the checkpoint.
           model: tree of arrays, the parameters and statistics.
-          training: tree of arrays, all else that a step changes.
+          training: dict of trees of arrays, all else that a step changes. Its "average", if it has
+            one, is a tree like `model`.
           meta: what JSON can write: the data position and the config.
         """
         self.wait()
+        trees = _items(model, training)
         items = ocp.args.Composite(
-            model=ocp.args.StandardSave(model),
-            training=ocp.args.StandardSave(training),
+            **{name: ocp.args.StandardSave(tree) for name, tree in trees.items()},
             meta=ocp.args.JsonSave(meta),
         )
         with self._failures_reported(step):
@@ -145,12 +148,12 @@ class Checkpointer:
         self._manager.reload()
         if step is None:
             return None
+        trees = _items(model, training)
         try:
             restored: Any = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    model=ocp.args.StandardRestore(model),
-                    training=ocp.args.StandardRestore(training),
+                    **{name: ocp.args.StandardRestore(tree) for name, tree in trees.items()},
                     meta=ocp.args.JsonRestore(),
                 ),
             )
@@ -165,7 +168,8 @@ class Checkpointer:
                 f"checkpoint {step} of {self.workdir} does not fit the config's model and "
                 f"optimizer; restore the old config, or choose another --workdir ({error})"
             ) from error
-        return step, restored.model, restored.training, restored.meta
+        own = {name: restored[name] for name in trees}
+        return step, own.pop("model"), own.pop("training") | own, restored.meta
 
     def _newest_good_step(self):
         """The newest step whose files are what was written; those after it are set aside."""
@@ -260,8 +264,19 @@ class Checkpointer:
         (self._directory / str(step)).rename(destination / f"{step}.{count}")
 
 
+def _items(model, training):
+    """The trees of a checkpoint by the names of their items."""
+    average = {name: tree for name, tree in training.items() if name == AVERAGE}
+    training = {name: tree for name, tree in training.items() if name not in average}
+    return {"model": model, "training": training, **average}
+
+
 def restore_model(
-    workdir: str | os.PathLike[str], abstract_model: Tree, *, step: int | None = None
+    workdir: str | os.PathLike[str],
+    abstract_model: Tree,
+    *,
+    step: int | None = None,
+    item: str = "model",
 ) -> tuple[int, Tree]:
     """Restores parameters and statistics alone, for evaluation or as a starting point.
 
@@ -269,6 +284,7 @@ def restore_model(
       workdir: the directory of a run.
       abstract_model: the tree of jax.ShapeDtypeStruct with shardings.
       step: which checkpoint; None is the newest.
+      item: "model", or AVERAGE for the average.
 
     Returns:
       (step, model).
@@ -290,7 +306,7 @@ def restore_model(
         raise UserError(f"checkpoint {step} of {workdir} is damaged: {error}") from error
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return step, checkpointer.restore(directory / str(step) / "model", abstract_model)
+            return step, checkpointer.restore(directory / str(step) / item, abstract_model)
     except Exception as error:  # of many types, for a broken file and for another model
         raise UserError(
             f"checkpoint {step} of {workdir} cannot be restored: it is damaged, or its config.json "

@@ -12,10 +12,10 @@ import ml_collections
 from etils import epath
 
 from cyclip_jax import defaults
-from cyclip_jax.defaults import completed
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import how_written, parse_json, write_atomically
 from cyclip_jax.models.presets import portable, tower_in
+from cyclip_jax.runtime.sections import completed
 from cyclip_jax.workdir.layout import CONFIG
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu")

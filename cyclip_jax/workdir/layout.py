@@ -7,6 +7,7 @@ LOG = "train.log"
 CHECKPOINTS = "checkpoints"
 DAMAGED_CHECKPOINTS = "damaged_checkpoints"
 EVALS = "evals"
+OF_AVERAGE = "_of_average"  # behind the name of an evaluation that scored the average of weights
 FIGURES = "figures"
 REPORT = "report.html"
 TENSORBOARD = "tensorboard"

@@ -15,7 +15,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.known_metrics import KNOWN_REPORTS
 from cyclip_jax.files import Appender, file_errors, parse_json, write_atomically, write_json
 from cyclip_jax.losses.terms import Reported
-from cyclip_jax.workdir.layout import MEANINGS, METRICS, TENSORBOARD
+from cyclip_jax.workdir.layout import MEANINGS, METRICS, OF_AVERAGE, TENSORBOARD
 from cyclip_jax.workdir.tensorboard import Summaries
 
 
@@ -168,6 +168,24 @@ def metrics_at(workdir: str | os.PathLike[str], step: int) -> dict[str, Any]:
         for name, value in line.items()
         if value is not None
     }
+
+
+def of_raw(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of a step without those of the average of its weights."""
+    return {name: value for name, value in metrics.items() if not _scores_average(name)}
+
+
+def of_average(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of a step whose evaluations are those of the average, by the evaluations' names."""
+    return {
+        name.replace(f"{OF_AVERAGE}/", "/", 1): value
+        for name, value in metrics.items()
+        if "/" not in name or _scores_average(name)
+    }
+
+
+def _scores_average(name):
+    return name.partition("/")[0].endswith(OF_AVERAGE)
 
 
 def evaluated_at(workdir: str | os.PathLike[str], step: int) -> set[str]:

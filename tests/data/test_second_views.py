@@ -22,8 +22,8 @@ from cyclip_jax.data.record import Record
 from cyclip_jax.data.second_views import SecondViews
 from cyclip_jax.data.settings import Data, open_batches, open_source
 from cyclip_jax.data.transform import Transform
-from cyclip_jax.defaults import completed, constructed
 from cyclip_jax.errors import UserError
+from cyclip_jax.runtime.sections import completed, constructed
 from tests.data.test_wordnet import folder as wordnet_files  # noqa: F401
 
 SIZE, SEED, SIDE = 14, 5, 8

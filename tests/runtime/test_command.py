@@ -15,6 +15,7 @@ COMMANDS = {
     "main": "--workdir",
     "evaluate": "--checkpoint",
     "export": "--format",
+    "average": "--alpha",
     "sweep": "--only",
     "report": "WORKDIR",
     "data.prepare": "--examples_per_shard",

@@ -8,10 +8,10 @@ import pytest
 from absl import flags
 
 from cyclip_jax import defaults
-from cyclip_jax.defaults import flat
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import command, config_file
 from cyclip_jax.runtime.config_file import ConfigFileParser
+from cyclip_jax.runtime.sections import flat
 from tests.runs import ROOT
 
 WITHOUT_CONFIGS = """

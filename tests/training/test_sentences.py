@@ -12,7 +12,7 @@ from flax import nnx
 from cyclip_jax import defaults, parallel
 from cyclip_jax.errors import UserError
 from cyclip_jax.losses.sentences import mask_keys
-from cyclip_jax.training.configured_model import create_trained, train_graphdef
+from cyclip_jax.training.configured_model import abstract_trained, create_trained
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import adamw
 from cyclip_jax.training.sentences import Sentences
@@ -288,7 +288,7 @@ def test_a_head_is_trained_and_no_part_of_the_model():
     )
     objective = Objective(sentences={**config.sentences, "batch_size": M}).only("sentences")
     step = make_train_step(
-        *(train_graphdef(config), optimizer, lambda _: 1e-2),
+        *(abstract_trained(config)[0], optimizer, lambda _: 1e-2),
         objective=objective,
         trainable=is_of_sentences,
     )

@@ -13,9 +13,9 @@ from cyclip_jax import defaults, evals
 from cyclip_jax.data.reading import Reading
 from cyclip_jax.data.second_views import SecondViews
 from cyclip_jax.data.transform import Transform
-from cyclip_jax.defaults import constructed
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.presets import resolve_sizes
+from cyclip_jax.runtime.sections import constructed
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.settings import SECTIONS, Settings, checked
 from cyclip_jax.workdir.config_json import write_config
@@ -120,6 +120,9 @@ BAD = {
     "sentences.warmup_steps=-1": "config.sentences.warmup_steps -1 must be at least 0",
     "loss.chunk_size=0": "config.loss.chunk_size 0 must be at least 1",
     "loss.cyclic_warmup_steps=-1": "config.loss.cyclic_warmup_steps -1 must be at least 0",
+    "init_parts=visual": "config.init_parts says what is taken from config.init_from",
+    "optimizer.layer_decay=2": "config.optimizer.layer_decay 2.0 must be greater than 0",
+    "optimizer.freeze=visual/(": "config.optimizer.freeze has 'visual/(', which is no regular",
     "optimizer.warmup_steps=-1": "config.optimizer.warmup_steps -1 must be at least 0",
     "keep_best=val/mean_recall": "config.keep_best 'val/mean_recall' is no metric of an evaluation",
     "optimizer.gradient_clip=agcc": "unknown config.optimizer.gradient_clip 'agcc'; choose one of",

@@ -217,3 +217,12 @@ def test_a_length_in_epochs_follows_from_the_place_in_the_data():
     assert length(8, 24, epoch=3, examples=0) == 24 + 3 * 4
     assert length(2, 24, epoch=2, examples=32) == 24 + 3 * 16
     assert length(8, 20, epoch=2, examples=16) == 20 + 2 + 3 * 4
+
+
+def test_what_a_checkpoint_holds_numbers_of_cannot_change(workdir):
+    names = ["optimizer", *CLIP]
+    with pytest.raises(UserError) as raised:
+        changed(workdir, names, **CLIP, **{"optimizer.freeze": ("visual/.*",)})
+    message = str(raised.value)
+    assert "optimizer.freeze ([] before, ['visual/.*'] now)" in message
+    assert message.endswith("from its weights with --config.init_from=WORKDIR")

@@ -5,12 +5,12 @@ import ml_collections
 import pytest
 
 from cyclip_jax import defaults
-from cyclip_jax.defaults import resolve_paths
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import by_evaluation
 from cyclip_jax.evals.metric import About, Unit
 from cyclip_jax.losses.terms import Reported
 from cyclip_jax.models.presets import EXECUTION
+from cyclip_jax.runtime.sections import resolve_paths
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.workdir import console as console_module
 from cyclip_jax.workdir.changes import history
