@@ -47,12 +47,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.keep_checkpoints = 3  # So many of the newest checkpoints are kept.
     # Checkpoints at multiples of this step are kept for good. By default none is.
     config.keep_every_steps = placeholder(int)
-    # The checkpoint with the best value of this metric so far is kept besides, such as
-    # "val/mean_recall". One is then also written after each evaluation with the best value. By
-    # default none is.
+    # The checkpoint with the best value so far of this metric, such as "val/mean_recall", is kept
+    # besides, and written right after the evaluation. By default none is.
     config.keep_best = placeholder(str)
-    # A new run starts from the weights of this workdir, export or weight file. By default it starts
-    # from random ones.
+    # A new run starts from the weights of this workdir, export or weight file; by default of none.
     config.init_from = placeholder(str)
     # The parts that are taken from there: "visual", "text" and "logit_scale". The others begin with
     # random weights. With () all are taken.
@@ -77,9 +75,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.tokens = _tokens()  # Cheaper steps, in which the towers see less of images and texts.
     config.mesh = _mesh()  # How the state of the run is divided among the devices.
     config.loss = _loss()  # What is minimised.
-    # Training of the text tower on sentences (Gao et al. 2021; Zhao et al. 2024), beside the pairs
-    # or before them.
-    config.sentences = _sentences()
+    config.sentences = _sentences()  # Training of the text tower on sentences, by pairs or before.
     config.optimizer = _optimizer()  # The optimiser and the schedule of its learning rate.
     config.average = _average()  # An average of the weights along the run, beside the weights.
     config.data = _data()  # What is trained on, and how it is read.
@@ -377,15 +373,13 @@ def _average() -> ml_collections.ConfigDict:
 def _data() -> ml_collections.ConfigDict:
     """Returns config.data."""
     data = ml_collections.ConfigDict()
-    # Kind of `train` and `validation`: "csv", "webdataset", "tfrecord", "tfds", "parquet", or
-    # "auto", which goes by their ending; "mixture" reads several data sets, and "emoji" builds its
-    # own.
+    # Kind of `train` and `validation`: "csv", "webdataset", "tfrecord", "tfds", "parquet"; "auto" goes
+    # by their ending, "mixture" reads several data sets, and "emoji" builds its own.
     data.source = "auto"
     # The training data: a CSV, shards named by a glob or braces, or tfds:NAME. {workdir} stands for
     # the run's directory.
     data.train = placeholder(str)
-    # The pairs that the evaluation `evals.val` scores. By default there are none.
-    data.validation = placeholder(str)
+    data.validation = placeholder(str)  # The pairs that `evals.val` scores. By default none.
     data.mixture = ml_collections.ConfigDict()  # {name: part(…)} for the source "mixture".
     # Where the picture is: a column, feature or file ending. By default the source's usual one.
     data.image_key = placeholder(str)
@@ -405,8 +399,7 @@ def _data() -> ml_collections.ConfigDict:
     # Whether a caption that is too long for the context still ends with the token that it is read
     # at. The published code cuts that off, and the model then sees nothing of the caption.
     data.keep_end_of_text = True
-    # Subtracted from the RGB values, which lie in [0, 1].
-    data.image_mean = IMAGE_MEAN
+    data.image_mean = IMAGE_MEAN  # Subtracted from the RGB values, which lie in [0, 1].
     data.image_std = IMAGE_STD  # What the RGB values are divided by after that.
     # "exact" gives Pillow's pixels but for rounding; "fast" saves work on large photographs, whose
     # edges become a little softer (see cyclip_jax/data/images.py).

@@ -295,8 +295,7 @@ def _tiled_forward(options, given, further_mask, scale):
             logits, _, position = tile_of(rows, scaled, start, size, device)
             logits = _masked(logits, mask, start, size)
             factors = _further_factors(own_further_weight, n, rows, position)
-            most, total = carry
-            return _joined(most, total, own, logits, logits, factors), ()
+            return _joined(carry[0], carry[1], own, logits, logits, factors), ()
 
         carry = query_others, query_sum
         (query_others, query_sum), _ = over_chunks(further_tile, carry, rows.shape[1], chunk_size)

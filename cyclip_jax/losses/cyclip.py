@@ -100,47 +100,54 @@ def contrastive_term(
             loss += label_smoothing * smoothing(*given, axis_names=axis_names)
         return (loss,), metrics
 
-    further = {}
-    if has_negatives:
-        further["negative_share"] = Reported(
-            meaning="The share of examples with a negative text", unit="share", better=None
-        )
-    if label_smoothing:
-        further["unsmoothed_contrastive_loss"] = Reported(
-            meaning="The contrastive term without label smoothing"
-        )
-    growing = {}
-    if contrastive_weight is not None and second_view_warmup_steps:
-        growing["contrastive_weight"] = Reported(
-            meaning="The share of the contrastive loss at the step", unit="number", better=None
-        )
-    with_smoothing = f" with label smoothing {label_smoothing}" if label_smoothing else ""
+    is_growing = contrastive_weight is not None and second_view_warmup_steps > 0
     return Term(
         measure=measure,
         weights={"contrastive": contrastive_weight},
-        warmup_steps=second_view_warmup_steps if growing else 0,
+        warmup_steps=second_view_warmup_steps if is_growing else 0,
         grown=lambda weight, share: 1 - share * (1 - weight),
-        reports={
-            "contrastive_loss": Reported(meaning=f"The contrastive term{with_smoothing}"),
-            **further,
-            "image_to_text_accuracy": Reported(
-                meaning="The share of images that are nearest to their own text in the batch",
-                unit="share",
-                better="more",
-            ),
-            "text_to_image_accuracy": Reported(
-                meaning="The share of texts that are nearest to their own image in the batch",
-                unit="share",
-                better="more",
-            ),
-            **growing,
-        },
+        reports=_softmax_reports(label_smoothing, has_negatives, is_growing),
         # Each of N rows is as likely as another, with any label smoothing. How many negatives there
         # are is not known.
         of_equal_embeds={} if has_negatives else {"contrastive_loss": math.log},
         rows={**PAIRS, **(NEGATIVES if has_negatives else {})},
         batch_keys=("has_negative",) if has_negatives else (),
     )
+
+
+def _softmax_reports(label_smoothing, has_negatives, is_growing):
+    """What the term says of its metrics."""
+    smoothed, of_negatives, growing = {}, {}, {}
+    with_smoothing = ""
+    if label_smoothing:
+        with_smoothing = f" with label smoothing {label_smoothing}"
+        smoothed["unsmoothed_contrastive_loss"] = Reported(
+            meaning="The contrastive term without label smoothing"
+        )
+    if has_negatives:
+        of_negatives["negative_share"] = Reported(
+            meaning="The share of examples with a negative text", unit="share", better=None
+        )
+    if is_growing:
+        growing["contrastive_weight"] = Reported(
+            meaning="The share of the contrastive loss at the step", unit="number", better=None
+        )
+    return {
+        "contrastive_loss": Reported(meaning=f"The contrastive term{with_smoothing}"),
+        **smoothed,
+        "image_to_text_accuracy": Reported(
+            meaning="The share of images that are nearest to their own text in the batch",
+            unit="share",
+            better="more",
+        ),
+        "text_to_image_accuracy": Reported(
+            meaning="The share of texts that are nearest to their own image in the batch",
+            unit="share",
+            better="more",
+        ),
+        **of_negatives,
+        **growing,
+    }
 
 
 def _check_sigmoid(label_smoothing, contrastive_weight, has_negatives):

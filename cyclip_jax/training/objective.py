@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
@@ -131,14 +132,8 @@ class Objective:
             "uniformity_warmup_steps": uniformity_warmup_steps,
             "chunk_size": chunk_size,
         }
-        has_negatives = sections.pop("negatives", None) is not None
-        unknown = sorted(sections.keys() - TERMS.keys())
-        if unknown:
-            raise UserError(
-                f"config.loss.{unknown[0]} is not a setting of the loss; the settings are "
-                f"{', '.join(name for name in inspect.signature(Objective).parameters)}"
-            )
-        loss["has_negatives"] = has_negatives
+        loss["has_negatives"] = sections.pop("negatives", None) is not None
+        _check_sections(sections)
         # What the second views leave of the contrastive loss between images and texts.
         loss["contrastive_weight"] = 1 - second_view_weight if "second_views" in sections else None
         sentences = sections.get("sentences")
@@ -149,17 +144,7 @@ class Objective:
         self.initial_scalars = _initial_scalars(
             contrastive, initial_logit_scale, initial_logit_bias
         )
-        self.terms: dict[str, Term] = {}
-        for name, make in TERMS.items():
-            keys = inspect.signature(make).parameters.keys()
-            if name not in sections and not keys <= loss.keys():
-                continue  # a term whose section is missing
-            settings = {key: loss[key] for key in keys if key in loss}
-            term = make(**settings | dict(sections.get(name, {})))
-            if nested_dims and all(row.tower != "sentences" for row in term.rows.values()):
-                term = nested(term, nested_dims)
-            if term.is_computed:
-                self.terms[name] = term
+        self.terms: dict[str, Term] = _terms(loss, sections, nested_dims)
 
     def only(self, *names: str) -> Self:
         """The same objective with the named terms alone, for a phase in which no other runs.
@@ -208,6 +193,10 @@ class Objective:
     def biases(self) -> tuple[str, ...]:
         """Names of the model's scalar parameters that the terms take as they are."""
         return tuple(dict.fromkeys(name for term in self.terms.values() for name in term.biases))
+
+    def exponentiated(self, scalars: Scales) -> Scales:
+        """The model's scalar parameters by name as the terms take them: scales exponentiated."""
+        return {name: jnp.exp(x) if name in self.scales else x for name, x in scalars.items()}
 
     def check_model(self, settings: Mapping[str, Any]) -> None:
         """Raises UserError where the terms ask for what a model lacks.
@@ -266,6 +255,39 @@ class Objective:
             detached_gather_devices=self.detached_gather_devices,
             mesh=mesh,
         )
+
+
+def _check_sections(sections):
+    """Raises UserError where a section is that of no term."""
+    unknown = sorted(sections.keys() - TERMS.keys())
+    if unknown:
+        *settings, _ = inspect.signature(Objective).parameters
+        raise UserError(
+            f"config.loss.{unknown[0]} is not a setting of the loss; the settings are "
+            f"{', '.join(settings)}"
+        )
+
+
+def _terms(loss, sections, nested_dims):
+    """{name: Term}, the terms that are computed.
+
+    Args:
+      loss: settings of config.loss, and what follows from them.
+      sections: those of the terms with a section of their own.
+      nested_dims: sizes over which the terms of pairs are averaged.
+    """
+    terms = {}
+    for name, make in TERMS.items():
+        keys = inspect.signature(make).parameters.keys()
+        if name not in sections and not keys <= loss.keys():
+            continue  # a term whose section is missing
+        settings = {key: loss[key] for key in keys if key in loss}
+        term = make(**settings | dict(sections.get(name, {})))
+        if nested_dims and all(row.tower != "sentences" for row in term.rows.values()):
+            term = nested(term, nested_dims)
+        if term.is_computed:
+            terms[name] = term
+    return terms
 
 
 def _initial_scalars(contrastive, scale, bias):

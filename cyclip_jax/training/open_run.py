@@ -184,8 +184,7 @@ def open_run(
         _closed_with(stack, writer)
         best = BestSoFar(settings.keep_best, workdir, until=step)
         checkpointer.best = best.among
-        console.say(_summary(plan, step, workdir))
-        _tell_of_average(start.state, console)
+        _introduce(plan, start.state, workdir, console)
         feed = Feed(batches, functools.partial(parallel.to_global, mesh=plan.mesh), clock)
         _closed_with(stack, feed)
         stack.enter_context(distributed.failing_together())
@@ -280,6 +279,12 @@ def _plan(settings, config, workdir, allow_changes):
         ),
         **_schedule(settings, config, model, source, step, position),
     )
+
+
+def _introduce(plan, state, workdir, console):
+    """Says what the run is, and what there is to know of its average."""
+    console.say(_summary(plan, int(state.step), workdir))
+    _tell_of_average(state, console)
 
 
 def _summary(plan, step, workdir):

@@ -253,10 +253,7 @@ def make_train_step(
         return embeds, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     def loss_fn(embeds, scalars, rows, step):
-        scales = {
-            name: jnp.exp(x) if name in objective.scales else x for name, x in scalars.items()
-        }
-        return objective(embeds, rows, scales, mesh=mesh, step=step)
+        return objective(embeds, rows, objective.exponentiated(scalars), mesh=mesh, step=step)
 
     def train_step(state, batch):
         key = jax.random.fold_in(state.rng, state.step)
