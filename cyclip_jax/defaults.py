@@ -373,8 +373,8 @@ def _average() -> ml_collections.ConfigDict:
 def _data() -> ml_collections.ConfigDict:
     """Returns config.data."""
     data = ml_collections.ConfigDict()
-    # Kind of `train` and `validation`: "csv", "webdataset", "tfrecord", "tfds", "parquet"; "auto" is
-    # by their ending, "mixture" reads several data sets, and "emoji" builds its own.
+    # Kind of `train` and `validation`: "csv", "webdataset", "tfrecord", "tfds" or "parquet"; "auto"
+    # goes by their ending, "mixture" reads several data sets, and "emoji" builds its own.
     data.source = "auto"
     # The training data: a CSV, shards named by a glob or braces, or tfds:NAME. {workdir} stands for
     # the run's directory.
