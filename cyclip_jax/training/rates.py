@@ -36,7 +36,7 @@ def check_rates(layer_decay: float, tower_rates: Mapping[str, float]) -> None:
 def depths(params: Tree) -> dict[Path, int]:
     """How far each parameter lies from the output of its tower, in layers.
 
-    What stands behind the blocks has depth 0, as logit_scale and a sentence head do: the last
+    What stands behind the blocks has depth 0, as scalars and a sentence head do: the last
     norm, the projection and a ResNet's attention pool. The last block has depth 1, and so on. What
     stands before the blocks has the depth L, one more than there are blocks: the embeddings, and a
     ViT's first norm. These are the layers of BEiT (Bao et al. 2022), which FT-CLIP (Dong et al.
@@ -82,8 +82,10 @@ def rate_factors(
     Returns:
       The same tree of floats, or None where all are 1.
     """
-    of_parts = {"logit_scale": 1.0, "sentence_head": 1.0, **tower_rates}
-    factors = [layer_decay**depth * of_parts[path[0]] for path, depth in depths(params).items()]
+    factors = [
+        layer_decay**depth * (tower_rates[path[0]] if path[0] in _TOWERS else 1.0)
+        for path, depth in depths(params).items()
+    ]
     if all(factor == 1 for factor in factors):
         return None
     return jax.tree.unflatten(jax.tree.structure(params), factors)

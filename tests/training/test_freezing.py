@@ -306,6 +306,8 @@ def test_factors_are_powers_of_the_decay_times_the_towers_rate():
     assert factors["text"]["text_projection"] == factors["logit_scale"] == 1
     assert factors["text"]["token_embedding"] == pytest.approx(0.6**2)
     assert rate_factors(params, layer_decay=1.0, tower_rates={"visual": 1, "text": 1}) is None
+    with_bias = rate_factors(params | {"logit_bias": 0.0}, layer_decay=0.6, tower_rates=rates)
+    assert with_bias == factors | {"logit_bias": 1.0}
 
 
 @functools.cache
