@@ -82,7 +82,21 @@ def sigmoid_loss(
 def _cost(similarities, is_own, scale, bias):
     """−log σ(y (s x + b))."""
     logits = scale * similarities + bias
-    return jax.nn.softplus(jnp.where(is_own, -logits, logits))
+    return _softplus(jnp.where(is_own, -logits, logits))
+
+
+@jax.custom_jvp
+def _softplus(x):
+    """log(1 + e^x), whose slope comes from the same exponential: there are N² of them."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+@_softplus.defjvp
+def _softplus_slope(primals, tangents):
+    (x,), (change,) = primals, tangents
+    exponential = jnp.exp(-jnp.abs(x))
+    slope = jnp.where(x >= 0, 1, exponential) / (1 + exponential)
+    return _softplus(x), slope * change
 
 
 def sigmoid_term(*, chunk_size: int = CHUNK_SIZE) -> Term:
