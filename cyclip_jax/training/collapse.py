@@ -34,6 +34,7 @@ class CollapseAlarm:
     ) -> None:
         self._equal = {name: value(batch_size) for name, value in objective.of_equal_embeds.items()}
         self._warmup_steps, self._is_told = warmup_steps, is_told
+        self._first_step = objective.first_step
 
     def check(self, step: int, metrics: Mapping[str, Any]) -> tuple[dict[str, float], str | None]:
         """Judges a logged step.
@@ -45,10 +46,12 @@ class CollapseAlarm:
         Returns:
           (metrics to add, what a person is to be told or None).
         """
-        if step < FIRST_STEP:
+        # Pairs after sentences begin as a new run does.
+        of_stage = step - self._first_step if step > self._first_step else step
+        if of_stage < FIRST_STEP:
             return {}, None
         signs = []
-        for name, equal in self._equal.items() if step >= self._warmup_steps else ():
+        for name, equal in self._equal.items() if of_stage >= self._warmup_steps else ():
             if name in metrics and abs(metrics[name] - equal) <= MARGIN * equal:
                 signs.append(
                     f"{name} is {metrics[name]:.4g}, and equal embeddings have {equal:.4g}"

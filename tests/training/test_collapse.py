@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from cyclip_jax import train
+from cyclip_jax import defaults, train
 from cyclip_jax.data.order import Position
 from cyclip_jax.losses.terms import Term
 from cyclip_jax.training import open_run
@@ -26,6 +26,21 @@ def alarm(warmup_steps=0, *, is_told=False, batch_size=128):
     return CollapseAlarm(
         Objective(), batch_size=batch_size, warmup_steps=warmup_steps, is_told=is_told
     )
+
+
+def test_pairs_after_sentences_begin_as_a_new_run_does():
+    """Counted from the beginning of the run, the first steps of pairs would give an alarm."""
+    section = defaults.get_config().sentences.to_dict()
+    section |= {"train": "captions", "only_steps": 3800}
+    watched = CollapseAlarm(
+        Objective(sentences=section), batch_size=128, warmup_steps=200, is_told=False
+    )
+    young = HEALTHY | {"contrastive_loss": math.log(128)}
+    assert watched.check(3800, HEALTHY) == ({"collapsed": 0}, None)
+    assert watched.check(3820, young) == ({}, None)
+    assert watched.check(3950, young) == ({"collapsed": 0}, None)  # the rate still rises
+    added, told = watched.check(4000, young)
+    assert added == {"collapsed": 1} and "step 4000" in told
 
 
 @pytest.mark.parametrize("scale", [1.0, 14.0, 100.0])
