@@ -23,10 +23,10 @@ from cyclip_jax import defaults, parallel
 from cyclip_jax.costs import hlo
 from cyclip_jax.costs.aot import abstract_step, bytes_per_device, slice_devices
 from cyclip_jax.errors import UserError
-from cyclip_jax.losses import cyclip
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.runtime import command
 from cyclip_jax.training.flops import matmul_flops, model_flops
+from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.stages import batch_shapes
 
 MEBIBYTE, GIGA = 2**20, 1e9
@@ -71,12 +71,11 @@ def loss_flops(config, mesh, rows):
     embeds = jax.ShapeDtypeStruct((rows, sizes_in(config.model)["embed_dim"]), jnp.float32)
     scale = jax.ShapeDtypeStruct((), jnp.float32)
 
-    settings = dict(config.loss)
-    for of_a_run in ("cyclic_warmup_steps", "second_view_weight"):  # not of these two embeddings
-        del settings[of_a_run]
+    objective = Objective(**config.loss)
 
-    def loss(*args):
-        return cyclip.cyclip_loss(*args, mesh=mesh, **settings)[0]
+    def loss(images, texts, scale):
+        scalars = {"logit_scale": scale, "logit_bias": 0.0}
+        return objective({"images": images, "texts": texts}, {}, scalars, mesh=mesh)[0]
 
     return matmul_flops(jax.value_and_grad(loss, (0, 1, 2)), embeds, embeds, scale)
 

@@ -447,7 +447,7 @@ def test_evaluations_of_a_checkpoint_know_the_home_folder_and_say_where_they_loo
     config = defaults.get_config()
     config.evals.choices = defaults.compositional("~/a.json", images="b")
     model = Checkpoint(str(folder), {}, {}, None, {}, config=None)
-    monkeypatch.setattr(pretrained, "open_checkpoint", lambda path, step: model)
+    monkeypatch.setattr(pretrained, "open_checkpoint", lambda path, **of: model)
     seen = []
 
     def create_evaluators(settings):

@@ -235,7 +235,7 @@ def _choice(image_embeds, text_embeds, image_ids, text_rows, categories, cluster
     everything = np.arange(len(is_right))
     metrics = {
         "accuracy": accuracy(everything),
-        "blind_accuracy": accuracy(everything, is_right_blind),
+        "blind_accuracy": _neither(accuracy(everything, is_right_blind)),
         "macro_accuracy": _macro_accuracy(is_right, chance, categories, clusters),
     }
     table = []
@@ -246,6 +246,11 @@ def _choice(image_embeds, text_embeds, image_ids, text_rows, categories, cluster
         row |= {"low": low, "high": high, "chance": found.chance}
         table.append(row | {"blind_accuracy": float(is_right_blind[rows].mean())})
     return metrics, table, {"accuracy": is_right, "blind_accuracy": is_right_blind}
+
+
+def _neither(metric):
+    """A Metric of which neither more nor less is better, and which is no headline."""
+    return dataclasses.replace(metric, better=None, is_headline=False)
 
 
 def _right(image_embeds, text_embeds, image_rows, text_rows):

@@ -148,8 +148,7 @@ def sizes_of(
       UserError: the weights are not those of a CLIP model as OpenAI builds it.
     """
     try:
-        has_bias = {"logit_bias": True} if "logit_bias" in weights else {}
-        return _vision_sizes(weights) | _text_sizes(weights) | has_bias
+        return _vision_sizes(weights) | _text_sizes(weights) | _bias_in(weights)
     except _NO_SIZES as error:
         raise UserError(
             f"{source} holds no CLIP model with the names of OpenAI, open_clip or transformers "
@@ -182,6 +181,10 @@ def _vision_sizes(weights):
         "vision_width": width,
         "patch_size": patch_size,
     }
+
+
+def _bias_in(weights):
+    return {"logit_bias": True} if "logit_bias" in weights else {}
 
 
 def _text_sizes(weights):
@@ -226,7 +229,7 @@ def _settings_that_fit(weights, expected):
     """Names the settings with which the model has the shapes of the weights; "" if none do."""
     zeros = {name: np.broadcast_to(0.0, shape) for name, shape in expected.items()}
     theirs, ours = {}, {}
-    for sizes in (_vision_sizes, _text_sizes):
+    for sizes in (_vision_sizes, _text_sizes, _bias_in):
         with contextlib.suppress(*_NO_SIZES):  # not of OpenAI's towers, or not taken
             own = sizes(zeros)
             theirs, ours = theirs | sizes(weights), ours | own

@@ -150,6 +150,7 @@ def test_evaluate_wants_data_for_what_is_no_run(exports):
         evaluate_checkpoint(exports["open_clip"])
 
 
+@pytest.mark.slow
 def test_a_run_with_the_sigmoid_loss_goes_to_open_clip_with_its_bias(pairs, tmp_path):
     config = tiny_config(pairs, **{"loss.contrastive": "sigmoid", "model.logit_bias": True})
     config.total_steps, config.optimizer.warmup_steps, config.log_every_steps = 2, 0, 1

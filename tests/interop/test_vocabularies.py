@@ -119,7 +119,7 @@ def test_a_vocabulary_of_unknown_origin_is_taken_and_said(two, tmp_path, caplog)
 
 def test_an_export_whose_vocabulary_was_replaced_is_refused(two, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        pretrained, "open_checkpoint", lambda path, step=None: trained_with(two["theirs"])
+        pretrained, "open_checkpoint", lambda path, **of: trained_with(two["theirs"])
     )
     export_checkpoint("run", export_format="open_clip", output=tmp_path / "export")
     monkeypatch.undo()

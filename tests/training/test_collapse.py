@@ -12,6 +12,7 @@ from cyclip_jax import defaults, train
 from cyclip_jax.data.order import Position
 from cyclip_jax.losses.terms import Term
 from cyclip_jax.training import open_run
+from cyclip_jax.training.clipping import ClipAlarm
 from cyclip_jax.training.collapse import CollapseAlarm, collapsed_steps
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.workdir.console import Console
@@ -118,6 +119,7 @@ def log_steps(workdir, steps, *, first_step):
     alarm = open_run._alarm(config, workdir)
     run = types.SimpleNamespace(
         alarm=alarm,
+        clip_alarm=ClipAlarm(None),
         config=config,
         bad_examples=types.SimpleNamespace(count=0),
         source=None,
@@ -128,7 +130,7 @@ def log_steps(workdir, steps, *, first_step):
     stage = types.SimpleNamespace(has_pairs=True)
     equal = {"contrastive_loss": math.log(8), "embedding_rank": 1.0, "loss": math.log(8)}
     for step in steps:
-        metrics = equal | {"most_skipped_in_a_row": 0}
+        metrics = equal | {"most_skipped_in_a_row": 0, "grad_norm": 1.0}
         train._log(run, step, Position(epoch=0, examples=0, seed=0), metrics, 1.0, stage)
     run.writer.close()
     run.console.close()

@@ -245,14 +245,14 @@ def test_weights_that_grow_begin_with_the_pairs():
 
 def test_the_schedule_of_pairs_is_that_of_a_run_without_sentences():
     settings = checked(configured(**{"optimizer.warmup_steps": 20})).optimizer
-    plain = settings.schedule(total_steps=100, steps_per_epoch=7)
-    later = settings.schedule(total_steps=150, steps_per_epoch=7, steps_before=50)
+    plain = settings.learning_rate_schedule(total_steps=100, steps_per_epoch=7)
+    later = settings.learning_rate_schedule(total_steps=150, steps_per_epoch=7, steps_before=50)
     steps = np.arange(100)
     np.testing.assert_allclose(later(steps + 50), plain(steps), rtol=1e-6)
     before = np.asarray(later(np.arange(50)))
     assert before.argmax() in (9, 10)  # the same share of it is warm-up
     assert before[-1] < 0.01 * before.max()
-    alone = settings.schedule(total_steps=50, steps_per_epoch=7, steps_before=50)
+    alone = settings.learning_rate_schedule(total_steps=50, steps_per_epoch=7, steps_before=50)
     assert np.asarray(alone(np.arange(50))).argmax() in (19, 20)
 
 
