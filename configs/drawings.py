@@ -46,3 +46,11 @@ def get_config(data="{workdir}/data"):
         f"{data}/kinds_train.csv", f"{data}/kinds_held_out.csv", templates=("{}",)
     )
     return config
+
+
+def get_run(seed):
+    """One of several runs that share a folder, and the drawings in it; evaluated at its end."""
+    config = get_config(data="{workdir}/../data")
+    config.seed = seed
+    config.eval_every_steps = 0
+    return config

@@ -20,8 +20,6 @@ def get_runs():
 
 
 def _run(arm, seed):
-    config = drawings.get_config(data="{workdir}/../data")
-    config.seed = seed
-    config.eval_every_steps = 0
+    config = drawings.get_run(seed)
     config.optimizer.update(ARMS[arm])
     return config

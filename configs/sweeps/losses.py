@@ -30,9 +30,7 @@ def get_runs():
 
 
 def _run(arm, seed):
-    config = drawings.get_config(data="{workdir}/../data")
-    config.seed = seed
-    config.eval_every_steps = 0
+    config = drawings.get_run(seed)
     for section, changes in ARMS[arm].items():
         config[section].update(changes)
     return config

@@ -22,9 +22,7 @@ def get_runs():
 
 
 def _run(seed, inmodal_weight, crossmodal_weight):
-    config = drawings.get_config(data="{workdir}/../data")
-    config.seed = seed
-    config.eval_every_steps = 0
+    config = drawings.get_run(seed)
     config.loss.inmodal_weight = inmodal_weight
     config.loss.crossmodal_weight = crossmodal_weight
     return config

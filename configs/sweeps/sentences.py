@@ -22,9 +22,7 @@ def get_runs():
 
 
 def _run(arm, seed):
-    config = drawings.get_config(data="{workdir}/../data")
-    config.seed = seed
-    config.eval_every_steps = 0
+    config = drawings.get_run(seed)
     config.sentences.update(ARMS[arm])
     config.total_steps += config.sentences.only_steps
     judged = package_folder("gensim", "test/test_data", install="-e '.[sentences]'")

@@ -130,9 +130,10 @@ def with_average(state: _State, trainable: Trainable | None) -> _State:
 
 def like(average: Tree, full: Tree) -> Tree:
     """The part of {"params": …, "batch_stats": …} that an average holds, in the average's shape."""
-    own = {kind: {name: full[kind][name] for name in part} for kind, part in average.items()}
     return jax.tree.map(
-        lambda one, other: None if one is None else other, average, own, is_leaf=_is_none
+        lambda one, other: None if one is None else other,
+        *(average, _parts_in(average, full)),
+        is_leaf=_is_none,
     )
 
 
@@ -151,8 +152,12 @@ def followed(average: Tree, full: Tree, share: Float[Array, ""]) -> Tree:
 
 def completed(average: Tree, full: Tree) -> Tree:
     """{"params": …, "batch_stats": …} of the average, with what does not train from `full`."""
-    own = {kind: {name: full[kind][name] for name in part} for kind, part in average.items()}
-    return joined(average, own)
+    return joined(average, _parts_in(average, full))
+
+
+def _parts_in(average, full):
+    """`full` without the parts, such as a sentence head, that no average holds."""
+    return {kind: {name: full[kind][name] for name in part} for kind, part in average.items()}
 
 
 def _is_none(leaf):
