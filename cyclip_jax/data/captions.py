@@ -30,6 +30,9 @@ class CaptionRule:
       negative: name of the field with a wrong caption, which stands last in the attribute `fields`;
         None is none.
 
+    Attributes:
+      settings: the name in config.data of what sets each of the fields.
+
     Raises:
       UserError: there are not as many weights as fields, one is negative or all are 0, or a
         template has no {}.
@@ -56,8 +59,10 @@ class CaptionRule:
                 "each, none negative and not all 0"
             )
         self._has_negative = negative is not None
+        self.settings: tuple[str, ...] = ("caption_key",) * len(self.fields)
         if negative is not None:
             self.fields = (*self.fields, negative)
+            self.settings = (*self.settings, "negative_caption_key")
         for template in self.templates:
             if "{}" not in template:
                 raise UserError(
@@ -65,13 +70,16 @@ class CaptionRule:
                     "where the caption is to stand"
                 )
 
-    def record(self, image: bytes, values: Iterable[Iterable[Any]]) -> Record:
+    def record(
+        self, image: bytes, values: Iterable[Iterable[Any]], negative_image: bytes = b""
+    ) -> Record:
         """Makes a Record of a picture and of what its fields hold.
 
         Args:
           image: the picture's file.
           values: for each field a list of captions, str or UTF-8 bytes. Half of a character, which
             JSON can hold and UTF-8 cannot, becomes "?".
+          negative_image: the file of a picture that the wrong caption describes.
 
         Raises:
           Unreadable: every caption is blank, or one is not UTF-8 or no text.
@@ -96,7 +104,7 @@ class CaptionRule:
                 for caption in captions
                 for template in self.templates
             ]
-        return Record(image, captions, weights, negative)
+        return Record(image, captions, weights, negative, negative_image)
 
     def _as_text(self, value):
         if self._takes_numbers and isinstance(value, int | float) and value == value:

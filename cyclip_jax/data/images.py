@@ -37,6 +37,8 @@ JITTER_STREAM, FLIP_STREAM, POLICY_STREAM = 1, 2, 3
 # The same for all streams of a second view, so that they are other than those of the first. What it
 # is added to are 128 random bits, so that further streams may have any number.
 SECOND_VIEW = 1 << 32
+# The same for negative images.
+NEGATIVE = 1 << 33
 
 CROP_RATIO = (3 / 4, 4 / 3)
 # Decoding only a part of a JPEG has a price: of a whole picture it costs 1.2 times the usual, of a

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from cyclip_jax.data import images
 from cyclip_jax.data.captions import draw_caption
@@ -18,8 +18,9 @@ from cyclip_jax.data.transform import Transform
 
 NO_EXAMPLE = -1  # in place of an example's index
 NEGATIVE = "negative_tokens"  # the name in a batch of the wrong captions
+HAS_NEGATIVE_IMAGE = "has_negative_image"
 
-Pictures: TypeAlias = dict[str, UInt8[tf.Tensor, "h w 3"]]
+Pictures: TypeAlias = dict[str, UInt8[tf.Tensor, "h w 3"] | Bool[tf.Tensor, ""]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,26 +29,27 @@ class Loader:
 
     Attributes:
       source: where they come from (see sources/__init__.py).
-      image_size: side of the images in pixels.
-      pictures: graph function (encoded, row int64 [2]) → {name in the batch: uint8 [h, w, 3]},
+      pictures: graph function (encoded [files], row int64 [2]) → {name in the batch: tensor},
         raising tf.errors.OpError.
-      image_names: the names that `pictures` gives.
+      specs: {name in the batch: tf.TensorSpec} of what `pictures` gives.
+      files: how many files of pictures an example has: its own, and perhaps its negative one.
       captions: {name in the batch: function (record, epoch, index) → text}.
     """
 
     source: Source | Mixture
-    image_size: int
     pictures: Callable[[tf.Tensor, tf.Tensor], Pictures]
-    image_names: tuple[str, ...]
+    specs: Mapping[str, tf.TensorSpec]
     captions: dict[str, Callable[[Record, int, int], str]]
+    files: int = 1
 
-    def read(self, epoch: int, index: int) -> tuple[bytes, dict[str, bytes]]:
-        """(encoded image, {name in the batch: caption}) of one example; raises Unreadable."""
+    def read(self, epoch: int, index: int) -> tuple[list[bytes], dict[str, bytes]]:
+        """(encoded images, {name in the batch: caption}) of one example; raises Unreadable."""
         if index == NO_EXAMPLE:
             raise Unreadable("no example")
         record = read_told(self.source.read, index)
         texts = {name: text(record, epoch, index) for name, text in self.captions.items()}
-        return record.image, {name: text.encode("utf-8", "replace") for name, text in texts.items()}
+        encoded = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
+        return [record.image, record.negative_image][: self.files], encoded
 
     def read_rows(self, rows: Int[np.ndarray, "n 2"]) -> list[np.ndarray]:
         """The files and captions of some examples, from the numbers that the graph has of them.
@@ -56,11 +58,11 @@ class Loader:
           rows: int64 [n, 2] of (epoch, index).
 
         Returns:
-          Whether each can be read, bool [n]; the encoded images and each kind of captions, bytes
-          [n].
+          Whether each can be read, bool [n]; the encoded images, bytes [n, files], and each kind of
+          captions, bytes [n].
         """
         is_read = np.zeros(len(rows), bool)
-        encoded = np.full(len(rows), b"", object)
+        encoded = np.full((len(rows), self.files), b"", object)
         captions = {name: np.full(len(rows), b"", object) for name in self.captions}
         for i, (epoch, index) in enumerate(rows.tolist()):
             try:
@@ -81,6 +83,7 @@ def train_loader(
     second_transform: Transform | None = None,
     second_caption: SecondCaption | None = None,
     negative_caption: SecondCaption | None = None,
+    has_negative_images: bool = False,
 ) -> Loader:
     """What training loads examples with.
 
@@ -93,6 +96,8 @@ def train_loader(
       second_caption: what makes the second view of a caption, "second_tokens"; None leaves that
         out.
       negative_caption: what makes a wrong caption, NEGATIVE; None leaves that out.
+      has_negative_images: whether examples have the pictures that wrong captions describe,
+        "negative_images", and HAS_NEGATIVE_IMAGE.
     """
 
     def caption(record, epoch, index):
@@ -107,9 +112,14 @@ def train_loader(
     for name, make in (("second_tokens", second_caption), (NEGATIVE, negative_caption)):
         if make is not None:
             captions[name] = derived(make)
-    pictures = _train_pictures(image_size, seed, transform, second_transform)
-    names = ("images",) if second_transform is None else ("images", "second_images")
-    return Loader(source, image_size, pictures, names, captions)
+    pictures = _train_pictures(image_size, seed, transform, second_transform, has_negative_images)
+    specs = {"images": _image_spec(image_size)}
+    if second_transform is not None:
+        specs["second_images"] = _image_spec(image_size)
+    if has_negative_images:
+        specs["negative_images"] = _image_spec(image_size)
+        specs[HAS_NEGATIVE_IMAGE] = tf.TensorSpec([], tf.bool)
+    return Loader(source, pictures, specs, captions, files=1 + has_negative_images)
 
 
 def eval_loader(source: Source | Mixture, image_size: int) -> Loader:
@@ -120,18 +130,32 @@ def eval_loader(source: Source | Mixture, image_size: int) -> Loader:
       image_size: side of the images in pixels.
     """
     captions = {"tokens": lambda record, epoch, index: record.captions[0]}
-    return Loader(source, image_size, _eval_pictures(image_size), ("images",), captions)
+    return Loader(source, _eval_pictures(image_size), {"images": _image_spec(image_size)}, captions)
+
+
+def _image_spec(side):
+    return tf.TensorSpec([side, side, 3], tf.uint8)
 
 
 @functools.cache
-def _train_pictures(image_size, seed, transform, second):
+def _train_pictures(image_size, seed, transform, second, has_negative_images):
     def pictures(encoded, row):
         example_seed = images.example_seed(seed, row[0], row[1])
         of = {"size": image_size, "settings": transform}
         if second is None:
-            return {"images": images.transform(encoded, example_seed, **of)}
-        views = images.two_views(encoded, example_seed, second=second, **of)
-        return dict(zip(("images", "second_images"), views, strict=True))
+            views = {"images": images.transform(encoded[0], example_seed, **of)}
+        else:
+            both = images.two_views(encoded[0], example_seed, second=second, **of)
+            views = dict(zip(("images", "second_images"), both, strict=True))
+        if not has_negative_images:
+            return views
+        is_there = encoded[1] != b""
+        # In place of a missing one, which nothing compares, stands the picture itself, whose
+        # statistics are no stranger to a BatchNorm.
+        negative = images.transform(
+            tf.where(is_there, encoded[1], encoded[0]), example_seed + images.NEGATIVE, **of
+        )
+        return views | {"negative_images": negative, HAS_NEGATIVE_IMAGE: is_there}
 
     return _traced_once(pictures)
 
@@ -139,12 +163,14 @@ def _train_pictures(image_size, seed, transform, second):
 @functools.cache
 def _eval_pictures(image_size):
     """Traced once for all evaluations."""
-    return _traced_once(lambda encoded, row: {"images": images.transform(encoded, size=image_size)})
+    return _traced_once(
+        lambda encoded, row: {"images": images.transform(encoded[0], size=image_size)}
+    )
 
 
 def _traced_once(pictures):
     """A graph function of (encoded, row), that the several places that call it share."""
-    signature = [tf.TensorSpec([], tf.string), tf.TensorSpec([2], tf.int64)]
+    signature = [tf.TensorSpec([None], tf.string), tf.TensorSpec([2], tf.int64)]
     return tf.function(pictures, input_signature=signature, autograph=False)
 
 
@@ -169,8 +195,7 @@ def load_chunk(
       index of the example that was loaded in each place, or NO_EXAMPLE, with black images and empty
       captions, where there was none.
     """
-    side = loader.image_size
-    kinds = dict.fromkeys(loader.image_names, tf.uint8)
+    kinds = {name: spec.dtype for name, spec in loader.specs.items()}
     texts = dict.fromkeys(loader.captions, tf.string)
 
     def load_rows(rows):
@@ -179,16 +204,21 @@ def load_chunk(
         )
         n = rows.shape[0]
         with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_read), ["unread"])]):
-            encoded, *captions = (tf.ensure_shape(part, [n]) for part in (encoded, *captions))
+            captions = [tf.ensure_shape(part, [n]) for part in captions]
+            encoded = tf.ensure_shape(encoded, [n, loader.files])
         pictures = tf.map_fn(
             lambda example: loader.pictures(*example), (encoded, rows), fn_output_signature=kinds
         )
-        shape = [n, side, side, 3]
-        pictures = {name: tf.ensure_shape(part, shape) for name, part in pictures.items()}
+        pictures = {
+            name: tf.ensure_shape(pictures[name], [n, *spec.shape])
+            for name, spec in loader.specs.items()
+        }
         return pictures | dict(zip(texts, captions, strict=True)), rows[:, 1]
 
     def load_one(row):
-        black = dict.fromkeys(kinds, tf.zeros([1, side, side, 3], tf.uint8))
+        black = {
+            name: tf.zeros([1, *spec.shape], spec.dtype) for name, spec in loader.specs.items()
+        }
         empty = dict.fromkeys(texts, tf.constant([""]))
         nothing = tf.data.Dataset.from_tensors((black | empty, np.array([NO_EXAMPLE], np.int64)))
         readable = tf.data.Dataset.from_tensor_slices(candidates(row)).map(

@@ -18,7 +18,14 @@ from jaxtyping import Int
 from cyclip_jax.data import images
 from cyclip_jax.data.bad_examples import BadExamples
 from cyclip_jax.data.decoding import unreadable
-from cyclip_jax.data.loading import NEGATIVE, NO_EXAMPLE, eval_loader, load_chunk, train_loader
+from cyclip_jax.data.loading import (
+    HAS_NEGATIVE_IMAGE,
+    NEGATIVE,
+    NO_EXAMPLE,
+    eval_loader,
+    load_chunk,
+    train_loader,
+)
 from cyclip_jax.data.order import Position, examples_of_epoch, steps_per_epoch
 from cyclip_jax.data.record import Unreadable, told
 from cyclip_jax.data.second_views import SecondCaption
@@ -54,6 +61,7 @@ def train_batches(
     second_transform: Transform | None = None,
     second_caption: SecondCaption | None = None,
     negative_caption: SecondCaption | None = None,
+    has_negative_images: bool = False,
 ) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
     """This process's rows of the endless sequence of training batches.
 
@@ -81,13 +89,15 @@ def train_batches(
       second_caption: what makes the second view of a caption (see second_views.py); None makes
         none.
       negative_caption: what makes a wrong caption, "" where there is none; None makes none at all.
+      has_negative_images: whether examples may have a picture that the wrong caption describes.
 
     Returns:
       An iterator of (batch, position after it). A batch is {"images": uint8 [b, h, w, 3],
       "tokens": int32 [b, l]} with b = batch_size / process_count, and of second views also
       "second_images" and "second_tokens", of the same shapes; of wrong captions "negative_tokens",
-      and "has_negative", bool [b]. The position tells of the
-      batches handed out, however many are already prefetched. Closing the iterator ends its work.
+      and "has_negative", bool [b]; of their pictures "negative_images", and "has_negative_image",
+      which are those with a wrong caption too. The position tells of the batches handed out,
+      however many are already prefetched. Closing the iterator ends its work.
 
     Raises:
       UserError: at once, if the arguments do not fit each other; while iterating, if there are too
@@ -102,7 +112,7 @@ def train_batches(
 
     loader = train_loader(
         *(source, image_size, seed, transform),
-        *(second_transform, second_caption, negative_caption),
+        *(second_transform, second_caption, negative_caption, has_negative_images),
     )
 
     def rows_of_epoch(epoch):
@@ -363,8 +373,10 @@ def _tokenised(tokenizer, loader, parts):
         faults = of_these | faults
     if NEGATIVE in loader.captions:
         batch["has_negative"] = np.array([text != b"" for text in parts[NEGATIVE]])
+        if HAS_NEGATIVE_IMAGE in batch:
+            batch[HAS_NEGATIVE_IMAGE] = batch[HAS_NEGATIVE_IMAGE] & batch["has_negative"]
     if faults:
-        batch |= {name: parts[name].copy() for name in loader.image_names}
+        batch |= {name: batch[name].copy() for name in loader.specs}
     return batch, faults
 
 

@@ -1,11 +1,15 @@
 """How the examples of a data set are read: the settings that all sources share."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 from typing import ClassVar
 
 from cyclip_jax.data.captions import CaptionRule
+from cyclip_jax.data.record import Source, Unreadable
 from cyclip_jax.errors import UserError
+
+RECORDS_TRIED = 16  # for what says which fields examples have
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +25,7 @@ class Reading:
         source's usual one.
       caption_weights: how often each of several captions is drawn; None draws them equally often.
       negative_caption_key: column, feature or ending of a wrong caption; None is none.
+      negative_image_key: that of a picture which the wrong caption describes; None is none.
       templates: sentences with {} in place of the caption, of which one is drawn at a time.
       delimiter: the character between the columns of a CSV; the two characters backslash and t mean
         a tab.
@@ -35,6 +40,7 @@ class Reading:
     caption_key: str | Iterable[str] | None = None
     caption_weights: Iterable[float] | None = None
     negative_caption_key: str | None = None
+    negative_image_key: str | None = None
     templates: Iterable[str] = ()
     delimiter: str = ","
     kept_examples: int = 0
@@ -52,6 +58,40 @@ class Reading:
             self.takes_numbers,
             self.negative_caption_key,
         )
+
+    def image_keys(self, usual_key: str) -> dict[str, str]:
+        """{setting: key} of the picture, in `usual_key` where none is set, and of a wrong one."""
+        keys = {
+            "image_key": self.image_key or usual_key,
+            "negative_image_key": self.negative_image_key,
+        }
+        return {name: key for name, key in keys.items() if key is not None}
+
+    def check_negatives(self, source: Source, path: str) -> None:
+        """Raises UserError where what is set as wrong is in none of a source's first examples.
+
+        It is for formats in which each example has fields of its own, so that a name that is not
+        right would go unseen.
+        """
+        missing = {
+            "negative_caption_key": self.negative_caption_key,
+            "negative_image_key": self.negative_image_key,
+        }
+        for index in range(min(len(source), RECORDS_TRIED)):
+            if not any(missing.values()):
+                return
+            with contextlib.suppress(Unreadable):
+                record = source.read(index)
+                if record.negative:
+                    missing["negative_caption_key"] = None
+                if record.negative_image:
+                    missing["negative_image_key"] = None
+        for name, key in missing.items():
+            if key is not None:
+                raise UserError(
+                    f"none of the first {RECORDS_TRIED} examples of {path} has {key!r}; set "
+                    f"config.data.{name} to what they have"
+                )
 
     def delimiter_of(self, path: str) -> str:
         """The one character between the columns of a CSV file; files that end in .tsv have tabs.

@@ -40,13 +40,15 @@ class Unreadable(Exception):
 class Record(NamedTuple):
     """An example: the picture's file as bytes, its captions, and how often each is to be drawn.
 
-    `negative` is a wrong caption, "" where there is none.
+    `negative` is a wrong caption, "" where there is none. `negative_image` is the file of a picture
+    that it describes, b"" where there is none.
     """
 
     image: bytes
     captions: list[str]
     weights: list[float]
     negative: str = ""
+    negative_image: bytes = b""
 
 
 class Source(Protocol):
@@ -124,8 +126,9 @@ def told(reason: str, read: Callable[[*_Arguments], _Value], *arguments: *_Argum
 def read_told(read: Callable[[*_Arguments], Record], *arguments: *_Arguments) -> Record:
     """The Record read(*arguments); raises Unreadable for whatever bad input raises there."""
     record = told("the example cannot be read", read, *arguments)
-    if not isinstance(record.image, bytes):
-        raise Unreadable("the image is no file's bytes", type(record.image).__name__)
+    for image in (record.image, record.negative_image):
+        if not isinstance(image, bytes):
+            raise Unreadable("the image is no file's bytes", type(image).__name__)
     return record
 
 

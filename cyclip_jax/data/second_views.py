@@ -39,6 +39,7 @@ class SecondViews:
         in every epoch.
       negative_caption: a wrong caption: "none"; "swap" (see swaps.py); or "given" with the example.
       negative_caption_key: where a given one is.
+      negative_image_key: where a picture is that a given one describes.
       synonyms: folder with WordNet's files for "eda" and "swap"; None takes those of an installed
         package.
 
@@ -51,6 +52,7 @@ class SecondViews:
     second_caption_draws: str = "each_epoch"
     negative_caption: str = "none"
     negative_caption_key: str | None = None
+    negative_image_key: str | None = None
     synonyms: FilePath | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +67,12 @@ class SecondViews:
             raise UserError(
                 "config.data.negative_caption 'given' and config.data.negative_caption_key belong "
                 "together; set both, or neither"
+            )
+        if self.negative_image_key is not None and self.negative_caption_key is None:
+            raise UserError(
+                "config.data.negative_image_key is that of pictures which wrong captions describe, "
+                "and there are none with the examples; set config.data.negative_caption='given' "
+                "and config.data.negative_caption_key"
             )
 
     def transform(self, first: Transform) -> Transform | None:

@@ -56,7 +56,7 @@ class Data:
       decoder, max_pixels, augmentation, crop_scale, horizontal_flip, policy, colour_jitter: see
         `Transform`.
       second_image, second_caption, second_caption_draws, negative_caption, negative_caption_key,
-        synonyms: see `SecondViews`.
+        negative_image_key, synonyms: see `SecondViews`.
       max_bad_share: share of unreadable examples above which the run stops.
 
     Raises:
@@ -91,6 +91,7 @@ class Data:
     second_caption_draws: str
     negative_caption: str
     negative_caption_key: str | None
+    negative_image_key: str | None
     synonyms: FilePath | None
     max_bad_share: float
 
@@ -224,6 +225,7 @@ def open_batches(
         second_transform=data.second_views.transform(data.transform),
         second_caption=data.second_views.caption(),
         negative_caption=data.second_views.negative(),
+        has_negative_images=data.negative_image_key is not None,
     )
 
 

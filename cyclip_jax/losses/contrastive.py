@@ -29,6 +29,8 @@ from cyclip_jax.losses.tiles import (
     tile_rows,
 )
 
+# A logit that no exponential sees beside any other.
+_LEAST = -1e30
 # Of CLIP's loss: queries choose among keys, and keys among queries.
 BOTH = (0.5, 0.5)
 # Queries alone choose among keys.
@@ -41,6 +43,7 @@ def info_nce_dense(
     scale: Float[Array, ""] | float,
     further_keys: Float[Array, "e d"] | None = None,
     further_mask: Bool[Array, " e"] | None = None,
+    pair_mask: Bool[Array, " n"] | None = None,
     *,
     directions: tuple[float, float] = BOTH,
     own_further_weight: float = 1.0,
@@ -59,6 +62,8 @@ def info_nce_dense(
       scale: s = 1/temperature, a scalar, already exponentiated.
       further_keys: unit-norm embeddings X that belong to no query, float [E, D]; None is none.
       further_mask: whether each of them is there to be chosen, [E]; None is all of them.
+      pair_mask: whether each pair is there, [N]; None is all of them. One that is not there chooses
+        nothing and is chosen by nothing: it adds 0 to the sums, which N still divides.
       directions: the weights (a, b).
       own_further_weight: α_ie where E = N and e = i; every other α_ie is 1.
       label_smoothing: ε. The target −s⟨Q_i,K_i⟩ becomes (1−ε) of that and ε of the mean over all
@@ -72,7 +77,10 @@ def info_nce_dense(
     queries, keys, *further, scale = at_least_float32(*given, scale)
     logits = scale * similarity(queries, keys)  # [N, N]
     own = jnp.diagonal(logits)  # [N]
-    others = jnp.where(jnp.eye(len(own), dtype=bool), -jnp.inf, logits)  # [N, N]
+    is_own = jnp.eye(len(own), dtype=bool)
+    there = jnp.ones(len(own), bool) if pair_mask is None else pair_mask
+    logits = jnp.where(is_own | (there[:, None] & there), logits, -jnp.inf)
+    others = jnp.where(is_own, -jnp.inf, logits)  # [N, N]
     loss, accuracies = jnp.zeros((), logits.dtype), []
     for axis, weight in zip((1, 0), directions, strict=True):
         if weight == 0:
@@ -83,6 +91,7 @@ def info_nce_dense(
                 beyond = scale * similarity(queries, rows)  # [N, E]
                 if further_mask is not None:
                     beyond = jnp.where(further_mask, beyond, -jnp.inf)
+                beyond = jnp.where(there[:, None], beyond, -jnp.inf)
                 weights = jnp.concatenate(
                     [weights, _further_weights(beyond, own_further_weight)], 1
                 )
@@ -92,7 +101,7 @@ def info_nce_dense(
         mean = jnp.mean(chosen_among, axis, where=chosen_among > -jnp.inf)
         target = (1 - label_smoothing) * own + label_smoothing * mean
         loss += weight * jnp.mean(lse - target)
-        accuracies.append(jnp.mean(own > rivals.max(axis), dtype=own.dtype))
+        accuracies.append(jnp.mean((own > rivals.max(axis)) & there, dtype=own.dtype))
     return loss, tuple(accuracies)
 
 
@@ -117,6 +126,7 @@ def info_nce(
     scale: Float[Array, ""] | float,
     further_keys: Float[Array, "e d"] | None = None,
     further_mask: Bool[Array, " e"] | None = None,
+    pair_mask: Bool[Array, " n"] | None = None,
     *,
     directions: tuple[float, float] = BOTH,
     own_further_weight: float = 1.0,
@@ -140,6 +150,7 @@ def info_nce(
       scale: a scalar, already exponentiated.
       further_keys: inside shard_map the device's rows, [E/W, D].
       further_mask: inside shard_map the device's rows, [E/W].
+      pair_mask: inside shard_map the device's rows, [n].
       directions, own_further_weight, label_smoothing: as in `info_nce_dense`.
       chunk_size: c, rows of each device in a tile, at least 1; it need not divide n.
       axis_names: the mesh axes that the rows are split over, inside shard_map; () is one device.
@@ -158,10 +169,10 @@ def info_nce(
     dtype = jnp.promote_types(jnp.result_type(*given), jnp.float32)
     scale = jnp.asarray(scale, dtype)
     options = (directions, own_further_weight, chunk_size, axis_names)
-    loss, accuracies = _tiled(options, given, further_mask, scale)
+    loss, accuracies = _tiled(options, given, (further_mask, pair_mask), scale)
     if label_smoothing:
         loss += label_smoothing * smoothing(
-            *(queries, keys, scale, further_keys, further_mask),
+            *(queries, keys, scale, further_keys, further_mask, pair_mask),
             directions=directions,
             axis_names=axis_names,
         )
@@ -174,6 +185,7 @@ def smoothing(
     scale: Float[Array, ""] | float,
     further_keys: Float[Array, "e d"] | None = None,
     further_mask: Bool[Array, " e"] | None = None,
+    pair_mask: Bool[Array, " n"] | None = None,
     *,
     directions: tuple[float, float] = BOTH,
     axis_names: tuple[str, ...] = (),
@@ -184,20 +196,24 @@ def smoothing(
     directions. The mean of a row of logits is the logit of the mean key: no row is computed.
 
     Args:
-      queries, keys, scale, further_keys, further_mask, directions, axis_names: as in `info_nce`.
+      queries, keys, scale, further_keys, further_mask, pair_mask, directions, axis_names: as in
+        `info_nce`.
     """
     given = (queries, keys) if further_keys is None else (queries, keys, further_keys)
     queries, keys, *further = at_least_float32(*given)
     (a, b), devices = directions, device_count(axis_names)
+    n = there = len(queries) * devices
+    if pair_mask is not None:
+        queries, keys = (jnp.where(pair_mask[:, None], part, 0) for part in (queries, keys))
+        there = jnp.maximum(sum_over(pair_mask.sum(dtype=queries.dtype), axis_names), 1)
     own = sum_over(jnp.sum(queries * keys), axis_names)
-    n = len(queries) * devices
-    chosen_among = n + sum(len(part) for part in further) * devices
+    chosen_among = there + sum(len(part) for part in further) * devices
     if further_mask is not None:
         further = [jnp.where(further_mask[:, None], part, 0) for part in further]
-        chosen_among = n + sum_over(further_mask.sum(dtype=queries.dtype), axis_names)
+        chosen_among = there + sum_over(further_mask.sum(dtype=queries.dtype), axis_names)
     parts = (queries, keys, *further)
     rows = [sum_over(part.sum(axis=0), axis_names) for part in parts]  # [D] each
-    mean_query, mean_key = rows[0] / n, rows[1] / n
+    mean_query, mean_key = rows[0] / n, rows[1] / there
     mean_of_all = sum(rows[1:]) / chosen_among
     means = jnp.dot(mean_query, a * mean_of_all + b * mean_key, precision="highest")
     return scale * ((a + b) * own / n - means)
@@ -250,11 +266,11 @@ def contrastive_loss(
     )
 
 
-def _tiled_value(options, given, further_mask, scale):
-    return _tiled_forward(options, given, further_mask, scale)[0]
+def _tiled_value(options, given, masks, scale):
+    return _tiled_forward(options, given, masks, scale)[0]
 
 
-def _tiled_forward(options, given, further_mask, scale):
+def _tiled_forward(options, given, masks, scale):
     (a, b), own_further_weight, chunk_size, axis_names = options
     queries, keys, *further = given
     query_rows, key_rows = at_least_float32(queries, keys)
@@ -263,11 +279,14 @@ def _tiled_forward(options, given, further_mask, scale):
     own = jnp.sum(scaled * key_rows, axis=1)  # [n]
     gathered = gather(keys, axis_names)  # [W, n, D], in the embeddings' own type
     devices, device = gathered.shape[0], device_index(axis_names)
+    masks = _, there = tuple(_gathered_mask(mask, axis_names) for mask in masks)
 
     def tile(carry, start, size):
         query_others, query_sum = carry  # [n]: largest logit of another; Σ exp(logit − max)
         logits, is_local, position = tile_of(gathered, scaled, start, size, device)
-        others = jnp.where(position[:, None] == jnp.arange(n), -jnp.inf, logits)
+        is_own = position[:, None] == jnp.arange(n)
+        logits = _of_pairs(logits, there, is_own, start, size, device)
+        others = jnp.where(is_own, -jnp.inf, logits)
         query_others, query_sum = _joined(query_others, query_sum, own, others, logits)
         # A hit is decided between numbers of one matrix product: the dot products above round
         # otherwise, and would make hits of the ties of collapsed embeddings.
@@ -288,12 +307,11 @@ def _tiled_forward(options, given, further_mask, scale):
     start = jnp.full_like(own, -jnp.inf), jnp.zeros_like(own)
     (query_others, query_sum), (own_here, *by_key) = over_chunks(tile, start, n, chunk_size)
     beyond = [gather(rows, axis_names) for rows in further]  # [W, E/W, D]
-    mask = None if further_mask is None else gather(further_mask, axis_names)  # [W, E/W]
     for rows in beyond:
 
         def further_tile(carry, start, size, rows=rows):
             logits, _, position = tile_of(rows, scaled, start, size, device)
-            logits = _masked(logits, mask, start, size)
+            logits = _of_further(logits, masks, start, size, device)
             factors = _further_factors(own_further_weight, n, rows, position)
             return _joined(carry[0], carry[1], own, logits, logits, factors), ()
 
@@ -303,22 +321,28 @@ def _tiled_forward(options, given, further_mask, scale):
 
     losses, hits, key_lse = a * query_lse, [own_here > query_others], []
     if b:
-        key_others, key_max, key_sum = jnp.moveaxis(by_key[0], 0, 2)  # [W, n], over local queries
-        all_others, all_max = max_over(jnp.stack([key_others, key_max]), axis_names)
-        lse = all_max + jnp.log(sum_over(key_sum * jnp.exp(key_max - all_max), axis_names))
+        all_others, lse = _over_all_queries(by_key[0], axis_names)  # [W, n]
         losses += b * rows_of_device(lse, device)
         hits.append(own_here > rows_of_device(all_others, device))
         key_lse.append(lse)
     losses -= (a + b) * own  # [n]
-    means = sum_over(jnp.stack([x.astype(own.dtype).sum() for x in (losses, *hits)]), axis_names)
-    loss, *accuracies = means / (n * devices)
-    saved = given, scale, (gathered, *beyond), mask, query_lse, key_lse
+    rows = _of_those_there([losses, *(hit.astype(own.dtype) for hit in hits)], there, device)
+    loss, *accuracies = sum_over(jnp.stack([x.sum() for x in rows]), axis_names) / (n * devices)
+    saved = given, scale, (gathered, *beyond), masks, query_lse, key_lse
     return (loss, accuracies), saved
+
+
+def _over_all_queries(by_key, axis_names):
+    """Of each key, from what the devices' queries say: the largest other logit, the log-sum-exp."""
+    key_others, key_max, key_sum = jnp.moveaxis(by_key, 0, 2)  # [W, n], over local queries
+    all_others, all_max = max_over(jnp.stack([key_others, key_max]), axis_names)
+    lse = all_max + jnp.log(sum_over(key_sum * jnp.exp(key_max - all_max), axis_names))
+    return all_others, lse
 
 
 def _tiled_backward(options, saved, cotangents):
     (a, b), own_further_weight, chunk_size, axis_names = options
-    (queries, keys, *further), scale, (gathered, *beyond), mask, query_lse, key_lse = saved
+    (queries, keys, *further), scale, (gathered, *beyond), masks, query_lse, key_lse = saved
     cotangent, _ = cotangents  # an accuracy has no gradient
     query_rows, key_rows = at_least_float32(queries, keys)
     devices, (n, width), device = gathered.shape[0], query_rows.shape, device_index(axis_names)
@@ -328,8 +352,11 @@ def _tiled_backward(options, saved, cotangents):
 
     def tile(pull, start, size, rows=gathered, key_lse=tuple(key_lse)):
         logits, _, position = tile_of(rows, scaled, start, size, device)
-        if rows is not gathered:
-            logits = _masked(logits, mask, start, size)
+        if rows is gathered:
+            is_own = position[:, None] == jnp.arange(n)
+            logits = _of_pairs(logits, masks[1], is_own, start, size, device)
+        else:
+            logits = _of_further(logits, masks, start, size, device)
         weights = _times(a, jnp.exp(logits - query_lse))  # [W·c, n]
         if rows is not gathered:
             factors = _further_factors(own_further_weight, n, rows, position)
@@ -343,6 +370,7 @@ def _tiled_backward(options, saved, cotangents):
     pull, push = over_chunks(tile, jnp.zeros_like(query_rows), n, chunk_size)
     # The own pair's −1, once per direction.
     pull, push = pull - (a + b) * key_rows, push - (a + b) * query_rows
+    pull, push = _of_those_there((pull, push), masks[1], device)
     pushes = [push]
     for rows in beyond:
         further_tile = functools.partial(tile, rows=rows, key_lse=())
@@ -352,7 +380,7 @@ def _tiled_backward(options, saved, cotangents):
     given = zip((queries, keys, *further), (pull, *pushes), strict=True)
     return (
         tuple((factor * scale * gradient).astype(rows.dtype) for rows, gradient in given),
-        None,  # of the mask
+        None,  # of the masks
         factor * sum_over(jnp.sum(query_rows * pull), axis_names),
     )
 
@@ -361,14 +389,40 @@ _tiled: Any = jax.custom_vjp(_tiled_value, nondiff_argnums=(0,))
 _tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
-def _masked(logits, mask, start, size):
-    """Logits [r, n] of some of the further keys, −inf where one is not there.
+def _gathered_mask(mask, axis_names):
+    """[n] of each device -> [W, n]; None stays None."""
+    return None if mask is None else gather(mask, axis_names)
+
+
+def _of_pairs(logits, there, is_own, start, size, device):
+    """Logits [r, n] of some of the keys, least between different pairs of which one is not there.
+
+    The own logit alone is left of such a pair, which makes its cross-entropy 0. The least is no
+    −inf: a device that holds no other logit of a key takes the difference of two.
+    """
+    if there is None:
+        return logits
+    both = chunk_of(there, start, size).reshape(-1, 1) & rows_of_device(there, device)
+    return jnp.where(both | is_own, logits, _LEAST)
+
+
+def _of_further(logits, masks, start, size, device):
+    """Logits [r, n] of some of the further keys, −inf where one, or the query, is not there.
 
     Whatever its logit is, it neither overflows an exponential nor is the largest.
     """
-    if mask is None:
-        return logits
-    return jnp.where(chunk_of(mask, start, size).reshape(-1, 1), logits, -jnp.inf)
+    further_mask, there = masks
+    if further_mask is not None:
+        logits = jnp.where(chunk_of(further_mask, start, size).reshape(-1, 1), logits, -jnp.inf)
+    return logits if there is None else jnp.where(rows_of_device(there, device), logits, -jnp.inf)
+
+
+def _of_those_there(arrays, there, device):
+    """Arrays [n, ...], 0 where a pair of this device is not there."""
+    if there is None:
+        return arrays
+    mask = rows_of_device(there, device)
+    return [jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, 0) for x in arrays]
 
 
 def _joined(most, total, own, others, logits, factors=None):

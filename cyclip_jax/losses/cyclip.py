@@ -1,5 +1,6 @@
 """CyCLIP's terms, and their sum: the contrastive loss and the two weighted cyclic ones."""
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -26,8 +27,13 @@ from cyclip_jax.losses.tiles import CHUNK_SIZE, device_count, sum_over
 # The batch size at which the paper chose its weights λ1 = λ2 = 0.25.
 REFERENCE_BATCH_SIZE = 128
 
-# The embeddings of negative texts.
+# The embeddings of negative texts, and of the images that they describe.
 NEGATIVES: Mapping[str, Row] = {"negative_texts": Row("text", "negative_tokens")}
+NEGATIVE_IMAGES: Mapping[str, Row] = {"negative_images": Row("visual", "negative_images")}
+
+# By what examples have: keys of the batch that tell which have it, and metrics of their share.
+_MASKS = {"texts": "has_negative", "images": "has_negative_image"}
+_SHARES = {"texts": "negative_share", "images": "negative_image_share"}
 
 # Kinds of the contrastive term.
 CONTRASTIVE = ("softmax", "sigmoid")
@@ -49,7 +55,7 @@ def contrastive_term(
     contrastive_weight: Weight | None = None,
     second_view_warmup_steps: int = 0,
     label_smoothing: float = 0.0,
-    has_negatives: bool = False,
+    negatives: tuple[str, ...] = (),
 ) -> Term:
     """The contrastive loss of images and texts as a term, with its accuracies.
 
@@ -58,13 +64,17 @@ def contrastive_term(
     e^{s⟨I_i,T⁻_j⟩}) − 1/N Σ log e^{s⟨I_i,T_i⟩}/Σ_j e^{s⟨I_j,T_i⟩}]. An example without a negative
     adds none.
 
+    With negative images I⁻, which negative texts describe, it is the sum of that and of the same
+    with the negatives as the pairs and the texts as the negatives (Patel et al. 2024). An example
+    without a negative image or text is in neither direction of the second part, and N divides it.
+
     Args:
       chunk_size: rows of each device in a tile of the similarities (see `contrastive_loss`).
       contrastive: one of CONTRASTIVE: "softmax" is CLIP's loss, "sigmoid" SigLIP's.
       contrastive_weight: what second views leave of it; None adds the loss as it is.
       second_view_warmup_steps: over so many steps that share falls from 1.
       label_smoothing: ε of `info_nce`, for the softmax.
-      has_negatives: whether the batch holds negative texts.
+      negatives: what the batch holds of them: nothing, ("texts",), or ("texts", "images").
 
     Raises:
       UserError: the tiles would be empty, the kind is unknown, or a setting does not go with it.
@@ -77,27 +87,29 @@ def contrastive_term(
             f"config.loss.label_smoothing {label_smoothing} must be at least 0 and less than 1"
         )
     if contrastive == "sigmoid":
-        _check_sigmoid(label_smoothing, contrastive_weight, has_negatives)
+        _check_sigmoid(label_smoothing, contrastive_weight, negatives)
         return sigmoid_term(chunk_size=chunk_size)
 
     def measure(embeds, batch, scales, axis_names):
-        given = embeds["images"], embeds["texts"], scales["logit_scale"]
-        if has_negatives:
-            given = *given, embeds["negative_texts"], batch["has_negative"]
-        loss, (image_to_text, text_to_image) = info_nce(
-            *given, chunk_size=chunk_size, axis_names=axis_names
-        )
+        parts = _parts(embeds, batch, scales["logit_scale"], negatives)
+        of_tiles = functools.partial(info_nce, chunk_size=chunk_size, axis_names=axis_names)
+        loss, (image_to_text, text_to_image) = of_tiles(*parts[0])
         metrics = {
             "image_to_text_accuracy": image_to_text,
             "text_to_image_accuracy": text_to_image,
         }
-        if has_negatives:
-            found = batch["has_negative"].sum(dtype=loss.dtype)
-            count = len(batch["has_negative"]) * device_count(axis_names)
-            metrics["negative_share"] = sum_over(found, axis_names) / count
+        for kind in negatives:
+            mask = batch[_MASKS[kind]]
+            found, count = mask.sum(dtype=loss.dtype), len(mask) * device_count(axis_names)
+            metrics[_SHARES[kind]] = sum_over(found, axis_names) / count
+        for part in parts[1:]:
+            of_negatives, _ = of_tiles(*part)
+            metrics["negative_contrastive_loss"] = jax.lax.stop_gradient(of_negatives)
+            loss += of_negatives
         if label_smoothing:
             metrics["unsmoothed_contrastive_loss"] = jax.lax.stop_gradient(loss)
-            loss += label_smoothing * smoothing(*given, axis_names=axis_names)
+            for part in parts:
+                loss += label_smoothing * smoothing(*part, axis_names=axis_names)
         return (loss,), metrics
 
     is_growing = contrastive_weight is not None and second_view_warmup_steps > 0
@@ -106,16 +118,33 @@ def contrastive_term(
         weights={"contrastive": contrastive_weight},
         warmup_steps=second_view_warmup_steps if is_growing else 0,
         grown=lambda weight, share: 1 - share * (1 - weight),
-        reports=_softmax_reports(label_smoothing, has_negatives, is_growing),
+        reports=_softmax_reports(label_smoothing, negatives, is_growing),
         # Each of N rows is as likely as another, with any label smoothing. How many negatives there
         # are is not known.
-        of_equal_embeds={} if has_negatives else {"contrastive_loss": math.log},
-        rows={**PAIRS, **(NEGATIVES if has_negatives else {})},
-        batch_keys=("has_negative",) if has_negatives else (),
+        of_equal_embeds={} if negatives else {"contrastive_loss": math.log},
+        rows={
+            **PAIRS,
+            **(NEGATIVES if "texts" in negatives else {}),
+            **(NEGATIVE_IMAGES if "images" in negatives else {}),
+        },
+        batch_keys=tuple(_MASKS[kind] for kind in negatives),
     )
 
 
-def _softmax_reports(label_smoothing, has_negatives, is_growing):
+def _parts(embeds, batch, scale, negatives):
+    """What `info_nce` takes of the pairs, and perhaps of the negatives as pairs."""
+    images, texts = embeds["images"], embeds["texts"]
+    if not negatives:
+        return [(images, texts, scale, None, None, None)]
+    wrong = embeds["negative_texts"]
+    parts = [(images, texts, scale, wrong, batch["has_negative"], None)]
+    if "images" in negatives:
+        of_wrong = embeds["negative_images"]
+        parts.append((of_wrong, wrong, scale, texts, None, batch["has_negative_image"]))
+    return parts
+
+
+def _softmax_reports(label_smoothing, negatives, is_growing):
     """What the term says of its metrics."""
     smoothed, of_negatives, growing = {}, {}, {}
     with_smoothing = ""
@@ -124,9 +153,13 @@ def _softmax_reports(label_smoothing, has_negatives, is_growing):
         smoothed["unsmoothed_contrastive_loss"] = Reported(
             meaning="The contrastive term without label smoothing"
         )
-    if has_negatives:
-        of_negatives["negative_share"] = Reported(
-            meaning="The share of examples with a negative text", unit="share", better=None
+    for kind in negatives:
+        of_negatives[_SHARES[kind]] = Reported(
+            meaning=f"The share of examples with a negative {kind[:-1]}", unit="share", better=None
+        )
+    if "images" in negatives:
+        of_negatives["negative_contrastive_loss"] = Reported(
+            meaning="The part of the contrastive term in which the negatives are the pairs"
         )
     if is_growing:
         growing["contrastive_weight"] = Reported(
@@ -150,7 +183,7 @@ def _softmax_reports(label_smoothing, has_negatives, is_growing):
     }
 
 
-def _check_sigmoid(label_smoothing, contrastive_weight, has_negatives):
+def _check_sigmoid(label_smoothing, contrastive_weight, negatives):
     """Raises UserError where a setting goes with the softmax alone."""
     if label_smoothing:
         raise UserError(
@@ -162,7 +195,7 @@ def _check_sigmoid(label_smoothing, contrastive_weight, has_negatives):
             "second views choose by the softmax; set config.data.second_image and second_caption "
             "to 'none', or config.loss.contrastive to 'softmax'"
         )
-    if has_negatives:
+    if negatives:
         raise UserError(
             "negative texts are for the softmax; set config.data.negative_caption to 'none', or "
             "config.loss.contrastive to 'softmax'"

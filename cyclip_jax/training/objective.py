@@ -78,7 +78,7 @@ class Objective:
       detached_gather_devices: W, by which the gradients of the towers are divided, as in the
         official code; 1 is the true gradient (see `cyclip_loss`).
       **sections: settings of the terms that have a section of their own, by the terms' names; and
-        "negatives", whatever it holds, where the contrastive term has negative texts.
+        what examples have of "negatives" (see `contrastive_term`).
 
     Attributes:
       first_step: the first step of the run that sees pairs, from which on weights grow.
@@ -113,7 +113,7 @@ class Objective:
         nested_dims: tuple[int, ...] = (),
         chunk_size: int = CHUNK_SIZE,
         detached_gather_devices: int = 1,
-        **sections: Mapping[str, Any],
+        **sections: Any,
     ) -> None:
         check_detached_gather(detached_gather_devices)
         check_nested_dims(nested_dims)
@@ -131,8 +131,8 @@ class Objective:
             "alignment_weight": alignment_weight,
             "uniformity_warmup_steps": uniformity_warmup_steps,
             "chunk_size": chunk_size,
+            "negatives": sections.pop("negatives", ()),
         }
-        loss["has_negatives"] = sections.pop("negatives", None) is not None
         _check_sections(sections)
         # What the second views leave of the contrastive loss between images and texts.
         loss["contrastive_weight"] = 1 - second_view_weight if "second_views" in sections else None
@@ -316,5 +316,6 @@ def configured_objective(config: Any) -> Objective:
     if views:
         sections["second_views"] = {"views": views}
     if config.data.negative_caption != "none":
-        sections["negatives"] = {}
+        has_images = config.data.negative_image_key is not None
+        sections["negatives"] = ("texts", "images") if has_images else ("texts",)
     return Objective(**config.loss, **sections)

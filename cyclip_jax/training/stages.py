@@ -113,10 +113,11 @@ def batch_shapes(
     sizes, rows = sizes_in(config.model), rows or config.batch_size
     side, length = sizes["image_size"], sizes["context_length"]
     shapes: dict[str, Any] = {}
-    shapes |= dict.fromkeys(("images", "second_images"), ((rows, side, side, 3), jnp.uint8))
+    pictures = ("images", "second_images", "negative_images")
+    shapes |= dict.fromkeys(pictures, ((rows, side, side, 3), jnp.uint8))
     texts = ("tokens", "second_tokens", "negative_tokens")
     shapes |= dict.fromkeys(texts, ((rows, length), jnp.int32))
-    shapes["has_negative"] = ((rows,), jnp.bool_)
+    shapes |= dict.fromkeys(("has_negative", "has_negative_image"), ((rows,), jnp.bool_))
     if not set(keys) <= shapes.keys():
         sentences = config.sentences
         shape = (sentences.batch_size, min(sentences.length, length))

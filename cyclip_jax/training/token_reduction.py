@@ -70,7 +70,7 @@ class TokenReduction:
         def view(key, batch):
             seen = dict(batch)
             if text_length is not None:
-                for name in {"tokens", "second_tokens"} & seen.keys():
+                for name in {"tokens", "second_tokens", "negative_tokens"} & seen.keys():
                     seen[name] = shorten(batch[name], text_length)
             if is_dropping and grid is not None:
                 seen["kept_patches"] = choose_patches(

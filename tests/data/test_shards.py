@@ -455,6 +455,60 @@ def test_a_source_is_found_by_its_paths_ending(paths):
         create_mixture({"mine": {"weight": 1}})
 
 
+# Wrong captions, and the pictures that they describe.
+
+
+NEGATIVES = {  # here the second caption, and the picture itself
+    "csv": ("caption", "image"),
+    "webdataset": ("json:captions", "jpg;png;webp"),
+    "tfrecord": ("captions", "jpg"),
+    "tfds": ("captions/text", "image"),
+    "array_record": ("captions/text", "image"),
+    "parquet": ("captions", "bare"),
+}
+
+
+@pytest.mark.parametrize("name", NEGATIVES)
+def test_negatives_stand_where_the_settings_say(paths, name):
+    caption_key, image_key = NEGATIVES[name]
+    settings = {"negative_caption_key": caption_key, "negative_image_key": image_key}
+    plain = open_source(paths, name)
+    source = open_source(paths, name, **settings)
+    for index in (0, 7, SIZE - 1):
+        expected, record = plain.read(index), source.read(index)
+        assert (record.image, record.captions) == (expected.image, expected.captions)
+        assert record.negative_image == expected.image and expected.negative_image == b""
+        (number,) = numbers_of([record.negative])
+        assert numbers_of(record.captions) == [number]
+    assert list(source.captions()) == list(plain.captions())
+    for key in settings:
+        with pytest.raises(UserError, match=f"'nowhere'.*set config.data.{key}"):
+            open_source(paths, name, **settings | {key: "nowhere"})
+
+
+def test_an_example_may_lack_its_negatives(tmp_path):
+    members = {"png": b"a PNG", "txt": b"one"}
+    negatives = {"neg.png": b"another PNG", "neg.txt": b"two"}
+    examples = {"000": members, "001": members | negatives}
+    path = shards.write_tar(tmp_path / "a.tar", examples)
+    keys = {"negative_caption_key": "neg.txt", "negative_image_key": "neg.png"}
+    source = create_source("webdataset", path, config_key="c", **keys)
+    assert [(r.negative, r.negative_image) for r in map(source.read, (0, 1))] == [
+        ("", b""),
+        ("two", b"another PNG"),
+    ]
+    (tmp_path / "a.png").write_bytes(b"a PNG")
+    table = tmp_path / "a.csv"
+    table.write_text(
+        "image,caption,wrong,of\na.png,one,,\na.png,one,two,a.png\na.png,one,two,b.png\n"
+    )
+    keys = {"negative_caption_key": "wrong", "negative_image_key": "of"}
+    source = create_source("csv", str(table), config_key="c", **keys)
+    assert [source.read(index).negative_image for index in (0, 1)] == [b"", b"a PNG"]
+    with pytest.raises(Unreadable, match=r"b\.png"):
+        source.read(2)
+
+
 # What is refused.
 
 

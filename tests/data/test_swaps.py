@@ -108,7 +108,59 @@ def test_a_batch_holds_them_and_its_pairs_stay_the_same(tmp_path):
         np.testing.assert_array_equal(np.sort(negative[has]), np.sort(own[has]))
 
 
+def test_a_negative_image_is_a_pair_with_its_text(tmp_path):
+    """A damaged one costs its example; without one there is a mask."""
+    negatives = [OTHER, b"", OTHER, b"damaged", OTHER, OTHER]
+
+    class Source:
+        faults, mean_bytes, boundaries = (), 1000, np.array([0, 6])
+
+        def __len__(self):
+            return 6
+
+        def keys(self, indices):
+            return [f"example {index}" for index in indices]
+
+        def read(self, index):
+            wrong = "" if index == 4 else "a blue square"
+            rule = CaptionRule("caption", negative="wrong")
+            return rule.record(PICTURE, [[f"a square {index}"], [wrong]], negatives[index])
+
+    bad = BadExamples(tmp_path / "bad.jsonl", 0.5, 6)
+    views = SecondViews(
+        negative_caption="given", negative_caption_key="wrong", negative_image_key="of"
+    )
+    found = train_batches(
+        *(Source(), lengths),
+        batch_size=6,
+        image_size=8,
+        seed=3,
+        position=None,
+        shuffle=False,
+        bad_examples=bad,
+        negative_caption=views.negative(),
+        has_negative_images=True,
+    )
+    batch, _ = next(found)
+    found.close()
+    bad.close()
+    assert batch["has_negative_image"].tolist()[:3] == [True, False, True]
+    assert batch["has_negative_image"].tolist()[4:] == [False, True]  # no text; both
+    whites = batch["negative_images"].reshape(6, -1).min(axis=1)
+    assert whites[[0, 2, 5]].tolist() == [255] * 3 and whites[1] == 0
+    assert batch["images"].max() == 0
+    assert "example 3" in (tmp_path / "bad.jsonl").read_text()
+
+
+def test_a_negative_image_needs_a_text_that_stands_beside_it():
+    with pytest.raises(UserError, match=r"set config\.data\.negative_caption='given'"):
+        SecondViews(negative_caption="swap", negative_image_key="of")
+
+
 PICTURE = encoded_as(Image.new("RGB", (8, 8)), "PNG")
+
+
+OTHER = encoded_as(Image.new("RGB", (8, 8), "white"), "PNG")
 
 
 def lengths(texts):

@@ -66,22 +66,22 @@ def test_the_definition_is_the_formula(x64, times, directions, own_weight, smoot
     assert len(accuracies) == sum(weight != 0 for weight in directions)
 
 
-def over(devices, function, **settings):
-    """`function` on rows that are split over so many devices."""
+def over(devices, function, mask=None, **settings):
+    """`function` on rows that are split over so many devices; `mask` is that of the pairs."""
     mesh = parallel.create_mesh(jax.devices()[:devices])
     rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
 
     def of(queries, keys, further, scale):
-        def on_device(queries, keys, further, scale):
-            given = further if further.size else None
+        def on_device(queries, keys, further, scale, mask):
+            given = (queries, keys, scale, further if further.size else None, None, mask)
             names = mesh.axis_names if devices > 1 else ()
-            return function(queries, keys, scale, given, axis_names=names, **settings)
+            return function(*given, axis_names=names, **settings)
 
         if devices == 1:
-            return on_device(queries, keys, further, scale)
-        specs = (rows, rows, rows, whole)
+            return on_device(queries, keys, further, scale, mask)
+        specs = (rows, rows, rows, whole, rows)
         return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=whole)(
-            queries, keys, further, scale
+            queries, keys, further, scale, mask
         )
 
     return of
@@ -109,6 +109,50 @@ def test_tiles_have_the_value_and_the_gradient_of_the_definition(
     expected = gradients(definition, *given)
     tiled = gradients(over(devices, info_nce, chunk_size=chunk_size, **settings), *given)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), tiled, expected)
+
+
+@pytest.mark.parametrize(
+    "times, directions, smoothing, devices, chunk_size, share",
+    [
+        (0, BOTH, 0.1, 8, 2, 0.6),
+        (1, (0.3, 0.7), 0.2, 1, 5, 0.6),
+        (1, (0.3, 0.7), 0.2, 8, 2, 0.6),
+        (1, BOTH, 0.2, 8, 2, 0.0),
+    ],
+)
+def test_a_pair_that_is_not_there_is_as_if_it_were_not(
+    x64, times, directions, smoothing, devices, chunk_size, share
+):
+    """Whatever stands in its rows; but N divides the sums all the same."""
+    n = 24
+    queries, keys, further = arrays(n, n * times)
+    there = np.random.default_rng(4).random(n) < share
+    queries[~there], keys[~there] = 3.0, -2.0
+    settings = {"directions": directions, "label_smoothing": smoothing}
+
+    def of(function):
+        def measured(queries, keys, further, scale):
+            return function(queries, keys, further, scale)
+
+        return gradients(measured, queries, keys, further, 7.0)
+
+    def definition(queries, keys, further, scale):
+        left = (queries[there], keys[there], scale, further if times else None)
+        if not there.any():
+            return 0 * scale, tuple(jnp.zeros(()) for weight in directions if weight)
+        loss, accuracies = info_nce_dense(*left, **settings)
+        return loss * there.mean(), tuple(share * there.mean() for share in accuracies)
+
+    def dense(queries, keys, further, scale):
+        given = (queries, keys, scale, further if times else None, None, there)
+        return info_nce_dense(*given, **settings)
+
+    expected = of(definition)
+    tiled = over(devices, info_nce, mask=there, chunk_size=chunk_size, **settings)
+    for found in (of(dense), of(tiled)):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), found, expected
+        )
 
 
 @pytest.mark.parametrize("e, own_weight", [(0, 1.0), (6, 1.0), (6, 0.5), (12, 1.0)])

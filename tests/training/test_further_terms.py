@@ -1,4 +1,4 @@
-"""A step with the sigmoid loss, uniformity, nested dimensions and label smoothing."""
+"""A step with the sigmoid loss, uniformity, nested dimensions, label smoothing, negatives."""
 
 import functools
 import math
@@ -45,6 +45,19 @@ def on_one_device():
 @pytest.mark.parametrize("devices, step", [(8, {"fsdp": 2}), (1, {"micro_batches": 4})])
 def test_any_mesh_and_micro_batches_give_one_gradient(devices, step):
     assert worst_difference(run(devices, **step), on_one_device()) <= 1e-10
+
+
+def test_any_mesh_and_micro_batches_give_one_gradient_with_negatives():
+    batch, others = of_step.make_batch(), of_step.make_batch(seed=1)
+    rows = np.arange(of_step.ROWS)
+    batch |= {"negative_images": others["images"], "negative_tokens": others["tokens"]}
+    batch |= {"has_negative": rows % 4 > 0, "has_negative_image": rows % 4 > 1}
+    negatives = Objective(**of_step.LOSS, negatives=("texts", "images"), chunk_size=3)
+    with jax.enable_x64(True):
+        given = (*of_step.perturbed_state("float64", **VIT), batch, "float64")
+        one = of_step.run_on(1, *given, objective=negatives)
+        eight = of_step.run_on(8, *given, objective=negatives, fsdp=2, micro_batches=2)
+    assert worst_difference(eight, one) <= 1e-10
 
 
 def test_the_bias_learns():

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import posixpath
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -45,7 +45,7 @@ def parquet_source(path: str, reading: Reading, *, config_key: str) -> "ParquetR
         raise UserError(f"{config_key} is {path}, which needs pyarrow; run pip install pyarrow")
     paths = expand(path, config_key=config_key, endings=(".parquet",))
     rule = reading.caption_rule(CAPTION_KEY)
-    source = ParquetRows(paths, reading.image_key or IMAGE_KEY, rule, reading.kept_examples)
+    source = ParquetRows(paths, reading.image_keys(IMAGE_KEY), rule, reading.kept_examples)
     if not len(source):
         raise UserError(f"there is no row in {path}; set {config_key} to files that have some")
     return source
@@ -63,15 +63,21 @@ class ParquetRows:
     faults: Sequence[tuple[str, str, str]] = ()
 
     def __init__(
-        self, paths: list[str], image_key: str, rule: CaptionRule, kept_examples: int = 0
+        self,
+        paths: list[str],
+        image_keys: Mapping[str, str],
+        rule: CaptionRule,
+        kept_examples: int = 0,
     ) -> None:
         self._paths, self._rule = paths, rule
         self._files = [_ParquetFile(path) for path in paths]
-        self._columns = [image_key, *rule.fields]
+        self._images = len(image_keys)
+        self._columns = [*image_keys.values(), *rule.fields]
+        settings = [*image_keys.items(), *zip(rule.settings, rule.fields, strict=True)]
         self._groups, counts, sizes = [], [0], []
         for number, file in enumerate(self._files):
             with file.damage_told():
-                file.check_columns(image_key, rule.fields)
+                file.check_columns(settings)
                 groups = file.row_groups()
             for group, (rows, size) in enumerate(groups):
                 self._groups.append((number, group))
@@ -110,19 +116,29 @@ class ParquetRows:
     def read(self, index: int) -> Record:
         """The Record of a row; raises Unreadable."""
         group = part_of(self.boundaries, index)
-        image, *captions = self._kept.get(group, lambda: self._read_group(group, self._columns))
+        columns = self._kept.get(group, lambda: self._read_group(group, self._columns))
+        image, *negative_images = columns[: self._images]
         row = int(index - self.boundaries[group])
-        return self._record(_picture(image[row]), captions, row)
+        negatives = [cell for column in negative_images if _is_filled(cell := column[row])]
+        pictures = map(_picture, (image[row], *negatives))
+        return self._record(next(pictures), columns[self._images :], row, *pictures)
 
-    def _record(self, picture, columns, row):
+    def _record(self, picture, columns, row, *negative_image):
         try:
-            return self._rule.record(picture, [_texts(column, row) for column in columns])
+            texts = [_texts(column, row) for column in columns]
+            return self._rule.record(picture, texts, *negative_image)
         except UnicodeDecodeError as error:
             raise Unreadable("the caption is not UTF-8", f"byte {error.start + 1}") from error
 
     def _read_group(self, group, columns):
         file, number = self._groups[group]
         return self._files[file].read(number, columns)
+
+
+def _is_filled(value):
+    """Whether a cell has anything in it that could be a picture."""
+    content = value.as_py()
+    return any(content.values()) if isinstance(content, dict) else bool(content)
 
 
 def _picture(value):
@@ -195,33 +211,38 @@ class _ParquetFile:
             told = self._kind() or error
             raise UserError(f"{self._path} cannot be read as Parquet: {told}") from error
 
-    def check_columns(self, image_key, caption_keys):
-        """Raises UserError where a column is missing, or holds no pictures or no texts."""
-        for key, name in [
-            (image_key, "image_key"),
-            *((key, "caption_key") for key in caption_keys),
-        ]:
+    def check_columns(self, settings):
+        """Raises UserError where a column is missing, or holds no pictures or no texts.
+
+        Args:
+          settings: [(setting of config.data, the column that it names)].
+        """
+        for name, key in settings:
             if key not in self._schema.names:
                 names = ", ".join(self._schema.names)
                 raise UserError(
                     f"{self._path} has no column {key!r} (columns: {names}); set config.data.{name}"
                 )
             kind = self._schema.field(key).type
-            if name == "caption_key" and not _holds_texts(kind):
+            if name.endswith("image_key"):
+                self._check_pictures(name, key, kind)
+            elif not _holds_texts(kind):
                 raise UserError(
                     f"the column {key!r} of {self._path} holds {kind} and no texts; "
-                    "set config.data.caption_key"
+                    f"set config.data.{name}"
                 )
-            if name == "image_key" and not _holds_pictures(kind):
-                raise UserError(
-                    f"the column {key!r} of {self._path} holds {kind} and not one picture a row, "
-                    "as bytes or as a struct with 'bytes'; set config.data.image_key, or, if it "
-                    "holds paths, write paths and captions as a CSV"
-                )
-        if self._has_no_bytes(f"{image_key}.bytes"):
+
+    def _check_pictures(self, name, key, kind):
+        if not _holds_pictures(kind):
             raise UserError(
-                f"the column {image_key!r} of {self._path} holds paths and no pictures; "
-                "write paths and captions as a CSV, or set config.data.image_key"
+                f"the column {key!r} of {self._path} holds {kind} and not one picture a row, "
+                f"as bytes or as a struct with 'bytes'; set config.data.{name}, or, if it "
+                "holds paths, write paths and captions as a CSV"
+            )
+        if self._has_no_bytes(f"{key}.bytes"):
+            raise UserError(
+                f"the column {key!r} of {self._path} holds paths and no pictures; "
+                f"write paths and captions as a CSV, or set config.data.{name}"
             )
 
     def _has_no_bytes(self, path_in_schema):

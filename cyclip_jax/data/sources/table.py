@@ -44,9 +44,11 @@ def csv_source(path: str, reading: Reading, *, config_key: str) -> "CsvSource":
             f"{path} is not a file{how_written(path)}; set {config_key} to a CSV of image "
             "paths and captions"
         )
-    rule, image_key = reading.caption_rule(CAPTION_KEY), reading.image_key or IMAGE_KEY
+    rule, image_keys = reading.caption_rule(CAPTION_KEY), reading.image_keys(IMAGE_KEY)
     table = Table(path, reading.delimiter_of(path), "config.data.delimiter")
-    (images, *captions), row_faults = _read_columns(table, image_key, rule.fields)
+    settings = [*image_keys.items(), *zip(rule.settings, rule.fields, strict=True)]
+    (images, *captions), row_faults = _read_columns(table, settings)
+    negative_images = captions.pop(0) if "negative_image_key" in image_keys else None
     if len(images) == 0:
         raise UserError(
             f"{path} has no rows below its header; set {config_key} to a CSV that has some"
@@ -60,7 +62,7 @@ def csv_source(path: str, reading: Reading, *, config_key: str) -> "CsvSource":
             "%s: %d of %d rows cannot be used, the first since %s (%s)",
             *(path, len(row_faults), len(images), reason, detail),
         )
-    return CsvSource(posixpath.dirname(path), images, captions, rule, row_faults)
+    return CsvSource(posixpath.dirname(path), images, captions, rule, row_faults, negative_images)
 
 
 class CsvSource:
@@ -72,6 +74,8 @@ class CsvSource:
       captions: columns of captions.
       rule: what of a row is its captions.
       row_faults: {row: what is wrong with it} of those that cannot be read.
+      negative_images: the paths of pictures that wrong captions describe, "" where there is none;
+        None is none at all.
 
     Attributes:
       row_faults: as given.
@@ -90,10 +94,12 @@ class CsvSource:
         captions: "Sequence[Sequence[str] | StringArray]",
         rule: CaptionRule,
         row_faults: Mapping[int, Fault] | None = None,
+        negative_images: "Sequence[str] | StringArray | None" = None,
     ) -> None:
         self.row_faults: Mapping[int, Fault] = row_faults or {}
         self._folder = folder
         self._images = images
+        self._negative_images = negative_images
         self._captions = captions
         self._rule = rule
         self.boundaries: Int[np.ndarray, "2"] = np.array([0, len(images)], np.int64)
@@ -114,11 +120,17 @@ class CsvSource:
         """The Record of a row; raises Unreadable."""
         if index in self.row_faults:
             raise Unreadable(*self.row_faults[index])
-        path = self._images[index]
+        image, negative_image = self._picture(self._images[index]), b""
+        if self._negative_images is not None and (path := self._negative_images[index].strip()):
+            negative_image = self._picture(path)
+        texts = [[column[index]] for column in self._captions]
+        return self._rule.record(image, texts, negative_image)
+
+    def _picture(self, path):
+        """The bytes of a file; raises Unreadable."""
         if self._folder and not stands_alone(path):
             path = f"{self._folder}/{path}"
-        image = read_whole(path)
-        return self._rule.record(image, [[column[index]] for column in self._captions])
+        return read_whole(path)
 
 
 class StringArray:
@@ -143,12 +155,14 @@ class StringArray:
         return self._encoded[self._offsets[index] : self._offsets[index + 1]].decode()
 
 
-def _read_columns(table, image_key, caption_keys):
-    """Columns of a table as `StringArray`s, and {row: Fault} of its rows that cannot be used."""
-    positions = [
-        table.position(image_key, "config.data.image_key"),
-        *(table.position(key, "config.data.caption_key") for key in caption_keys),
-    ]
+def _read_columns(table, settings):
+    """Columns of a table as `StringArray`s, and {row: Fault} of its rows that cannot be used.
+
+    Args:
+      table: the Table.
+      settings: [(setting of config.data, the column that it names)].
+    """
+    positions = [table.position(key, f"config.data.{setting}") for setting, key in settings]
     columns, faults = [(bytearray(), array("q")) for _ in positions], {}
     for number, (_, fields, fault) in enumerate(table.rows()):
         if fault is not None:

@@ -36,9 +36,9 @@ def tfds_source(path: str, reading: Reading, *, config_key: str) -> TfRecords:
     """
     builder, split = _open_builder(path, config_key)
     features = _flat_features(builder.info.features)
-    image_key = reading.image_key or IMAGE_KEY
+    image_keys = reading.image_keys(IMAGE_KEY)
     rule = reading.caption_rule(next((key for key in CAPTION_KEYS if key in features), "caption"))
-    for key, name in [(image_key, "image_key"), *((field, "caption_key") for field in rule.fields)]:
+    for name, key in [*image_keys.items(), *zip(rule.settings, rule.fields, strict=True)]:
         if key not in features:
             raise UserError(
                 f"{path} has no feature {key!r} (features: {', '.join(sorted(features))}); "
@@ -56,7 +56,12 @@ def tfds_source(path: str, reading: Reading, *, config_key: str) -> TfRecords:
         ) from error
     paths = [str(instruction.filename) for instruction in instructions]
     ranges = [(part.skip, part.skip + part.take) for part in instructions]
-    arguments = {"label_names": names, "kept_examples": reading.kept_examples}
+    arguments = {
+        "label_names": names,
+        "kept_examples": reading.kept_examples,
+        "negative_image_key": reading.negative_image_key,
+    }
+    image_key = image_keys["image_key"]
     file_format = getattr(builder.info.file_format, "value", None)
     if file_format == "array_record":
         return _ArrayRecords(paths, ranges, image_key, rule, **arguments)

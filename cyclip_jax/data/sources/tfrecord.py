@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 from jaxtyping import Int
 
 from cyclip_jax.data.captions import CaptionRule
-from cyclip_jax.data.reading import Reading
+from cyclip_jax.data.reading import RECORDS_TRIED, Reading
 from cyclip_jax.data.record import Record, Unreadable, first_caption, part_of
 from cyclip_jax.data.sources.ranges import Files, expand
 from cyclip_jax.data.sources.shard_index import (
@@ -24,7 +24,6 @@ from cyclip_jax.runtime.started import import_tensorflow
 
 IMAGE_KEY = "jpg;png;webp;image;image/encoded"
 CAPTION_KEY = "txt"
-RECORDS_TRIED = 16  # for one that tells which features there are
 
 
 def tfrecord_source(path: str, reading: Reading, *, config_key: str) -> "TfRecords":
@@ -50,6 +49,7 @@ def tfrecord_source(path: str, reading: Reading, *, config_key: str) -> "TfRecor
         reading.image_key or IMAGE_KEY,
         rule,
         kept_examples=reading.kept_examples,
+        negative_image_key=reading.negative_image_key,
     )
     if not len(source):
         faults = "".join(f" ({name}: {fault})" for name, _, fault in source.faults[:1])
@@ -57,6 +57,7 @@ def tfrecord_source(path: str, reading: Reading, *, config_key: str) -> "TfRecor
             f"there is no record in {path}{faults}; set {config_key} to shards that have some"
         )
     source.check_features(path)
+    reading.check_negatives(source, path)
     return source
 
 
@@ -71,6 +72,7 @@ class TfRecords:
       label_names: {feature: names}, for features that hold the number of a class.
       parts: [(shard, first, end)], the records that count; by default all of every shard.
       kept_examples: how many of the examples read lately are kept in memory.
+      negative_image_key: which feature is a picture that a wrong caption describes, if any is.
 
     Attributes:
       boundaries: where each part's examples begin, and the end, int64 [parts + 1].
@@ -87,8 +89,10 @@ class TfRecords:
         label_names: Mapping[str, list[str]] | None = None,
         parts: Sequence[tuple[int, int, int]] | None = None,
         kept_examples: int = 0,
+        negative_image_key: str | None = None,
     ) -> None:
         self._paths = paths
+        self._negative_image_keys = (negative_image_key or "").split(";")
         self._image_keys = image_key.split(";")
         self._rule = rule
         self._label_names = label_names or {}
@@ -129,11 +133,12 @@ class TfRecords:
     def read(self, index: int) -> Record:
         """The Record of an example; raises Unreadable."""
         features = self._features(index)
-        image = next((features[key] for key in self._image_keys if key in features), None)
-        if image is None or not image.bytes_list.value:
+        image = _first_bytes(features, self._image_keys)
+        if image is None:
             raise Unreadable("the image is missing")
         values = [self._texts(field, features) for field in self._rule.fields]
-        return self._rule.record(image.bytes_list.value[0], values)
+        negative_image = _first_bytes(features, self._negative_image_keys)
+        return self._rule.record(image, values, negative_image or b"")
 
     @property
     def mean_bytes(self) -> float:
@@ -192,3 +197,9 @@ class TfRecords:
             return [names[number] for number in numbers]
         kind = feature.WhichOneof("kind")
         return list(getattr(feature, kind).value) if kind else []
+
+
+def _first_bytes(features, keys):
+    """The value of the first of some features that a record has; None where it has none."""
+    feature = next((features[key] for key in keys if key in features), None)
+    return feature.bytes_list.value[0] if feature is not None and feature.bytes_list.value else None

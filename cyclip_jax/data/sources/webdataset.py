@@ -39,7 +39,10 @@ def webdataset_source(path: str, reading: Reading, *, config_key: str) -> "WebDa
     paths = expand(path, config_key=config_key, endings=(".tar",))
     rule, image_key = reading.caption_rule(CAPTION_KEY), reading.image_key or IMAGE_KEY
     indexes = open_indexes(paths, scan_tar)
-    source = WebDataset(paths, indexes, image_key, rule, reading.kept_examples)
+    source = WebDataset(
+        *(paths, indexes, image_key, rule, reading.kept_examples),
+        negative_image_key=reading.negative_image_key,
+    )
     endings = ", ".join(sorted(source.endings)[:20]) or "nothing"
     if not len(source):
         faults = "".join(f" ({name}: {fault})" for name, _, fault in source.faults[:1])
@@ -56,6 +59,7 @@ def webdataset_source(path: str, reading: Reading, *, config_key: str) -> "WebDa
             f"members that end in {endings}; set config.data.caption_key"
         )
     source.check_json_fields(path)
+    reading.check_negatives(source, path)
     return source
 
 
@@ -77,12 +81,15 @@ class WebDataset:
         image_key: str,
         rule: CaptionRule,
         kept_examples: int = 0,
+        *,
+        negative_image_key: str | None = None,
     ) -> None:
         self._rule = rule
         self._image_endings = image_key.split(";")
         members = [field.partition(":") for field in rule.fields]
         self._json_fields = [field for _, _, field in members]
-        pictures = _Places()
+        pictures, negatives = _Places(), _Places()
+        negative_endings = (negative_image_key or "").split(";")
         captions = [_Places() for _ in members]
         self.endings: set[str] = set()
         self.faults: list[tuple[str, str, str]] = []
@@ -96,6 +103,7 @@ class WebDataset:
             texts = [_first_places(index, [ending]) for ending, _, _ in members]
             has_picture = image[0] != ABSENT
             pictures.add(image, has_picture)
+            negatives.add(_first_places(index, negative_endings), has_picture)
             for places, text in zip(captions, texts, strict=True):
                 places.add(text, has_picture)
             self._add_bad(path, index, has_picture, texts, counts[-1])
@@ -105,6 +113,7 @@ class WebDataset:
                 logging.warning("%s: %d examples without a picture are left out", path, lacking)
         self.boundaries: Int[np.ndarray, "shards+1"] = np.cumsum(counts, dtype=np.int64)
         self._image = pictures.joined()
+        self._negative_image = negatives.joined() if negative_image_key is not None else None
         self._files = Files(paths, kept_bytes=int(kept_examples * self.mean_bytes))
         self.caption_places: list[tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]] = [
             places.joined() for places in captions
@@ -131,9 +140,14 @@ class WebDataset:
 
     def read(self, index: int) -> Record:
         """The Record of an example; raises Unreadable."""
-        shard = part_of(self.boundaries, index)
-        offset, size = (int(places[index]) for places in self._image)
-        return self._captions(index, self._files.read(shard, offset, size))
+        image = self._member(self._image, index)
+        if self._negative_image is None or self._negative_image[0][index] == ABSENT:
+            return self._captions(index, image)
+        return self._captions(index, image, self._member(self._negative_image, index))
+
+    def _member(self, places, index):
+        offset, size = (int(part[index]) for part in places)
+        return self._files.read(part_of(self.boundaries, index), offset, size)
 
     def check_json_fields(self, path: str | None) -> None:
         """Raises UserError where captions are fields of JSON that the first example lacks."""
@@ -171,7 +185,7 @@ class WebDataset:
                 if has_picture[sample]:
                     self.bad[int(number[sample])] = (reason, f"{index.keys[sample]} in {path}")
 
-    def _captions(self, index: int, image: bytes = b"") -> Record:
+    def _captions(self, index: int, image: bytes = b"", negative_image: bytes = b"") -> Record:
         if index in self.bad:
             raise Unreadable(*self.bad[index])
         shard = part_of(self.boundaries, index)
@@ -182,7 +196,7 @@ class WebDataset:
                 continue
             content = self._files.read(shard, int(offsets[index]), int(sizes[index]))
             values.append(_texts_of_json(content, field) if field else [content])
-        return self._rule.record(image, values)
+        return self._rule.record(image, values, negative_image)
 
     def _keys_of_shard(self, shard):
         count = int(self.boundaries[shard + 1] - self.boundaries[shard])
