@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 
 import jax
@@ -20,16 +19,12 @@ from cyclip_jax.workdir.checkpoints import AVERAGE, restore_model
 from cyclip_jax.workdir.metrics import metrics_at
 from tests import tiny
 from tests.interop.models import RESNET, VIT, drawn_checkpoint
-from tests.runs import ROOT, finish, start_process, status_of
+from tests.pages import commands_of, run_command
+from tests.runs import status_of
 from tests.test_sharded_run import configure
 
 STEPS = 4
-PAGE = (ROOT / "docs" / "starting_from_weights.md").read_text()
-COMMANDS = [
-    command
-    for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
-    for command in block.replace("\\\n", " ").strip().split("\n")
-]
+COMMANDS = commands_of("starting_from_weights.md")
 
 
 def averaged(pairs):
@@ -233,10 +228,5 @@ def test_every_command_of_the_page_runs(run, pairs, tmp_path, environment_with_t
     for command in COMMANDS:
         command = re.sub(r"(models|runs|exports)/", rf"{tmp_path}/\1/", command)
         command = command.replace("pairs.csv", str(pairs))
-        python, dash, module, *flags = shlex.split(command)
-        assert (python, dash) == ("python", "-m")
-        if module == "cyclip_jax.main":
-            flags += small
-        name = module.removeprefix("cyclip_jax.")
-        finish(start_process(environment_with_torch, name, *flags))
+        run_command(environment_with_torch, command, *small)
     assert {path.name for path in (tmp_path / "exports").iterdir()} == {"average", "between"}

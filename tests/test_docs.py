@@ -13,6 +13,7 @@ import yaml
 from cyclip_jax import defaults, main
 from cyclip_jax.runtime import command
 from cyclip_jax.training.settings import checked
+from tests.pages import commands_of
 from tests.runs import ROOT
 
 ROWS = re.findall(r"\| P `(\S+?)(?: -k (.+?))?` \|", (ROOT / "docs" / "faults.md").read_text())
@@ -144,10 +145,7 @@ def test_every_setting_that_the_documents_name_exists():
 
 def test_the_runs_that_the_page_of_the_optimiser_begins_have_good_settings(monkeypatch):
     """And what a run changes when it goes on, it is allowed to."""
-    blocks = re.findall(
-        r"```bash\n(.*?)```", (ROOT / "docs" / "optimiser.md").read_text(), re.DOTALL
-    )
-    commands = "".join(blocks).replace("\\\n", " ").splitlines()
+    commands = commands_of("optimiser.md")
     starts = [shlex.split(line)[3:] for line in commands if "cyclip_jax.main" in line]
     assert len(starts) >= 5
     begun = {}
