@@ -19,12 +19,14 @@ from flax import nnx
 
 from cyclip_jax import defaults
 from cyclip_jax.interop.checkpoint import OUR_PREPROCESS, Checkpoint
-from cyclip_jax.interop.formats import open_clip_config, transformers_config
+from cyclip_jax.interop.formats import transformers_config
 from cyclip_jax.interop.names import COUNT, to_transformers
-from cyclip_jax.interop.weights import fit, weights_of
+from cyclip_jax.interop.open_clip_config import open_clip_config
+from cyclip_jax.interop.weights import fit, fixed_weights, weights_of
 from cyclip_jax.models import presets
 from cyclip_jax.models.clip import normalise_images
 from cyclip_jax.models.presets import resolve_sizes
+from cyclip_jax.models.transformer import SWITCHES
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import create_optimizer
 from cyclip_jax.training.step import create_state, make_train_step
@@ -44,6 +46,17 @@ SMALL = {
     "RN50x4": {"image_size": 64, **SMALL_TEXT},
     "ViT-B/32": {"image_size": 64, **SMALL_TEXT},
     "ViT-B/16": {"image_size": 32, **SMALL_TEXT},
+}
+# The others, which take longer, and SigLIP's, whose image towers timm builds for one size.
+SLOW = {
+    "RN50x16": {"image_size": 64, **SMALL_TEXT},
+    "RN50x64": {"image_size": 64, **SMALL_TEXT},
+    "ViT-S/32": {"image_size": 64, **SMALL_TEXT},
+    "ViT-S/16": {"image_size": 32, **SMALL_TEXT},
+    "ViT-L/14": {"image_size": 28, **SMALL_TEXT},
+    "ViT-L/14-336": {"image_size": 42, **SMALL_TEXT},
+    "ViT-B/16-SigLIP": SMALL_TEXT,
+    "ViT-L/16-SigLIP-256": SMALL_TEXT,
 }
 PICTURES = 4
 # If all embeddings were alike, they would agree whatever the towers compute.
@@ -79,6 +92,48 @@ TRAINED = {
             "context_length": 8,
         },
         4.7,
+    ),
+}
+_TINY = {**TRAINED["ViT"][1], "vision_layers": 2}
+# In what ours may differ from OpenAI's models, in the same form.
+VARIANTS = {
+    "ViT with all switches, means, full attention": (
+        "ViT-tiny",
+        {
+            **_TINY,
+            "vision_block": SWITCHES,
+            "pool": "mean",
+            "text_block": SWITCHES,
+            "text_attention": "full",
+            "text_pool": "eos",
+            "text_projection_bias": True,
+            "text_epsilon": 1e-6,
+        },
+        INITIAL_LOGIT_SCALE,
+    ),
+    "ViT with an attention pool, sines and cosines, texts read at their start": (
+        "ViT-tiny",
+        {
+            **_TINY,
+            "pool": "attention",
+            "vision_positions": "sin_cos",
+            "text_attention": "full",
+            "text_pool": "first",
+        },
+        INITIAL_LOGIT_SCALE,
+    ),
+    "ViT whose pool is as wide as it, NormFormer, texts read at their end": (
+        "ViT-tiny",
+        {
+            **_TINY,
+            "vision_width": 64,
+            "embed_dim": 64,
+            "pool": "attention",
+            "vision_block": ("scale_heads", "scale_attn", "scale_fc"),
+            "text_block": ("qk_norm",),
+            "text_pool": "last",
+        },
+        INITIAL_LOGIT_SCALE,
     ),
 }
 BATCH_SIZE = 16
@@ -163,15 +218,21 @@ def draw_batch(sizes, n, seed):
     }
 
 
-def abstract_model(name, sizes, *, is_training=False, dtype="float32", quick_gelu=True):
+def has_quick_gelu(sizes):
+    """Says whether a model of these sizes has OpenAI's activation; SigLIP's cannot have it."""
+    return sizes["vision_tower"] != "siglip"
+
+
+def abstract_model(name, sizes, *, is_training=False, dtype="float32", quick_gelu=None):
     """Returns (graphdef, {"params": …, "batch_stats": …}) of our model, with shapes for arrays."""
+    quick_gelu = has_quick_gelu(sizes) if quick_gelu is None else quick_gelu
     settings = {"name": name, "dtype": dtype, "quick_gelu": quick_gelu, **sizes}
     train_graphdef, graphdef, tree = presets.abstract_model(settings)
     tree = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
     return (train_graphdef if is_training else graphdef), tree
 
 
-def our_encoder(name, sizes, *, quick_gelu=True):
+def our_encoder(name, sizes, *, quick_gelu=None):
     """Compiles (weights, batch) -> (image, text) embeddings, which are float32 [N, D] each."""
     graphdef, abstract = abstract_model(name, sizes, quick_gelu=quick_gelu)
 
@@ -243,7 +304,7 @@ def _checkpoint(sizes, weights):
     return Checkpoint(
         source="what was drawn",
         weights=weights,
-        model={**sizes, "quick_gelu": True},
+        model={**sizes, "quick_gelu": has_quick_gelu(sizes)},
         tokenizer=None,
         preprocess=OUR_PREPROCESS,
     )
@@ -377,9 +438,10 @@ class TrainingCase:
 
 def draw_training_case(model):
     """Draws a TrainingCase for a model of TRAINED."""
-    name, overrides, logit_scale = TRAINED[model]
+    name, overrides, logit_scale = (TRAINED | VARIANTS)[model]
     sizes = resolve_sizes(name, **overrides)
     weights = draw_weights(weight_shapes(open_clip_model(sizes)), 0, logit_scale)
+    weights |= fixed_weights(sizes)
     batches = tuple(draw_batch(sizes, BATCH_SIZE, seed) for seed in (1, 2))
     return TrainingCase(name, sizes, weights, batches)
 
@@ -390,7 +452,8 @@ def train_in_torch(case, dtype, *, steps=STEPS, cyclic_weights=CYCLIC_WEIGHTS):
     model = load(open_clip_model(case.sizes), case.weights).to(dtype).train()
     decayed, others = [], []
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim >= 2 and not name.endswith("positional_embedding")
+        is_matrix = parameter.ndim == 2 and not name.endswith(("positional_embedding", "query"))
+        is_matrix |= parameter.ndim == 4
         (decayed if is_matrix else others).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": RECIPE["weight_decay"]},
@@ -418,7 +481,11 @@ def train_in_torch(case, dtype, *, steps=STEPS, cyclic_weights=CYCLIC_WEIGHTS):
 
 
 def _gradients(model):
-    return {name: parameter.grad.numpy().copy() for name, parameter in model.named_parameters()}
+    return {
+        name: parameter.grad.numpy().copy()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def _state(model):
@@ -467,6 +534,7 @@ def our_trainer(case, dtype):
                 statistics_of(weights_of({"batch_stats": state.batch_stats})),
             )
         weights = weights_of({"params": state.params, "batch_stats": state.batch_stats})
+        weights |= fixed_weights(case.sizes)
         return Training(losses, logit_scales, *first, weights)
 
     def train_in_dtype(**arguments):
@@ -487,8 +555,8 @@ def keep_gradient():
 def tensor_errors(actual, expected):
     """Computes the relative error of each tensor, and the absolute error of key biases.
 
-    Softmax does not see a key's bias: its gradient is zero by nature, and what is computed is only
-    rounding. So its error is absolute.
+    Softmax does not see a key's bias, nor that of a key's norm: its gradient is zero by nature, and
+    what is computed is only rounding. So its error is absolute.
 
     Args:
       actual, expected: {OpenAI name: array} with the same names.
@@ -517,7 +585,7 @@ def tensor_errors(actual, expected):
 
 def is_key_bias(name):
     """Says whether a name, as `split_biases` gives it, is that of a key's bias."""
-    return name.endswith((".k_proj.bias", ".in_proj_bias[key]"))
+    return name.endswith((".k_proj.bias", ".in_proj_bias[key]", ".attn.ln_k.bias"))
 
 
 def split_biases(weights):
@@ -561,7 +629,7 @@ def measured_embeddings(overrides):
 def measured_training():
     """Returns (rows of the first step, rows of all steps) of each model of TRAINED and dtype."""
     first, trajectory = [], []
-    for model in TRAINED:
+    for model in (*TRAINED, *VARIANTS):
         case = draw_training_case(model)
         for dtype in ("float64", "float32"):
             ours, theirs = our_trainer(case, dtype)(), train_in_torch(case, dtype)
@@ -598,8 +666,11 @@ def table(columns, rows):
 def main():
     """Measures everything and prints it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="use small pictures and text towers")
-    overrides = SMALL if parser.parse_args().quick else {name: {} for name in SMALL}
+    parser.add_argument(
+        "--quick", action="store_true", help="use small pictures and text towers; all presets"
+    )
+    is_quick = parser.parse_args().quick
+    overrides = SMALL | SLOW if is_quick else {name: {} for name in SMALL}
     # Other devices than a CPU may round the factors of a float32 product.
     jax.config.update("jax_default_matmul_precision", "highest")
     print(f"jax {jax.__version__}, torch {torch.__version__}, {jax.devices()[0].device_kind}\n")

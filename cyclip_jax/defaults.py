@@ -108,10 +108,11 @@ def _model() -> ml_collections.ConfigDict:
     model.name = "RN50"
     model.image_size = placeholder(int)  # Pixels per side of an image.
     model.embed_dim = placeholder(int)  # Width of the embedding space that both towers share.
-    # The image tower, "resnet" or "vit". By default it follows from vision_layers or the preset.
+    # The image tower, "resnet", "vit" or "siglip". By default it follows from vision_layers or the
+    # preset.
     model.vision_tower = placeholder(str)
-    # How the image tower makes one vector of a picture: "attention" (ResNet) or "class_token"
-    # (ViT). By default as the tower does.
+    # How the image tower makes one vector of a picture: "attention" (ResNet); "class_token", "mean"
+    # or "attention" (ViT); "map" (SigLIP's ViT). By default the first of them.
     model.pool = placeholder(str)
     # Blocks of the image tower: a number for a ViT, a tuple of four for a ResNet.
     model.vision_layers = placeholder(object)
@@ -127,6 +128,7 @@ def _model() -> ml_collections.ConfigDict:
     # Tokens of a caption, with the one that starts and the one that ends it.
     model.context_length = placeholder(int)
     model.vocab_size = placeholder(int)  # Number of ids that the tokenizer gives.
+    _add_variants(model)
     # Whether a learned bias is added to the similarities, as the sigmoid loss wants it.
     model.logit_bias = False
     # True is x·σ(1.702 x), as in OpenAI's models; False is the exact GELU.
@@ -148,6 +150,25 @@ def _model() -> ml_collections.ConfigDict:
     # go with remat.
     model.scan_blocks = False
     return model
+
+
+def _add_variants(model: ml_collections.ConfigDict) -> None:
+    """Adds to config.model in what a transformer differs from OpenAI's; by default in nothing."""
+    # Position embeddings of a ViT: "learned", or "sin_cos", which do not train.
+    model.vision_positions = placeholder(str)
+    # What the blocks of a ViT have besides: a tuple of "qk_norm", and of NormFormer's
+    # "scale_heads", "scale_attn_inner", "scale_attn" and "scale_fc".
+    model.vision_block = placeholder(object)
+    model.text_block = placeholder(object)  # The same of the text transformer's blocks.
+    # "causal", in which a token sees only those before it, or "full".
+    model.text_attention = placeholder(str)
+    # Where a text's embedding is read: "argmax", at the largest id; "eos", at text_eos_id; "first"
+    # or "last".
+    model.text_pool = placeholder(str)
+    model.text_eos_id = placeholder(int)  # By default the last id of the vocabulary.
+    # Whether the projection of texts is a linear layer with a bias.
+    model.text_projection_bias = placeholder(bool)
+    model.text_epsilon = placeholder(float)  # Of the text transformer's LayerNorms; usually 1e-5.
 
 
 def _tokens() -> ml_collections.ConfigDict:
@@ -405,7 +426,10 @@ def _data() -> ml_collections.ConfigDict:
     # edges become a little softer (see cyclip_jax/data/images.py).
     data.decoder = "exact"
     data.max_pixels = 100_000_000  # Pictures of more pixels are not decoded.
-    # "none" resizes and cuts out the centre; "random_resized_crop" cuts out a random part.
+    # How a picture becomes a square: "shortest" resizes its shorter side and cuts out the centre;
+    # "squash", as SigLIP's models have it, resizes both sides.
+    data.resize_mode = "shortest"
+    # "none" does only that; "random_resized_crop" cuts out a random part in training.
     data.augmentation = "none"
     # Least and greatest share of a picture's area that a random crop keeps.
     data.crop_scale = (0.9, 1.0)

@@ -3,7 +3,6 @@
 python -m cyclip_jax.evaluate --checkpoint=WORKDIR
 """
 
-import math
 import os
 from typing import Any
 
@@ -63,50 +62,41 @@ def evaluate_checkpoint(
     """
     import jax
 
-    from cyclip_jax import evals, parallel
-    from cyclip_jax.data.settings import Data
+    from cyclip_jax import evals
     from cyclip_jax.evals.flat import flattened
     from cyclip_jax.files import write_json
-    from cyclip_jax.interop.pretrained import described_by, open_checkpoint, workdir_and_step
-    from cyclip_jax.interop.weights import fit
-    from cyclip_jax.runtime.loop import set_matmul_precision
-    from cyclip_jax.runtime.sections import constructed, resolve_paths
-    from cyclip_jax.training.configured_model import Model
+    from cyclip_jax.interop.pretrained import workdir_and_step
+    from cyclip_jax.runtime.sections import resolve_paths
+    from cyclip_jax.training.opened_model import open_model
     from cyclip_jax.training.settings import with_absolute_paths
     from cyclip_jax.workdir.layout import OF_AVERAGE
 
     path, step = workdir_and_step(checkpoint, step)
     output = _results_folder(path, output)
     config = _checked_config(config, path)
-    opened = open_checkpoint(path, step=step, weights=weights)
     if config is None:
+        _check_is_there(path, step, weights)
         raise UserError(f"{path} is not the workdir of a run; name its data with --config")
     evaluated = resolve_paths(with_absolute_paths(config), path)
     ending = OF_AVERAGE if weights == "average" else ""
     evaluators = evals.create_evaluators(evaluated.evals)
     evaluators = {f"{name}{ending}": evaluation for name, evaluation in evaluators.items()}
-    own = opened.config
-    run_config = described_by(opened, evaluated) if own is None else resolve_paths(own, path)
-    data = constructed(Data, run_config.data, "config.data")
-    set_matmul_precision(run_config.matmul_precision)
-    model = Model(run_config, _mesh_for(run_config.batch_size))
-    tree = parallel.place(fit(opened.weights, model.abstract, source=opened.source), model.abstract)
-    encoders = model.encoders(**tree, tokenize=_tokenizer(opened, data, path, model.sizes))
+    opened = open_model(path, step=step, weights=weights, config=evaluated)
     failed = None
     try:
         results = evals.evaluate(
             evaluators,
-            encoders,
+            opened.encoders,
             directory=output,
-            model=run_config.model.name,
+            model=opened.config.model.name,
             checkpoint=str(path),
         )
     except evals.EvaluationFailed as error:
         failed, results = error, error.results
     results, file = flattened(results), output / "results.json"
-    if opened.step is not None:
-        results = {"step": opened.step, **results}
-        file = output / f"step_{opened.step}{ending}.json"
+    if opened.checkpoint.step is not None:
+        results = {"step": opened.checkpoint.step, **results}
+        file = output / f"step_{opened.checkpoint.step}{ending}.json"
     if jax.process_index() == 0:
         write_json(file, results)
     if failed is not None:
@@ -129,30 +119,11 @@ def _checked_config(config, path):
     return config
 
 
-def _tokenizer(checkpoint, data, workdir, sizes):
-    """The tokenizer of the data, whose vocabulary has to be that of the checkpoint."""
-    from cyclip_jax.data.settings import open_tokenizer
-    from cyclip_jax.interop.checkpoint import check_vocabulary
+def _check_is_there(path, step, weights):
+    """Raises UserError where there is no such model, which says more than that data are missing."""
+    from cyclip_jax.interop.pretrained import open_checkpoint
 
-    tokenizer = open_tokenizer(data, workdir, sizes)
-    check_vocabulary(checkpoint, tokenizer)
-    return tokenizer
-
-
-def _mesh_for(batch_size):
-    """A mesh of as many devices as a batch divides among; the run may have had others."""
-    import jax
-
-    from cyclip_jax import parallel
-    from cyclip_jax.runtime.setting_types import check_type
-
-    check_type("config.batch_size", batch_size, int)
-    devices = jax.devices()
-    # Of several processes none may be left without a device.
-    used = math.gcd(batch_size, len(devices)) if jax.process_count() == 1 else None
-    mesh = parallel.create_mesh(devices[:used])
-    parallel.check_batch_size(batch_size, mesh)
-    return mesh
+    open_checkpoint(path, step=step, weights=weights)
 
 
 def _results_folder(checkpoint, output):

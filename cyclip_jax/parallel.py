@@ -32,7 +32,8 @@ PARTITION_RULES = (
     (r"/kernel$", _LAST_OF_2),  # [in, out]
     (r"text/token_embedding$", _LAST_OF_2),  # [vocabulary, width]
     (r"(visual/proj|text/text_projection)$", _LAST_OF_2),  # [width, embedding]
-    (r"/(positional_embedding|class_embedding)$", PartitionSpec()),
+    (r"/(positional_embedding|class_embedding|pos_embed)$", PartitionSpec()),
+    (r"/(query|latent|head_scale|in_proj_bias)$", PartitionSpec()),
     (r"/(bias|scale)$", PartitionSpec()),
     (r"^logit_(scale|bias)$", PartitionSpec()),
 )

@@ -1,4 +1,4 @@
-"""`from tests.pytorch import open_clip, torch`: the packages that parity is tested against.
+"""`from tests.pytorch import open_clip, timm, torch`: the packages that parity is tested against.
 
 PyPI's torchvision is built for CUDA. Beside a CPU build of torch its operators do not load, and
 importing it fails where it registers two of them. Nothing here uses them: declaring them is enough.
@@ -24,5 +24,6 @@ def declare_missing_operators():
 declare_missing_operators()
 
 import open_clip  # noqa: E402
+import timm  # noqa: E402
 
-__all__ = ["open_clip", "torch"]
+__all__ = ["open_clip", "timm", "torch"]

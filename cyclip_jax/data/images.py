@@ -165,6 +165,25 @@ def resize_and_centre_crop(
     return _bicubic(image, size, *_centre_placement(*height_and_width(image), size))
 
 
+def squash(
+    image: UInt8[tf.Tensor, "h w 3"] | np.ndarray, size: int
+) -> UInt8[tf.Tensor, "size size 3"]:
+    """A bicubic resize of both sides, as SigLIP's models have it.
+
+    Args:
+      image: uint8 [h, w, 3].
+      size: side of the result in pixels, a Python int.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    return _bicubic(image, size, *_squash_placement(*height_and_width(image), size))
+
+
+# How a picture becomes a square without a random crop.
+RESIZES = {"shortest": resize_and_centre_crop, "squash": squash}
+
+
 def random_resized_crop(
     image: UInt8[tf.Tensor | np.ndarray, "h w 3"],
     size: int,
@@ -190,7 +209,8 @@ def random_resized_crop(
       uint8 [size, size, 3].
     """
     box = random_box(*height_and_width(image), seed, scale, ratio)
-    return _bicubic_to_square(_cut(image, *box), size)
+    # Cut beforehand, so that no pixel from outside bleeds in, as in torchvision.
+    return squash(_cut(image, *box), size)
 
 
 def colour_jitter(
@@ -245,7 +265,7 @@ def example_seed(
 def _exact_square(encoded, seed, size, settings):
     """`decode` and the crop, uint8 [size, size, 3]."""
     if settings.augmentation == "none":
-        return resize_and_centre_crop(decode(encoded, settings.max_pixels), size)
+        return RESIZES[settings.resize_mode](decode(encoded, settings.max_pixels), size)
 
     def from_whole():
         return random_resized_crop(
@@ -262,7 +282,7 @@ def _exact_square(encoded, seed, size, settings):
             lambda: decode_part_of_jpeg(checked, height, width, box),
             lambda: _cut(decode_jpeg(checked), *box),
         )
-        return _bicubic_to_square(image, size)
+        return squash(image, size)
 
     if settings.crop_scale[0] > PART_THAT_PAYS:
         return from_whole()
@@ -276,7 +296,7 @@ def _fast_square(encoded, seed, size, settings):
         """The box that is resized, its corner and sides, and the resize, as of `_bicubic`."""
         if settings.augmentation == "none":
             whole = tf.zeros([2], tf.int64), tf.stack([height, width])
-            return *whole, *_centre_placement(height, width, size)
+            return *whole, *_PLACEMENTS[settings.resize_mode](height, width, size)
         box = tf.stack(random_box(height, width, seed, settings.crop_scale, CROP_RATIO))
         return box[:2], box[2:], tf.cast(size / box[2:], tf.float32), tf.zeros([2])
 
@@ -328,10 +348,12 @@ def _centre_placement(height, width, size):
     return tf.cast(resized / tf.stack([height, width]), tf.float32), -offset
 
 
-def _bicubic_to_square(image, size):
-    """A picture, cut beforehand so that no pixel from outside bleeds in, as in torchvision."""
-    sides = tf.stack(height_and_width(image))
-    return _bicubic(image, size, tf.cast(size / sides, tf.float32), tf.zeros([2]))
+def _squash_placement(height, width, size):
+    """The same of `squash`."""
+    return tf.cast(size / tf.stack([height, width]), tf.float32), tf.zeros([2])
+
+
+_PLACEMENTS = {"shortest": _centre_placement, "squash": _squash_placement}
 
 
 def _bicubic(image, size, scale, translation):

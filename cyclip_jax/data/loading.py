@@ -122,15 +122,17 @@ def train_loader(
     return Loader(source, pictures, specs, captions, files=1 + has_negative_images)
 
 
-def eval_loader(source: Source | Mixture, image_size: int) -> Loader:
+def eval_loader(source: Source | Mixture, image_size: int, resize_mode: str = "shortest") -> Loader:
     """What evaluations load examples with: nothing is random, and the first caption is taken.
 
     Args:
       source: where they come from.
       image_size: side of the images in pixels.
+      resize_mode: how a picture becomes a square, see `Transform`.
     """
+    pictures = _eval_pictures(image_size, resize_mode)
     captions = {"tokens": lambda record, epoch, index: record.captions[0]}
-    return Loader(source, _eval_pictures(image_size), {"images": _image_spec(image_size)}, captions)
+    return Loader(source, pictures, {"images": _image_spec(image_size)}, captions)
 
 
 def _image_spec(side):
@@ -161,11 +163,15 @@ def _train_pictures(image_size, seed, transform, second, has_negative_images):
 
 
 @functools.cache
-def _eval_pictures(image_size):
+def _eval_pictures(image_size, resize_mode):
     """Traced once for all evaluations."""
-    return _traced_once(
-        lambda encoded, row: {"images": images.transform(encoded[0], size=image_size)}
-    )
+    settings = Transform(resize_mode=resize_mode)
+
+    def pictures(encoded, row):
+        del row  # nothing is random
+        return {"images": images.transform(encoded[0], size=image_size, settings=settings)}
+
+    return _traced_once(pictures)
 
 
 def _traced_once(pictures):

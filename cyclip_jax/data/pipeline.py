@@ -165,6 +165,7 @@ def eval_batches(
     *,
     batch_size: int,
     image_size: int,
+    resize_mode: str = "shortest",
     bad_examples: BadExamples | None = None,
     process_index: int = 0,
     process_count: int = 1,
@@ -176,6 +177,7 @@ def eval_batches(
     Args:
       source, tokenizer, batch_size, image_size, process_index, process_count: as in
         `train_batches`.
+      resize_mode: how a picture becomes a square, see `Transform`.
       bad_examples: counts the examples that cannot be read; without it they are only logged.
 
     Returns:
@@ -193,7 +195,7 @@ def eval_batches(
     rows[: len(source), 1] = np.arange(len(source))
     rows = _rows_of_process(rows, batch_size, process_index, process_count)
     chunk = _chunk_size(rows_here)
-    loader = eval_loader(source, image_size)
+    loader = eval_loader(source, image_size, resize_mode)
 
     def itself(row):
         return tf.boolean_mask(row[tf.newaxis], row[tf.newaxis, 1] != NO_EXAMPLE)

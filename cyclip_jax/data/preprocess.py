@@ -21,7 +21,11 @@ Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 
 def preprocessor(
-    image_size: int, *, mean: Sequence[float], std: Sequence[float]
+    image_size: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    resize_mode: str = "shortest",
 ) -> Callable[[Picture | Sequence[Picture]], Float[Array, "n h w 3"]]:
     """Makes the function that prepares pictures for a model.
 
@@ -29,6 +33,7 @@ def preprocessor(
       image_size: pixels per side.
       mean: mean of the RGB values in [0, 1], three numbers.
       std: standard deviation of the RGB values, three numbers.
+      resize_mode: how a picture becomes a square, see `data.transform.Transform`.
 
     Returns:
       Function from a picture or a list of them to normalised float32 [N, image_size, image_size,
@@ -42,12 +47,13 @@ def preprocessor(
         Args:
           images: a path, an encoded file's bytes, a PIL image or uint8 [h, w, 3], or a list.
         """
-        from cyclip_jax.data.images import resize_and_centre_crop  # TensorFlow: slow to import
+        from cyclip_jax.data.images import RESIZES  # TensorFlow: slow to import
 
         several = images if isinstance(images, list | tuple) else [images]
         if not several:
             raise UserError("there is no picture to prepare")
-        pixels = [resize_and_centre_crop(_pixels(image), image_size).numpy() for image in several]
+        resize = RESIZES[resize_mode]
+        pixels = [resize(_pixels(image), image_size).numpy() for image in several]
         return normalise_images(jnp.asarray(np.stack(pixels)), mean=mean, std=std)
 
     return preprocess

@@ -53,8 +53,8 @@ class Data:
       tokenizer, vocabulary, keep_end_of_text: see `create_tokenizer`.
       image_mean: mean of the RGB values in [0, 1], three numbers.
       image_std: standard deviation of the RGB values, three numbers.
-      decoder, max_pixels, augmentation, crop_scale, horizontal_flip, policy, colour_jitter: see
-        `Transform`.
+      decoder, max_pixels, resize_mode, augmentation, crop_scale, horizontal_flip, policy,
+        colour_jitter: see `Transform`.
       second_image, second_caption, second_caption_draws, negative_caption, negative_caption_key,
         negative_image_key, synonyms: see `SecondViews`.
       max_bad_share: share of unreadable examples above which the run stops.
@@ -81,6 +81,7 @@ class Data:
     image_std: Sequence[float]
     decoder: str
     max_pixels: int
+    resize_mode: str
     augmentation: str
     crop_scale: Sequence[float]
     horizontal_flip: bool

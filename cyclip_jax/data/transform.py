@@ -12,6 +12,7 @@ from cyclip_jax.runtime.setting_types import check_type
 MAX_PIXELS = 100_000_000
 
 DECODERS = ("exact", "fast")
+RESIZE_MODES = ("shortest", "squash")  # by open_clip's names
 AUGMENTATIONS = ("none", "random_resized_crop")
 # {name: the function of augment.py that it stands for}
 POLICIES: dict[str, str | None] = {
@@ -47,7 +48,9 @@ class Transform:
       max_pixels: pictures of more pixels are refused without being decoded.
       decoder: "exact", or "fast", which decodes a large JPEG at a fraction of its sides (see
         `images.transform`).
-      augmentation: "none" (resize and centre crop) or "random_resized_crop".
+      resize_mode: how a picture becomes a square without a random crop: "shortest" resizes its
+        shorter side and cuts out the centre, "squash" resizes both sides.
+      augmentation: "none" (only that) or "random_resized_crop".
       crop_scale: least and greatest share of the area that a random crop keeps.
       horizontal_flip: whether half of the pictures, drawn at random, are mirrored.
       colour_jitter: strength in [0, 1) of random colours (see `images.colour_jitter`); 0 is none.
@@ -59,6 +62,7 @@ class Transform:
 
     max_pixels: int = MAX_PIXELS
     decoder: str = "exact"
+    resize_mode: str = "shortest"
     augmentation: str = "none"
     crop_scale: Sequence[float] = (0.9, 1.0)
     horizontal_flip: bool = False
@@ -69,6 +73,7 @@ class Transform:
         object.__setattr__(self, "crop_scale", tuple(self.crop_scale))  # so that it can be hashed
         for key, names in (
             ("decoder", DECODERS),
+            ("resize_mode", RESIZE_MODES),
             ("augmentation", AUGMENTATIONS),
             ("horizontal_flip", (False, True)),
             ("policy", POLICIES),
@@ -101,5 +106,5 @@ class Transform:
         )
 
 
-# What evaluations do, and whoever asks for nothing else: resize, and cut out the centre.
+# What whoever asks for nothing else gets: resize, and cut out the centre.
 PLAIN = Transform()

@@ -48,6 +48,7 @@ class Encoders:
       loss: (image_embeds [n, D], text_embeds [n, D]) -> {name: scalar}, the training loss's terms.
       tokenize: texts -> int32 [n, L].
       image_size: pixels per side.
+      resize_mode: how a picture becomes a square, see `data.transform.Transform`.
       batch_size: rows B over all processes; also the size of the groups that losses are taken in.
       process_index, process_count: whose rows are this process's.
       check_stop: called after each batch; may raise Interrupted.
@@ -62,6 +63,7 @@ class Encoders:
     tokenize: Callable[[list[str]], Int[np.ndarray, "n l"]]
     image_size: int
     batch_size: int
+    resize_mode: str = "shortest"
     process_index: int = 0
     process_count: int = 1
     check_stop: Callable[[], None] = lambda: None
@@ -126,6 +128,7 @@ class Encoders:
             lambda captions: np.zeros((len(captions), 1), np.int32),  # the pictures alone
             batch_size=self.batch_size,
             image_size=self.image_size,
+            resize_mode=self.resize_mode,
             process_index=self.process_index,
             process_count=self.process_count,
         ):

@@ -14,8 +14,9 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.interop.checkpoint import check_settings
 from cyclip_jax.interop.files import from_tensor, unwrapped
 from cyclip_jax.interop.folders import openai_names, read_checkpoint
-from cyclip_jax.interop.weights import fit, weights_of
+from cyclip_jax.interop.weights import fit, fixed_weights, weights_of
 from cyclip_jax.models.clip import CLIP, split_model
+from cyclip_jax.models.vit import VisionTransformer
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,8 @@ def to_torch(model: CLIP) -> dict[str, np.ndarray]:
       open_clip's model loads.
     """
     _, params, batch_stats = split_model(model)
-    return weights_of({"params": params, "batch_stats": batch_stats})
+    weights = weights_of({"params": params, "batch_stats": batch_stats})
+    return weights | _fixed(model.visual)
 
 
 def load_torch(
@@ -74,11 +76,31 @@ def load_torch(
 
 def _settings(model):
     """Returns the settings of a model that the shapes of its weights do not show."""
+    text, visual = model.text, model.visual
     return {
-        "quick_gelu": model.text.transformer.resblocks[0].quick_gelu,
-        "vision_heads": model.visual.heads,
-        "text_heads": model.text.heads,
+        "quick_gelu": text.transformer.resblocks[0].quick_gelu,
+        "vision_heads": visual.heads,
+        "text_heads": text.heads,
+        "pool": visual.pool,
+        "text_attention": "causal" if text.transformer.resblocks[0].attn.is_causal else "full",
+        "text_pool": text.pool,
+        "text_epsilon": text.ln_final.epsilon,
+        **({"text_eos_id": text.eos_id} if text.pool == "eos" else {}),
     }
+
+
+def _fixed(visual):
+    """Returns the `fixed_weights` of an image tower."""
+    if not isinstance(visual, VisionTransformer) or visual.positional_embedding is not None:
+        return {}
+    return fixed_weights(
+        {
+            "vision_positions": "sin_cos",
+            "vision_width": len(visual.class_embedding[...]),
+            "image_size": visual.grid[0],
+            "patch_size": 1,
+        }
+    )
 
 
 def _as_array(value, name):

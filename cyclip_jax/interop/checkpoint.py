@@ -9,12 +9,15 @@ import numpy as np
 from absl import logging
 
 from cyclip_jax.data.tokenizers import CLIP_SUM, Tokenizer, vocabulary_sum
+from cyclip_jax.data.transform import RESIZE_MODES
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import file_errors
 from cyclip_jax.models.clip import IMAGE_MEAN, IMAGE_STD
 
 # Settings of a model that no shape of its weights shows.
 UNSEEN = ("quick_gelu", "vision_heads", "text_heads")
+# The same, of which hardly any model has another than the usual value.
+RARELY_OTHER = ("pool", "text_attention", "text_pool", "text_eos_id", "text_epsilon")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,8 @@ OUR_PREPROCESS: dict[str, Any] = {
     "resize_mode": "shortest",
     "interpolation": "bicubic",
 }
-IMAGE_SETTINGS = ("image_mean", "image_std")  # the keys of OUR_PREPROCESS that config.data has
+# The keys of OUR_PREPROCESS that config.data has.
+IMAGE_SETTINGS = ("image_mean", "image_std", "resize_mode")
 
 
 def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
@@ -63,13 +67,13 @@ def check_settings(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
 
     Args:
       checkpoint: a Checkpoint.
-      settings: {"quick_gelu": …, "vision_heads": …, "text_heads": …} of the model.
+      settings: {name: value} of the model, those of UNSEEN and of RARELY_OTHER.
 
     Raises:
       UserError: the model would compute something else, even though the weights may fit.
     """
-    unknown = {name: value for name, value in settings.items() if name not in checkpoint.model}
-    warn_of_guesses(checkpoint, unknown)
+    unknown = [name for name in UNSEEN if name in settings and name not in checkpoint.model]
+    warn_of_guesses(checkpoint, {name: settings[name] for name in unknown})
     differing = [
         f"{name} is {checkpoint.model[name]!r} in the checkpoint and {value!r} in the model"
         for name, value in settings.items()
@@ -117,10 +121,10 @@ def check_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, *, remedy: st
 
 
 def other_resizing(checkpoint: Checkpoint) -> list[str]:
-    """Returns the names of the settings by which the checkpoint resizes images as we do not."""
-    resizing = OUR_PREPROCESS.keys() - IMAGE_SETTINGS
-    told = checkpoint.preprocess
-    return sorted(name for name in resizing & told.keys() if told[name] != OUR_PREPROCESS[name])
+    """Returns the names of the settings by which the checkpoint resizes images as we cannot."""
+    told = OUR_PREPROCESS | checkpoint.preprocess
+    ours = {"interpolation": (OUR_PREPROCESS["interpolation"],), "resize_mode": RESIZE_MODES}
+    return [name for name, possible in ours.items() if told[name] not in possible]
 
 
 def warn_of_guesses(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:

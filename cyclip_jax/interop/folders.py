@@ -15,8 +15,8 @@ from cyclip_jax.files import absolute, how_written, parse_json
 from cyclip_jax.interop.checkpoint import OUR_PREPROCESS, Checkpoint
 from cyclip_jax.interop.files import read_weights
 from cyclip_jax.interop.names import from_transformers
+from cyclip_jax.interop.open_clip_config import settings_of_open_clip
 from cyclip_jax.interop.weights import sizes_of
-from cyclip_jax.models.towers import attention_width, tower_of_layers
 from cyclip_jax.runtime.sections import constructed
 from cyclip_jax.runtime.setting_types import check_type
 
@@ -25,14 +25,6 @@ DESCRIPTION = "cyclip_jax.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 TRANSFORMERS_CONFIG = "config.json"
 CLIP_VOCAB_SIZE = 49_408
-# The keys of open_clip's preprocess_cfg, and what a Checkpoint calls them.
-OPEN_CLIP_PREPROCESS = {
-    "mean": "image_mean",
-    "std": "image_std",
-    "interpolation": "interpolation",
-    "resize_mode": "resize_mode",
-}
-
 _WEIGHT_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -47,26 +39,6 @@ _ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 # PIL's numbers of resampling filters.
 _RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-
-# Settings of open_clip's towers. The first three name a tokenizer; the next change nothing here.
-_TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
-_NO_MATTER = (
-    *("output_tokens", "patch_dropout", "pad_id", "eos_id", "hf_model_pretrained"),
-    *("hf_proj_type", "hf_pooler_type", "attn_pooler_queries", "attn_pooler_heads"),
-    *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias"),
-    *("timm_drop", "timm_drop_path"),
-)
-_SIZES = (
-    *("image_size", "layers", "width", "head_width", "patch_size", "heads"),
-    *("context_length", "vocab_size"),
-)
-# Our towers have these values and no others.
-_FIXED = {
-    "mlp_ratio": (4, 4.0),
-    "pool_type": ("tok", "argmax"),
-    "proj_type": ("linear",),
-    "pos_embed_type": ("learnable",),
-}
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -123,7 +95,7 @@ def _settings_of(path):
         return {}
     try:
         if (folder / OPEN_CLIP_CONFIG).exists():
-            return _of_open_clip(folder)
+            return settings_of_open_clip(folder, _json(folder / OPEN_CLIP_CONFIG, "model_cfg"))
         if (folder / TRANSFORMERS_CONFIG).exists():
             return _of_transformers(folder)
     except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -282,48 +254,6 @@ def _description(folder):
         raise UserError(
             f"{path} cannot be understood ({error!r}); give the file as the export wrote it"
         ) from error
-    return description
-
-
-def _of_open_clip(folder):
-    config = _json(folder / OPEN_CLIP_CONFIG, "model_cfg")
-    model = config["model_cfg"]
-    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-    problems = [
-        f"{tower}_cfg.{name} = {value!r}"
-        for tower, settings in (("vision", vision), ("text", text))
-        for name, value in settings.items()
-        if name not in (*_NO_MATTER, *_TOKENIZER, *_SIZES)
-        and value not in _FIXED.get(name, (None, False, {}))
-    ]
-    if problems:
-        raise UserError(
-            f"{folder} holds an open_clip model with settings that ours cannot have: "
-            f"{', '.join(problems)}; choose another model"
-        )
-    size = vision.get("image_size", 224)
-    if isinstance(size, list) and len(set(size)) > 1:
-        raise UserError(
-            f"{folder} holds an open_clip model for images of {size} pixels, and ours take square "
-            "images; choose another model"
-        )
-    tower = tower_of_layers(vision.get("layers", 12))
-    vision_features = attention_width(tower, vision.get("width", 768))
-    preprocess = config.get("preprocess_cfg", {})
-    description: dict[str, Any] = {
-        "model": {
-            "quick_gelu": bool(model.get("quick_gelu", False)),
-            "vision_heads": vision_features // vision.get("head_width", 64),
-            "text_heads": text.get("heads", 8),
-        },
-        "preprocess": {
-            ours: value
-            for theirs, ours in OPEN_CLIP_PREPROCESS.items()
-            if (value := preprocess.get(theirs)) is not None
-        },
-    }
-    if any(text.get(name) for name in _TOKENIZER):
-        description["tokenizer"] = None
     return description
 
 

@@ -6,7 +6,7 @@ files that hold all weights; the first of them is the one that is read back.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,31 +16,43 @@ from etils import epath
 from cyclip_jax.data.tokenizers import Tokenizer
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically, write_json
-from cyclip_jax.interop.checkpoint import Checkpoint, other_resizing
+from cyclip_jax.interop.checkpoint import OUR_PREPROCESS, Checkpoint
 from cyclip_jax.interop.files import cast, write_pytorch, write_safetensors
 from cyclip_jax.interop.folders import (
     CLIP_VOCAB_SIZE,
     OPEN_CLIP_CONFIG,
-    OPEN_CLIP_PREPROCESS,
     TRANSFORMERS_CONFIG,
 )
 from cyclip_jax.interop.hf_tokenizer import tokenizer_files
 from cyclip_jax.interop.names import COUNT, to_transformers
+from cyclip_jax.interop.open_clip_config import open_clip_config, trunk_name
 from cyclip_jax.models.presets import head_count
 from cyclip_jax.models.towers import VISION_TOWERS, attention_width
+from cyclip_jax.models.transformer import LAYER_NORM_EPSILON
 
 _BICUBIC = 3  # PIL's number of the filter
 
-# {format: {image tower that its readers have: the pool that it has there}}.
-_OPENAIS = {"resnet": "attention", "vit": "class_token"}
-READERS_TOWERS: dict[str, dict[str, str]] = {
-    "open_clip": _OPENAIS,
+# {format: {image tower that its readers have: the pools that it has there}}.
+_OPENAIS = {"resnet": ("attention",), "vit": ("class_token",)}
+_OPEN_CLIPS = {tower: kind.pools for tower, kind in VISION_TOWERS.items()}
+READERS_TOWERS: dict[str, Mapping[str, Sequence[str]]] = {
+    "open_clip": _OPEN_CLIPS,
     "cyclip": _OPENAIS,
     "transformers": {"vit": _OPENAIS["vit"]},
-    "onnx": _OPENAIS,
+    "onnx": _OPEN_CLIPS,
 }
-# The formats that have a place for the bias of the sigmoid loss.
-_WITH_BIAS = ("open_clip", "onnx")
+# What of a model OpenAI's does not have, and all but open_clip's readers lack: {setting: (OpenAI's
+# value, what the other values are in a sentence)}.
+_OPENAIS_OWN = {
+    "vision_block": ((), "blocks with {}"),
+    "text_block": ((), "text blocks with {}"),
+    "text_attention": ("causal", "{} attention of texts"),
+    "text_pool": ("argmax", "texts that are read at the {} token"),
+    "text_projection_bias": (False, "a text projection with a bias"),
+    "text_epsilon": (LAYER_NORM_EPSILON, "text norms with the epsilon {}"),
+}
+# The formats in which models are open_clip's. They have a place for the sigmoid loss's bias, too.
+_OF_OPEN_CLIP = ("open_clip", "onnx")
 
 
 def check_format(checkpoint: Checkpoint, export_format: str) -> None:
@@ -55,12 +67,19 @@ def check_format(checkpoint: Checkpoint, export_format: str) -> None:
     """
     tower, width = checkpoint.model["vision_tower"], checkpoint.model["vision_width"]
     _check_tower(checkpoint, export_format)
-    if "logit_bias" in checkpoint.weights and export_format not in _WITH_BIAS:
+    others = _unlike_openais(checkpoint.model)
+    if others and export_format not in _OF_OPEN_CLIP:
+        raise UserError(
+            f"{checkpoint.source} has {others[0]}, for which {export_format} has no place; choose "
+            f"the format {' or '.join(_OF_OPEN_CLIP)}"
+        )
+    if "logit_bias" in checkpoint.weights and export_format not in _OF_OPEN_CLIP:
         raise UserError(
             f"{checkpoint.source} has a bias of the similarities, for which {export_format} has no "
-            f"place; choose the format {' or '.join(_WITH_BIAS)}"
+            f"place; choose the format {' or '.join(_OF_OPEN_CLIP)}"
         )
-    differing = other_resizing(checkpoint)
+    resizing = ("interpolation", "resize_mode")
+    differing = [name for name in resizing if checkpoint.preprocess[name] != OUR_PREPROCESS[name]]
     if export_format in ("transformers", "onnx") and differing:
         raise UserError(
             f"{checkpoint.source} prepares its images with another {' and '.join(differing)}, "
@@ -82,15 +101,29 @@ def check_format(checkpoint: Checkpoint, export_format: str) -> None:
         )
 
 
+def _unlike_openais(model):
+    """What a model has that OpenAI's do not, in words."""
+    return [
+        words.format(", ".join(value) if isinstance(value, tuple) else value)
+        for name, (usual, words) in _OPENAIS_OWN.items()
+        if (value := model[name]) not in (usual, None)
+    ]
+
+
 def _check_tower(checkpoint, export_format):
     """Raises UserError where the readers of a format have no such image tower, or no such pool."""
-    own = checkpoint.model["vision_tower"], checkpoint.model["pool"]
-    if own in READERS_TOWERS[export_format].items():
+    kind, pool = checkpoint.model["vision_tower"], checkpoint.model["pool"]
+    tower = VISION_TOWERS[kind].title
+    if pool in READERS_TOWERS[export_format].get(kind, ()):
+        if kind == "siglip" and trunk_name(checkpoint.model) is None:
+            raise UserError(
+                f"{checkpoint.source} has {tower} in a size for which timm, by which open_clip "
+                "builds it, has no name; cyclip_jax.load reads the workdir itself"
+            )
         return
-    tower = VISION_TOWERS[own[0]].title
-    if own[0] in READERS_TOWERS[export_format]:
-        tower += f" with the pool {own[1]}"
-    able = [name for name, towers in READERS_TOWERS.items() if own in towers.items()]
+    if kind in READERS_TOWERS[export_format]:
+        tower += f" with the pool {pool}"
+    able = [name for name, towers in READERS_TOWERS.items() if pool in towers.get(kind, ())]
     remedy = "cyclip_jax.load reads the workdir itself"
     if able:
         remedy = "choose the format " + ", ".join([*able[:-2], " or ".join(able[-2:])])
@@ -105,7 +138,7 @@ def write_open_clip(
     """Writes a folder with its tokenizer, which open_clip loads as `local-dir:FOLDER`.
 
     If PyTorch is installed, the folder also gets openai.pt, a bare state dict under OpenAI's names,
-    which OpenAI's own `clip.load` takes as well; but not for a model with a bias.
+    which OpenAI's own `clip.load` takes as well; but not for a model unlike OpenAI's.
     """
     weights = cast(checkpoint.weights, dtype)
     write_safetensors(folder / "open_clip_model.safetensors", weights)
@@ -115,8 +148,10 @@ def write_open_clip(
     config = open_clip_config(checkpoint, hf_tokenizer=hf_tokenizer)
     write_json(folder / OPEN_CLIP_CONFIG, config)
     written = ["open_clip_model.safetensors"]
-    # OpenAI's loader would refuse a bias.
-    if importlib.util.find_spec("torch") is not None and "logit_bias" not in weights:
+    # OpenAI's loader would refuse a bias, and everything else that OpenAI's models do not have.
+    is_openais = checkpoint.model["pool"] in _OPENAIS.get(checkpoint.model["vision_tower"], ())
+    is_openais &= "logit_bias" not in weights and not _unlike_openais(checkpoint.model)
+    if importlib.util.find_spec("torch") is not None and is_openais:
         write_pytorch(folder / "openai.pt", _with_step(checkpoint, weights))
         written.append("openai.pt")
     return written
@@ -144,47 +179,6 @@ def write_transformers(
     write_json(folder / "preprocessor_config.json", preprocessor_config(checkpoint))
     _write_files(folder, tokenizer_files(tokenizer))
     return ["model.safetensors"]
-
-
-def open_clip_config(checkpoint: Checkpoint, *, hf_tokenizer: bool) -> dict[str, Any]:
-    """Returns the content of open_clip_config.json.
-
-    Args:
-      checkpoint: a completed Checkpoint.
-      hf_tokenizer: whether the folder holds a Hugging Face tokenizer; open_clip's own, which is
-        CLIP's, is used otherwise.
-    """
-    model, width = checkpoint.model, checkpoint.model["vision_width"]
-    channels = attention_width(model["vision_tower"], width)
-    text = {
-        "context_length": model["context_length"],
-        "vocab_size": model["vocab_size"],
-        "width": model["text_width"],
-        "heads": model["text_heads"],
-        "layers": model["text_layers"],
-    }
-    if hf_tokenizer:
-        # open_clip takes the tokenizer from the folder; the name says only which kind it is.
-        text |= {"hf_tokenizer_name": "cyclip_jax", "tokenizer_kwargs": {"clean": "whitespace"}}
-    bias = checkpoint.weights.get("logit_bias")
-    return {
-        "model_cfg": {
-            "embed_dim": model["embed_dim"],
-            **({} if bias is None else {"init_logit_bias": float(bias)}),
-            "quick_gelu": model["quick_gelu"],
-            "vision_cfg": {
-                "image_size": model["image_size"],
-                "layers": model["vision_layers"],
-                "width": width,
-                "head_width": channels // model["vision_heads"],
-                "patch_size": model["patch_size"],
-            },
-            "text_cfg": text,
-        },
-        "preprocess_cfg": {
-            theirs: checkpoint.preprocess[ours] for theirs, ours in OPEN_CLIP_PREPROCESS.items()
-        },
-    }
 
 
 def transformers_config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:

@@ -108,7 +108,9 @@ def _statistics(checkpoint, data):
 
     found = [
         jax.device_get(of_batch(params, batch_stats, images))
-        for images in _batches(data, checkpoint.model["image_size"])
+        for images in _batches(
+            data, checkpoint.model["image_size"], checkpoint.preprocess["resize_mode"]
+        )
     ]
     if not found:
         raise UserError(f"--data={data} has no picture that can be read; name others")
@@ -118,7 +120,9 @@ def _statistics(checkpoint, data):
     return {name: array for name, array in named.items() if name.endswith(_STATISTICS)}
 
 
-def _batches(data: str, image_size: int) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
+def _batches(
+    data: str, image_size: int, resize_mode: str
+) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
     """Whole batches of the first pictures that can be read, or one batch of fewer."""
     from cyclip_jax.data.pipeline import eval_batches  # TensorFlow: slow to import
 
@@ -128,6 +132,7 @@ def _batches(data: str, image_size: int) -> Iterator[UInt8[np.ndarray, "n h w 3"
         lambda captions: np.zeros((len(captions), 1), np.int32),  # the pictures alone
         batch_size=BATCH,
         image_size=image_size,
+        resize_mode=resize_mode,
     )
     waiting = np.zeros((0, image_size, image_size, 3), np.uint8)
     count = 0

@@ -20,7 +20,7 @@ from cyclip_jax import __version__
 from cyclip_jax.errors import UserError
 from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.interop.files import to_tensor
-from cyclip_jax.interop.formats import open_clip_config
+from cyclip_jax.interop.open_clip_config import open_clip_config
 from cyclip_jax.models.clip import CLIP, normalise_images, unit_norm
 
 # The largest absolute difference to the JAX model that an entry of a unit-norm embedding may have.

@@ -27,7 +27,7 @@ from cyclip_jax.interop.checkpoint import (
     warn_of_guesses,
 )
 from cyclip_jax.interop.folders import read_checkpoint
-from cyclip_jax.interop.weights import fit, weights_of
+from cyclip_jax.interop.weights import fit, fixed_weights, weights_of
 from cyclip_jax.models.clip import CLIP
 from cyclip_jax.models.presets import abstract_model, sizes_in
 from cyclip_jax.runtime.sections import resolve_paths
@@ -106,7 +106,10 @@ def load(
     tokenize = refuse if checkpoint.tokenizer is None else tokenizer_of(checkpoint)
     wanted = _own_preprocess(checkpoint)
     preprocess = preprocessor(
-        checkpoint.model["image_size"], mean=wanted["image_mean"], std=wanted["image_std"]
+        checkpoint.model["image_size"],
+        mean=wanted["image_mean"],
+        std=wanted["image_std"],
+        resize_mode=wanted["resize_mode"],
     )
     return module_of(checkpoint), preprocess, tokenize
 
@@ -145,7 +148,7 @@ def verified(checkpoint: Checkpoint) -> Checkpoint:
     """
     *_, tree = abstract_model(checkpoint.model)
     weights = weights_of(fit(checkpoint.weights, tree, source=checkpoint.source))
-    return dataclasses.replace(checkpoint, weights=weights)
+    return dataclasses.replace(checkpoint, weights=weights | fixed_weights(checkpoint.model))
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
@@ -182,7 +185,8 @@ def described_by(checkpoint: Checkpoint, config: Any) -> Any:
         config.model.update(checkpoint.model)
         for name in IMAGE_SETTINGS:
             if name in preprocess:
-                config.data[name] = tuple(preprocess[name])
+                value = preprocess[name]
+                config.data[name] = value if isinstance(value, str) else tuple(value)
         told = dict(checkpoint.tokenizer or {})
         if told and told["tokenizer"] == config.data.tokenizer and told["vocabulary"] is None:
             del told["vocabulary"]  # CLIP's own, of which the config may name the file
@@ -215,7 +219,7 @@ def _of_workdir(workdir, step, weights):
     }
     return Checkpoint(
         source=str(workdir),
-        weights=weights_of(jax.device_get(tree)),
+        weights=weights_of(jax.device_get(tree)) | fixed_weights(model),
         model=model,
         tokenizer=tokenizer_settings(config, workdir),
         preprocess=OUR_PREPROCESS | {name: config.data[name] for name in IMAGE_SETTINGS},

@@ -20,13 +20,24 @@ from cyclip_jax.interop.names import (
     to_torch_layout,
     torch_name,
 )
+from cyclip_jax.models.transformer import SWITCHES
+from cyclip_jax.models.vit import sin_cos_positions
 from cyclip_jax.parallel import Tree
 
 _LISTED = 20  # how many names an error lists for each kind of mismatch
 # The position embeddings whose shape, [1 + grid², width], depends on the image size.
 _VIT_POSITIONS = "visual.positional_embedding"
 _RESNET_POSITIONS = "visual.attnpool.positional_embedding"
+_SIGLIP_POSITIONS = "visual.trunk.pos_embed"  # [1, grid², width]
 _SCALARS = ("logit_scale", "logit_bias")
+# {switch of a block: a weight that blocks have with it}
+_OF_SWITCH = {
+    "qk_norm": "attn.ln_q.weight",
+    "scale_heads": "attn.head_scale",
+    "scale_attn_inner": "attn.ln_inner.weight",
+    "scale_attn": "ln_attn.weight",
+    "scale_fc": "mlp.ln.weight",
+}
 # What reading sizes off the shapes of other weights raises.
 _NO_SIZES = (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError)
 # What a model is taken in, by its tree's first names.
@@ -50,6 +61,30 @@ def weights_of(tree: Mapping[str, Tree]) -> dict[str, np.ndarray]:
         if name.endswith(".running_var"):
             weights[name.replace("running_var", COUNT)] = np.zeros((), np.int64)
     return weights
+
+
+def fixed_weights(settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What PyTorch has among the weights and ours computes: position embeddings that do not train.
+
+    Args:
+      settings: of the model, with its sizes.
+
+    Returns:
+      {OpenAI name: numpy array}, empty for most models.
+    """
+    if settings["vision_positions"] != "sin_cos":
+        return {}
+    side = settings["image_size"] // settings["patch_size"]
+    return {_VIT_POSITIONS: sin_cos_positions(settings["vision_width"], side)}
+
+
+def _is_fixed(positions):
+    """Whether position embeddings are those of `fixed_weights`."""
+    if positions.ndim != 2 or positions.shape[1] % 4:
+        return False
+    side = _grid(len(positions))
+    table = None if side is None else sin_cos_positions(positions.shape[1], side)
+    return table is not None and np.allclose(positions, table, rtol=0, atol=1e-3)
 
 
 def shapes_of(abstract: Mapping[str, Tree]) -> dict[str, tuple[int, ...]]:
@@ -124,6 +159,8 @@ def fit(
     }
     abstract = only_parts(abstract, parts)
     expected = shapes_of(abstract)
+    if _VIT_POSITIONS not in expected and _is_fixed(weights.get(_VIT_POSITIONS, np.zeros(0))):
+        del weights[_VIT_POSITIONS]  # the model computes them
     weights = _interpolated(weights, expected, source)
     with np.errstate(over="ignore"):
         weights |= {
@@ -141,8 +178,8 @@ def sizes_of(
 ) -> dict[str, Any]:
     """Returns the keyword arguments of `create_model` that the shapes of weights tell.
 
-    These are all sizes except the numbers of heads, which no shape shows, and `logit_bias` where
-    there is one.
+    These are the sizes that shapes show, so not the numbers of heads, and `logit_bias` where there
+    is one.
 
     Raises:
       UserError: the weights are not those of a CLIP model as OpenAI builds it.
@@ -157,6 +194,8 @@ def sizes_of(
 
 
 def _vision_sizes(weights):
+    if _SIGLIP_POSITIONS in weights:
+        return _siglip_sizes(weights)
     is_resnet = "visual.attnpool.q_proj.weight" in weights
     positions = len(weights[_RESNET_POSITIONS if is_resnet else _VIT_POSITIONS])
     grid = _grid(positions)
@@ -180,7 +219,32 @@ def _vision_sizes(weights):
         "vision_layers": layer_count(weights, "visual.transformer.resblocks."),
         "vision_width": width,
         "patch_size": patch_size,
+        "vision_positions": "sin_cos" if _is_fixed(weights[_VIT_POSITIONS]) else "learned",
+        "vision_block": _switches(weights, "visual."),
+        **({"pool": "attention"} if "visual.attn_pool.query" in weights else {}),
     }
+
+
+def _siglip_sizes(weights):
+    width, _, patch_size, _ = weights["visual.trunk.patch_embed.proj.weight"].shape
+    grid = _grid(1 + weights[_SIGLIP_POSITIONS].shape[1])
+    if grid is None:
+        raise ValueError("its image positions are not a square")
+    return {
+        "name": "ViT-B/16-SigLIP",
+        "quick_gelu": False,
+        "vision_tower": "siglip",
+        "image_size": patch_size * grid,
+        "vision_layers": layer_count(weights, "visual.trunk.blocks."),
+        "vision_width": width,
+        "patch_size": patch_size,
+    }
+
+
+def _switches(weights, prefix):
+    """Which of SWITCHES the blocks of a tower have."""
+    block = f"{prefix}transformer.resblocks.0."
+    return tuple(switch for switch in SWITCHES if block + _OF_SWITCH[switch] in weights)
 
 
 def _bias_in(weights):
@@ -188,13 +252,20 @@ def _bias_in(weights):
 
 
 def _text_sizes(weights):
-    width, embed_dim = weights["text_projection"].shape
+    has_bias = "text_projection.bias" in weights
+    width, embed_dim = (
+        weights["text_projection.weight"].shape[::-1]
+        if has_bias
+        else weights["text_projection"].shape
+    )
     return {
         "embed_dim": embed_dim,
         "context_length": weights["positional_embedding"].shape[0],
         "vocab_size": weights["token_embedding.weight"].shape[0],
         "text_width": width,
         "text_layers": layer_count(weights, "transformer.resblocks."),
+        "text_block": _switches(weights, ""),
+        "text_projection_bias": has_bias,
     }
 
 
@@ -255,13 +326,14 @@ def _grid(positions):
 
 
 def _interpolated(weights, expected, source):
-    for name in (_VIT_POSITIONS, _RESNET_POSITIONS):
+    for name in (_VIT_POSITIONS, _RESNET_POSITIONS, _SIGLIP_POSITIONS):
         if name not in expected or name not in weights:
             continue
-        old, (positions, width) = weights[name], expected[name]
-        if old.shape == (positions, width) or old.ndim != 2 or old.shape[1] != width:
+        old, shape = weights[name], expected[name]
+        if old.shape == shape or old.ndim != len(shape) or old.shape[-1] != shape[-1]:
             continue
-        old_side, side = _grid(len(old)), _grid(positions)
+        is_siglips = name == _SIGLIP_POSITIONS  # without a row for the class token
+        old_side, side = (_grid(rows + is_siglips) for rows in (old.shape[-2], shape[-2]))
         if old_side is None or side is None:
             continue  # `_check` reports the shapes
         logging.warning(
@@ -273,7 +345,10 @@ def _interpolated(weights, expected, source):
             side,
             side,
         )
-        weights = {**weights, name: interpolate_positions(old, side)}
+        if is_siglips:
+            old = np.concatenate([old[0, :1], old[0]])
+        new = interpolate_positions(old, side)
+        weights = {**weights, name: new[None, 1:] if is_siglips else new}
     return weights
 
 

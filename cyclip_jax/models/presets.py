@@ -14,98 +14,13 @@ from jaxtyping import Array, Float, UInt8
 from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.models.clip import CLIP, normalise_images, split_model
 from cyclip_jax.models.initializers import keys_of, undrawn
+from cyclip_jax.models.published import PRESETS
 from cyclip_jax.models.rematerialisation import POLICIES
-from cyclip_jax.models.text import TextTransformer
+from cyclip_jax.models.text import TEXT_ATTENTIONS, TEXT_POOLS, TextTransformer
 from cyclip_jax.models.towers import VISION_TOWERS, VisionTower, tower_of_layers
-from cyclip_jax.models.vit import VisionTransformer
+from cyclip_jax.models.transformer import LAYER_NORM_EPSILON, SWITCHES
+from cyclip_jax.models.vit import POSITIONS, VisionTransformer
 from cyclip_jax.parallel import Tree
-
-_TEXT = {"context_length": 77, "vocab_size": 49408, "text_width": 512, "text_layers": 12}
-
-# Radford et al. 2021, tables 19 and 20.
-# Heads that are not named follow from the width, 64 channels each.
-PRESETS: dict[str, dict[str, Any]] = {
-    "RN50": {
-        "image_size": 224,
-        "embed_dim": 1024,
-        "vision_tower": "resnet",
-        "vision_layers": (3, 4, 6, 3),
-        "vision_width": 64,
-        **_TEXT,
-    },
-    "RN101": {
-        "image_size": 224,
-        "embed_dim": 512,
-        "vision_tower": "resnet",
-        "vision_layers": (3, 4, 23, 3),
-        "vision_width": 64,
-        **_TEXT,
-    },
-    "RN50x4": {
-        "image_size": 288,
-        "embed_dim": 640,
-        "vision_tower": "resnet",
-        "vision_layers": (4, 6, 10, 6),
-        "vision_width": 80,
-        **_TEXT,
-        "text_width": 640,
-    },
-    "ViT-B/32": {
-        "image_size": 224,
-        "embed_dim": 512,
-        "vision_tower": "vit",
-        "vision_layers": 12,
-        "vision_width": 768,
-        "patch_size": 32,
-        **_TEXT,
-    },
-    "ViT-B/16": {
-        "image_size": 224,
-        "embed_dim": 512,
-        "vision_tower": "vit",
-        "vision_layers": 12,
-        "vision_width": 768,
-        "patch_size": 16,
-        **_TEXT,
-    },
-    "ViT-L/14": {
-        "image_size": 224,
-        "embed_dim": 768,
-        "vision_tower": "vit",
-        "vision_layers": 24,
-        "vision_width": 1024,
-        "patch_size": 14,
-        **_TEXT,
-        "text_width": 768,
-    },
-    # Sizes of ours, for two cores: a first run, and tests.
-    "RN-tiny": {
-        "image_size": 64,
-        "embed_dim": 64,
-        "vision_tower": "resnet",
-        "vision_layers": (1, 1, 1, 1),
-        "vision_width": 16,
-        "context_length": 16,
-        "vocab_size": 512,
-        "text_width": 64,
-        "text_layers": 2,
-        "text_heads": 2,
-    },
-    "ViT-tiny": {
-        "image_size": 32,
-        "embed_dim": 64,
-        "vision_tower": "vit",
-        "vision_layers": 2,
-        "vision_width": 64,
-        "vision_heads": 2,
-        "patch_size": 8,
-        "context_length": 16,
-        "vocab_size": 512,
-        "text_width": 64,
-        "text_layers": 2,
-        "text_heads": 2,
-    },
-}
 
 _QUICK_GELU = "-quickgelu"  # open_clip's names end so where quick_gelu is True
 
@@ -119,12 +34,37 @@ SIZES = (
     "vision_width",
     "vision_heads",
     "patch_size",
+    "vision_positions",
+    "vision_block",
     "context_length",
     "vocab_size",
     "text_width",
     "text_heads",
     "text_layers",
+    "text_block",
+    "text_attention",
+    "text_pool",
+    "text_eos_id",
+    "text_projection_bias",
+    "text_epsilon",
 )
+# What a size is where neither the preset nor anyone says otherwise.
+_USUAL = {
+    "vision_positions": "learned",
+    "vision_block": (),
+    "text_block": (),
+    "text_attention": "causal",
+    "text_pool": "argmax",
+    "text_projection_bias": False,
+    "text_epsilon": LAYER_NORM_EPSILON,
+}
+# {size: the names that it may be}, and of tuples, whose names they are.
+_NAMES = {
+    "vision_positions": POSITIONS,
+    "text_attention": TEXT_ATTENTIONS,
+    "text_pool": TEXT_POOLS,
+}
+_TUPLES_OF_NAMES = {"vision_block": SWITCHES, "text_block": SWITCHES}
 # How a model is computed, not which it is: settings that a run and what is made of it may change.
 EXECUTION = ("attention", "vision_remat", "text_remat", "scan_blocks")
 _DTYPES = ("float32", "bfloat16", "float64")
@@ -154,7 +94,8 @@ def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
     _check_types(given)
     named = tower_in({"name": name, **given})
     tower = VISION_TOWERS[named["vision_tower"]]
-    sizes: dict[str, Any] = {size: None for size in SIZES} | PRESETS[name] | given | named
+    sizes: dict[str, Any] = dict.fromkeys(SIZES) | _USUAL | PRESETS[name] | given | named
+    sizes |= {key: tuple(sizes[key]) for key in _TUPLES_OF_NAMES}
     _check_applicable(tower, name, given)
     sizes |= {key: None for key in tower.lacks if key in sizes}
     try:
@@ -174,6 +115,8 @@ def resolve_sizes(name: str, **overrides: Any) -> dict[str, Any]:
     sizes["text_heads"] = sizes["text_heads"] or head_count(sizes["text_width"])
     _check_heads("vision", vision_features, sizes["vision_heads"])
     _check_heads("text", sizes["text_width"], sizes["text_heads"])
+    if sizes["text_eos_id"] is None:
+        sizes["text_eos_id"] = sizes["vocab_size"] - 1  # as our tokenizers have it
     return sizes
 
 
@@ -196,7 +139,7 @@ def tower_in(settings: Mapping[str, Any]) -> dict[str, str]:
     name = PRESETS[preset_named(settings["name"])]["vision_tower"]
     if "vision_tower" in given:
         name = given["vision_tower"]
-    elif "vision_layers" in given:
+    elif "vision_layers" in given and not VISION_TOWERS[name].takes(given["vision_layers"]):
         name = tower_of_layers(given["vision_layers"])
     check_known("config.model.vision_tower", name, VISION_TOWERS)
     tower = VISION_TOWERS[name]
@@ -248,15 +191,32 @@ def with_preset_named(config: Any) -> Any:
 
 def _check_types(given: Mapping[str, Any]) -> None:
     for key, value in given.items():
-        is_name = key in ("vision_tower", "pool")
-        counts = value if key == "vision_layers" and isinstance(value, list | tuple) else [value]
-        if not is_name and not all(isinstance(n, numbers.Integral) and int(n) >= 0 for n in counts):
-            stages = ", or one for each of four stages" if key == "vision_layers" else ""
-            raise UserError(
-                f"config.model.{key} {value!r} must be a whole number of at least 0{stages}"
-            )
-        if is_name and not isinstance(value, str):
-            raise UserError(f"config.model.{key} {value!r} must be a name")
+        where = f"config.model.{key}"
+        if key in ("vision_tower", "pool", *_NAMES):
+            if not isinstance(value, str):
+                raise UserError(f"{where} {value!r} must be a name")
+            if key in _NAMES:
+                check_known(where, value, _NAMES[key])
+        elif key in _TUPLES_OF_NAMES:
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise UserError(f"{where} {value!r} must be a tuple of names")
+            for name in value:
+                check_known(where, name, _TUPLES_OF_NAMES[key])
+        elif key == "text_projection_bias":
+            if not isinstance(value, bool):
+                raise UserError(f"{where} {value!r} must be True or False")
+        elif key == "text_epsilon":
+            if not isinstance(value, int | float) or not 0 < value < 1:
+                raise UserError(f"{where} {value!r} must be a number above 0 and below 1")
+        else:
+            _check_whole(where, value, key == "vision_layers")
+
+
+def _check_whole(where: str, value: Any, may_have_stages: bool) -> None:
+    counts = value if may_have_stages and isinstance(value, list | tuple) else [value]
+    if not all(isinstance(n, numbers.Integral) and int(n) >= 0 for n in counts):
+        stages = ", or one for each of four stages" if may_have_stages else ""
+        raise UserError(f"{where} {value!r} must be a whole number of at least 0{stages}")
 
 
 def _check_applicable(tower: VisionTower, name: str, given: Mapping[str, Any]) -> None:
@@ -354,7 +314,13 @@ def create_model(
     )
     shared = {"embed_dim": sizes["embed_dim"], "dtype": jnp.dtype(dtype), "rngs": keys_of(rngs)}
     transformer = {"quick_gelu": quick_gelu, "attention": attention, "scan_blocks": scan_blocks}
-    own = {"patch_size": sizes["patch_size"], **grouped, **transformer}
+    own = {
+        "patch_size": sizes["patch_size"],
+        "positions": sizes["vision_positions"],
+        "switches": sizes["vision_block"],
+        **grouped,
+        **transformer,
+    }
     visual = tower.build(
         image_size=sizes["image_size"],
         layers=sizes["vision_layers"],
@@ -365,20 +331,28 @@ def create_model(
         **{key: own[key] for key in tower.own},
         **shared,
     )
-    text = TextTransformer(
+    text = _text_tower(sizes, remat=text_remat, **transformer, **shared)
+    model = CLIP(visual, text, has_logit_bias=logit_bias)
+    if initial_weights_dtype == "float16":
+        round_to_float16(model)
+    return model
+
+
+def _text_tower(sizes, **arguments):
+    return TextTransformer(
         context_length=sizes["context_length"],
         vocab_size=sizes["vocab_size"],
         width=sizes["text_width"],
         layers=sizes["text_layers"],
         heads=sizes["text_heads"],
-        remat=text_remat,
-        **transformer,
-        **shared,
+        switches=sizes["text_block"],
+        is_causal=sizes["text_attention"] == "causal",
+        pool=sizes["text_pool"],
+        eos_id=sizes["text_eos_id"],
+        has_projection_bias=sizes["text_projection_bias"],
+        epsilon=sizes["text_epsilon"],
+        **arguments,
     )
-    model = CLIP(visual, text, has_logit_bias=logit_bias)
-    if initial_weights_dtype == "float16":
-        round_to_float16(model)
-    return model
 
 
 def abstract_model(
@@ -418,7 +392,7 @@ def round_to_float16(model: nnx.Module) -> None:
         match module:
             case nnx.Conv() | nnx.Linear():
                 weights = module.kernel, module.bias
-            case TextTransformer():
+            case TextTransformer() if isinstance(module.text_projection, nnx.Param):
                 weights = (module.text_projection,)
             case VisionTransformer():
                 weights = (module.proj,)

@@ -175,6 +175,7 @@ class ModifiedResNet(nnx.Module):
                 stage_blocks.append(Bottleneck(inputs, planes, stride=stride, **norm))
                 inputs = planes * Bottleneck.expansion
             self.stages.append(stage_blocks)
+        self.pool: str = pool
         self.attnpool: AttentionPool = POOLS[pool](
             (image_size // 32) ** 2, inputs, heads, embed_dim, **shared
         )

@@ -1,5 +1,6 @@
-"""CLIP's causal text transformer."""
+"""CLIP's text transformer."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,16 +11,35 @@ from jaxtyping import Array, Float, Int
 from cyclip_jax.errors import UserError
 from cyclip_jax.models.dropout import Dropout
 from cyclip_jax.models.initializers import normal
-from cyclip_jax.models.transformer import Transformer, layer_norm, text_inits
+from cyclip_jax.models.linear import Linear
+from cyclip_jax.models.transformer import (
+    LAYER_NORM_EPSILON,
+    Transformer,
+    layer_norm,
+    text_inits,
+)
+
+# Whether a token sees those before it alone, or all of its row.
+TEXT_ATTENTIONS = ("causal", "full")
+# Where a text's embedding is read: at the largest id of the row, at the first `eos_id`, or at an
+# end of the row.
+TEXT_POOLS = ("argmax", "eos", "first", "last")
 
 
 class TextTransformer(nnx.Module):
-    """Causal transformer whose embedding is read at the end-of-text token (Radford et al. 2021).
+    """Transformer whose embedding is read at one token, at the end-of-text in CLIP's.
 
-    Token ids int [N, L] -> embeddings [N, embed_dim], for any L up to context_length. The
-    end-of-text token must be the largest id of its row; what stands behind it is never seen.
+    Token ids int [N, L] -> embeddings [N, embed_dim], for any L up to context_length. In CLIP's
+    (Radford et al. 2021) attention is causal and the end-of-text token is the largest id of its
+    row, so that what stands behind it is never seen.
 
     Args:
+      is_causal: whether a token sees only those before it.
+      pool: one of TEXT_POOLS.
+      eos_id: the id at which the pool "eos" reads; in a row without it, at the first token.
+      has_projection_bias: whether the projection is a linear layer with a bias.
+      switches: which of SWITCHES the blocks have.
+      epsilon: of all LayerNorms.
       **execution: `attention`, `remat` and `scan_blocks` of the Transformer.
     """
 
@@ -35,10 +55,18 @@ class TextTransformer(nnx.Module):
         quick_gelu: bool,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
+        is_causal: bool = True,
+        pool: str = "argmax",
+        eos_id: int = 0,
+        has_projection_bias: bool = False,
+        switches: Collection[str] = (),
+        epsilon: float = LAYER_NORM_EPSILON,
         **execution: Any,
     ) -> None:
         self.dtype: DTypeLike = dtype
         self.heads: int = heads
+        self.pool: str = pool
+        self.eos_id: int = eos_id
         self.token_embedding: nnx.Param[Array] = nnx.Param(
             normal(0.02)(rngs.params(), (vocab_size, width))
         )
@@ -49,16 +77,21 @@ class TextTransformer(nnx.Module):
             width,
             layers,
             heads,
-            is_causal=True,
+            is_causal=is_causal,
             quick_gelu=quick_gelu,
             inits=text_inits(width, layers),
             dtype=dtype,
             rngs=rngs,
+            switches=switches,
+            epsilon=epsilon,
             **execution,
         )
-        self.ln_final: nnx.LayerNorm = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.text_projection: nnx.Param[Array] = nnx.Param(
-            normal(width**-0.5)(rngs.params(), (width, embed_dim))
+        self.ln_final: nnx.LayerNorm = layer_norm(width, dtype=dtype, rngs=rngs, epsilon=epsilon)
+        init = normal(width**-0.5)
+        self.text_projection: Any = (
+            Linear(width, embed_dim, kernel_init=init, dtype=dtype, rngs=rngs)
+            if has_projection_bias
+            else nnx.Param(init(rngs.params(), (width, embed_dim)))
         )
 
     def __call__(
@@ -73,8 +106,8 @@ class TextTransformer(nnx.Module):
         Args:
           tokens: the ids.
           dropout: of embeddings, attention and both branches of each block; None drops nothing.
-          is_projected: whether to project into the embedding space; else the features at the
-            end-of-text token are returned, [N, width].
+          is_projected: whether to project into the embedding space; else the features at the token
+            where the embedding is read are returned, [N, width].
         """
         length, context_length = tokens.shape[1], self.positional_embedding.shape[0]
         if length > context_length:
@@ -88,7 +121,16 @@ class TextTransformer(nnx.Module):
         x = x + self.positional_embedding[:length].astype(self.dtype)
         if dropout is not None:
             x = dropout(x, 0)
-        x = self.ln_final(self.transformer(x, dropout))
-        end_of_text = jnp.argmax(tokens, axis=-1)  # [N]
-        x = jnp.take_along_axis(x, end_of_text[:, None, None], axis=1)[:, 0]  # [N, W]
-        return x @ self.text_projection[...].astype(x.dtype) if is_projected else x
+        x = self._pooled(self.ln_final(self.transformer(x, dropout)), tokens)  # [N, W]
+        if not is_projected:
+            return x
+        if isinstance(self.text_projection, Linear):
+            return self.text_projection(x)
+        return x @ self.text_projection[...].astype(x.dtype)
+
+    def _pooled(self, x, tokens):
+        """The features of one token of each row, [N, L, W], [N, L] -> [N, W]."""
+        if self.pool in ("first", "last"):
+            return x[:, 0 if self.pool == "first" else -1]
+        place = jnp.argmax(tokens if self.pool == "argmax" else tokens == self.eos_id, axis=-1)
+        return jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0]

@@ -2,15 +2,17 @@
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.models import resnet, vit
+from cyclip_jax.models import resnet, siglip, vit
 
 Layers = int | tuple[int, ...]
+# Settings of every transformer.
+_EXECUTION = ("quick_gelu", "attention", "scan_blocks")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class VisionTower:
         tower without patches.
       needs: sizes that must be set for it.
       lacks: {setting of the model that does not apply to it: what the tower does not have}.
-      pools: {name: how it makes one embedding of an image's places}; the first is the default.
+      pools: names of the ways in which it makes one embedding of an image's places; the first is
+        the default.
     """
 
     title: str
@@ -42,7 +45,15 @@ class VisionTower:
     grid: Callable[[Mapping[str, Any]], tuple[int, int] | None]
     needs: tuple[str, ...] = ()
     lacks: Mapping[str, str]
-    pools: Mapping[str, Callable[..., Any]]
+    pools: Sequence[str]
+
+    def takes(self, layers: Any) -> bool:
+        """Whether `vision_layers` are those of this kind of tower."""
+        try:
+            self.layers(layers)
+        except TypeError:
+            return False
+        return True
 
 
 def _stages(layers: Any) -> tuple[int, ...]:
@@ -66,13 +77,17 @@ VISION_TOWERS: Mapping[str, VisionTower] = {
         layers_are="a tuple with the blocks of its four stages",
         attention_factor=resnet.EXPANSION,
         grid=lambda sizes: None,
-        lacks={"patch_size": "patches"},
-        pools=resnet.POOLS,
+        lacks={
+            "patch_size": "patches",
+            "vision_positions": "choice of positions",
+            "vision_block": "blocks of a transformer",
+        },
+        pools=tuple(resnet.POOLS),
     ),
     "vit": VisionTower(
         title="a ViT",
         build=vit.VisionTransformer,
-        own=("patch_size", "quick_gelu", "attention", "scan_blocks"),
+        own=("patch_size", "positions", "switches", *_EXECUTION),
         layers=operator.index,
         layers_are="the number of its blocks",
         attention_factor=1,
@@ -80,6 +95,22 @@ VISION_TOWERS: Mapping[str, VisionTower] = {
         needs=("patch_size",),
         lacks={"batch_norm_group_size": "BatchNorm"},
         pools=vit.POOLS,
+    ),
+    "siglip": VisionTower(
+        title="SigLIP's ViT",
+        build=siglip.SigLIPVisionTransformer,
+        own=("patch_size", *_EXECUTION),
+        layers=operator.index,
+        layers_are="the number of its blocks",
+        attention_factor=1,
+        grid=_patches,
+        needs=("patch_size",),
+        lacks={
+            "batch_norm_group_size": "BatchNorm",
+            "vision_positions": "choice of positions",
+            "vision_block": "switches",
+        },
+        pools=siglip.POOLS,
     ),
 }
 
@@ -97,11 +128,8 @@ def tower_of_layers(layers: Any) -> str:
       UserError: no tower takes such layers.
     """
     for name, tower in VISION_TOWERS.items():
-        try:
-            tower.layers(layers)
-        except TypeError:
-            continue
-        return name
+        if tower.takes(layers):
+            return name
     known = ", or ".join(f"{t.layers_are} for {t.title}" for t in VISION_TOWERS.values())
     raise UserError(
         f"config.model.vision_layers {layers!r} suits no image tower; set it to {known}"

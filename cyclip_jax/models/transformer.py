@@ -1,7 +1,8 @@
 """The pre-norm transformer that both CLIP towers are made of."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from cyclip_jax.models.attention import (
     choose_attention,
     fast_attention,
     multi_head_attention,
+    split_heads,
 )
 from cyclip_jax.models.attention_kernel import attention_kernel
 from cyclip_jax.models.dropout import Dropout
@@ -26,11 +28,17 @@ from cyclip_jax.models.rematerialisation import run_block, scan_blocks
 LAYER_NORM_EPSILON = 1e-5
 
 
-def layer_norm(features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+# What a block may have besides, by open_clip's names: LayerNorm of the queries and keys of each
+# head (Dehghani et al. 2023); and of NormFormer (Shleifer et al. 2021) a factor for each head, a
+# LayerNorm of what the heads give, one of what attention gives, and one within the MLP.
+SWITCHES = ("qk_norm", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+
+
+def layer_norm(
+    features: int, *, dtype: DTypeLike, rngs: nnx.Rngs, epsilon: float = LAYER_NORM_EPSILON
+) -> nnx.LayerNorm:
     """LayerNorm with PyTorch's epsilon and a variance computed in two passes."""
-    return nnx.LayerNorm(
-        features, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, dtype=dtype, rngs=rngs
-    )
+    return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
 def activation(quick_gelu: bool) -> Callable[[Float[Array, "..."]], Float[Array, "..."]]:
@@ -41,7 +49,12 @@ def activation(quick_gelu: bool) -> Callable[[Float[Array, "..."]], Float[Array,
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention with one kernel for query, key and value."""
+    """Multi-head self-attention with one kernel for query, key and value.
+
+    Args:
+      switches: which of SWITCHES it has.
+      epsilon: of its LayerNorms, if it has any.
+    """
 
     def __init__(
         self,
@@ -54,6 +67,8 @@ class SelfAttention(nnx.Module):
         out_init: Initializer,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
+        switches: Collection[str] = (),
+        epsilon: float = LAYER_NORM_EPSILON,
     ) -> None:
         self.heads: int = heads
         self.is_causal: bool = is_causal
@@ -62,29 +77,55 @@ class SelfAttention(nnx.Module):
         )
         self.in_proj: Linear = Linear(width, 3 * width, kernel_init=in_init, dtype=dtype, rngs=rngs)
         self.out_proj: Linear = Linear(width, width, kernel_init=out_init, dtype=dtype, rngs=rngs)
+        norm = functools.partial(layer_norm, dtype=dtype, rngs=rngs, epsilon=epsilon)
+        has_qk_norm = "qk_norm" in switches
+        self.ln_q: Any = nnx.data(norm(width // heads) if has_qk_norm else None)
+        self.ln_k: Any = nnx.data(norm(width // heads) if has_qk_norm else None)
+        head_scale = nnx.Param(jnp.ones((heads, 1, 1))) if "scale_heads" in switches else None
+        self.head_scale: Any = nnx.data(head_scale)
+        self.ln_inner: Any = nnx.data(norm(width) if "scale_attn_inner" in switches else None)
 
     def __call__(
         self, x: Float[Array, "n l w"], drop: Callable[..., Array] | None = None
     ) -> Float[Array, "n l w"]:
+        if self.implementation == "pallas" and drop is None and self.ln_q is None:
+            out = attention_kernel(self.in_proj(x), self.heads, self.is_causal)
+            return self.out_proj(self._scaled(out))
+        query, key, value = self.in_proj.split(x, 3)
+        if self.ln_q is not None:
+            query, key = self._by_head(self.ln_q, query), self._by_head(self.ln_k, key)
         if drop is not None:  # no kernel draws these masks
-            parts = self.in_proj.split(x, 3)
             out = multi_head_attention(
-                *parts, heads=self.heads, is_causal=self.is_causal, drop=drop
+                *(query, key, value), heads=self.heads, is_causal=self.is_causal, drop=drop
             )
-            return self.out_proj(out)
-        if self.implementation == "pallas":
-            return self.out_proj(attention_kernel(self.in_proj(x), self.heads, self.is_causal))
-        out = fast_attention(
-            *self.in_proj.split(x, 3),
-            heads=self.heads,
-            is_causal=self.is_causal,
-            implementation=self.implementation,
-        )
-        return self.out_proj(out)
+        else:
+            out = fast_attention(
+                *(query, key, value),
+                heads=self.heads,
+                is_causal=self.is_causal,
+                implementation="cudnn" if self.implementation == "cudnn" else "xla",
+            )
+        return self.out_proj(self._scaled(out))
+
+    def _by_head(self, norm, x):
+        """The norm of each head's channels, [N, L, W] -> [N, L, W]."""
+        return norm(split_heads(x, self.heads)).reshape(x.shape)
+
+    def _scaled(self, x):
+        """What the heads give, [N, L, W], with each one's factor and the norm of all of them."""
+        if self.head_scale is not None:
+            scale = self.head_scale[...].astype(x.dtype)  # [heads, 1, 1]
+            x = (split_heads(x, self.heads) * scale[:, 0]).reshape(x.shape)
+        return x if self.ln_inner is None else self.ln_inner(x)
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+      switches: which of SWITCHES it has.
+      epsilon: of its LayerNorms.
+    """
 
     def __init__(
         self,
@@ -97,9 +138,12 @@ class Block(nnx.Module):
         inits: Mapping[str, Initializer],
         dtype: DTypeLike,
         rngs: nnx.Rngs,
+        switches: Collection[str] = (),
+        epsilon: float = LAYER_NORM_EPSILON,
     ) -> None:
         self.quick_gelu = quick_gelu
-        self.ln_1: nnx.LayerNorm = layer_norm(width, dtype=dtype, rngs=rngs)
+        norm = functools.partial(layer_norm, dtype=dtype, rngs=rngs, epsilon=epsilon)
+        self.ln_1: nnx.LayerNorm = norm(width)
         self.attn: SelfAttention = SelfAttention(
             width,
             heads,
@@ -109,8 +153,11 @@ class Block(nnx.Module):
             out_init=inits["out_proj"],
             dtype=dtype,
             rngs=rngs,
+            switches=switches,
+            epsilon=epsilon,
         )
-        self.ln_2: nnx.LayerNorm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.ln_attn: Any = nnx.data(norm(width) if "scale_attn" in switches else None)
+        self.ln_2: nnx.LayerNorm = norm(width)
         self.c_fc: Linear = Linear(
             width,
             4 * width,
@@ -127,6 +174,7 @@ class Block(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
+        self.mlp_ln: Any = nnx.data(norm(4 * width) if "scale_fc" in switches else None)
 
     def __call__(
         self,
@@ -146,9 +194,14 @@ class Block(nnx.Module):
             None if dropout is None else functools.partial(dropout, place=3 * number + place)
             for place in (1, 2, 3)
         ]
-        x = x + _dropped(self.attn(self.ln_1(x), drops[0]), drops[1])
-        out = self.c_proj(activation(self.quick_gelu)(self.c_fc(self.ln_2(x))))
-        return x + _dropped(out, drops[2])
+        out = self.attn(self.ln_1(x), drops[0])
+        x = x + _dropped(_normed(self.ln_attn, out), drops[1])
+        out = activation(self.quick_gelu)(self.c_fc(self.ln_2(x)))
+        return x + _dropped(self.c_proj(_normed(self.mlp_ln, out)), drops[2])
+
+
+def _normed(norm, x):
+    return x if norm is None else norm(x)
 
 
 def _dropped(x, drop):
@@ -181,6 +234,8 @@ class Transformer(nnx.Module):
 
     Args:
       attention: one of ATTENTIONS.
+      switches: which of SWITCHES the blocks have.
+      epsilon: of their LayerNorms.
       remat: what the blocks keep for their gradient, one of POLICIES.
       scan_blocks: run them as one loop rather than one after the other.
     """
@@ -199,6 +254,8 @@ class Transformer(nnx.Module):
         attention: str = "auto",
         remat: str = "none",
         scan_blocks: bool = False,
+        switches: Collection[str] = (),
+        epsilon: float = LAYER_NORM_EPSILON,
     ) -> None:
         self.remat: str = remat
         self.scan_blocks: bool = scan_blocks
@@ -212,6 +269,8 @@ class Transformer(nnx.Module):
                 inits=inits,
                 dtype=dtype,
                 rngs=rngs,
+                switches=switches,
+                epsilon=epsilon,
             )
             for _ in range(layers)
         )

@@ -53,7 +53,8 @@ def read_sections(text: str, path: str | os.PathLike[str] = "the defaults") -> l
     """Reads every key of get_config() with its default and its comment.
 
     The function may set all keys itself, or take a section from another function of the file that
-    makes a ConfigDict, sets keys and returns it.
+    makes a ConfigDict, sets keys and returns it. Either may call a function of the file that sets
+    keys of the ConfigDict that it is given.
 
     Args:
       text: the source.
@@ -112,7 +113,10 @@ class _Reader:
             ),
             None,
         )
-        names = {returned: section} if returned else {}
+        self.read_statements(function, {returned: section} if returned else {}, section)
+
+    def read_statements(self, function, names, section):
+        """Reads a function in which ConfigDicts have these names."""
         for node in function.body:
             if isinstance(node, ast.Return) and is_config_dict(node.value):
                 self.read_arguments(node.value, section)
@@ -120,6 +124,16 @@ class _Reader:
                 node = ast.copy_location(ast.Assign([node.target], node.value), node)
             if isinstance(node, ast.Assign):
                 self.read_assignment(node, names)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                self.read_call(node.value, names)
+
+    def read_call(self, call, names):
+        """One `_add_keys(a)`, where the function of this file sets keys of its argument."""
+        function = self.functions.get(call.func.id) if isinstance(call.func, ast.Name) else None
+        given = [names.get(arg.id) for arg in call.args if isinstance(arg, ast.Name)]
+        if function is not None and len(given) == 1 and given[0] is not None:
+            (argument,) = function.args.args
+            self.read_statements(function, {argument.arg: given[0]}, given[0])
 
     def read_assignment(self, node, names):
         """One `a.b = c = value`: a key, or a section, which then has the other names too."""

@@ -156,6 +156,7 @@ class Model:
             tokenize=tokenize,
             check_stop=check_stop,
             image_size=self.sizes["image_size"],
+            resize_mode=self._config.data.resize_mode,
             batch_size=self._config.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

@@ -23,7 +23,10 @@ from cyclip_jax.training.schedules import (
     learning_rate_schedule,
 )
 
-_NEVER_DECAYED = ("positional_embedding", "class_embedding")
+_NEVER_DECAYED = (
+    *("positional_embedding", "class_embedding", "pos_embed"),
+    *("query", "latent", "head_scale"),
+)
 _NOT_DECAYED_BY_OFFICIAL_NAME = ("bn", "ln", "bias", "logit_scale")
 
 
@@ -33,9 +36,10 @@ def weight_decay_mask(params: Mapping[str, Any], rule: str = "matrices") -> dict
     Args:
       params: a model's parameters, a nested dict of arrays or shapes.
       rule: "matrices" decays kernels, projections and the token embedding, but no vector, scalar,
-        positional or class embedding. "official_names" decays every parameter whose PyTorch name
-        has none of the official code's substrings: besides those above, the down-sampling
-        BatchNorms' scales ("downsample.1.weight") and the positional and class embeddings.
+        positional or class embedding, nor a pool's query. "official_names" decays every parameter
+        whose PyTorch name has none of the official code's substrings: besides those above, the
+        down-sampling BatchNorms' scales ("downsample.1.weight") and the positional and class
+        embeddings.
 
     Returns:
       The same tree with booleans.

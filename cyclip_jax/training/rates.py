@@ -9,8 +9,11 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.parallel import Tree
 from cyclip_jax.training.freezing import Path, paths_of
 
-# What stands behind the blocks of a tower; the attention pool has its own position embedding.
-_BEHIND_BLOCKS = ("ln_post", "proj", "attnpool", "ln_final", "text_projection")
+# What stands behind the blocks of a tower; a ResNet's pool has its own position embedding.
+_BEHIND_BLOCKS = {
+    *("ln_post", "proj", "attnpool", "attn_pool", "ln_final", "text_projection"),
+    "norm",  # of SigLIP's trunk
+}
 _TOWERS = ("visual", "text")
 
 
@@ -56,7 +59,7 @@ def depths(params: Tree) -> dict[Path, int]:
     }
 
     def depth(path):
-        if path[0] not in blocks or path[1] in _BEHIND_BLOCKS:
+        if path[0] not in blocks or _BEHIND_BLOCKS & set(path[1:3]):
             return 0
         own, block = blocks[path[0]], _block(path)
         return len(own) - own.index(block) if block else len(own) + 1

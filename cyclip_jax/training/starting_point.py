@@ -26,6 +26,7 @@ from cyclip_jax.files import write_atomically
 from cyclip_jax.interop.checkpoint import (
     IMAGE_SETTINGS,
     OUR_PREPROCESS,
+    RARELY_OTHER,
     UNSEEN,
     Checkpoint,
     check_settings,
@@ -196,10 +197,12 @@ def _given_model(config, abstract, tokenizer, console):
         *(checkpoint.source, config.data),
     )
     settings = {"quick_gelu": config.model.quick_gelu, **sizes_in(config.model)}
-    left_out = set() if has_images else {"vision_heads"}
-    left_out |= set() if has_texts else {"text_heads"}
+    left_out = set() if has_images else {"vision_heads", "pool"}
+    left_out |= set() if has_texts else {name for name in settings if name.startswith("text_")}
     left_out |= set() if has_images or has_texts else {"quick_gelu"}
-    check_settings(checkpoint, {name: settings[name] for name in UNSEEN if name not in left_out})
+    left_out |= set() if settings["text_pool"] == "eos" else {"text_eos_id"}
+    compared = [name for name in (*UNSEEN, *RARELY_OTHER) if name not in left_out]
+    check_settings(checkpoint, {name: settings[name] for name in compared})
     if has_texts:
         check_given_vocabulary(config, checkpoint, tokenizer)
     of_step = "" if checkpoint.step is None else f" of step {checkpoint.step}"

@@ -167,7 +167,7 @@ def test_a_bias_goes_to_open_clip_and_comes_back(tmp_path, tokenizer):
 
 
 def open_clip_settings(settings):
-    from cyclip_jax.interop.formats import open_clip_config
+    from cyclip_jax.interop.open_clip_config import open_clip_config
 
     made = drawn_checkpoint(settings, {"tokenizer": "clip_bpe", "vocabulary": None})
     return open_clip_config(made, hf_tokenizer=False)["model_cfg"]
@@ -190,8 +190,8 @@ def test_a_tower_or_a_pool_that_the_readers_have_not_is_refused(name, tokenizer,
     """Their weights could be written, and would be read as another model or not at all."""
     made = checkpoint(VIT, tokenizer)
     check_format(made, name)
-    pooled = dataclasses.replace(made, model=made.model | {"pool": "mean"})
-    with pytest.raises(UserError, match=f"{name} has no CLIP with a ViT with the pool mean; "):
+    pooled = dataclasses.replace(made, model=made.model | {"pool": "median"})
+    with pytest.raises(UserError, match=f"{name} has no CLIP with a ViT with the pool median; "):
         check_format(pooled, name)
     mlp = dataclasses.replace(VISION_TOWERS["vit"], title="a perceptron")
     monkeypatch.setattr(formats, "VISION_TOWERS", {**VISION_TOWERS, "mlp": mlp})
@@ -257,9 +257,9 @@ def open_clip_folder(folder, changes):
     "change, value, message",
     [
         ("vision_cfg.timm_model_name", "vit_base", "vision_cfg.timm_model_name = 'vit_base'"),
-        ("text_cfg.pool_type", "eos", "text_cfg.pool_type = 'eos'"),
+        ("text_cfg.pool_type", "none", "text_cfg.pool_type = 'none'"),
         ("vision_cfg.ls_init_value", 0.1, "vision_cfg.ls_init_value = 0.1"),
-        ("text_cfg.no_causal_mask", True, "text_cfg.no_causal_mask = True"),
+        ("text_cfg.embed_cls", True, "text_cfg.embed_cls = True"),
         ("vision_cfg.act_kwargs", {"approximate": "tanh"}, "vision_cfg.act_kwargs"),
     ],
 )
@@ -299,7 +299,13 @@ def test_another_preprocessing_is_followed_or_refused(tmp_path):
     open_clip_folder(tmp_path, {"preprocess_cfg.mean": [0.5] * 3, "preprocess_cfg.std": [0.5] * 3})
     _, preprocess, _ = load(tmp_path)
     np.testing.assert_allclose(preprocess(np.full((40, 50, 3), 255, np.uint8)), 1)
-    for key, value in (("resize_mode", "squash"), ("interpolation", "bilinear")):
+    half = np.repeat(np.uint8([[0], [255]]), 20, axis=0)[..., None].repeat(90, 1).repeat(3, 2)
+    open_clip_folder(tmp_path, {"preprocess_cfg.resize_mode": "squash"})
+    squashed = load(tmp_path)[1](half.transpose(1, 0, 2))[
+        0
+    ]  # black on the left, white on the right
+    assert squashed[:, :8].max() < 0 < squashed[:, -8:].min()
+    for key, value in (("resize_mode", "longest"), ("interpolation", "bilinear")):
         open_clip_folder(tmp_path, {f"preprocess_cfg.{key}": value})
         with pytest.raises(UserError, match=f"wants its images with {key} '{value}'"):
             load(tmp_path)

@@ -4,7 +4,7 @@ import skimage.data
 import tensorflow as tf
 from PIL import Image
 
-from cyclip_jax.data.images import resize_and_centre_crop
+from cyclip_jax.data.images import RESIZES
 from cyclip_jax.interop.pretrained import load
 from cyclip_jax.models.clip import normalise_images
 from tests.interop.models import embed
@@ -19,22 +19,22 @@ def pictures():
     return [getattr(skimage.data, name)() for name in PICTURES if hasattr(skimage.data, name)]
 
 
-def as_open_clip(images, size):
+def as_open_clip(images, size, resize_mode="shortest"):
     """open_clip's own evaluation transform, [N, size, size, 3]."""
-    transform = open_clip.image_transform(size, is_train=False)
+    transform = open_clip.image_transform(size, is_train=False, resize_mode=resize_mode)
     return np.stack([transform(Image.fromarray(image)).permute(1, 2, 0) for image in images])
 
 
-def as_we_do(images, size):
-    pixels = [resize_and_centre_crop(tf.constant(image), size).numpy() for image in images]
+def as_we_do(images, size, resize_mode="shortest"):
+    pixels = [RESIZES[resize_mode](tf.constant(image), size).numpy() for image in images]
     return np.asarray(normalise_images(np.stack(pixels)))
 
 
-@pytest.mark.parametrize("size", [64, 224])
-def test_pictures_are_what_open_clip_makes_of_them(size):
+@pytest.mark.parametrize("size, resize_mode", [(64, "shortest"), (224, "shortest"), (64, "squash")])
+def test_pictures_are_what_open_clip_makes_of_them(size, resize_mode):
     images = pictures()
     assert len(images) >= 4
-    ours, theirs = as_we_do(images, size), as_open_clip(images, size)
+    ours, theirs = (make(images, size, resize_mode) for make in (as_we_do, as_open_clip))
     std = np.array(open_clip.OPENAI_DATASET_STD)
     difference = abs(ours - theirs) * std  # of RGB in [0, 1]
     print(

@@ -26,6 +26,8 @@ from cyclip_jax.workdir.config_json import check_same_model, write_config
         ("ViT-B-32-quickgelu", "ViT-B/32"),
         ("RN50-quickgelu", "RN50"),
         ("RN50x4", "RN50x4"),
+        ("ViT-L-14-336", "ViT-L/14-336"),
+        ("ViT-B-16-SigLIP", "ViT-B/16-SigLIP"),
     ],
 )
 def test_a_name_of_open_clip_is_that_of_a_preset(theirs, own):
@@ -49,7 +51,7 @@ def test_a_name_that_contradicts_the_activation_is_refused():
         ("ViT-B-23", "ViT-B-32"),
         ("ViTB/32", "ViT-B/32"),
         ("RN-50", "RN50"),
-        ("ViT-L-14-336", "ViT-L-14"),
+        ("ViT-L-14-337", "ViT-L-14-336"),
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_nearest(misspelt, near):

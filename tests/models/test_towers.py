@@ -7,10 +7,15 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.models import PRESETS, create_model
 from cyclip_jax.models.presets import SIZES, patch_grid, resolve_sizes
 from cyclip_jax.models.resnet import ModifiedResNet
+from cyclip_jax.models.siglip import SigLIPVisionTransformer
 from cyclip_jax.models.towers import VISION_TOWERS, attention_width, tower_of_layers
 from cyclip_jax.models.vit import VisionTransformer
 
-MODULES = {"resnet": ModifiedResNet, "vit": VisionTransformer}
+MODULES = {
+    "resnet": ModifiedResNet,
+    "vit": VisionTransformer,
+    "siglip": SigLIPVisionTransformer,
+}
 SMALL_VIT = {"vision_layers": 2, "vision_width": 64, "patch_size": 16}
 
 
@@ -74,7 +79,11 @@ def test_attention_is_as_wide_as_a_vit_and_as_a_resnets_last_stage():
             {"pool": "class_token"},
             "pool 'class_token'; choose one of a ResNet's: attention",
         ),
-        ("ViT-tiny", {"pool": "mean"}, "pool 'mean'; choose one of a ViT's: class_token"),
+        ("ViT-tiny", {"pool": "map"}, "pool 'map'; choose one of a ViT's: class_token, mean, att"),
+        ("ViT-tiny", {"text_pool": "mean"}, "unknown config.model.text_pool 'mean'"),
+        ("ViT-tiny", {"vision_block": ("qk",)}, "unknown config.model.vision_block 'qk'"),
+        ("RN-tiny", {"vision_positions": "sin_cos"}, "it has no choice of positions"),
+        ("ViT-B/16-SigLIP", {}, "exact GELU; set config.model.quick_gelu to False"),
         (
             "RN-tiny",
             {"vision_tower": "vit"},

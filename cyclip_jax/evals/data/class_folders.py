@@ -38,12 +38,24 @@ def pictures_of_classes(base: str, keys: list[str]) -> tuple[list[str], list[str
         own = _pictures(base, key, others)
         files += own
         labels += [key] * len(own)
+    _warn_of(others, base)
+    return files, labels
+
+
+def pictures_below(base: str) -> list[str]:
+    """The paths of the pictures in a folder and those within it, relative to it and in order."""
+    others = []
+    files = _pictures(base, "", others)
+    _warn_of(others, base)
+    return files
+
+
+def _warn_of(others, base):
     if others:
         named = ", ".join(others[:_NAMED]) + (", …" if len(others) > _NAMED else "")
         logging.warning(
             "%s: %d files are left out, as they are no pictures: %s", base, len(others), named
         )
-    return files, labels
 
 
 def _pictures(base, inner, others):
@@ -51,7 +63,7 @@ def _pictures(base, inner, others):
     gfile = import_tensorflow().io.gfile
     pictures = []
     for name in sorted(entry.rstrip("/") for entry in gfile.listdir(f"{base}/{inner}")):
-        path = f"{inner}/{name}"
+        path = f"{inner}/{name}" if inner else name
         if name[0] == ".":
             continue
         if name.lower().endswith(_ENDINGS):

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.keys import first_number, plain, sorted_keys
 from cyclip_jax.evals.data.known import PRESETS, class_names, class_templates
-from cyclip_jax.files import how_written, parse_json, read_text
+from cyclip_jax.files import absolute, how_written, parse_json, read_text
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _BY_NUMBER = 'give the names by the setting `classes` as {"label": "name", …}'
@@ -52,6 +52,29 @@ def read_classes(path: epath.Path) -> Naming:
     if templates:
         templates = checked_templates(templates, f"{path}: 'templates'")
     return Naming(str(path), names, templates)
+
+
+def named_classes(given: str) -> tuple[list[str], list[str] | None]:
+    """(names, templates or None) of --classes: names with commas between them, or a file.
+
+    Raises:
+      UserError: the file is not what it must be.
+    """
+    path = absolute(given)
+    if "," in given and not path.exists():
+        return [name for name in map(str.strip, given.split(",")) if name], None
+    if not path.exists():
+        raise UserError(
+            f"--classes={given} is neither a file{how_written(given)} nor names with commas "
+            "between them"
+        )
+    if path.suffix != ".json":
+        return [line for line in map(str.strip, read_text(path).splitlines()) if line], None
+    naming = read_classes(path)
+    names = list(naming.names.values()) if isinstance(naming.names, dict) else naming.names
+    if not names:
+        raise UserError(f"{path} has no list 'classes'")
+    return names, naming.templates
 
 
 def naming_beside(folder: epath.Path) -> Naming | None:

@@ -113,6 +113,31 @@ def class_embeddings(
     return unit_rows(embeds.mean(axis=1))
 
 
+def scores_of_classes(
+    image_embeds: Float[np.ndarray, "n d"],
+    class_embeds: Float[np.ndarray, "c d"],
+    scale: float,
+    bias: float | None = None,
+) -> Float[np.ndarray, "n c"]:
+    """How likely a model finds each class of each picture, in float64.
+
+    Args:
+      image_embeds: [N, D], unit norm.
+      class_embeds: [C, D], unit norm.
+      scale: factor of the similarities.
+      bias: what the sigmoid loss adds to them; None is a model that was trained with the softmax.
+
+    Returns:
+      [N, C]. Of the softmax the classes share 1; the sigmoid judges each class by itself (Zhai et
+      al. 2023).
+    """
+    logits = scale * image_embeds.astype(float) @ class_embeds.astype(float).T
+    if bias is not None:
+        return 1 / (1 + np.exp(-(logits + bias)))
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
 def ranks_of_label(
     image_embeds: Float[np.ndarray, "n d"],
     class_embeds: Float[np.ndarray, "c d"],

@@ -1,0 +1,89 @@
+"""A trained model, whichever program wrote it, as the encoders that evaluators see."""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import jax
+from etils import epath
+
+from cyclip_jax import defaults, parallel
+from cyclip_jax.data.settings import Data, open_tokenizer
+from cyclip_jax.evals.encoders import Encoders
+from cyclip_jax.interop.checkpoint import Checkpoint, check_vocabulary
+from cyclip_jax.interop.pretrained import described_by, open_checkpoint
+from cyclip_jax.interop.weights import fit
+from cyclip_jax.runtime.loop import set_matmul_precision
+from cyclip_jax.runtime.sections import constructed, resolve_paths
+from cyclip_jax.runtime.setting_types import check_type
+from cyclip_jax.training.configured_model import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedModel:
+    """A trained model, ready to embed.
+
+    Attributes:
+      encoders: what embeds by it.
+      checkpoint: where it comes from.
+      config: the run's own config with its paths resolved, or the one that stands for it.
+      logit_scale: the factor of its similarities.
+      logit_bias: what the sigmoid loss adds to them, or None.
+    """
+
+    encoders: Encoders
+    checkpoint: Checkpoint
+    config: Any
+    logit_scale: float
+    logit_bias: float | None
+
+
+def open_model(
+    path: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    weights: str = "raw",
+    config: Any = None,
+) -> OpenedModel:
+    """Opens a trained model on all devices.
+
+    Args:
+      path: anything that `open_checkpoint` takes.
+      step, weights: as there.
+      config: stands for the config that a model from elsewhere does not have; it gives the batch
+        size, and what nothing says of the model. None are the defaults.
+
+    Raises:
+      UserError: there is no such model, or it cannot embed.
+    """
+    opened = open_checkpoint(path, step=step, weights=weights)
+    if opened.config is not None:
+        config = resolve_paths(opened.config, path)
+    else:
+        config = described_by(opened, defaults.get_config() if config is None else config)
+    data = constructed(Data, config.data, "config.data")
+    set_matmul_precision(config.matmul_precision)
+    model = Model(config, _mesh_for(config.batch_size))
+    tree = parallel.place(fit(opened.weights, model.abstract, source=opened.source), model.abstract)
+    tokenizer = open_tokenizer(data, epath.Path(path), model.sizes)
+    check_vocabulary(opened, tokenizer)
+    bias = opened.weights.get("logit_bias")
+    return OpenedModel(
+        model.encoders(**tree, tokenize=tokenizer),
+        opened,
+        config,
+        logit_scale=math.exp(float(opened.weights["logit_scale"])),
+        logit_bias=None if bias is None else float(bias),
+    )
+
+
+def _mesh_for(batch_size):
+    """A mesh of as many devices as a batch divides among; the run may have had others."""
+    check_type("config.batch_size", batch_size, int)
+    devices = jax.devices()
+    # Of several processes none may be left without a device.
+    used = math.gcd(batch_size, len(devices)) if jax.process_count() == 1 else None
+    mesh = parallel.create_mesh(devices[:used])
+    parallel.check_batch_size(batch_size, mesh)
+    return mesh
