@@ -1,5 +1,6 @@
 """Towers unlike OpenAI's are those of open_clip and timm: embeddings, gradients, names, files."""
 
+import dataclasses
 import functools
 import json
 
@@ -9,11 +10,12 @@ import pytest
 from benchmarks import parity
 from cyclip_jax.errors import UserError
 from cyclip_jax.interop import to_torch
+from cyclip_jax.interop.checkpoint import OUR_PREPROCESS
 from cyclip_jax.interop.files import write_safetensors
 from cyclip_jax.interop.folders import settings_of
 from cyclip_jax.interop.formats import check_format
 from cyclip_jax.interop.open_clip_config import open_clip_config, settings_of_open_clip, trunk_name
-from cyclip_jax.interop.pretrained import completed, open_checkpoint, verified
+from cyclip_jax.interop.pretrained import completed, load, open_checkpoint, verified
 from cyclip_jax.interop.weights import sizes_of
 from cyclip_jax.models.presets import PRESETS, resolve_sizes
 from cyclip_jax.models.vit import sin_cos_positions
@@ -193,3 +195,34 @@ def test_a_folder_of_open_clip_with_such_a_model_opens(tmp_path):
     opened = completed(open_checkpoint(tmp_path))
     assert opened.model["pool"] == "mean" and opened.model["text_attention"] == "full"
     assert settings_of(tmp_path)["model"]["text_eos_id"] == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", parity.SLOW)
+def test_every_other_preset_embeds_as_open_clip(name):
+    case = parity.draw_case(name, **parity.SLOW[name])
+    found = parity.our_encoder(name, case.sizes)(case.weights, case.batch)
+    assert max(parity.embedding_differences(found, case.expected)) <= 2e-5
+
+
+@pytest.mark.slow
+def test_open_clip_opens_an_export_with_siglips_tower(tmp_path):
+    settings = {"name": "ViT-B/16-SigLIP", "quick_gelu": False, **parity.SMALL_TEXT}
+    made = drawn_checkpoint(resolve_sizes("ViT-B/16-SigLIP", **parity.SMALL_TEXT) | settings, None)
+    checkpoint = dataclasses.replace(
+        completed(made, quick_gelu=False),
+        preprocess=OUR_PREPROCESS | {"resize_mode": "squash", "image_mean": [0.5] * 3},
+    )
+    config = open_clip_config(checkpoint, hf_tokenizer=False)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    write_safetensors(tmp_path / "open_clip_model.safetensors", checkpoint.weights)
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    ours, preprocess, _ = load(tmp_path)
+    images, tokens = some_inputs(checkpoint.model, n=2)
+    with torch.no_grad():
+        theirs = model.eval()(
+            torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(tokens).long()
+        )
+    for own, other in zip(embed(ours, images, tokens), theirs, strict=False):
+        np.testing.assert_allclose(own, other.numpy(), rtol=0, atol=2e-5)
+    assert preprocess(np.zeros((20, 40, 3), np.uint8)).shape == (1, 224, 224, 3)
