@@ -15,6 +15,7 @@ from cyclip_jax.evals.settings import (  # noqa: F401
     few_shot,
     gda,
     geometry,
+    labclip,
     linear_probe,
     logistic_probe,
     retrieval,

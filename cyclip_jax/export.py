@@ -34,6 +34,7 @@ def export_checkpoint(
     dtype: str = "float32",
     license_name: str = "unknown",
     weights: str = "raw",
+    text_map: str | os.PathLike[str] | None = None,
 ) -> list[str]:
     """Writes a trained model in the format of another program.
 
@@ -45,6 +46,8 @@ def export_checkpoint(
       dtype: the dtype of the weights, "float32", "float16" or "bfloat16".
       license_name: the license that the model card names.
       weights: "raw", or "average" for the average that a run kept of them.
+      text_map: file with the matrix that the evaluation `labclip` has learned for text embeddings,
+        which becomes a part of the text projection; None is none.
 
     Returns:
       The names of the files that were written.
@@ -54,10 +57,13 @@ def export_checkpoint(
         something else in it. Nothing is written then.
     """
     from cyclip_jax.interop.pretrained import completed, open_checkpoint, verified
+    from cyclip_jax.interop.text_map import with_text_map
 
     check_known("format", export_format, FORMATS)
     check_replaceable(output, checkpoint)
     opened = verified(completed(open_checkpoint(checkpoint, step=step, weights=weights)))
+    if text_map is not None:
+        opened = with_text_map(opened, text_map)
     return write_export(
         opened,
         output,
@@ -199,6 +205,12 @@ def define_flags(values: flags.FlagValues) -> None:
         "The license that the model card names, as model hubs write it, e.g. apache-2.0.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "text_map",
+        None,
+        "File text_map.npz of the evaluation labclip, which becomes a part of the text projection.",
+        flag_values=values,
+    )
 
 
 def export(values: Any) -> None:
@@ -211,6 +223,7 @@ def export(values: Any) -> None:
         dtype=values.dtype,
         license_name=values.license,
         weights=values.weights,
+        text_map=values.text_map,
     )
     print(f"{values.output}: {', '.join(files)}")
     if values.format == "open_clip" and importlib.util.find_spec("torch") is None:

@@ -13,7 +13,8 @@ from cyclip_jax.data import preprocess, shard_writer, tokenizers
 from cyclip_jax.data.prepare import prepare
 from cyclip_jax.data.sources import create_source, ranges
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals import compositional, presets
+from cyclip_jax.evals import presets
+from cyclip_jax.evals.data import choices
 from cyclip_jax.export import export_checkpoint
 from cyclip_jax.files import absolute
 from cyclip_jax.interop import pretrained
@@ -299,8 +300,9 @@ def test_choices_name_pictures_as_tables_do(tmp_path):
     names = ["https://h/a.png", "data:image/png;base64,AAAA", "images\\a.png", "a.png"]
     rows = [{"image": name, "caption": "a disc", "negative_caption": "a bar"} for name in names]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    examples = compositional._open_examples(f"{tmp_path}/a.json", None, "choice", None, "x")
-    pictures = compositional.Pictures([one for example in examples for one in example.pictures])
+    pictures = choices.open_choices(
+        f"{tmp_path}/a.json", images=None, layout="choice", category_key=None, config_key="x"
+    ).images.source
     reasons = []
     for number in range(4):
         with pytest.raises(ranges.Unreadable) as error:

@@ -201,17 +201,24 @@ def _pairs(folder, ledger, path):
 
 
 def _choices(folder, ledger, path, layout="choice"):
-    from cyclip_jax.evals import compositional
+    from cyclip_jax.evals.compositional import Compositional
+    from cyclip_jax.evals.data.choices import Pictures, open_choices
 
-    settings = compositional.Compositional("x", examples=str(folder / path), layout=layout)
+    settings = Compositional("x", examples=str(folder / path), layout=layout)
     settings.open()
-    examples = compositional._open_examples(settings.examples, None, layout, None, "config.evals.x")
+    opened = open_choices(
+        settings.examples,
+        images=None,
+        layout=layout,
+        category_key=None,
+        config_key="config.evals.x",
+    )
     told = [
         pair
-        for example in examples
+        for example in opened.examples
         for pair in zip(example.pictures, example.captions, strict=False)
     ]
-    source = compositional.Pictures([picture for picture, _ in told])
+    source = Pictures([picture for picture, _ in told])
     _each(source, enumerate(text for _, text in told), ledger, "choices")
 
 

@@ -26,6 +26,7 @@ from cyclip_jax.evals.few_shot import FewShot
 from cyclip_jax.evals.gda import Gda
 from cyclip_jax.evals.geometry import Geometry
 from cyclip_jax.evals.known_metrics import KNOWN
+from cyclip_jax.evals.labclip import Labclip
 from cyclip_jax.evals.linear_probe import LinearProbe
 from cyclip_jax.evals.logistic_probe import LogisticProbe
 from cyclip_jax.evals.metric import Metric
@@ -43,6 +44,7 @@ EVALUATORS: dict[str, Callable[..., Settings]] = {
     "few_shot": FewShot,
     "gda": Gda,
     "geometry": Geometry,
+    "labclip": Labclip,
     "linear_probe": LinearProbe,
     "logistic_probe": LogisticProbe,
     "retrieval": Retrieval,

@@ -43,6 +43,21 @@ def compositional(examples: Place, **arguments: Any) -> ml_collections.ConfigDic
     return settings
 
 
+def labclip(train: Place, examples: Place, **arguments: Any) -> ml_collections.ConfigDict:
+    """Returns the settings of such choices before and after a matrix is learned for the texts.
+
+    Args:
+      train: pairs to learn it on, a file like data.train.
+      examples: the choices, as in `compositional`.
+      arguments: other settings of the evaluator: negatives, negative_caption_key, epochs, …
+    """
+    settings = ml_collections.ConfigDict({"type": "labclip", "train": train, "examples": examples})
+    settings.negatives = "swap"  # wrong captions of the pairs: as in data, or "none"
+    settings.layout = "choice"  # as ARO and SugarCrepe, or "winoground"
+    settings.update(arguments)
+    return settings
+
+
 def zeroshot(
     folder: Place = None, preset: Place = None, **arguments: Any
 ) -> ml_collections.ConfigDict:

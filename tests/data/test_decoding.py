@@ -15,7 +15,7 @@ from cyclip_jax.data.pillow import is_picture
 from cyclip_jax.data.preprocess import preprocessor
 from cyclip_jax.data.record import Unreadable
 from cyclip_jax.data.shard_writer import Preparation, stored_picture
-from cyclip_jax.evals.compositional import Pictures
+from cyclip_jax.evals.data.choices import Pictures
 
 RAMP = np.linspace(0, 65_535, 96 * 64).reshape(64, 96)
 GREY = (RAMP / 256).astype(np.uint8)  # what is seen of the ramp, mean 127.5

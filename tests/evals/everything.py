@@ -65,6 +65,13 @@ def every_evaluation(folder):
             "positive_from": 3.0,
         },
         "choices": {"type": "compositional", "examples": str(folder / "choices.json")},
+        "labclip": {
+            "type": "labclip",
+            "train": str(pairs),
+            "examples": str(folder / "choices.json"),
+            "negatives": "none",
+            "epochs": 2,
+        },
     }
 
 

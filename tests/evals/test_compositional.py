@@ -11,8 +11,9 @@ from PIL import Image
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
-from cyclip_jax.evals.compositional import Compositional, winoground_scores
+from cyclip_jax.evals.compositional import Compositional
 from cyclip_jax.evals.flat import flat_numbers
+from cyclip_jax.evals.statistics.choices import winoground_scores
 from tests.conftest import unit_rows
 from tests.evals.data.test_pairs import quick
 from tests.evals.fakes import fake_encoders

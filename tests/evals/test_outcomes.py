@@ -18,6 +18,7 @@ from tests.processes.program import encoders_of
 NO_MEANS = {
     "mean_per_class",
     "macro_accuracy",
+    "macro_accuracy_before",
     "mean_recall",
     "image_to_text_median_rank",
     "text_to_image_median_rank",
