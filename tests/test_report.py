@@ -465,6 +465,21 @@ def test_groups_of_one_objective_are_named_by_what_differs(tmp_path):
     }
 
 
+def test_groups_of_a_sweep_that_differ_in_much_have_its_own_names(tmp_path):
+    arms = {
+        "clip_seed0": {},
+        "clip_seed1": {"seed": 1},
+        "large_batch_seed0": {"batch_size": 16, "micro_batches": 2},
+        "long_seed0": {"total_steps": 9, "log_every_steps": 4, "eval_every_steps": 4},
+    }
+    runs = [write_run(tmp_path / name, **settings) for name, settings in arms.items()]
+    assert groups_of(*runs) == {
+        "CLIP": ["clip_seed0", "clip_seed1"],
+        "CLIP, large batch": ["large_batch_seed0"],
+        "CLIP, long": ["long_seed0"],
+    }
+
+
 def recall_in(directory):
     return read_run(directory).evaluations["val"]["image_to_text_recall@1"].value
 

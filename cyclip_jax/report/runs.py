@@ -26,6 +26,8 @@ from cyclip_jax.workdir.config_json import completed_config
 from cyclip_jax.workdir.layout import CONFIG, EVALS, METRICS
 from cyclip_jax.workdir.metrics import read_reports
 
+_MOST_WORDS = 3  # settings that a name tells
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -320,12 +322,22 @@ def trained_sentences(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return sentences if sentences.get("train") and sentences.get("weight") else {}
 
 
+def _arm(runs):
+    """What a sweep calls these runs by their folders, <arm>_seed<number>; None where none does."""
+    arms = {re.sub(r"_seed\d+$", "", run.name) for run in runs}
+    is_of_sweep = all(re.search(r"_seed\d+$", run.name) for run in runs)
+    return arms.pop().replace("_", " ") if is_of_sweep and len(arms) == 1 else None
+
+
 def _names(groups):
-    """A name for each list of runs: the objective; where that is not enough, what differs."""
+    """A name for each list of runs: the objective; where that is not enough, what differs.
+
+    More than three settings are no name. There it is the sweep's own, which its folders have.
+    """
     firsts = [runs[0] for runs in groups]
     names = [run.name if run.config is None else objective(run.config) for run in firsts]
     told = []
-    for run, name in zip(firsts, names, strict=True):
+    for runs, run, name in zip(groups, firsts, names, strict=True):
         alike = [other for other, its in zip(firsts, names, strict=True) if its == name]
         if len(alike) > 1 and all(other.config is not None for other in alike):
             settings = [
@@ -338,7 +350,11 @@ def _names(groups):
                 for key in differing(settings)
                 if key != "seed"
             ]
-            name = ", ".join([name, *words[:3]])
+            arm = _arm(runs)
+            if len(words) <= _MOST_WORDS or arm is None:
+                name = ", ".join([name, *words[:_MOST_WORDS]])
+            elif arm.lower() != name.lower():
+                name = f"{name}, {arm}"
         told.append(name)
     return [
         f"{name} ({run.name})" if told.count(name) > 1 and name != run.name else name
