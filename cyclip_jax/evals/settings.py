@@ -67,7 +67,8 @@ def zeroshot(
       folder: labelled pictures, see cyclip_jax/evals/data/labelled.py.
       preset: a data set that cyclip_jax/evals/data/known.py knows, in `folder` or else in
         TensorFlow Datasets.
-      arguments: split, classes, image_key, label_key.
+      arguments: split, classes, image_key, label_key; frequencies, captions in which the classes
+        are counted.
     """
     settings = ml_collections.ConfigDict({"type": "zeroshot"})
     for name in ("folder", "preset", "split", "classes", "image_key", "label_key"):

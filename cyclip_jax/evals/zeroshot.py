@@ -6,7 +6,12 @@ import numpy as np
 
 from cyclip_jax.data.places import DataPath
 from cyclip_jax.evals.checks import check_named, check_types
-from cyclip_jax.evals.data.labelled import check_labelled, open_named
+from cyclip_jax.evals.data.labelled import (
+    check_images,
+    check_labelled,
+    open_images,
+    open_named,
+)
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import count
 from cyclip_jax.evals.statistics.classification import (
@@ -17,6 +22,7 @@ from cyclip_jax.evals.statistics.classification import (
     ranks_of_label,
     top_k,
 )
+from cyclip_jax.evals.statistics.frequency import captions_with, frequency_correlation
 from cyclip_jax.files import FilePath
 
 _TOP = (1, 3, 5, 10)
@@ -33,6 +39,7 @@ class Zeroshot:
         too; "preset:cifar10" is one of known.PRESETS where TensorFlow Datasets has it.
       split, classes, image_key, label_key, preset: see there. Without templates the prompt is "a
         photo of a {}.".
+      frequencies: captions, as in config.data.train, in which the classes are counted.
 
     Raises:
       UserError: the settings alone show that something is wrong.
@@ -46,6 +53,7 @@ class Zeroshot:
     image_key: str | None = None
     label_key: str | None = None
     preset: str | None = None
+    frequencies: DataPath | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -56,6 +64,8 @@ class Zeroshot:
             split=self.split,
             preset=self.preset,
         )
+        if self.frequencies is not None:
+            check_images(self.frequencies, config_key=f"config.evals.{self.name}.frequencies")
 
     def open(self) -> Evaluator:
         """Opens the data.
@@ -64,7 +74,9 @@ class Zeroshot:
           An evaluator (see evals/__init__.py) that gives `top1`, and of `top3`, `top5`, `top10`
           those of k below the number of classes, as fractions with intervals, and `chance_…`;
           `mean_per_class`, the mean over the classes with images of each one's top1, with its
-          interval; `images`, how many were scored, and `classes`. Details: `classes.json`, and
+          interval; `images`, how many were scored, and `classes`; and with `frequencies`
+          `frequency_correlation`, the rank correlation of each class's accuracy with how many
+          captions name it, with its interval over classes. Details: `classes.json`, and
           `confusion.npz` with counts [C, C], true by predicted, of up to 2,000 classes. Outcomes:
           each of `images` has its `top<k>` and its `label`.
 
@@ -81,14 +93,27 @@ class Zeroshot:
             preset=self.preset,
         )
 
+        captions = None
+        if self.frequencies is not None:
+            key = f"config.evals.{self.name}.frequencies"
+            captions = open_images(self.frequencies, config_key=key).source
+
         def evaluate(encoders, output):
             images, class_embeds, labels, index = embed(encoders, dataset)
             ranks = ranks_of_label(images, class_embeds, labels, names=dataset.classes)
             metrics, hits = top_k(ranks, labels, len(dataset.classes), _TOP)
             output.outcomes({"images": {"index": index, "label": labels, **hits}})
+            named = None
+            if captions is not None:
+                named = captions_with(captions.captions(), dataset.classes)
+                metrics["frequency_correlation"] = frequency_correlation(named, ranks < 1, labels)
             if output.is_wanted:
                 predictions = predicted(images, class_embeds)
-                output.json("classes", class_table(dataset.classes, ranks < 1, labels, predictions))
+                table = class_table(dataset.classes, ranks < 1, labels, predictions)
+                if named is not None:
+                    rows = zip(table, named.tolist(), strict=True)
+                    table = [{**row, "captions": number} for row, number in rows]
+                output.json("classes", table)
                 if len(dataset.classes) <= _MOST_CONFUSIONS:
                     counts = confusion(labels, predictions, len(dataset.classes))
                     output.arrays("confusion", counts=counts, classes=np.asarray(dataset.classes))
