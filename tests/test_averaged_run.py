@@ -182,7 +182,7 @@ def test_statistics_are_taken_anew_on_pictures(models, pairs_csv):
     assert np.isfinite(found["visual.bn1.running_var"]).all()
     from cyclip_jax.interop import interpolation
 
-    (images,) = interpolation._batches(str(pairs_csv), RESNET["image_size"])
+    (images,) = interpolation._batches(str(pairs_csv), RESNET["image_size"], "shortest")
     assert images.shape == (24, 64, 64, 3)
     from cyclip_jax.models.clip import normalise_images
     from tests.pytorch import torch

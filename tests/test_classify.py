@@ -49,12 +49,13 @@ def test_a_folder_becomes_a_csv(finished, photos, tmp_path, capsys):
 
 def test_it_is_what_the_models_similarities_say(finished, photos):
     """And one picture, named by its path, gets what it gets in its folder."""
-    found = classify_pictures(finished[0], [str(photos)], CLASSES, top=len(CLASSES))
+    settings = {"templates": ["a {}"], "top": len(CLASSES)}
+    found = classify_pictures(finished[0], [str(photos)], CLASSES, **settings)
     for picture in found[1:]:
         assert sum(picture.scores) == pytest.approx(1)
         assert sorted(picture.labels) == sorted(CLASSES)
     one = photos / found[1].picture
-    (alone,) = classify_pictures(finished[0], [str(one)], CLASSES, top=len(CLASSES))
+    (alone,) = classify_pictures(finished[0], [str(one)], CLASSES, **settings)
     assert alone.labels == found[1].labels
     np.testing.assert_allclose(alone.scores, found[1].scores, rtol=1e-5)
 
@@ -92,7 +93,7 @@ def test_classes_may_stand_in_a_file(finished, photos, tmp_path, capsys):
     (tmp_path / "classes.json").write_text('{"classes": ["red square", "blue disc"]}')
     printed = []
     for name in ("lines.txt", "classes.json"):
-        flags = [str(finished[0]), str(photos), f"--classes={tmp_path / name}"]
+        flags = [str(finished[0]), str(photos), f"--classes={tmp_path / name}", "--template=a {}"]
         assert status_of(main, flags) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1]

@@ -1,4 +1,4 @@
-"""Compares CyCLIP on emoji drawings with the further losses, each by itself."""
+"""Compares CyCLIP on emoji drawings with the further losses, each by itself; see docs/losses.md."""
 
 from configs import drawings
 

@@ -36,13 +36,18 @@ KNOWN = {
     **dict.fromkeys(("top3", "top5", "top10"), FURTHER_SHARE),
     **dict.fromkeys(("regularization", "alpha"), _NUMBER),
     "iterations": COUNT,
+    "frequency_correlation": _NUMBER,
     # Retrieval.
     **dict.fromkeys(("image_to_text_recall", "text_to_image_recall", "mean_recall"), SHARE),
     **dict.fromkeys(("image_to_text_median_rank", "text_to_image_median_rank"), _RANK),
     **{f"image_to_text_recall@{k}_as_published": FURTHER_SHARE for k in (1, 5, 10)},
     # Choices between captions.
     **dict.fromkeys(("accuracy", "macro_accuracy"), SHARE),
-    "blind_accuracy": About(Unit.SHARE, is_headline=False),
+    **dict.fromkeys(("accuracy_before", "macro_accuracy_before"), FURTHER_SHARE),
+    **{f"{name}_score_before": FURTHER_SHARE for name in ("text", "image", "group")},
+    **dict.fromkeys(
+        ("blind_accuracy", "blind_accuracy_before"), About(Unit.SHARE, is_headline=False)
+    ),
     **dict.fromkeys(("text_score", "image_score", "group_score"), SHARE),
     # The two clouds of embeddings.
     "alignment": About(Unit.COSINE, "more"),
@@ -60,7 +65,7 @@ KNOWN = {
     # The reference set of shifts.
     "reference_top1": SHARE,
     # What was scored.
-    **dict.fromkeys(("images", "train_images", "captions", "classes"), COUNT),
+    **dict.fromkeys(("images", "train_images", "train_pairs", "captions", "classes"), COUNT),
     **dict.fromkeys(("examples", "pairs", "sentences"), COUNT),
     "unreadable": About(Unit.COUNT, "less", is_headline=False),
 }

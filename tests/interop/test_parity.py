@@ -91,7 +91,12 @@ def test_the_exact_gelu_would_fail(case):
 
 @pytest.mark.parametrize("case", TINY, indirect=True)
 def test_another_epsilon_would_fail(case, monkeypatch):
-    monkeypatch.setattr(transformer, "LAYER_NORM_EPSILON", 1e-6)
+    layer_norm = nnx.LayerNorm
+    monkeypatch.setattr(
+        transformer.nnx,
+        "LayerNorm",
+        lambda *arguments, **options: layer_norm(*arguments, **options | {"epsilon": 1e-6}),
+    )
     encode = parity.our_encoder(case.name, case.sizes)
     assert agree(encode(case.weights, case.batch), case.expected) == (False, False)
 

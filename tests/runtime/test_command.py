@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "--checkpoint",
     "export": "--format",
     "average": "--alpha",
+    "classify": "--classes",
     "sweep": "--only",
     "report": "WORKDIR",
     "data.prepare": "--examples_per_shard",
