@@ -195,7 +195,7 @@ def test_every_kind_of_content_has_its_section(page):
         "Retrieval",
         "Configuration",
     ]
-    assert page.texts["h1"] == ["CLIP, CyCLIP"]
+    assert page.texts["h1"] == ["CLIP · CyCLIP"]
 
 
 def test_a_run_in_a_folder_with_brackets_shows_what_evaluate_wrote(tmp_path):

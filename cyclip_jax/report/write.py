@@ -67,7 +67,7 @@ def write_report(
     for name, drawing in figures.drawings.items():
         write_atomically(folder / f"{name}.png", drawing.png)
         write_atomically(folder / f"{name}.svg", drawing.svg)
-    title = ", ".join(dict.fromkeys(group.name for group in groups))
+    title = " · ".join(dict.fromkeys(group.name for group in groups))
     write_atomically(page, _page(title, contents))
     if tensorboard_step is not None:
         _write_tensorboard(paths[0], figures, tensorboard_step)

@@ -93,6 +93,7 @@ def locked(folder, pairs, **overrides):
     return config
 
 
+@pytest.mark.slow
 def test_lit_trains_a_text_tower_of_its_own_beside_the_image_tower_of_open_clip(
     of_open_clip, pairs, tmp_path
 ):
