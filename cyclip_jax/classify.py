@@ -16,7 +16,6 @@ from absl import flags
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import command
 
-TEMPLATE = "a photo of a {}."
 _POSITIONAL = (
     "MODEL PICTURES …: a workdir, an export, a folder of open_clip or transformers, or a weight "
     "file; and folders, pictures, or a table or shards named as config.data.train is"
@@ -44,7 +43,7 @@ def classify_pictures(
     pictures: Sequence[str],
     classes: Sequence[str],
     *,
-    templates: Sequence[str] = (TEMPLATE,),
+    templates: Sequence[str] = (),
     top: int = 1,
     step: int | None = None,
     weights: str = "raw",
@@ -56,7 +55,8 @@ def classify_pictures(
       model: anything that `cyclip_jax.load` takes.
       pictures: folders with pictures, pictures, or data named as config.data.train is.
       classes: names of at least two classes.
-      templates: sentences with {} that stand around a name; the class is the mean of them.
+      templates: sentences with {} that stand around a name; the class is the mean of them. Without
+        any the prompt is "a photo of a {}.".
       top: how many classes are named.
       step, weights: which of a workdir's weights, as of `open_checkpoint`.
       batch_size: pictures that are embedded at once.
@@ -67,7 +67,7 @@ def classify_pictures(
     Raises:
       UserError: something is not there, or the classes cannot be told apart.
     """
-    from cyclip_jax import defaults
+    from cyclip_jax.evals.data.class_names import DEFAULT_TEMPLATES
     from cyclip_jax.evals.data.loose_pictures import open_pictures
     from cyclip_jax.evals.statistics.classification import embed_classes, scores_of_classes
     from cyclip_jax.runtime.started import quieten_tensorflow
@@ -80,10 +80,8 @@ def classify_pictures(
         raise UserError(f"--top={top} must be from 1 to {len(classes)}, the number of classes")
     quieten_tensorflow()
     sets = [open_pictures(path) for path in pictures]
-    config = defaults.get_config()
-    config.batch_size = batch_size
-    opened = open_model(model, step=step, weights=weights, config=config)
-    class_embeds = embed_classes(opened.encoders, classes, templates)
+    opened = open_model(model, step=step, weights=weights, batch_size=batch_size)
+    class_embeds = embed_classes(opened.encoders, classes, templates or DEFAULT_TEMPLATES)
     scale, bias = opened.logit_scale, opened.logit_bias
     labelled = []
     for images in sets:
@@ -128,7 +126,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "template",
         [],
-        f"Sentence with {{}} around a name, by default {TEMPLATE!r}; it can be repeated.",
+        "Sentence with {} around a name, by default 'a photo of a {}.'; it can be repeated.",
         flag_values=values,
     )
     flags.DEFINE_integer("top", 1, "How many classes are named.", flag_values=values)
@@ -138,12 +136,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "batch_size", 64, "Pictures that are embedded at once.", flag_values=values
     )
-    flags.DEFINE_integer(
-        "step",
-        None,
-        "Step of the checkpoint in a workdir; by default the newest.",
-        flag_values=values,
-    )
+    command.define_step(values)
     command.define_weights(values)
 
 
@@ -162,7 +155,7 @@ def classify(values: Any, *paths: str) -> None:
         model,
         pictures,
         classes,
-        templates=templates or [TEMPLATE],
+        templates=templates,
         top=values.top,
         step=values.step,
         weights=values.weights,

@@ -65,7 +65,7 @@ def evaluate_checkpoint(
     from cyclip_jax import evals
     from cyclip_jax.evals.flat import flattened
     from cyclip_jax.files import write_json
-    from cyclip_jax.interop.pretrained import workdir_and_step
+    from cyclip_jax.interop.pretrained import open_checkpoint, workdir_and_step
     from cyclip_jax.runtime.sections import resolve_paths
     from cyclip_jax.training.opened_model import open_model
     from cyclip_jax.training.settings import with_absolute_paths
@@ -75,7 +75,8 @@ def evaluate_checkpoint(
     output = _results_folder(path, output)
     config = _checked_config(config, path)
     if config is None:
-        _check_is_there(path, step, weights)
+        # That there is no such model says more than that its data are missing.
+        open_checkpoint(path, step=step, weights=weights)
         raise UserError(f"{path} is not the workdir of a run; name its data with --config")
     evaluated = resolve_paths(with_absolute_paths(config), path)
     ending = OF_AVERAGE if weights == "average" else ""
@@ -117,13 +118,6 @@ def _checked_config(config, path):
         evals.check_settings(wanted)
         config = with_preset_named(config)
     return config
-
-
-def _check_is_there(path, step, weights):
-    """Raises UserError where there is no such model, which says more than that data are missing."""
-    from cyclip_jax.interop.pretrained import open_checkpoint
-
-    open_checkpoint(path, step=step, weights=weights)
 
 
 def _results_folder(checkpoint, output):

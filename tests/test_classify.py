@@ -9,6 +9,7 @@ from PIL import Image
 
 from cyclip_jax.classify import classify_pictures, main
 from cyclip_jax.evals.statistics.classification import scores_of_classes
+from cyclip_jax.training.opened_model import open_model
 from tests.pictures import COLOURS, SHAPES, draw
 from tests.runs import status_of
 
@@ -58,6 +59,18 @@ def test_it_is_what_the_models_similarities_say(finished, photos):
     (alone,) = classify_pictures(finished[0], [str(one)], CLASSES, **settings)
     assert alone.labels == found[1].labels
     np.testing.assert_allclose(alone.scores, found[1].scores, rtol=1e-5)
+
+
+def test_a_checkpoint_in_a_workdir_is_a_model_too_and_any_batch_will_do(finished, photos):
+    settings = {"templates": ["a {}"], "top": 2}
+    (step,) = [path for path in (finished[0] / "checkpoints").iterdir() if path.name == "120"]
+    of_step = classify_pictures(step, [str(photos)], CLASSES, **settings, batch_size=16)
+    found = classify_pictures(finished[0], [str(photos)], CLASSES, **settings, step=120)
+    for one, other in zip(of_step, found, strict=True):
+        assert (one.picture, one.labels) == (other.picture, other.labels)
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4)
+    opened = open_model(finished[0], batch_size=24)
+    assert opened.encoders.batch_size == 24
 
 
 def test_scores_are_those_of_the_loss():

@@ -89,6 +89,11 @@ def define_checkpoint(values: flags.FlagValues) -> None:
         required=True,
         flag_values=values,
     )
+    define_step(values)
+
+
+def define_step(values: flags.FlagValues) -> None:
+    """Defines --step, which says which checkpoint of a workdir is meant."""
     flags.DEFINE_integer(
         "step",
         None,

@@ -6,13 +6,12 @@ import os
 from typing import Any
 
 import jax
-from etils import epath
 
 from cyclip_jax import defaults, parallel
 from cyclip_jax.data.settings import Data, open_tokenizer
 from cyclip_jax.evals.encoders import Encoders
 from cyclip_jax.interop.checkpoint import Checkpoint, check_vocabulary
-from cyclip_jax.interop.pretrained import described_by, open_checkpoint
+from cyclip_jax.interop.pretrained import described_by, open_checkpoint, workdir_and_step
 from cyclip_jax.interop.weights import fit
 from cyclip_jax.runtime.loop import set_matmul_precision
 from cyclip_jax.runtime.sections import constructed, resolve_paths
@@ -45,6 +44,7 @@ def open_model(
     step: int | None = None,
     weights: str = "raw",
     config: Any = None,
+    batch_size: int | None = None,
 ) -> OpenedModel:
     """Opens a trained model on all devices.
 
@@ -53,20 +53,25 @@ def open_model(
       step, weights: as there.
       config: stands for the config that a model from elsewhere does not have; it gives the batch
         size, and what nothing says of the model. None are the defaults.
+      batch_size: rows that are embedded at once; None is the config's.
 
     Raises:
       UserError: there is no such model, or it cannot embed.
     """
+    path, step = workdir_and_step(path, step)
     opened = open_checkpoint(path, step=step, weights=weights)
     if opened.config is not None:
         config = resolve_paths(opened.config, path)
     else:
         config = described_by(opened, defaults.get_config() if config is None else config)
+    if batch_size is not None:
+        config = config.copy_and_resolve_references().unlock()
+        config.batch_size = batch_size
     data = constructed(Data, config.data, "config.data")
     set_matmul_precision(config.matmul_precision)
     model = Model(config, _mesh_for(config.batch_size))
     tree = parallel.place(fit(opened.weights, model.abstract, source=opened.source), model.abstract)
-    tokenizer = open_tokenizer(data, epath.Path(path), model.sizes)
+    tokenizer = open_tokenizer(data, path, model.sizes)
     check_vocabulary(opened, tokenizer)
     bias = opened.weights.get("logit_bias")
     return OpenedModel(

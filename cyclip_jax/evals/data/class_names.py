@@ -54,27 +54,27 @@ def read_classes(path: epath.Path) -> Naming:
     return Naming(str(path), names, templates)
 
 
-def named_classes(given: str) -> tuple[list[str], list[str] | None]:
-    """(names, templates or None) of --classes: names with commas between them, or a file.
+def named_classes(given: str) -> tuple[list[str], list[str]]:
+    """(names, templates, perhaps none) of --classes: names with commas between them, or a file.
 
     Raises:
       UserError: the file is not what it must be.
     """
     path = absolute(given)
     if "," in given and not path.exists():
-        return [name for name in map(str.strip, given.split(",")) if name], None
+        return [name for name in map(str.strip, given.split(",")) if name], []
     if not path.exists():
         raise UserError(
             f"--classes={given} is neither a file{how_written(given)} nor names with commas "
             "between them"
         )
     if path.suffix != ".json":
-        return [line for line in map(str.strip, read_text(path).splitlines()) if line], None
+        return [line for line in map(str.strip, read_text(path).splitlines()) if line], []
     naming = read_classes(path)
     names = list(naming.names.values()) if isinstance(naming.names, dict) else naming.names
     if not names:
         raise UserError(f"{path} has no list 'classes'")
-    return names, naming.templates
+    return names, naming.templates or []
 
 
 def naming_beside(folder: epath.Path) -> Naming | None:
