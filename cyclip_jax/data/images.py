@@ -298,7 +298,7 @@ def _fast_square(encoded, seed, size, settings):
             whole = tf.zeros([2], tf.int64), tf.stack([height, width])
             return *whole, *_PLACEMENTS[settings.resize_mode](height, width, size)
         box = tf.stack(random_box(height, width, seed, settings.crop_scale, CROP_RATIO))
-        return box[:2], box[2:], tf.cast(size / box[2:], tf.float32), tf.zeros([2])
+        return box[:2], box[2:], *_squash_placement(box[2], box[3], size)
 
     def possible_halvings():
         _, height, width = jpeg_and_sides(encoded, settings.max_pixels)

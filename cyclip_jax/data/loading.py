@@ -32,7 +32,6 @@ class Loader:
       pictures: graph function (encoded [files], row int64 [2]) → {name in the batch: tensor},
         raising tf.errors.OpError.
       specs: {name in the batch: tf.TensorSpec} of what `pictures` gives.
-      files: how many files of pictures an example has: its own, and perhaps its negative one.
       captions: {name in the batch: function (record, epoch, index) → text}.
     """
 
@@ -40,7 +39,11 @@ class Loader:
     pictures: Callable[[tf.Tensor, tf.Tensor], Pictures]
     specs: Mapping[str, tf.TensorSpec]
     captions: dict[str, Callable[[Record, int, int], str]]
-    files: int = 1
+
+    @property
+    def files(self) -> int:
+        """How many files of pictures an example has: its own, and perhaps its negative one."""
+        return 1 + (HAS_NEGATIVE_IMAGE in self.specs)
 
     def read(self, epoch: int, index: int) -> tuple[list[bytes], dict[str, bytes]]:
         """(encoded images, {name in the batch: caption}) of one example; raises Unreadable."""
@@ -119,7 +122,7 @@ def train_loader(
     if has_negative_images:
         specs["negative_images"] = _image_spec(image_size)
         specs[HAS_NEGATIVE_IMAGE] = tf.TensorSpec([], tf.bool)
-    return Loader(source, pictures, specs, captions, files=1 + has_negative_images)
+    return Loader(source, pictures, specs, captions)
 
 
 def eval_loader(source: Source | Mixture, image_size: int, resize_mode: str = "shortest") -> Loader:

@@ -14,7 +14,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.interop.checkpoint import check_settings
 from cyclip_jax.interop.files import from_tensor, unwrapped
 from cyclip_jax.interop.folders import openai_names, read_checkpoint
-from cyclip_jax.interop.weights import fit, fixed_weights, weights_of
+from cyclip_jax.interop.weights import fit, fixed_positions, weights_of
 from cyclip_jax.models.clip import CLIP, split_model
 from cyclip_jax.models.vit import VisionTransformer
 
@@ -35,8 +35,10 @@ def to_torch(model: CLIP) -> dict[str, np.ndarray]:
       open_clip's model loads.
     """
     _, params, batch_stats = split_model(model)
-    weights = weights_of({"params": params, "batch_stats": batch_stats})
-    return weights | _fixed(model.visual)
+    weights, visual = weights_of({"params": params, "batch_stats": batch_stats}), model.visual
+    if isinstance(visual, VisionTransformer) and visual.positional_embedding is None:
+        weights |= fixed_positions(len(visual.class_embedding[...]), visual.grid[0])
+    return weights
 
 
 def load_torch(
@@ -87,20 +89,6 @@ def _settings(model):
         "text_epsilon": text.ln_final.epsilon,
         **({"text_eos_id": text.eos_id} if text.pool == "eos" else {}),
     }
-
-
-def _fixed(visual):
-    """Returns the `fixed_weights` of an image tower."""
-    if not isinstance(visual, VisionTransformer) or visual.positional_embedding is not None:
-        return {}
-    return fixed_weights(
-        {
-            "vision_positions": "sin_cos",
-            "vision_width": len(visual.class_embedding[...]),
-            "image_size": visual.grid[0],
-            "patch_size": 1,
-        }
-    )
 
 
 def _as_array(value, name):

@@ -67,16 +67,11 @@ def check_format(checkpoint: Checkpoint, export_format: str) -> None:
     """
     tower, width = checkpoint.model["vision_tower"], checkpoint.model["vision_width"]
     _check_tower(checkpoint, export_format)
-    others = _unlike_openais(checkpoint.model)
+    others = _unlike_openais(checkpoint)
     if others and export_format not in _OF_OPEN_CLIP:
         raise UserError(
             f"{checkpoint.source} has {others[0]}, for which {export_format} has no place; choose "
             f"the format {' or '.join(_OF_OPEN_CLIP)}"
-        )
-    if "logit_bias" in checkpoint.weights and export_format not in _OF_OPEN_CLIP:
-        raise UserError(
-            f"{checkpoint.source} has a bias of the similarities, for which {export_format} has no "
-            f"place; choose the format {' or '.join(_OF_OPEN_CLIP)}"
         )
     resizing = ("interpolation", "resize_mode")
     differing = [name for name in resizing if checkpoint.preprocess[name] != OUR_PREPROCESS[name]]
@@ -101,13 +96,14 @@ def check_format(checkpoint: Checkpoint, export_format: str) -> None:
         )
 
 
-def _unlike_openais(model):
-    """What a model has that OpenAI's do not, in words."""
-    return [
+def _unlike_openais(checkpoint):
+    """What a model has besides its image tower that OpenAI's do not, in words."""
+    others = [
         words.format(", ".join(value) if isinstance(value, tuple) else value)
         for name, (usual, words) in _OPENAIS_OWN.items()
-        if (value := model[name]) not in (usual, None)
+        if (value := checkpoint.model[name]) not in (usual, None)
     ]
+    return others + ["a bias of the similarities"] * ("logit_bias" in checkpoint.weights)
 
 
 def _check_tower(checkpoint, export_format):
@@ -148,9 +144,9 @@ def write_open_clip(
     config = open_clip_config(checkpoint, hf_tokenizer=hf_tokenizer)
     write_json(folder / OPEN_CLIP_CONFIG, config)
     written = ["open_clip_model.safetensors"]
-    # OpenAI's loader would refuse a bias, and everything else that OpenAI's models do not have.
+    # OpenAI's loader would refuse whatever OpenAI's models do not have.
     is_openais = checkpoint.model["pool"] in _OPENAIS.get(checkpoint.model["vision_tower"], ())
-    is_openais &= "logit_bias" not in weights and not _unlike_openais(checkpoint.model)
+    is_openais &= not _unlike_openais(checkpoint)
     if importlib.util.find_spec("torch") is not None and is_openais:
         write_pytorch(folder / "openai.pt", _with_step(checkpoint, weights))
         written.append("openai.pt")

@@ -7,7 +7,8 @@ from typing import Any
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.interop.checkpoint import Checkpoint
-from cyclip_jax.models.published import PRESETS
+from cyclip_jax.models.presets import PRESETS, head_count
+from cyclip_jax.models.text import TEXT_POOLS
 from cyclip_jax.models.towers import attention_width, tower_of_layers
 from cyclip_jax.models.transformer import LAYER_NORM_EPSILON, SWITCHES
 from cyclip_jax.models.vit import POOL_HEADS
@@ -38,26 +39,22 @@ _BOTH = {
     **dict.fromkeys(SWITCHES, (True,)),
 }
 _POOLS = {"tok": "class_token", "avg": "mean"}
-_POSITIONS = {"learnable": "learned", "sin_cos_2d": "sin_cos"}
 _VISION = {
     "pool_type": tuple(_POOLS),
-    "pos_embed_type": tuple(_POSITIONS),
+    "pos_embed_type": ("learnable", "sin_cos_2d"),  # the weights tell which
     "attentional_pool": (True,),
     "attn_pooler_queries": (1,),
     "attn_pooler_heads": (POOL_HEADS,),
 }
 _TEXT = {
     "proj_type": ("linear",),
-    "pool_type": ("argmax", "eos", "first", "last"),
+    "pool_type": TEXT_POOLS,
     "no_causal_mask": (True,),
     "proj_bias": (True,),
 }
-# timm's trunk of a SigLIP image tower, {its size: the width}.
+# timm's trunks of SigLIP's image towers: {size: the preset with it}, and what images they are for.
 _TRUNK = re.compile(r"vit_(base|large)_patch16_siglip_(\d+)")
-_TRUNK_WIDTHS = {
-    size: PRESETS[name]["vision_width"]
-    for size, name in (("base", "ViT-B/16-SigLIP"), ("large", "ViT-L/16-SigLIP-256"))
-}
+_TRUNKS = {"base": PRESETS["ViT-B/16-SigLIP"], "large": PRESETS["ViT-L/16-SigLIP-256"]}
 _TRUNK_IMAGES = {"base": (224, 256, 384, 512), "large": (256, 384, 512)}
 _OF_TRUNK = {"timm_pool": ("map",), "timm_proj": ("none",), "timm_proj_bias": ()}
 
@@ -151,7 +148,7 @@ def _of_vision(vision):
 
 
 def _of_trunk(size):
-    return {"vision_tower": "siglip", "vision_heads": _TRUNK_WIDTHS[size] // 64}
+    return {"vision_tower": "siglip", "vision_heads": head_count(_TRUNKS[size]["vision_width"])}
 
 
 def _of_text(text):
@@ -172,12 +169,10 @@ def _switches(settings):
 
 def trunk_name(model: Mapping[str, Any]) -> str | None:
     """timm's name of the trunk of a model with SigLIP's image tower; None where it has none."""
-    for size, name in (("base", "ViT-B/16-SigLIP"), ("large", "ViT-L/16-SigLIP-256")):
-        preset = PRESETS[name]
-        same = ("vision_layers", "vision_width", "patch_size", "embed_dim")
-        has_heads = model["vision_heads"] == preset["vision_width"] // 64
+    same = ("vision_layers", "vision_width", "patch_size", "embed_dim")
+    for size, preset in _TRUNKS.items():
         if (
-            has_heads
+            model["vision_heads"] == head_count(preset["vision_width"])
             and all(model[key] == preset[key] for key in same)
             and model["image_size"] in _TRUNK_IMAGES[size]
         ):

@@ -75,7 +75,12 @@ def fixed_weights(settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if settings["vision_positions"] != "sin_cos":
         return {}
     side = settings["image_size"] // settings["patch_size"]
-    return {_VIT_POSITIONS: sin_cos_positions(settings["vision_width"], side)}
+    return fixed_positions(settings["vision_width"], side)
+
+
+def fixed_positions(width: int, side: int) -> dict[str, np.ndarray]:
+    """The same of a ViT that has them, by its channels and the patches along a side of an image."""
+    return {_VIT_POSITIONS: sin_cos_positions(width, side)}
 
 
 def _is_fixed(positions):

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,26 @@ from cyclip_jax.losses.tiles import CHUNK_SIZE, device_count, sum_over
 # The batch size at which the paper chose its weights λ1 = λ2 = 0.25.
 REFERENCE_BATCH_SIZE = 128
 
-# The embeddings of negative texts, and of the images that they describe.
-NEGATIVES: Mapping[str, Row] = {"negative_texts": Row("text", "negative_tokens")}
-NEGATIVE_IMAGES: Mapping[str, Row] = {"negative_images": Row("visual", "negative_images")}
 
-# By what examples have: keys of the batch that tell which have it, and metrics of their share.
-_MASKS = {"texts": "has_negative", "images": "has_negative_image"}
-_SHARES = {"texts": "negative_share", "images": "negative_image_share"}
+class _Negative(NamedTuple):
+    """A kind of negatives: its embeddings, the key of which examples have one, their share."""
+
+    embeds: str
+    row: Row
+    mask: str
+    share: str
+
+
+# Negative texts, and the images that they describe.
+_NEGATIVES = {
+    "texts": _Negative(
+        "negative_texts", Row("text", "negative_tokens"), "has_negative", "negative_share"
+    ),
+    "images": _Negative(
+        *("negative_images", Row("visual", "negative_images")),
+        *("has_negative_image", "negative_image_share"),
+    ),
+}
 
 # Kinds of the contrastive term.
 CONTRASTIVE = ("softmax", "sigmoid")
@@ -90,6 +103,8 @@ def contrastive_term(
         _check_sigmoid(label_smoothing, contrastive_weight, negatives)
         return sigmoid_term(chunk_size=chunk_size)
 
+    kinds = [_NEGATIVES[kind] for kind in negatives]
+
     def measure(embeds, batch, scales, axis_names):
         parts = _parts(embeds, batch, scales["logit_scale"], negatives)
         of_tiles = functools.partial(info_nce, chunk_size=chunk_size, axis_names=axis_names)
@@ -98,10 +113,10 @@ def contrastive_term(
             "image_to_text_accuracy": image_to_text,
             "text_to_image_accuracy": text_to_image,
         }
-        for kind in negatives:
-            mask = batch[_MASKS[kind]]
+        for kind in kinds:
+            mask = batch[kind.mask]
             found, count = mask.sum(dtype=loss.dtype), len(mask) * device_count(axis_names)
-            metrics[_SHARES[kind]] = sum_over(found, axis_names) / count
+            metrics[kind.share] = sum_over(found, axis_names) / count
         for part in parts[1:]:
             of_negatives, _ = of_tiles(*part)
             metrics["negative_contrastive_loss"] = jax.lax.stop_gradient(of_negatives)
@@ -122,12 +137,8 @@ def contrastive_term(
         # Each of N rows is as likely as another, with any label smoothing. How many negatives there
         # are is not known.
         of_equal_embeds={} if negatives else {"contrastive_loss": math.log},
-        rows={
-            **PAIRS,
-            **(NEGATIVES if "texts" in negatives else {}),
-            **(NEGATIVE_IMAGES if "images" in negatives else {}),
-        },
-        batch_keys=tuple(_MASKS[kind] for kind in negatives),
+        rows={**PAIRS, **{kind.embeds: kind.row for kind in kinds}},
+        batch_keys=tuple(kind.mask for kind in kinds),
     )
 
 
@@ -154,7 +165,7 @@ def _softmax_reports(label_smoothing, negatives, is_growing):
             meaning="The contrastive term without label smoothing"
         )
     for kind in negatives:
-        of_negatives[_SHARES[kind]] = Reported(
+        of_negatives[_NEGATIVES[kind].share] = Reported(
             meaning=f"The share of examples with a negative {kind[:-1]}", unit="share", better=None
         )
     if "images" in negatives:

@@ -12,7 +12,7 @@ from cyclip_jax.models.attention import multi_head_attention
 from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel, xavier_uniform
 from cyclip_jax.models.linear import Linear
 from cyclip_jax.models.transformer import Transformer, activation, layer_norm, vision_inits
-from cyclip_jax.models.vit import patch_embedding, patch_rows, side_of
+from cyclip_jax.models.vit import embed_patches, patch_embedding, side_of
 
 # How the tower makes one vector of an image's tokens: what a learned query sees ("MAP", Zhai et al.
 # 2022, "Scaling vision transformers"), and an MLP of that.
@@ -68,7 +68,6 @@ class Trunk(nnx.Module):
         **execution: Any,
     ) -> None:
         self.grid: tuple[int, int] = (side, side)
-        self.patch_size: int = patch_size
         self.dtype: DTypeLike = dtype
         self.patch_embed: nnx.Conv = patch_embedding(
             patch_size, width, bias_init=torch_bias(3 * patch_size**2), dtype=dtype, rngs=rngs
@@ -94,10 +93,7 @@ class Trunk(nnx.Module):
     def __call__(
         self, images: Float[Array, "n h w 3"], kept_patches: Int[Array, "n k"] | None = None
     ) -> Float[Array, "n w"]:
-        rows = patch_rows(images.astype(self.dtype), self.grid, self.patch_size)
-        kernel = self.patch_embed.kernel[...].astype(self.dtype)  # [p, p, 3, W]
-        x = rows @ kernel.reshape(-1, kernel.shape[-1])  # [N·h·w, W]
-        x = x.reshape(len(images), -1, x.shape[-1])
+        x = embed_patches(self.patch_embed, images, self.grid, self.dtype)  # [N, h·w, W]
         bias: Any = self.patch_embed.bias
         x = x + bias[...].astype(x.dtype) + self.pos_embed[...].astype(x.dtype)
         if kept_patches is not None:

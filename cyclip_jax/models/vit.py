@@ -45,7 +45,7 @@ def sin_cos_positions(width: int, side: int) -> Float[np.ndarray, "1+side**2 wid
 
 
 def patch_embedding(size: int, width: int, **arguments: Any) -> nnx.Conv:
-    """The convolution that makes tokens of patches; `patch_rows` says how it is computed.
+    """The convolution that makes tokens of patches; `embed_patches` computes it.
 
     Args:
       size: pixels of a patch's side.
@@ -63,21 +63,25 @@ def patch_embedding(size: int, width: int, **arguments: Any) -> nnx.Conv:
     )
 
 
-def patch_rows(
-    images: Float[Array, "n h w 3"], grid: tuple[int, int], size: int
-) -> Float[Array, "n*p k"]:
-    """The pixels of all patches, one row each, [N, h·p, w·p, 3] -> [N·h·w, p·p·3].
+def embed_patches(
+    conv: nnx.Conv, images: Float[Array, "n h w 3"], grid: tuple[int, int], dtype: DTypeLike
+) -> Float[Array, "n l w"]:
+    """The kernel of a `patch_embedding` applied, [N, H, W, 3] -> [N, h·w, W], without its bias.
 
-    A convolution of patches is one product of them: they do not overlap, and CPUs are faster so.
+    It is one product of all patches: they do not overlap, and CPUs are faster so.
 
     Args:
+      conv: the convolution.
       images: float [N, H, W, 3].
       grid: (h, w) patches of an image.
-      size: p, pixels of a patch's side.
+      dtype: the type in which this is computed.
     """
-    (h, w), n = grid, images.shape[0]
-    x = images.reshape(n, h, size, w, size, -1)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(n * h * w, -1)
+    kernel = conv.kernel[...].astype(dtype)  # [p, p, 3, W]
+    (h, w), n, p = grid, images.shape[0], kernel.shape[0]
+    x = images.astype(dtype).reshape(n, h, p, w, p, -1)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n * h * w, -1)  # [N·h·w, p·p·3]
+    x = x @ kernel.reshape(-1, kernel.shape[-1])  # [N·h·w, W]
+    return x.reshape(n, h * w, -1)
 
 
 class _Query(nnx.Module):
@@ -165,12 +169,12 @@ class VisionTransformer(nnx.Module):
         side = side_of(image_size, patch_size)
         self.grid: tuple[int, int] = (side, side)
         scale = width**-0.5
-        patch = image_size // side
-        self.patch_size: int = patch
         self.heads: int = heads
         self.pool: str = pool
         self.dtype: DTypeLike = dtype
-        self.conv1: nnx.Conv = patch_embedding(patch, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.conv1: nnx.Conv = patch_embedding(
+            image_size // side, width, use_bias=False, dtype=dtype, rngs=rngs
+        )
         self.class_embedding: nnx.Param[Array] = nnx.Param(normal(scale)(rngs.params(), (width,)))
         learned = None
         if positions == "learned":
@@ -205,7 +209,7 @@ class VisionTransformer(nnx.Module):
         self, images: Float[Array, "n h w 3"], kept_patches: Int[Array, "n k"] | None = None
     ) -> Float[Array, "n d"]:
         """Embeds images, from the patches of which the indices [N, K] are given, or from all."""
-        x = self._embed_patches(images)  # [N, h·w, W]
+        x = embed_patches(self.conv1, images, self.grid, self.dtype)  # [N, h·w, W]
         n, _, width = x.shape
         positions = self._positions(width).astype(x.dtype)  # [1 + h·w, W]
         x = x + positions[1:]
@@ -231,13 +235,6 @@ class VisionTransformer(nnx.Module):
         if self.pool == "mean":
             return self.ln_post(x[:, 1:]).mean(axis=1)
         return self.ln_post(x[:, 0])
-
-    def _embed_patches(self, images):
-        """conv1 as one product, [N, h·w, W]."""
-        rows = patch_rows(images.astype(self.dtype), self.grid, self.patch_size)
-        kernel = self.conv1.kernel[...].astype(self.dtype)  # [p, p, 3, W]
-        x = rows @ kernel.reshape(-1, kernel.shape[-1])  # [N·h·w, W]
-        return x.reshape(len(images), -1, x.shape[-1])
 
 
 def side_of(image_size: int, patch_size: int | None) -> int:

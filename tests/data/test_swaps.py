@@ -68,16 +68,20 @@ def test_a_column_and_its_use_belong_together(settings):
         SecondViews(**settings)
 
 
+class Six:
+    """A source of six examples but for what they are."""
+
+    faults, mean_bytes, boundaries = (), 1000, np.array([0, 6])
+
+    def __len__(self):
+        return 6
+
+    def keys(self, indices):
+        return [f"example {index}" for index in indices]
+
+
 def test_a_batch_holds_them_and_its_pairs_stay_the_same(tmp_path):
-    class Source:
-        faults, mean_bytes, boundaries = (), 1000, np.array([0, 6])
-
-        def __len__(self):
-            return 6
-
-        def keys(self, indices):
-            return [f"example {index}" for index in indices]
-
+    class Source(Six):
         def read(self, index):
             caption = "a square" if index == 4 else f"a small red square and {index} green discs"
             return CaptionRule("caption").record(PICTURE, [[caption]])
@@ -112,15 +116,7 @@ def test_a_negative_image_is_a_pair_with_its_text(tmp_path):
     """A damaged one costs its example; without one there is a mask."""
     negatives = [OTHER, b"", OTHER, b"damaged", OTHER, OTHER]
 
-    class Source:
-        faults, mean_bytes, boundaries = (), 1000, np.array([0, 6])
-
-        def __len__(self):
-            return 6
-
-        def keys(self, indices):
-            return [f"example {index}" for index in indices]
-
+    class Source(Six):
         def read(self, index):
             wrong = "" if index == 4 else "a blue square"
             rule = CaptionRule("caption", negative="wrong")
