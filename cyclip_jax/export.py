@@ -16,6 +16,7 @@ from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.files import absolute, parse_json, write_json
 from cyclip_jax.interop.card import model_card
 from cyclip_jax.interop.checkpoint import Checkpoint
+from cyclip_jax.interop.class_head import parted_head, write_head
 from cyclip_jax.interop.files import DTYPES
 from cyclip_jax.interop.folders import DESCRIPTION
 from cyclip_jax.interop.formats import READERS_TOWERS, WRITERS, check_format
@@ -85,6 +86,7 @@ def write_export(
     from cyclip_jax.interop.pretrained import tokenizer_of
 
     output = _real(output)
+    head, opened = parted_head(opened)
     check_format(opened, export_format)
     tokenizer = tokenizer_of(opened)
     folder = output.parent / f".{output.name}.{uuid.uuid4().hex}"
@@ -99,6 +101,7 @@ def write_export(
             license_name=license_name,
         )
         (folder / "README.md").write_text(card)
+        write_head(folder, head)
         _write_description(
             folder, opened, tokenizer, weight_files, format=export_format, dtype=dtype
         )

@@ -210,7 +210,12 @@ def _evaluate(run, step, state, evaluators):
     weights = {"": model} | ({OF_AVERAGE: training["average"]} if "average" in training else {})
     results = {}
     for ending, trees in weights.items():
-        encoders = run.model.encoders(**trees, tokenize=run.tokenizer, check_stop=check_stop)
+        encoders = run.model.encoders(
+            **trees,
+            tokenize=run.tokenizer,
+            check_stop=check_stop,
+            classes=None if run.classes is None else run.classes.classes,
+        )
         try:
             results |= evals.evaluate(
                 {f"{name}{ending}": evaluation for name, evaluation in evaluators.items()},

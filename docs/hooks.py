@@ -24,7 +24,7 @@ from cyclip_jax.runtime.config_help import (  # noqa: E402
 )
 
 DEFAULTS = "cyclip_jax/defaults.py"
-EVALUATIONS = "cyclip_jax/evals/settings.py"
+FUNCTIONS = ("cyclip_jax/data/parts.py", "cyclip_jax/evals/settings.py")
 DEFAULTS_MARKER = "<!-- the defaults -->"
 EVALUATIONS_MARKER = "<!-- the evaluations -->"
 # Their tables need the room of the table of contents.
@@ -41,8 +41,8 @@ def on_page_markdown(markdown, page, config, files):
         path = defaults_path()
         text = path.read_text(encoding="utf-8")
         markdown = markdown.replace(DEFAULTS_MARKER, defaults_table(text, path))
-        text += (ROOT / EVALUATIONS).read_text(encoding="utf-8")
-        markdown = markdown.replace(EVALUATIONS_MARKER, evaluations_table(text))
+        functions = "".join((ROOT / path).read_text(encoding="utf-8") for path in FUNCTIONS)
+        markdown = markdown.replace(EVALUATIONS_MARKER, evaluations_table(functions))
     return markdown
 
 

@@ -13,6 +13,7 @@ import yaml
 from cyclip_jax import defaults, main
 from cyclip_jax.runtime import command
 from cyclip_jax.training.settings import checked
+from cyclip_jax.workdir.layout import CLASSES
 from tests.pages import commands_of
 from tests.runs import ROOT
 
@@ -136,7 +137,7 @@ def test_every_setting_that_the_documents_name_exists():
     assert len(flags) > 20
     settings = named(rf"`((?:{sections})\.[a-z]\w*)[`=]")
     for page, key in flags + settings:
-        if key.split(".")[0] not in ("evals",):  # whose names are the reader's
+        if key.split(".")[0] not in ("evals",) and key != CLASSES:  # a file; the reader's names
             value = config
             for part in key.split("."):
                 assert part in value, (page, key)
@@ -300,7 +301,7 @@ def test_markers_of_a_page_become_tables_whose_cells_hold_any_comment():
     assert page.count(hooks.DEFAULTS_MARKER) == page.count(hooks.EVALUATIONS_MARKER) == 1
     table = hooks.defaults_table(ONE_FUNCTION.replace("# of everything", "# a|b, [0, 1) or <x>"))
     assert "| `seed` | `0` | a\\|b, \\[0, 1) or &lt;x> |" in table
-    sources = (ROOT / path for path in (hooks.DEFAULTS, hooks.EVALUATIONS))
+    sources = (ROOT / path for path in hooks.FUNCTIONS)
     functions = hooks.evaluations_table("".join(path.read_text("utf-8") for path in sources))
     for name in ("part", "retrieval", "zeroshot", "linear_probe", "consistency", "robustness"):
         assert f"| `{name}(" in functions

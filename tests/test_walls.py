@@ -12,7 +12,7 @@ from tests.runs import ROOT
 PACKAGE = ROOT / "cyclip_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 DOORS = {
-    *("main", "evaluate", "export", "average", "classify", "sweep"),
+    *("main", "evaluate", "export", "average", "classify", "finetune", "sweep"),
     *("__init__", "train", "defaults", "parallel", "files", "errors"),
 }
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 500, 60
@@ -102,7 +102,7 @@ def test_the_package_imports_no_experiment():
 def test_nothing_needs_the_report_but_for_the_page_at_the_end():
     for name, imported in IMPORTS.items():
         if any(room_of(other) == "report" for other in own(imported)):
-            assert room_of(name) in ("report", "train", "sweep"), name
+            assert room_of(name) in ("report", "train", "sweep", "finetune"), name
     assert not any(
         room_of(n) == "report" for n in own(imports_of(PACKAGE / "train.py", lazily=False))
     )

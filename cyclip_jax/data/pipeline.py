@@ -62,6 +62,7 @@ def train_batches(
     second_caption: SecondCaption | None = None,
     negative_caption: SecondCaption | None = None,
     has_negative_images: bool = False,
+    labels: Int[np.ndarray, "n"] | None = None,
 ) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
     """This process's rows of the endless sequence of training batches.
 
@@ -90,14 +91,16 @@ def train_batches(
         none.
       negative_caption: what makes a wrong caption, "" where there is none; None makes none at all.
       has_negative_images: whether examples may have a picture that the wrong caption describes.
+      labels: of the examples, int32 [n]; None are none.
 
     Returns:
       An iterator of (batch, position after it). A batch is {"images": uint8 [b, h, w, 3],
       "tokens": int32 [b, l]} with b = batch_size / process_count, and of second views also
       "second_images" and "second_tokens", of the same shapes; of wrong captions "negative_tokens",
       and "has_negative", bool [b]; of their pictures "negative_images", and "has_negative_image",
-      which are those with a wrong caption too. The position tells of the batches handed out,
-      however many are already prefetched. Closing the iterator ends its work.
+      which are those with a wrong caption too; and with labels "labels", int32 [b]. The position
+      tells of the batches handed out, however many are already prefetched. Closing the iterator
+      ends its work.
 
     Raises:
       UserError: at once, if the arguments do not fit each other; while iterating, if there are too
@@ -141,7 +144,7 @@ def train_batches(
         bad_examples.add(key, NO_EXAMPLE, reason, detail)
     positions = _positions_after(position, len(source), batch_size)
     loaded = _iterate(dataset, loader, bad_examples, positions)
-    return _train_batches(loaded, tokenizer, seed, loader, bad_examples)
+    return _train_batches(loaded, tokenizer, seed, loader, bad_examples, labels)
 
 
 def _chunks(chunk, rows):
@@ -319,23 +322,28 @@ def _positions_after(position, size, batch_size):
 
 
 def _train_batches(
-    loaded, tokenizer, seed, loader, bad_examples
+    loaded, tokenizer, seed, loader, bad_examples, labels
 ) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
     """Yields (batch, position after it) of what `_iterate` yields."""
     for parts, used, epochs, position in loaded:
         batch, faults = _tokenised(tokenizer, loader, parts)
+        used = used.copy() if faults else used
         for place, fault in faults.items():
             index = int(used[place])
             key = loader.source.keys([index])[0]
             _name(key, index, fault.reason, fault.detail, bad_examples, position)
-            another = _another(tokenizer, loader, seed, int(epochs[place]), index)
+            used[place], another = _another(tokenizer, loader, seed, int(epochs[place]), index)
             for name, part in another.items():
                 batch[name][place] = part
-        yield batch, position
+        yield batch if labels is None else {**batch, "labels": labels[used]}, position
 
 
 def _another(tokenizer, loader, seed, epoch, index):
-    """{name: images or tokens} of what stands in for an example that cannot be tokenised."""
+    """What stands in for an example that cannot be tokenised.
+
+    Returns:
+      (its number, {name: images or tokens}).
+    """
     row = tf.constant([epoch, index], tf.int64)
     for candidate in _with_replacements(len(loader.source), seed, row)[1:]:
         try:
@@ -347,7 +355,7 @@ def _another(tokenizer, loader, seed, epoch, index):
         parts |= {name: part.numpy()[np.newaxis] for name, part in pictures.items()}
         batch, faults = _tokenised(tokenizer, loader, parts)
         if not faults:
-            return {name: part[0] for name, part in batch.items()}
+            return int(candidate[1]), {name: part[0] for name, part in batch.items()}
     raise _not_replaced(loader.source, index)
 
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from jaxtyping import Int
 
 from cyclip_jax.data import tokenizers
 from cyclip_jax.data.bad_examples import BadExamples
@@ -195,6 +196,7 @@ def open_batches(
     seed: int,
     image_size: int,
     position: Position,
+    labels: Int[np.ndarray, "n"] | None = None,
 ) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
     """This process's rows of the batches from `position` on (see `train_batches`).
 
@@ -207,6 +209,7 @@ def open_batches(
       seed: of everything that is random about the data.
       image_size: side of the images in pixels.
       position: the place in the data at which the first batch begins.
+      labels: of the examples, which batches then have; None are none.
     """
     from cyclip_jax.data.pipeline import train_batches  # TensorFlow: slow to import
 
@@ -227,6 +230,7 @@ def open_batches(
         second_caption=data.second_views.caption(),
         negative_caption=data.second_views.negative(),
         has_negative_images=data.negative_image_key is not None,
+        labels=labels,
     )
 
 

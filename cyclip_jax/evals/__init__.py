@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.binding import Binding
 from cyclip_jax.evals.checks import check_type
 from cyclip_jax.evals.clip_benchmark import FOLDER as CLIP_BENCHMARK
 from cyclip_jax.evals.clip_benchmark import clip_benchmark_results
@@ -39,6 +40,7 @@ from cyclip_jax.evals.zeroshot import Zeroshot
 from cyclip_jax.files import located_from_anywhere, write_json
 
 EVALUATORS: dict[str, Callable[..., Settings]] = {
+    "binding": Binding,
     "compositional": Compositional,
     "consistency": Consistency,
     "few_shot": FewShot,

@@ -1,7 +1,7 @@
 """What an evaluator sees of a model, and how it embeds a data set with it."""
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +33,20 @@ class PairEmbeds(NamedTuple):
     index: Int[np.ndarray, "m"]
 
 
+class ClassRows(NamedTuple):
+    """The head of a fine-tuned model, by which a picture f has the score s·(⟨f, w_c⟩ + b_c).
+
+    Attributes:
+      names: of the C classes.
+      weights: w, float [C, D].
+      biases: b, float [C].
+    """
+
+    names: Sequence[str]
+    weights: Float[np.ndarray, "c d"]
+    biases: Float[np.ndarray, "c"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoders:
     """A model as two functions and the little that an evaluator needs besides.
@@ -50,6 +64,7 @@ class Encoders:
       image_size: pixels per side.
       resize_mode: how a picture becomes a square, see `data.transform.Transform`.
       batch_size: rows B over all processes; also the size of the groups that losses are taken in.
+      head: the classes that the model itself scores; None where it has no such head.
       process_index, process_count: whose rows are this process's.
       check_stop: called after each batch; may raise Interrupted.
       unreadable: {identity of an ImageSet: how many of its examples could not be read}, of those
@@ -64,6 +79,7 @@ class Encoders:
     image_size: int
     batch_size: int
     resize_mode: str = "shortest"
+    head: ClassRows | None = None
     process_index: int = 0
     process_count: int = 1
     check_stop: Callable[[], None] = lambda: None

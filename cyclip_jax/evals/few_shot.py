@@ -14,14 +14,12 @@ from cyclip_jax.evals.checks import check_at_least, check_named, check_types
 from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import count, share_at
-from cyclip_jax.evals.statistics.classification import ranks_of_label
+from cyclip_jax.evals.statistics.classification import class_rows, ranks_of_label, with_constant
 from cyclip_jax.evals.statistics.intervals import floats, interval
 from cyclip_jax.evals.statistics.logistic import (
     check_regularization,
     chosen_regularization,
-    class_rows,
     logistic_regression,
-    with_constant,
 )
 from cyclip_jax.evals.statistics.splits import k_shot, missing_images, places_in_class
 from cyclip_jax.files import FilePath

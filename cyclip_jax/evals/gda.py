@@ -13,9 +13,8 @@ from cyclip_jax.evals.data.class_names import checked_templates
 from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import Metric, count
-from cyclip_jax.evals.statistics.classification import embed_classes, ranks_of_label
+from cyclip_jax.evals.statistics.classification import embed_classes, ranks_of_label, with_constant
 from cyclip_jax.evals.statistics.intervals import mean_with_interval
-from cyclip_jax.evals.statistics.logistic import with_constant
 from cyclip_jax.evals.statistics.splits import (
     check_share,
     held_out,

@@ -17,8 +17,8 @@ from cyclip_jax.evals.data.superclasses import Superclasses, normal, read_superc
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.known_metrics import KNOWN
 from cyclip_jax.evals.metric import Metric, count
+from cyclip_jax.evals.statistics.classification import with_constant
 from cyclip_jax.evals.statistics.intervals import mean_over_pairs_with_interval, mean_with_interval
-from cyclip_jax.evals.statistics.logistic import with_constant
 from cyclip_jax.evals.statistics.uniformity import gaussian_uniformity
 
 _TILE_ROWS = 1024

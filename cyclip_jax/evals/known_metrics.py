@@ -48,6 +48,8 @@ KNOWN = {
     **dict.fromkeys(
         ("blind_accuracy", "blind_accuracy_before"), About(Unit.SHARE, is_headline=False)
     ),
+    **dict.fromkeys(("image_binding", "text_binding", "cross_modal_binding"), SHARE),
+    "things": COUNT,
     **dict.fromkeys(("text_score", "image_score", "group_score"), SHARE),
     # The two clouds of embeddings.
     "alignment": About(Unit.COSINE, "more"),

@@ -86,6 +86,7 @@ class Robustness:
         it is to give a line; a column <shift>_reference counts before reference. Percent, or
         fractions where no number is above 1; a cell may be empty.
       scale: "logit", as Taori et al. 2020, or "linear": in what the line of `models` is fitted.
+      head: whether the head of a fine-tuned model scores the classes, in place of their texts.
 
     Raises:
       UserError: the settings alone show that something is wrong.
@@ -99,6 +100,7 @@ class Robustness:
     ]
     models: FilePath | None = None
     scale: str = "logit"
+    head: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -148,13 +150,13 @@ class Robustness:
         lines = LINES | _fit_lines(known, list(shift_sets), self.scale, self.models)
 
         def evaluate(encoders, output):
-            embedded = embed(encoders, reference_set)
+            embedded = embed(encoders, reference_set, by_head=self.head)
             hits, own = hits_among(embedded, reference_set, np.arange(len(reference_set.classes)))
             metrics = {"reference_top1": mean_with_interval(hits), "images": count(len(hits))}
             outcomes = {"reference": _outcomes(embedded, own, "reference_top1", hits)}
             table = []
             for shift, shift_set in shift_sets.items():
-                shifted = embed(encoders, shift_set)
+                shifted = embed(encoders, shift_set, by_head=self.head)
                 every_class = np.arange(len(shift_set.classes))
                 shift_hits, own = hits_among(shifted, shift_set, every_class)
                 outcomes[shift] = _outcomes(shifted, own, f"{shift}_top1", shift_hits)

@@ -43,6 +43,16 @@ def compositional(examples: Place, **arguments: Any) -> ml_collections.ConfigDic
     return settings
 
 
+def binding(train: Place, test: Place, **arguments: Any) -> ml_collections.ConfigDict:
+    """Returns the settings of probes for the attributes of things, on two files of scenes.
+
+    Args:
+      train, test: scenes, see cyclip_jax/evals/data/scenes.py.
+      arguments: images, template, regularization, max_iterations.
+    """
+    return ml_collections.ConfigDict({"type": "binding", "train": train, "test": test} | arguments)
+
+
 def labclip(train: Place, examples: Place, **arguments: Any) -> ml_collections.ConfigDict:
     """Returns the settings of such choices before and after a matrix is learned for the texts.
 
@@ -68,7 +78,7 @@ def zeroshot(
       preset: a data set that cyclip_jax/evals/data/known.py knows, in `folder` or else in
         TensorFlow Datasets.
       arguments: split, classes, image_key, label_key; frequencies, captions in which the classes
-        are counted.
+        are counted; head and held_out_share, for fine-tuned models.
     """
     settings = ml_collections.ConfigDict({"type": "zeroshot"})
     for name in ("folder", "preset", "split", "classes", "image_key", "label_key"):
@@ -86,7 +96,7 @@ def robustness(
 
     Args:
       reference, shifts: zero-shot settings, as {"preset": "imagenet"} or {"folder": …}.
-      arguments: models, scale.
+      arguments: models, scale, head.
     """
     settings = ml_collections.ConfigDict({"reference": reference, "shifts": shifts})
     settings.type = "robustness"  # an evaluator's name

@@ -5,12 +5,15 @@ import dataclasses
 import numpy as np
 
 from cyclip_jax.data.places import DataPath
+from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_named, check_types
 from cyclip_jax.evals.data.labelled import (
     check_images,
     check_labelled,
     open_images,
+    open_labelled,
     open_named,
+    part_of,
 )
 from cyclip_jax.evals.evaluator import Evaluator
 from cyclip_jax.evals.metric import count
@@ -40,6 +43,9 @@ class Zeroshot:
       split, classes, image_key, label_key, preset: see there. Without templates the prompt is "a
         photo of a {}.".
       frequencies: captions, as in config.data.train, in which the classes are counted.
+      head: whether the head of a fine-tuned model scores the classes, in place of their texts.
+      held_out_share: scores only the part of the pictures that fine-tuning with this share does not
+        train on (see `part_of`); 0 scores all.
 
     Raises:
       UserError: the settings alone show that something is wrong.
@@ -54,6 +60,8 @@ class Zeroshot:
     label_key: str | None = None
     preset: str | None = None
     frequencies: DataPath | None = None
+    head: bool = False
+    held_out_share: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -64,6 +72,11 @@ class Zeroshot:
             split=self.split,
             preset=self.preset,
         )
+        if not 0 <= self.held_out_share < 1:
+            raise UserError(
+                f"config.evals.{self.name}.held_out_share {self.held_out_share} must be from 0 to "
+                "below 1"
+            )
         if self.frequencies is not None:
             check_images(self.frequencies, config_key=f"config.evals.{self.name}.frequencies")
 
@@ -83,23 +96,25 @@ class Zeroshot:
         Raises:
           UserError: what is wrong with the data.
         """
-        dataset = open_named(
+        key = f"config.evals.{self.name}.folder"
+        open_set = open_labelled if self.head else open_named
+        dataset = open_set(
             self.folder,
-            config_key=f"config.evals.{self.name}.folder",
+            config_key=key,
             split=self.split,
             classes=self.classes,
             image_key=self.image_key,
             label_key=self.label_key,
             preset=self.preset,
         )
-
+        dataset = part_of(dataset, self.held_out_share, is_held_out=True, config_key=key)
         captions = None
         if self.frequencies is not None:
             key = f"config.evals.{self.name}.frequencies"
             captions = open_images(self.frequencies, config_key=key).source
 
         def evaluate(encoders, output):
-            images, class_embeds, labels, index = embed(encoders, dataset)
+            images, class_embeds, labels, index = embed(encoders, dataset, by_head=self.head)
             ranks = ranks_of_label(images, class_embeds, labels, names=dataset.classes)
             metrics, hits = top_k(ranks, labels, len(dataset.classes), _TOP)
             output.outcomes({"images": {"index": index, "label": labels, **hits}})

@@ -37,6 +37,7 @@ class Checkpoint:
       step: the step of the run, or None if it is not known.
       config: the config of the run, a ConfigDict in which {workdir} is not yet replaced. Only a
         workdir has one; it is None otherwise.
+      classes: names of the classes of its head, in their order; None where it has none.
       metrics: what the run wrote at that step, {name: number}. Only a workdir has them; the dict is
         empty otherwise.
     """
@@ -49,6 +50,7 @@ class Checkpoint:
     vocabulary_sum: str | None = None
     step: int | None = None
     config: Any = None
+    classes: list[str] | None = None
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
 

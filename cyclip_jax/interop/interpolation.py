@@ -1,6 +1,7 @@
 """Weights between those of two models of one architecture."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
-from cyclip_jax.data.sources import create_source
+from cyclip_jax.data.sources import Source, create_source
 from cyclip_jax.errors import UserError
 from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.interop.pretrained import completed, module_of, open_checkpoint, verified
@@ -40,7 +41,25 @@ def interpolated(first: str, second: str, *, alpha: float, data: str | None = No
     """
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha={alpha} must be from 0, which is {first}, to 1, {second}")
-    one, other = (verified(completed(open_checkpoint(path))) for path in (first, second))
+    one, other = (completed(open_checkpoint(path)) for path in (first, second))
+    pictures = None if data is None else create_source("auto", data, config_key="--data")
+    return between(one, other, alpha=alpha, pictures=pictures)
+
+
+def between(
+    one: Checkpoint, other: Checkpoint, *, alpha: float, pictures: Source | None
+) -> Checkpoint:
+    """The same of two completed checkpoints.
+
+    Args:
+      one, other: with the weights θ_0 and θ_1.
+      alpha: α, from 0 to 1.
+      pictures: those on which BatchNorm's statistics are taken anew, where they differ.
+
+    Raises:
+      UserError: as `interpolated`.
+    """
+    one, other = verified(one), verified(other)
     _check_alike(one, other)
     weights = {
         # The sum in float64 rounds to a weight itself where both models have it.
@@ -48,18 +67,22 @@ def interpolated(first: str, second: str, *, alpha: float, data: str | None = No
         for name, array in one.weights.items()
     }
     source = f"{one.source} and {other.source}"
-    between = dataclasses.replace(
+    mixed = dataclasses.replace(
         one, source=source, weights=weights, step=None, config=None, metrics={}
     )
-    has_statistics = any(name.endswith(_STATISTICS) for name in weights)
-    if not has_statistics or alpha in (0, 1):
-        return between
-    if data is None:
+    # BatchNorm that was frozen has the statistics that it had.
+    moved = any(
+        name.endswith(_STATISTICS) and not np.array_equal(array, other.weights[name])
+        for name, array in one.weights.items()
+    )
+    if not moved or alpha in (0, 1):
+        return mixed
+    if pictures is None:
         raise UserError(
-            f"{first} and {second} have BatchNorm, and averages of its statistics are not those of "
-            "averaged weights; name pictures to take them on with --data=PAIRS"
+            f"{one.source} and {other.source} have BatchNorm, and averages of its statistics are "
+            "not those of averaged weights; name pictures to take them on with --data=PAIRS"
         )
-    return dataclasses.replace(between, weights=weights | _statistics(between, data))
+    return dataclasses.replace(mixed, weights=weights | _statistics(mixed, pictures))
 
 
 def _check_alike(one: Checkpoint, other: Checkpoint) -> None:
@@ -90,7 +113,7 @@ def _plain(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _statistics(checkpoint, data):
+def _statistics(checkpoint, pictures):
     """{name: statistic} of BatchNorm: the means of those of batches, in training mode."""
     model = module_of(checkpoint)
     model.train()
@@ -98,37 +121,38 @@ def _statistics(checkpoint, data):
         if isinstance(module, BatchNorm):
             module.momentum = 0.0  # what is kept of a batch is then its own
     graphdef, params, batch_stats = split_model(model)
-    mean, std = (checkpoint.preprocess[name] for name in ("image_mean", "image_std"))
-
-    @jax.jit
-    def of_batch(params, batch_stats, images):
-        model = nnx.merge(graphdef, params, batch_stats, copy=True)
-        model.encode_image(normalise_images(images, mean=mean, std=std))
-        return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-
+    colours = (tuple(checkpoint.preprocess[name]) for name in ("image_mean", "image_std"))
+    of_batch = functools.partial(_of_batch, graphdef, *colours)
     found = [
         jax.device_get(of_batch(params, batch_stats, images))
         for images in _batches(
-            data, checkpoint.model["image_size"], checkpoint.preprocess["resize_mode"]
+            pictures, checkpoint.model["image_size"], checkpoint.preprocess["resize_mode"]
         )
     ]
     if not found:
-        raise UserError(f"--data={data} has no picture that can be read; name others")
+        raise UserError("--data has no picture that can be read; name others")
     mean_of = jax.tree.map(lambda *all_: np.mean(all_, axis=0, dtype=float), *found)
     mean_of = jax.tree.map(lambda array: array.astype(np.float32), mean_of)
     named = weights_of({"params": params, "batch_stats": mean_of})
     return {name: array for name, array in named.items() if name.endswith(_STATISTICS)}
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))  # compiled once for all weights
+def _of_batch(graphdef, mean, std, params, batch_stats, images):
+    """BatchNorm's statistics of a batch, a nested dict."""
+    model = nnx.merge(graphdef, params, batch_stats, copy=True)
+    model.encode_image(normalise_images(images, mean=mean, std=std))
+    return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
 def _batches(
-    data: str, image_size: int, resize_mode: str
+    pictures: Source, image_size: int, resize_mode: str
 ) -> Iterator[UInt8[np.ndarray, "n h w 3"]]:
     """Whole batches of the first pictures that can be read, or one batch of fewer."""
     from cyclip_jax.data.pipeline import eval_batches  # TensorFlow: slow to import
 
-    source = create_source("auto", data, config_key="--data")
     read = eval_batches(
-        source,
+        pictures,
         lambda captions: np.zeros((len(captions), 1), np.int32),  # the pictures alone
         batch_size=BATCH,
         image_size=image_size,

@@ -26,11 +26,13 @@ from cyclip_jax.interop.checkpoint import (
     other_resizing,
     warn_of_guesses,
 )
+from cyclip_jax.interop.class_head import with_head_beside
 from cyclip_jax.interop.folders import read_checkpoint
 from cyclip_jax.interop.weights import fit, fixed_weights, weights_of
 from cyclip_jax.models.clip import CLIP
 from cyclip_jax.models.presets import abstract_model, sizes_in
 from cyclip_jax.runtime.sections import resolve_paths
+from cyclip_jax.workdir.classes import classes_of
 from cyclip_jax.workdir.config_json import is_workdir, read_config
 from cyclip_jax.workdir.layout import CHECKPOINTS
 from cyclip_jax.workdir.metrics import metrics_at, of_average, of_raw
@@ -67,7 +69,7 @@ def open_checkpoint(
             f"{path} is not the workdir of a run, so that it has no step {step} to choose; leave "
             "out the step"
         )
-    return read_checkpoint(path)
+    return with_head_beside(read_checkpoint(path), path)
 
 
 def workdir_and_step(
@@ -216,6 +218,7 @@ def _of_workdir(workdir, step, weights):
         "quick_gelu": config.model.quick_gelu,
         **sizes_in(config.model),
         **({"logit_bias": True} if config.model.logit_bias else {}),
+        **({} if config.model.num_classes is None else {"num_classes": config.model.num_classes}),
     }
     return Checkpoint(
         source=str(workdir),
@@ -226,6 +229,7 @@ def _of_workdir(workdir, step, weights):
         vocabulary_sum=read_meta(workdir, step).get("vocabulary_sum"),  # older ones lack it
         step=step,
         config=written,
+        classes=classes_of(workdir),
         metrics=of_average(metrics) if is_average else of_raw(metrics),
     )
 

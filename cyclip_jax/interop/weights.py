@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,12 @@ from cyclip_jax.interop.names import (
     to_torch_layout,
     torch_name,
 )
+from cyclip_jax.losses.classes import HEAD
 from cyclip_jax.models.transformer import SWITCHES
 from cyclip_jax.models.vit import sin_cos_positions
 from cyclip_jax.parallel import Tree
 
+_Leaf = TypeVar("_Leaf")
 _LISTED = 20  # how many names an error lists for each kind of mismatch
 # The position embeddings whose shape, [1 + grid², width], depends on the image size.
 _VIT_POSITIONS = "visual.positional_embedding"
@@ -129,7 +131,14 @@ def only_parts(trees: Mapping[str, Tree], parts: Collection[str]) -> dict[str, T
 
 def _part_of(name):
     """The part that a weight with an OpenAI name is of."""
-    return name if name in _SCALARS else "visual" if name.startswith("visual.") else "text"
+    if name in _SCALARS:
+        return name
+    return next((part for part in ("visual", HEAD) if name.startswith(f"{part}.")), "text")
+
+
+def without_head(weights: Mapping[str, _Leaf]) -> dict[str, _Leaf]:
+    """What {OpenAI name: …} has besides a head of classes."""
+    return {name: leaf for name, leaf in weights.items() if _part_of(name) != HEAD}
 
 
 def fit(
@@ -162,6 +171,8 @@ def fit(
         for name, array in weights.items()
         if not name.endswith(COUNT) and name not in _NO_WEIGHTS and takes(_part_of(name), parts)
     }
+    if HEAD not in abstract["params"]:  # a fine-tuned model without its head is a model too
+        weights = without_head(weights)
     abstract = only_parts(abstract, parts)
     expected = shapes_of(abstract)
     if _VIT_POSITIONS not in expected and _is_fixed(weights.get(_VIT_POSITIONS, np.zeros(0))):

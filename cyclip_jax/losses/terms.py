@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ from cyclip_jax.errors import UserError
 
 Weight = Float[Array, ""] | float
 Scalars = dict[str, Float[Array, ""]]
-Scales = Mapping[str, Float[Array, ""] | float]
+# What a term takes of the model's parameters by name: numbers, or what a head has.
+Scales = Mapping[str, Any]
 Embeds = Mapping[str, Float[Array, "n d"]]
 Rows = Mapping[str, Shaped[Array, "n ..."]]
 # What a term measures: its values in the order of their weights, and other metrics.
@@ -113,7 +114,7 @@ class Term:
       is_of_published_code: whether `detached_gather_devices` divides the gradient of the term's
         embeddings.
       scales: names of the model's scalar parameters whose exponentials the term takes.
-      biases: names of those that it takes as they are.
+      biases: names of those parameters that it takes as they are.
       is_always_measured: whether the term is measured, without a gradient, where its weights are 0.
     """
 

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
+from cyclip_jax.models.class_head import ClassHead
 from cyclip_jax.models.dropout import Dropout
 from cyclip_jax.models.rows import by_rows
 from cyclip_jax.parallel import Tree
@@ -61,6 +62,7 @@ class CLIP(nnx.Module):
         width] to [N, width]; None where they are projected as captions are.
       has_logit_bias: whether there is a scalar parameter `logit_bias`, which the sigmoid loss adds
         to the scaled similarities.
+      class_head: what scores classes, in fine-tuning; None where nothing does.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class CLIP(nnx.Module):
         sentence_head: Callable[[Float[Array, "n w"]], Float[Array, "n w"]] | None = None,
         *,
         has_logit_bias: bool = False,
+        class_head: ClassHead | None = None,
     ) -> None:
         self.visual: Callable[..., Float[Array, "n d"]] = visual
         self.text: Callable[..., Float[Array, "n d"]] = text
@@ -79,6 +82,7 @@ class CLIP(nnx.Module):
         )
         bias = nnx.Param(jnp.asarray(INITIAL_LOGIT_BIAS, jnp.float32)) if has_logit_bias else None
         self.logit_bias: Any = nnx.data(bias)
+        self.class_head: Any = nnx.data(class_head)
 
     def encode_image(
         self, images: Float[Array, "n h w 3"], kept_patches: Int[Array, "n k"] | None = None

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from cyclip_jax.errors import UserError, check_known
+from cyclip_jax.models.class_head import ClassHead
 from cyclip_jax.models.clip import CLIP, normalise_images, split_model
 from cyclip_jax.models.initializers import keys_of, undrawn
 from cyclip_jax.models.published import PRESETS
@@ -262,6 +263,7 @@ def create_model(
     rngs: nnx.Rngs,
     quick_gelu: bool = True,
     logit_bias: bool = False,
+    num_classes: int | None = None,
     dtype: str = "float32",
     batch_norm_group_size: int | None = None,
     initial_weights_dtype: str = "float32",
@@ -278,6 +280,7 @@ def create_model(
       rngs: nnx.Rngs for the initial parameters.
       quick_gelu: whether to use x·σ(1.702 x), as OpenAI's models do, or the exact GELU.
       logit_bias: whether the model has a bias of the similarities, for the sigmoid loss.
+      num_classes: rows of a head for classes, which fine-tuning trains; None is no head.
       dtype: compute type of the towers, "float32", "bfloat16" (or "float64" under x64).
       batch_norm_group_size: images per group of BatchNorm statistics; None is the whole batch.
       initial_weights_dtype: "float32", or "float16", to which OpenAI's code rounds the weights that
@@ -332,7 +335,8 @@ def create_model(
         **shared,
     )
     text = _text_tower(sizes, remat=text_remat, **transformer, **shared)
-    model = CLIP(visual, text, has_logit_bias=logit_bias)
+    head = None if num_classes is None else ClassHead(sizes["embed_dim"], num_classes)
+    model = CLIP(visual, text, has_logit_bias=logit_bias, class_head=head)
     if initial_weights_dtype == "float16":
         round_to_float16(model)
     return model

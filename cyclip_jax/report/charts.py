@@ -17,6 +17,7 @@ from cyclip_jax.report.parts import (
     require,
 )
 from cyclip_jax.report.runs import Group, read_json
+from cyclip_jax.workdir.layout import WISE_FT
 
 # What every training measures, before and after the losses of its terms.
 _FIRST = {"loss": "The whole loss"}
@@ -77,6 +78,30 @@ def comparison(groups: Sequence[Group], drawings: Drawings) -> Html | None:
                         main=True,
                     )
                 )
+    return grid(content)
+
+
+def fine_tuning(groups: Sequence[Group], drawings: Drawings) -> Html | None:
+    """Accuracies between the model before fine-tuning and the one after it (WiSE-FT)."""
+    content = []
+    for run in [run for group in groups for run in group.runs]:
+        file = run.path / WISE_FT
+        if not file.exists():
+            continue
+        told = read_json(file)
+        require(told, ("alpha", "is_chosen", "path"), file)
+        for row in told["path"]:
+            require(row, ("alpha", "top1"), file)
+        path = [(row["alpha"], row["top1"]) for row in told["path"]]
+        if not path or not path[0][1]:
+            continue
+        by = "held-out pictures chose it" if told["is_chosen"] else "nothing chose it"
+        caption = (
+            f"{run.name}: accuracy of the models (1 − α)·before + α·after, with 95 % intervals. "
+            f"The dotted line is α = {told['alpha']:g} of the model in wise_ft/; {by}."
+        )
+        figure = figures.between_models(path, told["alpha"])
+        content.append(drawings.add(f"{run.name}_between_models", figure, caption, main=True))
     return grid(content)
 
 

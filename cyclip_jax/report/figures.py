@@ -125,6 +125,33 @@ def _room_for_labels(axes):
     axes.set_xlim(low, high + 0.17 * (high - low))
 
 
+def between_models(
+    path: Sequence[tuple[float, Mapping[str, tuple[float, float, float]]]], chosen: float
+) -> Figure:
+    """Accuracies of the models between one before fine-tuning and one after it.
+
+    Args:
+      path: [(α, {evaluation: (value, low, high)})].
+      chosen: α that is marked.
+    """
+    figure = blank(2.9)
+    axes = figure.subplots()
+    alphas = [alpha for alpha, _ in path]
+    names = list(path[0][1])
+    for number, name in enumerate(names):
+        values, lows, highs = np.transpose([top1[name] for _, top1 in path])
+        stroke = _stroke(number)
+        axes.fill_between(alphas, lows, highs, color=stroke["color"], alpha=0.15, linewidth=0)
+        axes.plot(alphas, values, **stroke, markersize=4.5)
+    axes.axvline(chosen, color=FAINT, linewidth=1, linestyle=":")
+    axes.set(xlabel="α: 0 is the model before, 1 the one after", ylabel="accuracy")
+    axes.yaxis.set_major_formatter(_PERCENT)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.grid(True)
+    _legend(figure, names, _lines)
+    return figure
+
+
 def at_k(series: Mapping[str, Mapping[int, Metric]], label: str) -> Figure:
     """A share over k, the number of answers or neighbours or examples that count.
 

@@ -7,7 +7,7 @@ of what evaluators write beside their numbers in details.py.
 
 from collections.abc import Callable, Sequence
 
-from cyclip_jax.report.charts import at_k, comparison, robustness, training
+from cyclip_jax.report.charts import at_k, comparison, fine_tuning, robustness, training
 from cyclip_jax.report.details import (
     agreements,
     categories,
@@ -68,6 +68,7 @@ SECTIONS: dict[str, Callable[[Sequence[Group], Drawings], Html | None]] = {
     "Headline numbers": headlines,
     "Differences, seed by seed": differences,
     "Metrics and their intervals": comparison,
+    "Before and after fine-tuning": fine_tuning,
     "Training": training,
     "Recall, accuracy and consistency over k": at_k,
     "Image space beside text space": similarities,

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import difflib
 import functools
+import os
 import re
 import sys
 import textwrap
@@ -152,6 +153,9 @@ def _call(main, values, rest):
         return main(values, *rest)
     except UserError as error:
         return f"error: {error}"
+    except BrokenPipeError:  # whoever reads has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return None
 
 
 def _parse_or_end(values, argv, *, doc, positional) -> list[str]:

@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 
 from cyclip_jax import parallel
 from cyclip_jax.evals import Encoders
+from cyclip_jax.evals.encoders import ClassRows
+from cyclip_jax.losses.classes import HEAD
 from cyclip_jax.models import create_model
 from cyclip_jax.models.batch_norm import BatchNorm
 from cyclip_jax.models.clip import CLIP, split_model, unit_norm
@@ -79,6 +81,7 @@ class Model:
 
     Attributes:
       sizes: the sizes of the config's model, overrides applied (see `resolve_sizes`).
+      num_classes: of its head; None where it has none.
       normalise: function from uint8 images to what the image tower takes.
       train_graphdef: makes the module in training mode, together with params and batch_stats.
       trained: the shapes of that module's params, a sentence head's among them.
@@ -89,6 +92,7 @@ class Model:
         self._config, self._mesh = config, mesh
         whole = parallel.replicated(mesh)
         self.sizes: dict[str, Any] = sizes_in(config.model)
+        self.num_classes: int | None = config.model.num_classes
         _, graphdef, abstract = abstract_model(config.model, sharding=whole)
         self.train_graphdef, self.trained = abstract_trained(config)
         self.abstract: dict[str, Params] = abstract
@@ -126,6 +130,7 @@ class Model:
         batch_stats: Params,
         tokenize: Callable[[Sequence[str]], np.ndarray],
         check_stop: Callable[[], None] = lambda: None,
+        classes: Sequence[str] | None = None,
     ) -> Encoders:
         """The model as an evaluator sees it.
 
@@ -134,6 +139,7 @@ class Model:
           batch_stats: BatchNorm's running statistics, a nested dict of arrays.
           tokenize: function from texts to token ids, int32 [n, L].
           check_stop: function that is called between batches and raises where the run is to stop.
+          classes: names of the classes of the model's head, if it has one.
 
         Returns:
           The Encoders.
@@ -146,6 +152,10 @@ class Model:
             return encode
 
         scalars = {"logit_scale": jnp.exp(params["logit_scale"])}
+        head = None
+        if classes is not None and HEAD in params:
+            kernel, bias = (jax.device_get(params[HEAD][name]) for name in ("kernel", "bias"))
+            head = ClassRows(classes, kernel.T, bias / float(scalars["logit_scale"]))
         if "logit_bias" in params:
             scalars["logit_bias"] = params["logit_bias"]
         return Encoders(
@@ -157,6 +167,7 @@ class Model:
             check_stop=check_stop,
             image_size=self.sizes["image_size"],
             resize_mode=self._config.data.resize_mode,
+            head=head,
             batch_size=self._config.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

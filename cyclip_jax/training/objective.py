@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from cyclip_jax.errors import UserError
+from cyclip_jax.losses.classes import HEAD
 from cyclip_jax.losses.cyclip import contrastive_term, cyclic_term
 from cyclip_jax.losses.nested import check_nested_dims, nested
 from cyclip_jax.losses.second_views import second_view_term
@@ -31,6 +32,7 @@ from cyclip_jax.losses.tiles import CHUNK_SIZE
 from cyclip_jax.losses.uniformity import uniformity_term
 from cyclip_jax.models.clip import MAX_LOGIT_SCALE
 from cyclip_jax.models.presets import sizes_in
+from cyclip_jax.training.classes import classes_term
 from cyclip_jax.training.sentences import sentences_term
 
 # {name: the function of settings that makes the term}, in the order in which terms are added up.
@@ -43,6 +45,7 @@ TERMS: Mapping[str, Callable[..., Term]] = {
     "cyclic": cyclic_term,
     "uniformity": uniformity_term,
     "sentences": sentences_term,
+    "classes": classes_term,
 }
 
 _SECOND_VIEWS = {"image": "second_image", "text": "second_caption"}
@@ -191,7 +194,7 @@ class Objective:
 
     @property
     def biases(self) -> tuple[str, ...]:
-        """Names of the model's scalar parameters that the terms take as they are."""
+        """Names of the model's other parameters that the terms take as they are."""
         return tuple(dict.fromkeys(name for term in self.terms.values() for name in term.biases))
 
     def exponentiated(self, scalars: Scales) -> Scales:
@@ -204,10 +207,15 @@ class Objective:
         Args:
           settings: of the model, complete.
         """
-        if self.biases and not settings["logit_bias"]:
+        if "logit_bias" in self.biases and not settings["logit_bias"]:
             raise UserError(
                 "config.loss.contrastive 'sigmoid' learns a bias, and the model has none; set "
                 "config.model.logit_bias to True"
+            )
+        if HEAD in self.biases and settings["num_classes"] is None:
+            raise UserError(
+                "config.classes.loss 'head' trains a head, and the model has none; set "
+                "config.model.num_classes to the number of classes"
             )
         check_nested_dims(self.nested_dims, sizes_in(settings)["embed_dim"])
 
@@ -287,6 +295,8 @@ def _terms(loss, sections, nested_dims):
             term = nested(term, nested_dims)
         if term.is_computed:
             terms[name] = term
+    if "classes" in terms:  # in place of pairs
+        return {"classes": terms["classes"]}
     return terms
 
 

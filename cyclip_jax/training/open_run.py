@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 from etils import epath
 
@@ -27,6 +28,7 @@ from cyclip_jax.data.settings import (
 from cyclip_jax.data.sources import Mixture, Source
 from cyclip_jax.data.tokenizers import Tokenizer
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.data.labelled import LabelledImages
 from cyclip_jax.files import remove_unfinished
 from cyclip_jax.models.presets import with_preset_named
 from cyclip_jax.runtime import distributed
@@ -37,6 +39,7 @@ from cyclip_jax.runtime.profiling import Profiler
 from cyclip_jax.runtime.sections import resolve_paths
 from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror
+from cyclip_jax.training.classes import as_pairs, write_classes
 from cyclip_jax.training.clipping import ClipAlarm
 from cyclip_jax.training.collapse import CollapseAlarm, collapsed_steps
 from cyclip_jax.training.configured_model import Model
@@ -95,6 +98,7 @@ class Run:
       bad_examples: counts the examples that could not be used.
       evaluators: {name: Evaluation}, with their data open.
       sentences: what the text tower is trained on besides; None is nothing.
+      classes: of the labelled pictures that are trained on in place of pairs; None are none.
       total_steps: length of the run.
       steps: [(stage, step function)], which are not compiled yet.
       optimizer: the transformation that the state belongs to.
@@ -119,6 +123,7 @@ class Run:
     bad_examples: BadExamples
     evaluators: dict[str, evals.Evaluation]
     sentences: SentenceSet | None
+    classes: LabelledImages | None
     total_steps: int
     steps: list[tuple[Stage, Step]]
     optimizer: optax.GradientTransformation
@@ -167,7 +172,7 @@ def open_run(
         checkpointer = _closed_with(stack, _open_checkpointer(settings, workdir))
         start = starting_point(
             *(config, plan.model, plan.optimizer, checkpointer, plan.mesh, plan.source),
-            *(plan.sentences, plan.tokenizer, console),
+            *(plan.sentences, plan.classes, plan.tokenizer, console),
         )
         step = int(start.state.step)
         schedule = _schedule(settings, config, plan.model, plan.source, step, start.position)
@@ -175,8 +180,7 @@ def open_run(
         changes = _changes(config, workdir, start, plan, allow_changes, console)
         batches, bad_examples = _open_data(plan, workdir, step, start.position, stack)
         _check_not_past(workdir, step, plan.total_steps)
-        if is_first_process:
-            _record(written_config, workdir, step, changes, plan, console)
+        _record(written_config, workdir, step, changes, plan, console)
         mirror = WandbMirror(written_config, workdir, say=console.say, enabled=is_first_process)
         _closed_with(stack, mirror)
         alarm = _alarm(config, workdir)  # before the writer cuts off what is trained anew
@@ -198,6 +202,7 @@ def open_run(
             bad_examples=bad_examples,
             evaluators=plan.evaluators,
             sentences=plan.sentences,
+            classes=plan.classes,
             total_steps=plan.total_steps,
             steps=_steps(config, plan, start.state),
             optimizer=plan.optimizer,
@@ -224,6 +229,7 @@ class _Plan:
     model: Model
     source: Source | Mixture
     sentences: SentenceSet | None
+    classes: LabelledImages | None
     evaluators: dict[str, evals.Evaluation]
     total_steps: int
     stages: list[Stage]
@@ -255,7 +261,12 @@ def _plan(settings, config, workdir, allow_changes):
 
     data = settings.data
     source: Source | Mixture = NoPairs()
-    if settings.has_pairs:
+    classes = None
+    if settings.classes.is_on:
+        classes = process_zero_first(lambda: settings.classes.open(model.num_classes, workdir))
+        source = as_pairs(classes)
+        steps_per_epoch(len(source), settings.batch_size)
+    elif settings.has_pairs:
         source = process_zero_first(lambda: open_source(data, settings.batch_size))
     sentences = None
     if settings.sentences.is_on:
@@ -272,6 +283,7 @@ def _plan(settings, config, workdir, allow_changes):
         model=model,
         source=source,
         sentences=sentences,
+        classes=classes,
         evaluators=evaluators,
         optimizer=settings.optimizer.transformation(),
         tokenizer=process_zero_first(
@@ -292,8 +304,11 @@ def _summary(plan, step, workdir):
     settings, data, rows = plan.settings, [], []
     only = settings.sentences.only_steps
     if settings.has_pairs:
-        data.append(f"{len(plan.source)} pairs from {settings.data.name}")
-        rows.append(f"{settings.batch_size} pairs")
+        what, name = "pairs", settings.data.name
+        if plan.classes is not None:
+            what, name = f"pictures of {len(plan.classes.classes)} classes", plan.classes.path
+        data.append(f"{len(plan.source)} {what} from {name}")
+        rows.append(f"{settings.batch_size} {what.split()[0]}")
     if plan.sentences is not None:
         alone = f", alone up to step {only}" if only else ""
         data.append(f"{len(plan.sentences)} sentences from {plan.sentences.name}{alone}")
@@ -350,7 +365,12 @@ def _changes(config, workdir, start, plan, allow_changes, console):
 
 
 def _record(config, workdir, step, changes, plan, console):
-    """Writes config.json, and says which numbers of a finished run are not of its settings."""
+    """Writes config.json, and says which numbers of a finished run are not of its settings.
+
+    It does so on process 0.
+    """
+    if jax.process_index() != 0:
+        return
     others = other_evaluations(config, workdir, step) if step == plan.total_steps else []
     if others:
         console.say(
@@ -358,6 +378,7 @@ def _record(config, workdir, step, changes, plan, console):
             f"with the new ones, run `python -m cyclip_jax.evaluate --checkpoint={workdir}`"
         )
     write_config(config, workdir, recorded(workdir, step, changes))
+    write_classes(plan.classes, workdir)
 
 
 def _closed_with(stack: contextlib.ExitStack, opened: _Opened) -> _Opened:
@@ -401,6 +422,7 @@ def _open_data(plan, workdir, step, position, stack):
             seed=settings.seed,
             image_size=plan.model.sizes["image_size"],
             position=position,
+            labels=None if plan.classes is None else plan.classes.labels.astype(np.int32),
         )
     sentences = None
     if plan.sentences is not None:

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from cyclip_jax import defaults, parallel
 from cyclip_jax.data.settings import Data, open_tokenizer
@@ -25,6 +27,7 @@ class OpenedModel:
 
     Attributes:
       encoders: what embeds by it.
+      with_weights: function from other weights of it, {OpenAI name: array}, to what embeds by them.
       checkpoint: where it comes from.
       config: the run's own config with its paths resolved, or the one that stands for it.
       logit_scale: the factor of its similarities.
@@ -32,6 +35,7 @@ class OpenedModel:
     """
 
     encoders: Encoders
+    with_weights: Callable[[Mapping[str, np.ndarray]], Encoders]
     checkpoint: Checkpoint
     config: Any
     logit_scale: float
@@ -70,12 +74,18 @@ def open_model(
     data = constructed(Data, config.data, "config.data")
     set_matmul_precision(config.matmul_precision)
     model = Model(config, _mesh_for(config.batch_size))
-    tree = parallel.place(fit(opened.weights, model.abstract, source=opened.source), model.abstract)
     tokenizer = open_tokenizer(data, path, model.sizes)
     check_vocabulary(opened, tokenizer)
     bias = opened.weights.get("logit_bias")
+
+    def encoders(weights):
+        tree = fit(weights, model.abstract, source=opened.source)
+        tree = parallel.place(tree, model.abstract)
+        return model.encoders(**tree, tokenize=tokenizer, classes=opened.classes)
+
     return OpenedModel(
-        model.encoders(**tree, tokenize=tokenizer),
+        encoders(opened.weights),
+        encoders,
         opened,
         config,
         logit_scale=math.exp(float(opened.weights["logit_scale"])),

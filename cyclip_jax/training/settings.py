@@ -18,6 +18,7 @@ from cyclip_jax.runtime.profiling import check_profile_steps
 from cyclip_jax.runtime.sections import constructed
 from cyclip_jax.runtime.weights_and_biases import WeightsAndBiases
 from cyclip_jax.training.averaging import Average
+from cyclip_jax.training.classes import Classes
 from cyclip_jax.training.objective import Objective
 from cyclip_jax.training.optimizer import Optimizer
 from cyclip_jax.training.schedules import check_lengths, check_warmup
@@ -32,6 +33,7 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "tokens": TokenReduction,
     "loss": Objective,
     "sentences": Sentences,
+    "classes": Classes,
     "optimizer": Optimizer,
     "average": Average,
     "data": Data,
@@ -43,8 +45,8 @@ class Settings:
     """The config of a run, whose fields are the config's.
 
     Attributes:
-      wandb, mesh, tokens, loss, sentences, optimizer, average, data: what SECTIONS makes of these
-        sections.
+      wandb, mesh, tokens, loss, sentences, classes, optimizer, average, data: what SECTIONS makes
+        of these sections.
       model, evals: these sections as they are written, for `create_model` and the evaluators.
       …: see defaults.py.
 
@@ -76,6 +78,7 @@ class Settings:
     mesh: parallel.MeshSettings
     loss: Objective
     sentences: Sentences
+    classes: Classes
     optimizer: Optimizer
     average: Average
     data: Data
@@ -102,9 +105,25 @@ class Settings:
         self.loss.check_model(self.model)
         self.tokens.reduced_view(sizes_in(self.model))
         self.check_length(self.total_steps)
-        if self.has_pairs:
+        if self.classes.is_on:
+            self._check_classes()
+        elif self.has_pairs:
             self.data.training_sets()
         self._check_keep_best(evals.check_settings(self.evals))
+
+    def _check_classes(self):
+        """Raises UserError where something else is asked for that labelled pictures do not have."""
+        others = {
+            "data.train": self.data.train,
+            "data.mixture": dict(self.data.mixture) or None,
+            "sentences.train": self.sentences.train,
+        }
+        for name, value in others.items():
+            if value is not None:
+                raise UserError(
+                    f"config.classes.train and config.{name} are both set, and a run trains on "
+                    "one of them; leave out the other"
+                )
 
     def _check_keep_best(self, evaluations):
         if self.keep_best is None:

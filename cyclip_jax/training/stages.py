@@ -118,6 +118,7 @@ def batch_shapes(
     texts = ("tokens", "second_tokens", "negative_tokens")
     shapes |= dict.fromkeys(texts, ((rows, length), jnp.int32))
     shapes |= dict.fromkeys(("has_negative", "has_negative_image"), ((rows,), jnp.bool_))
+    shapes["labels"] = (rows,), jnp.int32
     if not set(keys) <= shapes.keys():
         sentences = config.sentences
         shape = (sentences.batch_size, min(sentences.length, length))

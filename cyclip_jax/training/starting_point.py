@@ -22,6 +22,8 @@ from cyclip_jax.data.settings import check_continued
 from cyclip_jax.data.sources import Mixture, Source
 from cyclip_jax.data.tokenizers import Tokenizer, vocabulary_of
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.data.labelled import LabelledImages
+from cyclip_jax.evals.statistics.classification import embed_classes
 from cyclip_jax.files import write_atomically
 from cyclip_jax.interop.checkpoint import (
     IMAGE_SETTINGS,
@@ -39,9 +41,11 @@ from cyclip_jax.interop.pretrained import (
     workdir_and_step,
 )
 from cyclip_jax.interop.weights import fit, only_parts, takes
+from cyclip_jax.losses.classes import HEAD
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.runtime.sections import resolve_paths
 from cyclip_jax.training.averaging import OF_TRAINING, Average, completed, like, with_average
+from cyclip_jax.training.classes import head_of_texts
 from cyclip_jax.training.configured_model import Model
 from cyclip_jax.training.freezing import trainable_by
 from cyclip_jax.training.step import (
@@ -83,6 +87,7 @@ def starting_point(
     mesh: Mesh,
     source: Source | Mixture,
     sentences: SentenceSet | None,
+    classes: LabelledImages | None,
     tokenizer: Tokenizer,
     console: Console,
 ) -> StartingPoint:
@@ -96,6 +101,7 @@ def starting_point(
       mesh: the mesh that the state is to lie on.
       source: the training data, which a checkpoint must have been trained on.
       sentences: what the text tower is trained on besides, or None.
+      classes: whose texts a head begins with, or None.
       tokenizer: the run's, whose vocabulary has to be that of the weights.
       console: is told where the run starts.
 
@@ -139,9 +145,24 @@ def starting_point(
     console.say(_parameter_summary(state.params))
     own, training = checkpoint_items(state)
     own = {kind: parts | given.get(kind, {}) for kind, parts in own.items()}
+    if classes is not None and HEAD in own["params"]:
+        own["params"][HEAD] = _first_head(
+            model.encoders(**own, tokenize=tokenizer), classes, abstract.params[HEAD], console
+        )
     state = state_of_items(own, training)
     state = with_average(state, trainable) if has_average else state
     return StartingPoint(state, Position(epoch=0, examples=0, seed=seed))
+
+
+def _first_head(encoders, classes, abstract, console):
+    """The head of classes that scores as the classes' texts do; zeros, where they have no names."""
+    width, _ = abstract["kernel"].shape
+    embeds = np.zeros((len(classes.classes), width))
+    if classes.is_named:
+        embeds = embed_classes(encoders, classes.classes, classes.templates)
+    else:
+        console.say("the classes have numbers for names, so that their head begins with zeros")
+    return parallel.place(head_of_texts(embeds), abstract)
 
 
 def _parameter_summary(params):
@@ -189,6 +210,10 @@ def _given_model(config, abstract, tokenizer, console):
       UserError: it is another model or tokenizer; the message lists everything that does not fit.
     """
     checkpoint, parts = open_checkpoint(config.init_from), config.init_parts
+    # A head begins with what the classes' texts say.
+    abstract = {
+        kind: {n: p for n, p in tree.items() if n != HEAD} for kind, tree in abstract.items()
+    }
     tree = fit(checkpoint.weights, abstract, source=checkpoint.source, parts=parts)
     has_images, has_texts = takes("visual", parts), takes("text", parts)
     _warn_of_other_data(

@@ -268,7 +268,7 @@ def make_train_step(
             loss_fn, argnums=(0, 1), has_aux=True
         )(embeds, scalars, rows, state.step)
         grads = joined(pull(cotangents), jax.tree.map(jnp.zeros_like, fixed))
-        grads |= {n: grad for n, grad in scalar_grads.items() if trained[n] is not None}
+        grads |= joined(parted(trainable, scalar_grads)[0], {n: grads[n] for n in scalars})
         learning_rate = schedule(state.step)
         params, opt_state, told = descended(optimizer, learning_rate, grads, state, rates)
         for name in objective.scales:

@@ -15,6 +15,10 @@ PROFILES = "profile"
 HEARTBEAT = "heartbeat.json"
 LOCK = "run.lock"
 TOKENIZER = "tokenizer.model"
+CLASSES = "classes.json"  # of a fine-tuned model's head, in their order
+WISE_FT = "wise_ft.json"  # accuracies between the model before and after fine-tuning
+CANDIDATES = "candidates"
+CHOICE = "choice.json"  # of settings, by held-out pictures
 BAD_SENTENCES = "bad_sentences.jsonl"
 
 

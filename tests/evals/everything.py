@@ -38,6 +38,7 @@ def every_evaluation(folder):
     ]
     (folder / "choices.json").write_text(json.dumps(choices))
     write_sentences(folder)
+    write_scenes(folder / "scenes.json")
     labelled = {"train": str(folder), "test": str(folder / "test")}
     zeroshot = {"folder": str(folder)}
     return {
@@ -65,6 +66,10 @@ def every_evaluation(folder):
             "positive_from": 3.0,
         },
         "choices": {"type": "compositional", "examples": str(folder / "choices.json")},
+        "binding": {
+            "type": "binding",
+            **dict.fromkeys(("train", "test"), str(folder / "scenes.json")),
+        },
         "labclip": {
             "type": "labclip",
             "train": str(pairs),
@@ -73,6 +78,19 @@ def every_evaluation(folder):
             "epochs": 2,
         },
     }
+
+
+def write_scenes(path, noun=SHAPES[0]):
+    """Writes what else might be in pictures of one shape."""
+    colours = list(COLOURS)
+    scenes = [
+        {
+            "image": f"{colour}_{noun}.png",
+            "things": [[colour, noun], [colours[number - 1], "background"]],
+        }
+        for number, colour in enumerate(colours)
+    ]
+    path.write_text(json.dumps(scenes))
 
 
 def write_sentences(folder):

@@ -12,8 +12,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.flat import flat_numbers
 from cyclip_jax.evals.gda import Gda, discriminant
-from cyclip_jax.evals.statistics.classification import ranks_of_label
-from cyclip_jax.evals.statistics.logistic import with_constant
+from cyclip_jax.evals.statistics.classification import ranks_of_label, with_constant
 from cyclip_jax.evals.zeroshot import Zeroshot
 from tests.evals.test_linear_probe import colour_encoders, same_again, write_labels
 from tests.pictures import COLOURS

@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "--format",
     "average": "--alpha",
     "classify": "--classes",
+    "finetune": "--choose",
     "sweep": "--only",
     "report": "WORKDIR",
     "data.prepare": "--examples_per_shard",

@@ -150,7 +150,7 @@ def _open_examples(path, images, layout, category_key, config_key):
     keys = _CATEGORY_KEYS[layout] if category_key is None else (category_key,)
     examples = []
     for file in files:
-        rows = _read_rows(file)
+        rows = read_rows(file)
         if category_key is not None and not any(category_key in row for row in rows):
             raise UserError(
                 f"{file} has no field {category_key!r} (fields: {_fields(rows[0])}); "
@@ -186,8 +186,8 @@ def _files_at(path, config_key):
     return files
 
 
-def _read_rows(file):
-    """The examples of a file, list[dict]; raises UserError."""
+def read_rows(file: epath.Path) -> list[dict[str, Any]]:
+    """The examples of a file of JSON, JSON lines or CSV; raises UserError."""
     if file.suffix.lower() == ".csv":
         rows = _read_table(file)
     else:
@@ -247,7 +247,7 @@ def _choice_example(row, folder, category):
         if width < 1 or height < 1:
             raise ValueError(f"its box is {width} × {height} pixels")
         box = (left, top, left + width, top + height)
-    picture = (_picture_at(folder, _first_of(row, _IMAGE_KEYS)), box)
+    picture = (picture_at(folder, _first_of(row, _IMAGE_KEYS)), box)
     right, *wrong = _texts(captions)
     return Example((picture,), (right, *dict.fromkeys(wrong)), category)
 
@@ -256,11 +256,11 @@ def _winoground_example(row, folder, category):
     names = [row[f"image_{number}"] for number in range(2)]
     names = [name if pathlib.PurePosixPath(name).suffix else f"{name}.png" for name in names]
     captions = [row[f"caption_{number}"] for number in range(2)]
-    pictures = tuple((_picture_at(folder, name), None) for name in names)
+    pictures = tuple((picture_at(folder, name), None) for name in names)
     return Example(pictures, _texts(captions), category)
 
 
-def _picture_at(folder, name):
+def picture_at(folder: epath.Path, name: str) -> str:
     """The path of a picture by its name in a row."""
     is_elsewhere = stands_alone(name) and not name.startswith("/")
     return name if is_elsewhere else str(folder / name)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from cyclip_jax.data.places import PRESET, TFDS, DataPath, cut_split
 from cyclip_jax.data.reading import LabelReading, Reading
 from cyclip_jax.data.sources import CaptionRule, DataSet, create_source
+from cyclip_jax.data.sources.subset import Subset
 from cyclip_jax.data.sources.table import CAPTION_KEY, IMAGE_KEY, CsvSource, StringArray
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.class_folders import class_folders, pictures_of_classes
@@ -26,6 +27,7 @@ from cyclip_jax.evals.data.image_set import ImageSet
 from cyclip_jax.evals.data.keys import sorted_keys
 from cyclip_jax.evals.data.known import has_mappings, objectnet_folders, preset_of
 from cyclip_jax.evals.encoders import Encoders
+from cyclip_jax.evals.statistics.splits import held_out
 from cyclip_jax.files import FilePath, how_written, read_text
 
 _SPLITS = {"train", "trainval", "training", "val", "valid", "validation", "test", "testing"}
@@ -179,6 +181,34 @@ def open_named(data: str, *, config_key: str, **settings: Any) -> LabelledImages
             f"names; set {config_key.rpartition('.')[0]}.classes to a file of names, or .preset"
         )
     return dataset
+
+
+def part_of(
+    images: LabelledImages, share: float, *, is_held_out: bool, config_key: str, seed: int = 0
+) -> LabelledImages:
+    """The pictures that are held out, so that settings can be chosen by them, or the others.
+
+    Args:
+      images: all of them.
+      share: of each class that has two or more, rounded down, but one picture at least; with 0
+        nothing is held out.
+      is_held_out: which part is wanted.
+      config_key: full name of the config key that holds their place, for messages.
+      seed: of the draw.
+
+    Raises:
+      UserError: nothing can be held out.
+    """
+    if not share:
+        return images
+    held = held_out(images.labels, share, seed, config_key, "held_out_share")
+    rows = np.flatnonzero(held == is_held_out)
+    return dataclasses.replace(
+        images,
+        source=Subset(images.source, rows),
+        identity=(images.identity, "held out" if is_held_out else "the rest", share, seed),
+        labels=images.labels[rows],
+    )
 
 
 def labels_among(test: LabelledImages, train: LabelledImages) -> Int[np.ndarray, "n"]:

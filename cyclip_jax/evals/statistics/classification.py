@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import LabelledImages
-from cyclip_jax.evals.encoders import Encoders
+from cyclip_jax.evals.encoders import ClassRows, Encoders
 from cyclip_jax.evals.metric import SHARE, Metric, share_at
 from cyclip_jax.evals.statistics.intervals import floats, interval, mean_with_interval
 from cyclip_jax.evals.statistics.unit_norm import unit_rows
@@ -35,11 +35,62 @@ class Embedded(NamedTuple):
     index: Int[np.ndarray, "m"]
 
 
-def embed(encoders: Encoders, dataset: LabelledImages) -> Embedded:
-    """Embeds the pictures and the classes of a data set."""
+def embed(encoders: Encoders, dataset: LabelledImages, *, by_head: bool = False) -> Embedded:
+    """Embeds the pictures and the classes of a data set.
+
+    Args:
+      encoders: of the model.
+      dataset: the pictures and their classes.
+      by_head: whether the classes are those of the model's head, in place of their texts. A class
+        then has one number more, its bias, and a picture a 1 there; classes have no unit norm.
+
+    Raises:
+      UserError: the model cannot tell the classes, or its head has them not.
+    """
+    if by_head:
+        classes = rows_of_head(encoders.head, dataset)
+        images, index = encoders.image_embeds(dataset)
+        return Embedded(with_constant(images), classes, dataset.labels[index], index)
     class_embeds = embed_classes(encoders, dataset.classes, dataset.templates)
     image_embeds, index = encoders.image_embeds(dataset)
     return Embedded(image_embeds, class_embeds, dataset.labels[index], index)
+
+
+def rows_of_head(head: ClassRows | None, dataset: LabelledImages) -> Float[np.ndarray, "c d+1"]:
+    """What a model's head has of the classes of a data set, weights and then the bias, [C, D + 1].
+
+    Raises:
+      UserError: there is no head, or it lacks one of the classes.
+    """
+    if head is None:
+        raise UserError(
+            "the model has no head of classes; set `head` to False, or choose a fine-tuned model"
+        )
+    places = {name: place for place, name in enumerate(head.names)}
+    unknown = [name for name in dataset.classes if name not in places]
+    if unknown:
+        raise UserError(
+            f"{dataset.path} has classes that the model's head has not: {', '.join(unknown[:5])}"
+        )
+    rows = [places[name] for name in dataset.classes]
+    return rows_of_classes(head)[rows]
+
+
+def rows_of_classes(head: ClassRows) -> Float[np.ndarray, "c d+1"]:
+    """The `class_rows` of a model's head."""
+    return class_rows(head.weights.T, head.biases)
+
+
+def class_rows(
+    kernel: Float[np.ndarray, "d c"], bias: Float[np.ndarray, "c"]
+) -> Float[np.ndarray, "c d+1"]:
+    """A row for each class, [C, D + 1], whose inner product with [x, 1] is its score."""
+    return np.concatenate([kernel, bias[None]]).T
+
+
+def with_constant(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d+1"]:
+    """Features and a last one that is 1, which the bias weighs: [N, D] -> [N, D + 1]."""
+    return np.pad(features, ((0, 0), (0, 1)), constant_values=1)
 
 
 def embed_classes(

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Float, Int
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.statistics.classification import ranks_of_label
+from cyclip_jax.evals.statistics.classification import class_rows, ranks_of_label, with_constant
 
 TILE_ROWS = 1024
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -35,18 +35,6 @@ class Fit:
     bias: Float[np.ndarray, "c"]
     iterations: int
     converged: bool
-
-
-def class_rows(
-    kernel: Float[np.ndarray, "d c"], bias: Float[np.ndarray, "c"]
-) -> Float[np.ndarray, "c d+1"]:
-    """A row for each class, [C, D + 1], whose inner product with [x, 1] is its score."""
-    return np.concatenate([kernel, bias[None]]).T
-
-
-def with_constant(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d+1"]:
-    """Features and a last one that is 1, which the bias weighs: [N, D] -> [N, D + 1]."""
-    return np.pad(features, ((0, 0), (0, 1)), constant_values=1)
 
 
 def logistic_regression(

@@ -6,8 +6,12 @@ from jaxtyping import Float
 from cyclip_jax.evals.data.labelled import Features
 from cyclip_jax.evals.metric import Metric
 from cyclip_jax.evals.output import Output
-from cyclip_jax.evals.statistics.classification import ranks_of_label, top_k
-from cyclip_jax.evals.statistics.logistic import class_rows, with_constant
+from cyclip_jax.evals.statistics.classification import (
+    class_rows,
+    ranks_of_label,
+    top_k,
+    with_constant,
+)
 
 _TOP = (1, 5)
 

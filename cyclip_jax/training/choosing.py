@@ -1,0 +1,119 @@
+"""The choice of fine-tuning's settings by pictures that are held out of the training data."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from cyclip_jax.errors import UserError
+from cyclip_jax.evals.data.labelled import LabelledImages
+from cyclip_jax.files import parse_json, write_json
+from cyclip_jax.interop.checkpoint import Checkpoint
+from cyclip_jax.training.finetuning import HELD_OUT, FineTuning, candidates, fine_tuning_config
+from cyclip_jax.training.wise_ft import (
+    accuracies,
+    best_alpha,
+    evaluations_of,
+    open_path,
+    weights_of_run,
+)
+from cyclip_jax.workdir.layout import CANDIDATES, CHOICE, OF_AVERAGE
+
+Train = Callable[[Any, epath.Path], dict[str, float] | None]
+
+
+def choose(
+    wanted: FineTuning,
+    workdir: epath.Path,
+    opened: Checkpoint,
+    pictures: LabelledImages,
+    choices: Sequence[str],
+    *,
+    held_out: float,
+    train: Train,
+) -> dict[str, Any] | None:
+    """Trains each candidate on what is not held out, in `<workdir>/candidates/<number>`.
+
+    What was chosen stands in `choice.json`, and is taken from there by the same call.
+
+    Args:
+      wanted: what is fine-tuned.
+      workdir: of the run for which settings are chosen.
+      opened, pictures: `wanted.open_model()` and `wanted.open_pictures()`.
+      choices: NAME=VALUE,VALUE.
+      held_out: share of each class that is held out.
+      train: function (config, workdir) that trains a run to its end, or returns None.
+
+    Returns:
+      {"settings": {name: value}, "alpha": α of the model between, …}; None where a signal ended it.
+
+    Raises:
+      UserError: something is wrong with the settings or the pictures.
+    """
+    asked = _asked(wanted, choices, held_out)
+    if (known := _chosen_before(workdir / CHOICE, asked)) is not None:
+        return known
+    options = candidates(choices)
+    configs = [
+        fine_tuning_config(
+            dataclasses.replace(wanted, settings={**wanted.settings, **settings}),
+            *(opened, pictures),
+            held_out_share=held_out,
+        )
+        for settings in options
+    ]
+    scores = []
+    for number, (settings, config) in enumerate(zip(options, configs, strict=True)):
+        print(f"candidate {number + 1} of {len(options)}: {settings}", flush=True)
+        metrics = train(config, workdir / CANDIDATES / str(number))
+        if metrics is None:
+            return None
+        ending = OF_AVERAGE if weights_of_run(config) == "average" else ""
+        scores.append(metrics[f"{HELD_OUT}{ending}/top1"])
+    best = max(range(len(scores)), key=scores.__getitem__)
+    folder = workdir / CANDIDATES / str(best)
+    path = open_path(opened, folder, pictures, weights=weights_of_run(configs[best]))
+    rows = accuracies(path, evaluations_of(configs[best], folder))
+    chosen = {
+        "asked": asked,
+        "candidates": [
+            {"settings": settings, "top1": score}
+            for settings, score in zip(options, scores, strict=True)
+        ],
+        "settings": options[best],
+        "alpha": best_alpha(rows, HELD_OUT),
+        "alphas": rows,
+    }
+    if jax.process_index() == 0:
+        write_json(workdir / CHOICE, chosen)
+    print(
+        f"chosen by {held_out:.0%} of the pictures: {options[best]} and α = {chosen['alpha']}",
+        flush=True,
+    )
+    return chosen
+
+
+def _asked(wanted: FineTuning, choices: Sequence[str], held_out: float) -> dict[str, Any]:
+    """All that a choice depends on, as JSON has it."""
+    told = {**dataclasses.asdict(wanted), "choices": list(choices), "held_out": held_out}
+    del told["tests"]
+    return json.loads(json.dumps(told, default=str))
+
+
+def _chosen_before(path: epath.Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the file says, where it was asked for the same; None where there is no such file.
+
+    Raises:
+      UserError: it was asked for something else.
+    """
+    if not path.exists():
+        return None
+    known = parse_json(path.read_text())
+    if known["asked"] != asked:
+        raise UserError(
+            f"{path} was chosen for other settings or pictures; choose another --workdir"
+        )
+    return known
