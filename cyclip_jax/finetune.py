@@ -107,7 +107,12 @@ def finetune(
     from cyclip_jax.train import train
     from cyclip_jax.training.choosing import choose
     from cyclip_jax.training.finetuning import fine_tuning_config
-    from cyclip_jax.training.wise_ft import evaluations_of, score_path
+    from cyclip_jax.training.wise_ft import (
+        evaluations_of,
+        is_scored,
+        score_path,
+        scores_asked,
+    )
     from cyclip_jax.workdir.layout import WISE_FT
 
     workdir = absolute(workdir, "--workdir")
@@ -130,10 +135,10 @@ def finetune(
     if metrics is None:
         return None
     folder = workdir / WISE_FT.removesuffix(".json")
-    if (workdir / WISE_FT).exists() and folder.exists():
+    told = {"alpha": alpha, "is_chosen": bool(choices)}
+    if folder.exists() and is_scored(workdir, scores_asked(config, workdir, **told)):
         return metrics
-    scored = {"alpha": alpha, "is_chosen": bool(choices)}
-    between = score_path(config, workdir, opened, pictures, **scored)
+    between = score_path(config, workdir, opened, pictures, **told)
     if jax.process_index() == 0:
         write_export(between, folder, export_format="open_clip")
         print(f"the model with α = {alpha} is in {folder}", flush=True)

@@ -12,7 +12,9 @@ from cyclip_jax import defaults, evals, load
 from cyclip_jax.classify import classify_pictures
 from cyclip_jax.data.sources.subset import ClassPairs
 from cyclip_jax.errors import UserError
+from cyclip_jax.evals.data import labelled
 from cyclip_jax.evals.data.labelled import open_labelled, part_of
+from cyclip_jax.evals.zeroshot import Zeroshot
 from cyclip_jax.evaluate import evaluate_checkpoint
 from cyclip_jax.export import export_checkpoint
 from cyclip_jax.finetune import _as_told, define_flags, finetune
@@ -32,6 +34,7 @@ from cyclip_jax.training.opened_model import open_model
 from cyclip_jax.workdir.checkpoints import restore_model
 from cyclip_jax.workdir.metrics import metrics_at
 from tests.interop.models import SMALL, abstract
+from tests.pages import commands_of, run_command
 from tests.pictures import COLOURS, SHAPES, draw
 from tests.pytorch import open_clip, torch
 
@@ -215,6 +218,24 @@ def test_held_out_pictures_and_the_others_are_all_pictures_once(folders):
         assert part.identity != images.identity
 
 
+@pytest.mark.parametrize("share, split", [(0.0, "test"), (0.2, "train")])
+def test_what_is_held_out_is_of_the_training_split(monkeypatch, share, split):
+    """Of a data set with splits: to choose by the test split would be to choose by the test set."""
+    opened = []
+
+    def stop(place, split, *others):
+        opened.append(split)
+        raise UserError("opened")
+
+    monkeypatch.setattr(labelled, "_open", stop)
+    with pytest.raises(UserError, match="opened"):
+        Zeroshot("held_out", folder="preset:cifar10", held_out_share=share).open()
+    asked = FineTuning(model="", train="preset:cifar10", tests={})
+    with pytest.raises(UserError, match="opened"):
+        asked.open_pictures()
+    assert opened == [split, "train"]
+
+
 def test_a_pair_says_of_a_picture_what_its_class_is_called(folders):
     images = open_labelled(str(folders[0]), config_key="config.classes.train")
     prompts = [[f"a {name}", f"the {name}"] for name in images.classes]
@@ -275,7 +296,7 @@ def test_mistakes_are_told_before_anything_is_trained(
 
 
 @pytest.mark.slow
-def test_every_command_of_the_page_runs(finished, environment, tmp_path):
+def test_every_command_of_the_page_runs(finished, environment_with_torch, tmp_path):
     """On drawings of shapes, in the order of the page."""
     for split, size in (("train", 40), ("test", 30), ("sketches", 20)):
         write_classes(tmp_path / "flowers" / split, sizes=(size,))
@@ -289,7 +310,7 @@ def test_every_command_of_the_page_runs(finished, environment, tmp_path):
             line = line.replace(f" {place}", f" {tmp_path}/{place}")
             line = line.replace(f"={place}", f"={tmp_path}/{place}")
         small = ("--epochs=1", "--batch_size=8")
-        run_command(environment, line, *small, of_module="finetune")
+        run_command(environment_with_torch, line, *small, of_module="finetune")
     choice = json.loads((tmp_path / "runs/chosen/choice.json").read_text())
     assert len(choice["candidates"]) == 3
     assert choice["settings"] in [one["settings"] for one in choice["candidates"]]
@@ -301,20 +322,19 @@ def test_every_command_of_the_page_runs(finished, environment, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_of_open_clip_is_fine_tuned_and_goes_back(folders, tmp_path):
+def test_a_model_of_open_clip_is_fine_tuned_and_goes_back(
+    folders, environment_with_torch, tmp_path
+):
     """Import, lock, train, export, open: a ViT-B/32 of random weights, at its own size."""
     model = open_clip.create_model("ViT-B-32-quickgelu")
     state = {name: array.float().numpy() for name, array in model.state_dict().items()}
     write_safetensors(tmp_path / "before.safetensors", state)
-    wanted = FineTuning(
-        model=str(tmp_path / "before.safetensors"),
-        train=str(folders[0]),
-        tests={"test": str(folders[1])},
-        epochs=1,
-        batch_size=8,
-        settings={"average.kind": "none", "optimizer.learning_rate": 1e-4},
+    command = (
+        f"python -m cyclip_jax.finetune {tmp_path / 'before.safetensors'} {folders[0]} "
+        f"--test={folders[1]} --workdir={tmp_path / 'run'} --epochs=1 --batch_size=8 "
+        "--set=average.kind=none --set=optimizer.learning_rate=1e-4"
     )
-    finetune(wanted, tmp_path / "run")
+    run_command(environment_with_torch, command)
     export_checkpoint(tmp_path / "run", export_format="open_clip", output=tmp_path / "export")
     after, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{tmp_path / 'export'}")
     changed = {n for n, array in after.state_dict().items() if not np.array_equal(array, state[n])}

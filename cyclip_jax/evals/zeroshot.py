@@ -106,6 +106,8 @@ class Zeroshot:
             image_key=self.image_key,
             label_key=self.label_key,
             preset=self.preset,
+            # The part that is held out is of the training data.
+            usual_split="train" if self.held_out_share else None,
         )
         dataset = part_of(dataset, self.held_out_share, is_held_out=True, config_key=key)
         captions = None

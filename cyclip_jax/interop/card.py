@@ -118,6 +118,9 @@ def model_card(
 def _objective(config):
     if config is None:
         return "an image-text model"
+    if config.classes.train is not None and config.classes.loss == "head":
+        classes = config.model.num_classes
+        return f"an image-text model whose image tower was fine-tuned to {classes} classes"
     weights = config.loss.inmodal_weight, config.loss.crossmodal_weight
     of_siglip = config.loss.contrastive == "sigmoid"
     if not any(weights):
@@ -140,7 +143,7 @@ def _table(rows):
 def _training(checkpoint):
     config = checkpoint.config
     rows = {
-        "training data": _without_folders(config.data.train),
+        "training data": _without_folders(config.classes.train or config.data.train),
         "pairs per step": config.batch_size,
         "steps": checkpoint.step,
         "seed": config.seed,

@@ -41,7 +41,7 @@ def interpolated(first: str, second: str, *, alpha: float, data: str | None = No
     """
     if not 0 <= alpha <= 1:
         raise UserError(f"--alpha={alpha} must be from 0, which is {first}, to 1, {second}")
-    one, other = (completed(open_checkpoint(path)) for path in (first, second))
+    one, other = (verified(completed(open_checkpoint(path))) for path in (first, second))
     pictures = None if data is None else create_source("auto", data, config_key="--data")
     return between(one, other, alpha=alpha, pictures=pictures)
 
@@ -49,7 +49,7 @@ def interpolated(first: str, second: str, *, alpha: float, data: str | None = No
 def between(
     one: Checkpoint, other: Checkpoint, *, alpha: float, pictures: Source | None
 ) -> Checkpoint:
-    """The same of two completed checkpoints.
+    """The same of two checkpoints that are completed and verified.
 
     Args:
       one, other: with the weights θ_0 and θ_1.
@@ -59,7 +59,6 @@ def between(
     Raises:
       UserError: as `interpolated`.
     """
-    one, other = verified(one), verified(other)
     _check_alike(one, other)
     weights = {
         # The sum in float64 rounds to a weight itself where both models have it.

@@ -49,16 +49,19 @@ def _sentences(group):
     title = element("strong", group.name)
     first = f" ({directories}) is a model whose training is not recorded here"
     if run.config is not None:
-        weights = run.config["loss"]["inmodal_weight"], run.config["loss"]["crossmodal_weight"]
+        trained, rows = _trained(run.config)
         seeds = ", ".join(str(run.seed) for run in group.runs)
         first = (
-            f" ({directories}) is {run.config['model']['name']}, trained with "
-            f"λ1\u00a0=\u00a0{weights[0]:g} and λ2\u00a0=\u00a0{weights[1]:g} on "
+            f" ({directories}) is {run.config['model']['name']}, {trained} on "
             f"{_data(run.config)}{_of_sentences(run.config)} in {_steps(group)} of "
-            f"{run.config['batch_size']} pairs, "
+            f"{run.config['batch_size']} {rows}, "
             f"seed{'s' if len(group.runs) > 1 else ''} {seeds}"
         )
-    for name, told in (("contrastive_loss", "contrastive"), ("sentence_loss", "sentences'")):
+    for name, told in (
+        ("contrastive_loss", "contrastive"),
+        ("class_loss", "class"),
+        ("sentence_loss", "sentences'"),
+    ):
         last = [line[name] for run in group.runs for line in run.training[-1:] if name in line]
         if last:
             values = ", ".join(metrics_of({name: value})[name].number() for value in last)
@@ -72,6 +75,17 @@ def _sentences(group):
             told.append(f"{name} is {metric.with_interval()}{chance} on {evaluation}")
     second = f" Its {'; '.join(told[:4])}." if told else " It was not evaluated."
     return title, first + ".", second
+
+
+def _trained(config):
+    """(how a model was trained, what a step has so many of)."""
+    if config["classes"]["train"] is not None and config["classes"]["loss"] == "head":
+        return f"fine-tuned to {config['model']['num_classes']} classes", "pictures"
+    weights = config["loss"]["inmodal_weight"], config["loss"]["crossmodal_weight"]
+    return (
+        f"trained with λ1\u00a0=\u00a0{weights[0]:g} and λ2\u00a0=\u00a0{weights[1]:g}",
+        "pairs",
+    )
 
 
 def _of_sentences(config):
@@ -92,7 +106,7 @@ def _data(config):
     data = config["data"]
     if data["source"] == "mixture":
         return "a mixture of " + " and ".join(data["mixture"])
-    return without_folder(data["train"]) or "no pairs"
+    return without_folder(config["classes"]["train"] or data["train"]) or "no pairs"
 
 
 def _steps(group):

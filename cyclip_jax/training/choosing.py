@@ -67,7 +67,7 @@ def choose(
     ]
     scores = []
     for number, (settings, config) in enumerate(zip(options, configs, strict=True)):
-        print(f"candidate {number + 1} of {len(options)}: {settings}", flush=True)
+        _say(f"candidate {number + 1} of {len(options)}: {settings}")
         metrics = train(config, workdir / CANDIDATES / str(number))
         if metrics is None:
             return None
@@ -89,11 +89,13 @@ def choose(
     }
     if jax.process_index() == 0:
         write_json(workdir / CHOICE, chosen)
-    print(
-        f"chosen by {held_out:.0%} of the pictures: {options[best]} and α = {chosen['alpha']}",
-        flush=True,
-    )
+    _say(f"chosen by {held_out:.0%} of the pictures: {options[best]} and α = {chosen['alpha']}")
     return chosen
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def _asked(wanted: FineTuning, choices: Sequence[str], held_out: float) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class FineTuning:
         """Opens all pictures of `train`."""
         return open_labelled(
             self.train,
-            config_key="PICTURES",
+            config_key="config.classes.train",
             classes=self.names,
             image_key=self.image_key,
             label_key=self.label_key,

@@ -1,6 +1,7 @@
 """WiSE-FT: accuracies of the models between the one before fine-tuning and the one after it."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,15 +15,16 @@ from cyclip_jax.data.sources import Source
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import LabelledImages
 from cyclip_jax.evals.statistics.classification import embed_classes
-from cyclip_jax.files import write_json
+from cyclip_jax.files import file_errors, parse_json, write_json
 from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.interop.interpolation import between
-from cyclip_jax.interop.pretrained import completed
+from cyclip_jax.interop.pretrained import completed, verified
 from cyclip_jax.losses.classes import HEAD
 from cyclip_jax.runtime.sections import resolve_paths
 from cyclip_jax.training.classes import head_of_texts
 from cyclip_jax.training.opened_model import OpenedModel, open_model
 from cyclip_jax.workdir.layout import WISE_FT
+from cyclip_jax.workdir.saved import saved_steps
 
 ALPHAS = tuple(round(0.1 * tenth, 1) for tenth in range(11))  # as Wortsman et al. 2022
 
@@ -32,20 +34,21 @@ class Path:
     """The straight line from a model to the same model after fine-tuning.
 
     Attributes:
-      before: the model, completed, with a head of its classes' texts where the other has a head.
-      after: the fine-tuned model, which embeds.
+      before: the model, with a head of its classes' texts where the other has a head.
+      after: the fine-tuned model. Both are completed and verified.
+      opened: the latter as it embeds.
       pictures: those on which BatchNorm's statistics are taken anew.
     """
 
     before: Checkpoint
-    after: OpenedModel
+    after: Checkpoint
+    opened: OpenedModel
     pictures: Source
 
     def at(self, alpha: float) -> Checkpoint:
         """The model (1 − α)·before + α·after (Wortsman et al. 2022, section 3)."""
-        after = completed(self.after.checkpoint)
-        mixed = between(self.before, after, alpha=alpha, pictures=self.pictures)
-        return dataclasses.replace(mixed, classes=after.classes)
+        mixed = between(self.before, self.after, alpha=alpha, pictures=self.pictures)
+        return dataclasses.replace(mixed, classes=self.after.classes)
 
 
 def open_path(
@@ -59,10 +62,11 @@ def open_path(
       images: all labelled pictures that it was told to train on.
       weights: "raw", or "average" for the average that it kept.
     """
-    after = open_model(workdir, weights=weights)
-    if f"{HEAD}.weight" in after.checkpoint.weights:
-        before = _with_head(before, after, images)
-    return Path(before, after, images.source)
+    opened = open_model(workdir, weights=weights)
+    if f"{HEAD}.weight" in opened.checkpoint.weights:
+        before = _with_head(before, opened, images)
+    after = verified(completed(opened.checkpoint))
+    return Path(verified(before), after, opened, images.source)
 
 
 def _with_head(before, after, images):
@@ -93,7 +97,7 @@ def accuracies(
     evaluators = evals.create_evaluators(evaluations)
     rows = []
     for alpha in alphas:
-        encoders = path.after.with_weights(path.at(alpha).weights)
+        encoders = path.opened.with_weights(path.at(alpha).weights)
         results = evals.evaluate(evaluators, encoders, directory=None)
         top1 = {name: metrics["top1"] for name, metrics in results.items()}
         rows.append(
@@ -118,6 +122,32 @@ def evaluations_of(config: Any, workdir: epath.Path) -> dict[str, Any]:
     return {name: own for name, own in evaluations.items() if own["type"] == "zeroshot"}
 
 
+def scores_asked(config: Any, workdir: epath.Path, **told: Any) -> dict[str, Any]:
+    """All that `wise_ft.json` depends on for a run, as JSON has it.
+
+    Args:
+      config: of the run.
+      workdir: its directory.
+      **told: what else stands there.
+    """
+    asked = {
+        "step": max(saved_steps(workdir)),
+        "weights": weights_of_run(config),
+        "evaluations": evaluations_of(config, workdir),
+        **told,
+    }
+    return json.loads(json.dumps(asked))
+
+
+def is_scored(workdir: epath.Path, asked: Mapping[str, Any]) -> bool:
+    """Whether `wise_ft.json` is there, and is what is asked for."""
+    try:
+        told = parse_json((workdir / WISE_FT).read_text())
+    except (ValueError, *file_errors()):
+        return False
+    return isinstance(told, dict) and all(told.get(name) == own for name, own in asked.items())
+
+
 def score_path(
     config: Any,
     workdir: epath.Path,
@@ -139,12 +169,12 @@ def score_path(
     Returns:
       The model with that α.
     """
-    weights = weights_of_run(config)
-    path = open_path(before, workdir, images, weights=weights)
-    rows = accuracies(path, evaluations_of(config, workdir))
-    if jax.process_index() == 0:
-        told = {"weights": weights, "alpha": alpha, "is_chosen": is_chosen, "path": rows}
-        write_json(workdir / WISE_FT, told)
+    asked = scores_asked(config, workdir, alpha=alpha, is_chosen=is_chosen)
+    path = open_path(before, workdir, images, weights=asked["weights"])
+    rows = accuracies(path, asked["evaluations"]) if asked["evaluations"] else []
+    if jax.process_index() != 0:
+        return path.at(alpha)
+    write_json(workdir / WISE_FT, {**asked, "path": rows})
     for row in rows:
         told = "  ".join(f"{name} {top1[0]:.1%}" for name, top1 in row["top1"].items())
         print(f"α = {row['alpha']:.1f}  {told}", flush=True)

@@ -104,6 +104,7 @@ def open_labelled(
     split: str | None = None,
     classes: FilePath | None = None,
     preset: str | None = None,
+    usual_split: str | None = None,
 ) -> LabelledImages:
     """Opens labelled pictures.
 
@@ -129,14 +130,17 @@ def open_labelled(
       classes: JSON file {"classes": …, "templates": ["a photo of a {}."]} or one of the two. The
         classes are a list in the order of their numbers, or {what the data calls it: name}.
       preset: its name where `data` does not say it.
+      usual_split: the split of a data set with splits, where nothing names one; None goes by
+        config_key.
 
     Raises:
       UserError: what is wrong with it.
     """
-    place, split, preset = _resolve(str(data), split, preset, config_key)
+    usual = usual_split or _usual_split(config_key)
+    place, split, preset = _resolve(str(data), split, preset, config_key, usual)
     chosen = None if classes is None else read_classes(epath.Path(classes))
     try:
-        stored = _open(place, split, preset, config_key, image_key, label_key)
+        stored = _open(place, split, preset, config_key, image_key, label_key, usual)
     except UserError as error:
         raise UserError(_with_evaluation_keys(str(error), config_key)) from error
     path = stored.images.path
@@ -165,7 +169,7 @@ def check_labelled(
     data: str, *, config_key: str, split: str | None = None, preset: str | None = None
 ) -> None:
     """Raises UserError where `open_labelled` would without a look at the data."""
-    _resolve(str(data), split, preset, config_key)
+    _resolve(str(data), split, preset, config_key, _usual_split(config_key))
 
 
 def open_named(data: str, *, config_key: str, **settings: Any) -> LabelledImages:
@@ -333,7 +337,7 @@ def open_train_and_test(
     return TrainAndTest(train_set, test_set, labels_among(test_set, train_set))
 
 
-def _resolve(data, split, preset, config_key):
+def _resolve(data, split, preset, config_key, usual):
     """(place, split, preset) of what `open_labelled` is given; folders may have no split."""
     if not data:
         raise UserError(f"{config_key} is empty; set it to labelled pictures")
@@ -356,7 +360,7 @@ def _resolve(data, split, preset, config_key):
             )
         data = TFDS + known.tfds
     if data.startswith(TFDS) and not is_own_split:
-        split = split or _usual_split(config_key)
+        split = split or usual
         if known is not None and split in ("train", "test"):
             split = getattr(known, split)
         if split is None:
@@ -381,7 +385,7 @@ def _with_evaluation_keys(message, config_key):
     return message.replace("config.data.caption_key", f"{evaluation}.label_key")
 
 
-def _open(place, split, preset, config_key, image_key, label_key):
+def _open(place, split, preset, config_key, image_key, label_key, usual):
     """The _Stored of a place, whatever its layout."""
     if place.startswith(TFDS):
         return _open_tfds(place, split, config_key, image_key or "image", label_key or "label")
@@ -389,8 +393,8 @@ def _open(place, split, preset, config_key, image_key, label_key):
     columns = image_key or "image", label_key or "label"
     if _is_table(place):
         return _open_csv(folder, naming_beside(folder.parent), config_key, *columns)
-    if not split and _is_exported(folder / _usual_split(config_key)):
-        split = _usual_split(config_key)
+    if not split and _is_exported(folder / usual):
+        split = usual
     base = folder / split if split else folder
     if (base / "labels.csv").exists():
         naming = naming_beside(base) or naming_beside(folder)
