@@ -13,7 +13,7 @@ from cyclip_jax.report.parts import (
     named,
     run_names,
 )
-from cyclip_jax.report.runs import Group, trained_sentences, without_folder
+from cyclip_jax.report.runs import Group, is_of_head, trained_sentences, without_folder
 from cyclip_jax.training.collapse import ADVICE, collapsed_steps
 
 _BASELINES = ("CLIP", "CyCLIP")  # the first that there is
@@ -79,7 +79,7 @@ def _sentences(group):
 
 def _trained(config):
     """(how a model was trained, what a step has so many of)."""
-    if config["classes"]["train"] is not None and config["classes"]["loss"] == "head":
+    if is_of_head(config):
         return f"fine-tuned to {config['model']['num_classes']} classes", "pictures"
     weights = config["loss"]["inmodal_weight"], config["loss"]["crossmodal_weight"]
     return (
@@ -106,7 +106,8 @@ def _data(config):
     data = config["data"]
     if data["source"] == "mixture":
         return "a mixture of " + " and ".join(data["mixture"])
-    return without_folder(config["classes"]["train"] or data["train"]) or "no pairs"
+    labelled = config.get("classes", {}).get("train")
+    return without_folder(labelled or data["train"]) or "no pairs"
 
 
 def _steps(group):

@@ -302,8 +302,12 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def objective(config: Mapping[str, Any]) -> str:
     """CLIP, CyCLIP, C-CyCLIP or I-CyCLIP, by the weights of its two consistency terms.
 
-    Behind it stands what the text tower is trained on besides, or was trained on before.
+    By a head of classes neither is computed, and the name is "fine-tuned", with its margin. Behind
+    it stands what the text tower is trained on besides, or was trained on before.
     """
+    if is_of_head(config):
+        margin = config["classes"]["margin"]
+        return f"fine-tuned with a margin of {margin:g}" if margin else "fine-tuned"
     inmodal, crossmodal = config["loss"]["inmodal_weight"], config["loss"]["crossmodal_weight"]
     name = "I-CyCLIP" if inmodal else "C-CyCLIP" if crossmodal else "CLIP"
     name = "CyCLIP" if inmodal and crossmodal else name
@@ -314,6 +318,12 @@ def objective(config: Mapping[str, Any]) -> str:
     is_beside, is_before = until is None or until > only, only > 0
     when = " and ".join(["after"] * is_before + ["with"] * is_beside)
     return f"{name} {when} {without_folder(sentences['train'])}"
+
+
+def is_of_head(config: Mapping[str, Any]) -> bool:
+    """Whether a run trains by a head of classes, in place of pairs."""
+    classes = config.get("classes", {})  # which older workdirs lack
+    return classes.get("train") is not None and classes["loss"] == "head"
 
 
 def trained_sentences(config: Mapping[str, Any]) -> Mapping[str, Any]:
