@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cyclip_jax.average import average_models, main
+from cyclip_jax.data.sources import create_source
 from cyclip_jax.errors import UserError
 from cyclip_jax.evaluate import evaluate_checkpoint
 from cyclip_jax.export import export_checkpoint
@@ -182,7 +183,8 @@ def test_statistics_are_taken_anew_on_pictures(models, pairs_csv):
     assert np.isfinite(found["visual.bn1.running_var"]).all()
     from cyclip_jax.interop import interpolation
 
-    (images,) = interpolation._batches(str(pairs_csv), RESNET["image_size"], "shortest")
+    pictures = create_source("auto", str(pairs_csv), config_key="--data")
+    (images,) = interpolation._batches(pictures, RESNET["image_size"], "shortest")
     assert images.shape == (24, 64, 64, 3)
     from cyclip_jax.models.clip import normalise_images
     from tests.pytorch import torch

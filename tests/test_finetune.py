@@ -332,7 +332,7 @@ def test_a_model_of_open_clip_is_fine_tuned_and_goes_back(
     write_safetensors(tmp_path / "before.safetensors", state)
     command = (
         f"python -m cyclip_jax.finetune {tmp_path / 'before.safetensors'} {folders[0]} "
-        f"--test={folders[1]} --workdir={tmp_path / 'run'} --epochs=1 --batch_size=8 "
+        f"--workdir={tmp_path / 'run'} --epochs=1 --batch_size=8 "
         "--set=average.kind=none --set=optimizer.learning_rate=1e-4"
     )
     run_command(environment_with_torch, command)

@@ -72,7 +72,7 @@ class Binding:
           `chance_…`, what knowing the scene's attributes, and not whose they are, gets;
           `cross_modal_binding`, the share of pictures that are nearer to their caption than to that
           with swapped attributes; `images`, `things`, how many were scored. Outcomes: each of
-          `things` has its `index` of a picture and both hits; each of `images` has its own.
+          `things` has both hits, and as `cluster` its picture; each of `images` has its own.
 
         Raises:
           UserError: what is wrong with the files.
@@ -102,11 +102,13 @@ class Binding:
             }
             nearer = scored["nearer"]
             metrics["cross_modal_binding"] = mean_with_interval(nearer, chance=0.5)
-            things = {f"{tower}_binding": hit[told] for tower, hit in hits.items()}
+            things = {
+                "index": scored["number"][told],
+                "cluster": owners,
+                **{f"{tower}_binding": hit[told] for tower, hit in hits.items()},
+            }
             pictures = {"index": scored["index"], "cross_modal_binding": nearer}
-            output.outcomes(
-                {"things": {"index": scored["index"][owners], **things}, "images": pictures}
-            )
+            output.outcomes({"things": things, "images": pictures})
             return {"images": count(len(nearer)), "things": count(int(told.sum())), **metrics}
 
         return evaluate
@@ -128,6 +130,7 @@ class Binding:
             "nearer": own > other,
             "index": index,
             "things": [scenes.things[row] for row in index],
+            "number": np.concatenate([scenes.numbers[row] for row in index]),
         }
 
     def _hits(

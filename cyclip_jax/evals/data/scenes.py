@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 from etils import epath
+from jaxtyping import Int
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.choices import Pictures, picture_at, read_rows
@@ -22,6 +24,12 @@ class Scenes:
 
     images: ImageSet
     things: list[tuple[tuple[str, str], ...]]
+
+    @property
+    def numbers(self) -> list[Int[np.ndarray, "k"]]:
+        """The numbers of each picture's things among all things, int [k]."""
+        ends = np.cumsum([len(things) for things in self.things])
+        return np.split(np.arange(ends[-1]), ends[:-1])
 
     def captions(self, template: str) -> list[str]:
         """What each picture shows in words: "a red cube and a blue ball".
