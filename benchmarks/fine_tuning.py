@@ -24,12 +24,13 @@ import numpy as np
 import sklearn.datasets
 from etils import epath
 from PIL import Image
-from scipy.special import stdtrit
 
 from benchmarks.report import table
 from cyclip_jax import defaults, evals
 from cyclip_jax.data import emoji
+from cyclip_jax.report.runs import student_interval
 from cyclip_jax.train import train
+from cyclip_jax.training.choosing import train_candidates
 from cyclip_jax.training.finetuning import METHODS, FineTuning, fine_tuning_config
 from cyclip_jax.training.opened_model import open_model
 from cyclip_jax.training.wise_ft import accuracies, evaluations_of, open_path, weights_of_run
@@ -147,18 +148,15 @@ def without_training(model, train, tests):
 
 def chosen_rate(wanted, opened, pictures, output):
     """The rate with the best accuracy on held-out training pictures."""
-    scores = {}
-    for rate in RATES:
-        settings = {**wanted.settings, "optimizer.learning_rate": rate}
-        config = fine_tuning_config(
-            dataclasses.replace(wanted, settings=settings),
-            *(opened, pictures),
-            held_out_share=HELD_OUT_SHARE,
-        )
-        metrics = train(config, output / f"rate_{rate:g}")
-        ending = "" if config.average.kind == "none" else "_of_average"
-        scores[rate] = metrics[f"held_out{ending}/top1"]
-    return max(scores, key=scores.get)
+    options = {
+        epath.Path(output / f"rate_{rate:g}"): {"optimizer.learning_rate": rate} for rate in RATES
+    }
+    trained = train_candidates(
+        wanted, opened, pictures, options, held_out=HELD_OUT_SHARE, train=train
+    )
+    if trained is None:
+        raise SystemExit("stopped; the same command goes on")
+    return RATES[int(np.argmax(trained[1]))]
 
 
 def fine_tuned(wanted, method, output, chosen):
@@ -181,11 +179,8 @@ def fine_tuned(wanted, method, output, chosen):
 
 def mean_and_interval(values):
     """Percent: the mean over seeds with its 95 % interval by Student's t."""
-    mean = np.mean(values)
-    if len(values) < 2:
-        return f"{mean:.1%}"
-    half = stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / len(values) ** 0.5
-    return f"{100 * mean:.1f} [{100 * (mean - half):.1f}, {100 * (mean + half):.1f}]"
+    low, high = student_interval(values)
+    return f"{100 * np.mean(values):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def main():

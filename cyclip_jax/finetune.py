@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -15,6 +15,9 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import command
 from cyclip_jax.runtime.distributed_flags import define_distributed_flags
 from cyclip_jax.runtime.memory import limit_arenas
+
+if TYPE_CHECKING:
+    from cyclip_jax.training.finetuning import FineTuning
 
 _METHODS = ("linear", "contrastive", "margin")
 _POSITIONAL = (
@@ -72,7 +75,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def finetune(
-    wanted: Any,
+    wanted: "FineTuning",
     workdir: str | os.PathLike[str],
     *,
     choices: Sequence[str] = (),
@@ -86,7 +89,7 @@ def finetune(
     open_clip export: that with the α that the held-out pictures chose, or else ½.
 
     Args:
-      wanted: a FineTuning.
+      wanted: what is fine-tuned, and how.
       workdir: directory of the run.
       choices: NAME=VALUE,VALUE, of which held-out pictures choose.
       held_out: share of each class that is held out for that.
@@ -118,11 +121,12 @@ def finetune(
     workdir = absolute(workdir, "--workdir")
     opened, pictures = wanted.open_model(), wanted.open_pictures()
     config = fine_tuning_config(wanted, opened, pictures)
-    evals.create_evaluators(evaluations_of(config, workdir))  # before candidates are trained
     alpha = 0.5
     if choices:
         if not 0 < held_out < 1:
             raise UserError(f"--held_out={held_out} must be between 0 and 1")
+        # Faults of the tests' data show before candidates are trained.
+        evals.create_evaluators(evaluations_of(config, workdir))
         chosen = choose(
             *(wanted, workdir, opened, pictures, choices), held_out=held_out, train=train
         )
@@ -135,10 +139,10 @@ def finetune(
     if metrics is None:
         return None
     folder = workdir / WISE_FT.removesuffix(".json")
-    told = {"alpha": alpha, "is_chosen": bool(choices)}
-    if folder.exists() and is_scored(workdir, scores_asked(config, workdir, **told)):
+    asked = scores_asked(config, workdir, alpha=alpha, is_chosen=bool(choices))
+    if folder.exists() and is_scored(workdir, asked):
         return metrics
-    between = score_path(config, workdir, opened, pictures, **told)
+    between = score_path(asked, workdir, opened, pictures)
     if jax.process_index() == 0:
         write_export(between, folder, export_format="open_clip")
         print(f"the model with α = {alpha} is in {folder}", flush=True)

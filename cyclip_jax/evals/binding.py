@@ -123,6 +123,7 @@ class Binding:
                 scenes.swapped_captions(self.template),
             )
         )
+        numbers = scenes.numbers
         own, other = (np.sum(images * embeds, axis=1) for embeds in (texts, swapped))
         return {
             "image": images,
@@ -130,24 +131,33 @@ class Binding:
             "nearer": own > other,
             "index": index,
             "things": [scenes.things[row] for row in index],
-            "number": np.concatenate([scenes.numbers[row] for row in index]),
+            "number": np.concatenate([numbers[row] for row in index]),
         }
 
     def _hits(
         self, learned: Rows, learned_things, scored: Rows, scored_things
     ) -> tuple[Bool[np.ndarray, "t"], Bool[np.ndarray, "t"]]:
         """Whether each thing's attribute is told, and whether its noun was learned, bool [T]."""
-        hits, is_told = [], []
-        probes = {}
-        for row, things in enumerate(scored_things):
-            for attribute, noun in things:
-                if noun not in probes:
-                    probes[noun] = self._probe(learned, learned_things, noun)
-                rows, attributes = probes[noun]
-                is_told.append(rows is not None)
-                label = attributes.index(attribute) if attribute in attributes else None
-                hits.append(label is not None and _is_first(rows, scored[row], label))
-        return np.array(hits), np.array(is_told)
+        owners, attributes, nouns = (
+            np.array(column)
+            for column in zip(
+                *((row, *thing) for row, things in enumerate(scored_things) for thing in things),
+                strict=True,
+            )
+        )
+        is_hit, is_told = np.zeros((2, len(nouns)), bool)
+        for noun in np.unique(nouns):
+            classifier, known = self._probe(learned, learned_things, noun)
+            if classifier is None:
+                continue
+            is_told |= nouns == noun
+            # An attribute that was never seen with the noun is a miss.
+            asked = np.flatnonzero((nouns == noun) & np.isin(attributes, known))
+            labels = np.array([known.index(attribute) for attribute in attributes[asked]], int)
+            is_hit[asked] = (
+                ranks_of_label(with_constant(scored[owners[asked]]), classifier, labels) < 1
+            )
+        return is_hit, is_told
 
     def _probe(
         self, embeds: Rows, things, noun: str
@@ -168,10 +178,3 @@ class Binding:
             features, labels, len(attributes), max_iterations=self.max_iterations
         )(self.regularization)
         return class_rows(fit.kernel, fit.bias), attributes
-
-
-def _is_first(rows, features, label):
-    """Whether a classifier gives the label the best score; ties are misses."""
-    if rows is None:
-        return False
-    return bool(ranks_of_label(with_constant(features[None]), rows, np.array([label]))[0] < 1)

@@ -106,8 +106,7 @@ def _data(config):
     data = config["data"]
     if data["source"] == "mixture":
         return "a mixture of " + " and ".join(data["mixture"])
-    labelled = config.get("classes", {}).get("train")
-    return without_folder(labelled or data["train"]) or "no pairs"
+    return without_folder(config["classes"]["train"] or data["train"]) or "no pairs"
 
 
 def _steps(group):

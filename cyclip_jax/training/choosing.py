@@ -57,24 +57,17 @@ def choose(
     if (known := _chosen_before(workdir / CHOICE, asked)) is not None:
         return known
     options = candidates(choices)
-    configs = [
-        fine_tuning_config(
-            dataclasses.replace(wanted, settings={**wanted.settings, **settings}),
-            *(opened, pictures),
-            held_out_share=held_out,
-        )
-        for settings in options
-    ]
-    scores = []
-    for number, (settings, config) in enumerate(zip(options, configs, strict=True)):
-        _say(f"candidate {number + 1} of {len(options)}: {settings}")
-        metrics = train(config, workdir / CANDIDATES / str(number))
-        if metrics is None:
-            return None
-        ending = OF_AVERAGE if weights_of_run(config) == "average" else ""
-        scores.append(metrics[f"{HELD_OUT}{ending}/top1"])
+    folders = [workdir / CANDIDATES / str(number) for number in range(len(options))]
+    trained = train_candidates(
+        *(wanted, opened, pictures, dict(zip(folders, options, strict=True))),
+        held_out=held_out,
+        train=train,
+    )
+    if trained is None:
+        return None
+    configs, scores = trained
     best = max(range(len(scores)), key=scores.__getitem__)
-    folder = workdir / CANDIDATES / str(best)
+    folder = folders[best]
     path = open_path(opened, folder, pictures, weights=weights_of_run(configs[best]))
     rows = accuracies(path, evaluations_of(configs[best], folder))
     chosen = {
@@ -91,6 +84,46 @@ def choose(
         write_json(workdir / CHOICE, chosen)
     _say(f"chosen by {held_out:.0%} of the pictures: {options[best]} and α = {chosen['alpha']}")
     return chosen
+
+
+def train_candidates(
+    wanted: FineTuning,
+    opened: Checkpoint,
+    pictures: LabelledImages,
+    options: Mapping[epath.Path, Mapping[str, Any]],
+    *,
+    held_out: float,
+    train: Train,
+) -> tuple[list[Any], list[float]] | None:
+    """Trains candidates on what is not held out, and scores them by the rest.
+
+    Args:
+      wanted, opened, pictures, held_out, train: as of `choose`.
+      options: {workdir of a candidate: its settings}.
+
+    Returns:
+      (the configs, the accuracies on held-out pictures); None where a signal ended it.
+
+    Raises:
+      UserError: something is wrong with the settings or the pictures.
+    """
+    configs = [
+        fine_tuning_config(
+            dataclasses.replace(wanted, settings={**wanted.settings, **settings}),
+            *(opened, pictures),
+            held_out_share=held_out,
+        )
+        for settings in options.values()
+    ]
+    scores = []
+    for number, (folder, settings) in enumerate(options.items()):
+        _say(f"candidate {number + 1} of {len(options)}: {settings}")
+        metrics = train(configs[number], folder)
+        if metrics is None:
+            return None
+        ending = OF_AVERAGE if weights_of_run(configs[number]) == "average" else ""
+        scores.append(metrics[f"{HELD_OUT}{ending}/top1"])
+    return configs, scores
 
 
 def _say(text: str) -> None:

@@ -11,6 +11,8 @@ from cyclip_jax.data.places import DataPath
 from cyclip_jax.data.sources.subset import ClassPairs
 from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.evals.data.labelled import LabelledImages, check_labelled, open_labelled, part_of
+from cyclip_jax.evals.encoders import Encoders
+from cyclip_jax.evals.statistics.classification import embed_classes
 from cyclip_jax.files import FilePath
 from cyclip_jax.losses.classes import class_term
 from cyclip_jax.losses.terms import Term
@@ -131,9 +133,21 @@ def as_pairs(images: LabelledImages) -> ClassPairs:
     return ClassPairs(images.source, images.labels, prompts)
 
 
-def head_of_texts(
-    class_embeds: Float[np.ndarray, "c d"],
+def first_head(
+    images: LabelledImages, encoders: Encoders, width: int
 ) -> dict[str, Float[np.ndarray, "..."]]:
-    """The head that scores as zero-shot classification does, {"kernel": [D, C], "bias": [C]}."""
-    kernel = np.ascontiguousarray(class_embeds.T, np.float32)
+    """The head that scores as zero-shot classification does; zeros, where classes have no names.
+
+    Args:
+      images: whose classes it has.
+      encoders: of the model that fine-tuning begins with.
+      width: D, numbers of an embedding.
+
+    Returns:
+      {"kernel": [D, C], "bias": [C]}, float32.
+    """
+    embeds = np.zeros((len(images.classes), width))
+    if images.is_named:
+        embeds = embed_classes(encoders, images.classes, images.templates)
+    kernel = np.ascontiguousarray(embeds.T, np.float32)
     return {"kernel": kernel, "bias": np.zeros(kernel.shape[1], np.float32)}

@@ -12,6 +12,7 @@ from cyclip_jax import defaults
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import LabelledImages, open_labelled
 from cyclip_jax.interop.checkpoint import Checkpoint
+from cyclip_jax.interop.class_head import parted_head
 from cyclip_jax.interop.pretrained import completed, described_by, open_checkpoint
 from cyclip_jax.runtime.command import literal
 
@@ -61,9 +62,8 @@ class FineTuning:
 
     def open_model(self) -> Checkpoint:
         """Opens the model without a head that it may have: another takes its place."""
-        opened = completed(open_checkpoint(self.model))
-        settings = {name: value for name, value in opened.model.items() if name != "num_classes"}
-        return dataclasses.replace(opened, model=settings, classes=None)
+        _, opened = parted_head(completed(open_checkpoint(self.model)))
+        return opened
 
     def evaluation(self, folder: str, *, held_out_share: float = 0.0) -> ml_collections.ConfigDict:
         """The settings of an evaluation of labelled pictures by what the method trains."""

@@ -23,7 +23,6 @@ from cyclip_jax.data.sources import Mixture, Source
 from cyclip_jax.data.tokenizers import Tokenizer, vocabulary_of
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import LabelledImages
-from cyclip_jax.evals.statistics.classification import embed_classes
 from cyclip_jax.files import write_atomically
 from cyclip_jax.interop.checkpoint import (
     IMAGE_SETTINGS,
@@ -45,7 +44,7 @@ from cyclip_jax.losses.classes import HEAD
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.runtime.sections import resolve_paths
 from cyclip_jax.training.averaging import OF_TRAINING, Average, completed, like, with_average
-from cyclip_jax.training.classes import head_of_texts
+from cyclip_jax.training.classes import first_head
 from cyclip_jax.training.configured_model import Model
 from cyclip_jax.training.freezing import trainable_by
 from cyclip_jax.training.step import (
@@ -155,14 +154,11 @@ def starting_point(
 
 
 def _first_head(encoders, classes, abstract, console):
-    """The head of classes that scores as the classes' texts do; zeros, where they have no names."""
-    width, _ = abstract["kernel"].shape
-    embeds = np.zeros((len(classes.classes), width))
-    if classes.is_named:
-        embeds = embed_classes(encoders, classes.classes, classes.templates)
-    else:
+    """The `first_head` on the mesh."""
+    if not classes.is_named:
         console.say("the classes have numbers for names, so that their head begins with zeros")
-    return parallel.place(head_of_texts(embeds), abstract)
+    width, _ = abstract["kernel"].shape
+    return parallel.place(first_head(classes, encoders, width), abstract)
 
 
 def _parameter_summary(params):

@@ -12,16 +12,14 @@ from etils import epath
 
 from cyclip_jax import evals
 from cyclip_jax.data.sources import Source
-from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import LabelledImages
-from cyclip_jax.evals.statistics.classification import embed_classes
 from cyclip_jax.files import file_errors, parse_json, write_json
 from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.interop.interpolation import between
 from cyclip_jax.interop.pretrained import completed, verified
 from cyclip_jax.losses.classes import HEAD
 from cyclip_jax.runtime.sections import resolve_paths
-from cyclip_jax.training.classes import head_of_texts
+from cyclip_jax.training.classes import first_head
 from cyclip_jax.training.opened_model import OpenedModel, open_model
 from cyclip_jax.workdir.layout import WISE_FT
 from cyclip_jax.workdir.saved import saved_steps
@@ -72,11 +70,12 @@ def open_path(
 def _with_head(before, after, images):
     """A model with the head that scores as the texts of the classes do."""
     own = {name: after.checkpoint.weights[name] for name in (f"{HEAD}.weight", f"{HEAD}.bias")}
-    head = {name: np.zeros_like(array) for name, array in own.items()}
-    if images.is_named:
-        encoders = after.with_weights(before.weights | own)
-        first = head_of_texts(embed_classes(encoders, images.classes, images.templates))
-        head[f"{HEAD}.weight"] = np.ascontiguousarray(first["kernel"].T)
+    encoders = after.with_weights(before.weights | own)
+    first = first_head(images, encoders, before.model["embed_dim"])
+    head = {
+        f"{HEAD}.weight": np.ascontiguousarray(first["kernel"].T),
+        f"{HEAD}.bias": first["bias"],
+    }
     settings = before.model | {"num_classes": len(images.classes)}
     return dataclasses.replace(before, weights=before.weights | head, model=settings)
 
@@ -149,42 +148,30 @@ def is_scored(workdir: epath.Path, asked: Mapping[str, Any]) -> bool:
 
 
 def score_path(
-    config: Any,
-    workdir: epath.Path,
-    before: Checkpoint,
-    images: LabelledImages,
-    *,
-    alpha: float,
-    is_chosen: bool,
+    asked: Mapping[str, Any], workdir: epath.Path, before: Checkpoint, images: LabelledImages
 ) -> Checkpoint:
     """Writes `wise_ft.json`, and says what it holds.
 
     Args:
-      config: of the fine-tuning run.
+      asked: the run's `scores_asked`, with the `alpha` of the model that is wanted.
       workdir: of the run, which is done.
       before, images: see `open_path`.
-      alpha: α of the model that is wanted.
-      is_chosen: whether held-out pictures chose it.
 
     Returns:
       The model with that α.
     """
-    asked = scores_asked(config, workdir, alpha=alpha, is_chosen=is_chosen)
     path = open_path(before, workdir, images, weights=asked["weights"])
     rows = accuracies(path, asked["evaluations"]) if asked["evaluations"] else []
-    if jax.process_index() != 0:
-        return path.at(alpha)
-    write_json(workdir / WISE_FT, {**asked, "path": rows})
-    for row in rows:
-        told = "  ".join(f"{name} {top1[0]:.1%}" for name, top1 in row["top1"].items())
-        print(f"α = {row['alpha']:.1f}  {told}", flush=True)
-    return path.at(alpha)
+    if jax.process_index() == 0:
+        write_json(workdir / WISE_FT, {**asked, "path": rows})
+        for row in rows:
+            told = "  ".join(f"{name} {top1[0]:.1%}" for name, top1 in row["top1"].items())
+            print(f"α = {row['alpha']:.1f}  {told}", flush=True)
+    return path.at(asked["alpha"])
 
 
 def best_alpha(rows: Sequence[Mapping[str, Any]], evaluation: str) -> float:
     """The α with the best accuracy of an evaluation, of several the one in their middle."""
-    if not rows:
-        raise UserError("no model was scored")
     values = [row["top1"][evaluation][0] for row in rows]
     best = [row["alpha"] for row, value in zip(rows, values, strict=True) if value == max(values)]
     return best[len(best) // 2]

@@ -188,7 +188,7 @@ def open_named(data: str, *, config_key: str, **settings: Any) -> LabelledImages
 
 
 def part_of(
-    images: LabelledImages, share: float, *, is_held_out: bool, config_key: str, seed: int = 0
+    images: LabelledImages, share: float, *, is_held_out: bool, config_key: str
 ) -> LabelledImages:
     """The pictures that are held out, so that settings can be chosen by them, or the others.
 
@@ -198,19 +198,18 @@ def part_of(
         nothing is held out.
       is_held_out: which part is wanted.
       config_key: full name of the config key that holds their place, for messages.
-      seed: of the draw.
 
     Raises:
       UserError: nothing can be held out.
     """
     if not share:
         return images
-    held = held_out(images.labels, share, seed, config_key, "held_out_share")
+    held = held_out(images.labels, share, 0, config_key, "held_out_share")
     rows = np.flatnonzero(held == is_held_out)
     return dataclasses.replace(
         images,
         source=Subset(images.source, rows),
-        identity=(images.identity, "held out" if is_held_out else "the rest", share, seed),
+        identity=(images.identity, "held out" if is_held_out else "the rest", share),
         labels=images.labels[rows],
     )
 
