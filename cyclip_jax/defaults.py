@@ -44,8 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Every so many steps a checkpoint is written; another one is written after the last step.
     config.checkpoint_every_steps = 1000
     config.keep_checkpoints = 3  # So many of the newest checkpoints are kept.
-    # Checkpoints at multiples of this step are kept for good. By default none is.
-    config.keep_every_steps = placeholder(int)
+    config.keep_every_steps = placeholder(int)  # Those at multiples of it are kept for good.
     # The checkpoint with the best value so far of this metric, such as "val/mean_recall", is kept
     # besides, and written right after the evaluation. By default none is.
     config.keep_best = placeholder(str)
@@ -54,6 +53,8 @@ def get_config() -> ml_collections.ConfigDict:
     # The parts that are taken from there: "visual", "text" and "logit_scale". The others begin with
     # random weights. With () all are taken.
     config.init_parts = ()
+    # So many text positions stay; the others are stretched to a longer context. 20 in Long-CLIP.
+    config.init_keep_positions = placeholder(int)
     # The run ends after so many steps in a row whose loss or gradient is not finite.
     config.max_skipped_in_a_row = 10
     # Precision of the towers' matrix products. By default TPUs multiply float32 in bfloat16 and
@@ -66,8 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
     # The steps from the first to the last of (first, last) are profiled. By default none is; the
     # signal SIGUSR1 asks for the next ten at any time.
     config.profile_steps = placeholder(tuple)
-    # What takes so many times as long as is usual is reported. With 0 nothing is.
-    config.stall_factor = 10.0
+    config.stall_factor = 10.0  # What takes so many times as long as usual is reported, if not 0.
 
     config.wandb = _wandb()  # Where the metrics go besides the workdir: Weights & Biases.
     config.model = _model()  # The two towers. What is not set is as the preset has it.

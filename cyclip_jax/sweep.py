@@ -85,7 +85,8 @@ def sweep(
             failures.append(name)
     page = write_report(finished, output=workdir / "report.html") if finished else None
     if failures:
-        raise UserError(f"{', '.join(failures)} failed; the others are in {page}")
+        others = f"; the others are in {page}" if finished else ", and there are no others"
+        raise UserError(f"{', '.join(failures)} failed{others}")
     return page
 
 

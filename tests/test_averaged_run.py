@@ -34,6 +34,7 @@ def averaged(pairs):
     config.evals.val = tiny.get_config().evals.val.copy_and_resolve_references()
     config.evals.val.pairs = str(pairs)
     config.tokens.patch_dropping, config.tokens.text_length = "none", None
+    config.model.context_length = 24
     config.total_steps, config.checkpoint_every_steps = STEPS, 2
     config.optimizer.freeze = ("visual/conv1/.*", "visual/.*_embedding")
     config.optimizer.layer_decay, config.optimizer.tower_rates.visual = 0.8, 0.5
@@ -222,13 +223,16 @@ def test_every_command_of_the_page_runs(run, pairs, tmp_path, environment_with_t
     """In their order, on a small model and small pairs."""
     model = averaged(pairs).model.to_dict()
     small = [f"--config.model.{name}={value}" for name, value in model.items() if value is not None]
-    small += ["--config.total_steps=2", "--config.optimizer.warmup_steps=1"]
+    small = ["--config.total_steps=2", *small, "--config.optimizer.warmup_steps=1"]
     small += ["--config.batch_size=16", "--config.data.tokenizer=sentencepiece"]
     small += ["--config.data.max_bad_share=0.1"]
     export_checkpoint(run, export_format="open_clip", output=tmp_path / "models" / "vit")
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 9
     for command in COMMANDS:
+        own = small
+        if "long_clip.py" in command:
+            own = [*small[1:], "--config.model.context_length=36"]
         command = re.sub(r"(models|runs|exports)/", rf"{tmp_path}/\1/", command)
         command = command.replace("pairs.csv", str(pairs))
-        run_command(environment_with_torch, command, *small)
+        run_command(environment_with_torch, command, *own)
     assert {path.name for path in (tmp_path / "exports").iterdir()} == {"average", "between"}

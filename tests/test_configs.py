@@ -36,9 +36,10 @@ def load(name, *arguments):
 @pytest.fixture
 def load_any(pairs_csv, tmp_path):
     """`load`, with data for the experiments that need some."""
-    arguments = {"own_data": pairs_csv, "lit": tmp_path / "model.safetensors"}
-    heads = {"vision_width": 64, "vision_heads": 1, "text_width": 64, "text_heads": 1}
-    write_safetensors(arguments["lit"], drawn_weights({**VIT, **heads}))
+    model = tmp_path / "model.safetensors"
+    arguments = {"own_data": pairs_csv, "lit": model, "long_clip": model}
+    sizes = {"vision_width": 64, "vision_heads": 1, "text_width": 64, "text_heads": 1}
+    write_safetensors(model, drawn_weights({**VIT, **sizes, "context_length": 77}))
     return lambda name: load(name, *([str(arguments[name])] if name in arguments else []))
 
 

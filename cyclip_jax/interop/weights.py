@@ -326,7 +326,10 @@ def _settings_that_fit(weights, expected):
         for name in theirs
         if name not in ("name", "image_size") and theirs[name] != ours.get(name)
     ]
-    return f"\n  the weights need {', '.join(changed)}" if changed else ""
+    longer = ""
+    if theirs.get("context_length", math.inf) < ours.get("context_length", 0):
+        longer = ", or config.init_keep_positions=20, which stretches their positions"
+    return f"\n  the weights need {', '.join(changed)}{longer}" if changed else ""
 
 
 def _listed(kind, names):

@@ -12,6 +12,7 @@ from cyclip_jax.data.sentences import CAPTIONS
 from cyclip_jax.data.settings import Data
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import FilePath, located_from_anywhere
+from cyclip_jax.interop.long_texts import check_stretch
 from cyclip_jax.interop.weights import check_parts
 from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.runtime.profiling import check_profile_steps
@@ -67,6 +68,7 @@ class Settings:
     keep_best: str | None
     init_from: FilePath | None
     init_parts: Sequence[str]
+    init_keep_positions: int | None
     max_skipped_in_a_row: int
     matmul_precision: str
     compilation_cache: FilePath | None
@@ -101,9 +103,11 @@ class Settings:
                 "config.model.dtype to 'bfloat16' as well"
             )
         check_parts(self.init_parts, self.init_from)
+        sizes = sizes_in(self.model)
+        check_stretch(self.init_keep_positions, self.init_from, self.init_parts, sizes)
         check_profile_steps(self.profile_steps)
         self.loss.check_model(self.model)
-        self.tokens.reduced_view(sizes_in(self.model))
+        self.tokens.reduced_view(sizes)
         self.check_length(self.total_steps)
         if self.classes.is_on:
             self._check_classes()

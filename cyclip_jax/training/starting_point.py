@@ -34,6 +34,7 @@ from cyclip_jax.interop.checkpoint import (
     check_vocabulary,
 )
 from cyclip_jax.interop.folders import settings_of
+from cyclip_jax.interop.long_texts import with_stretched_positions
 from cyclip_jax.interop.pretrained import (
     open_checkpoint,
     tokenizer_settings,
@@ -210,7 +211,11 @@ def _given_model(config, abstract, tokenizer, console):
     abstract = {
         kind: {n: p for n, p in tree.items() if n != HEAD} for kind, tree in abstract.items()
     }
-    tree = fit(checkpoint.weights, abstract, source=checkpoint.source, parts=parts)
+    weights, keep = checkpoint.weights, config.init_keep_positions
+    if keep is not None:
+        length = sizes_in(config.model)["context_length"]
+        weights = with_stretched_positions(weights, length, keep, source=checkpoint.source)
+    tree = fit(weights, abstract, source=checkpoint.source, parts=parts)
     has_images, has_texts = takes("visual", parts), takes("text", parts)
     _warn_of_other_data(
         checkpoint.preprocess if has_images else {},

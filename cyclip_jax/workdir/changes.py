@@ -28,6 +28,7 @@ FREE = (
     "keep_best",
     "init_from",
     "init_parts",
+    "init_keep_positions",
     "max_skipped_in_a_row",
     "compilation_cache",
     "profile_steps",

@@ -121,6 +121,7 @@ BAD = {
     "loss.chunk_size=0": "config.loss.chunk_size 0 must be at least 1",
     "loss.cyclic_warmup_steps=-1": "config.loss.cyclic_warmup_steps -1 must be at least 0",
     "init_parts=visual": "config.init_parts says what is taken from config.init_from",
+    "init_keep_positions=20": "config.init_keep_positions stretches the positions of config.init_f",
     "optimizer.layer_decay=2": "config.optimizer.layer_decay 2.0 must be greater than 0",
     "optimizer.freeze=visual/(": "config.optimizer.freeze has 'visual/(', which is no regular",
     "optimizer.warmup_steps=-1": "config.optimizer.warmup_steps -1 must be at least 0",
