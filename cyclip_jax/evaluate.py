@@ -25,6 +25,12 @@ def define_flags(values: flags.FlagValues) -> None:
         "Directory for the results; by default <checkpoint>/evals.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "text_windows",
+        False,
+        "Reads texts that are too long for the model in windows, rather than cut.",
+        flag_values=values,
+    )
     define_config(
         values,
         "File of the config whose evals are run on its data; by default the run's own config.",
@@ -39,6 +45,7 @@ def evaluate_checkpoint(
     output: str | os.PathLike[str] | None = None,
     config: ml_collections.ConfigDict | None = None,
     weights: str = "raw",
+    text_windows: bool = False,
 ) -> dict[str, float]:
     """Runs evaluators on a trained model and writes `<output>/step_<step>.json`.
 
@@ -52,6 +59,8 @@ def evaluate_checkpoint(
         such as quick_gelu in a bare file of weights.
       weights: "raw", or "average" for the average that a run kept of them. The evaluations then
         have the names that the run itself gives them, such as val_of_average, and so has the file.
+      text_windows: whether texts too long for the model are read in windows. The evaluations then
+        have names such as val_of_windows, and so has the file.
 
     Returns:
       {"step": …, "<evaluation>/<metric>": float}. Where no step is known, it has no "step", and the
@@ -69,7 +78,7 @@ def evaluate_checkpoint(
     from cyclip_jax.runtime.sections import resolve_paths
     from cyclip_jax.training.opened_model import open_model
     from cyclip_jax.training.settings import with_absolute_paths
-    from cyclip_jax.workdir.layout import OF_AVERAGE
+    from cyclip_jax.workdir.layout import OF_AVERAGE, OF_WINDOWS
 
     path, step = workdir_and_step(checkpoint, step)
     output = _results_folder(path, output)
@@ -79,10 +88,12 @@ def evaluate_checkpoint(
         open_checkpoint(path, step=step, weights=weights)
         raise UserError(f"{path} is not the workdir of a run; name its data with --config")
     evaluated = resolve_paths(with_absolute_paths(config), path)
-    ending = OF_AVERAGE if weights == "average" else ""
+    ending = (OF_AVERAGE if weights == "average" else "") + (OF_WINDOWS if text_windows else "")
     evaluators = evals.create_evaluators(evaluated.evals)
     evaluators = {f"{name}{ending}": evaluation for name, evaluation in evaluators.items()}
-    opened = open_model(path, step=step, weights=weights, config=evaluated)
+    opened = open_model(
+        path, step=step, weights=weights, config=evaluated, text_windows=text_windows
+    )
     failed = None
     try:
         results = evals.evaluate(
@@ -94,7 +105,7 @@ def evaluate_checkpoint(
         )
     except evals.EvaluationFailed as error:
         failed, results = error, error.results
-    results, file = flattened(results), output / "results.json"
+    results, file = flattened(results), output / f"results{OF_WINDOWS if text_windows else ''}.json"
     if opened.checkpoint.step is not None:
         results = {"step": opened.checkpoint.step, **results}
         file = output / f"step_{opened.checkpoint.step}{ending}.json"
@@ -152,6 +163,7 @@ def main(values: Any) -> None:
             output=values.output,
             config=values.config,
             weights=values.weights,
+            text_windows=values.text_windows,
         )
     except UserError as error:
         distributed.end(f"error: {error}")

@@ -227,7 +227,7 @@ def test_every_command_of_the_page_runs(run, pairs, tmp_path, environment_with_t
     small += ["--config.batch_size=16", "--config.data.tokenizer=sentencepiece"]
     small += ["--config.data.max_bad_share=0.1"]
     export_checkpoint(run, export_format="open_clip", output=tmp_path / "models" / "vit")
-    assert len(COMMANDS) == 9
+    assert len(COMMANDS) == 10
     for command in COMMANDS:
         own = small
         if "long_clip.py" in command:

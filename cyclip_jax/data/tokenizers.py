@@ -21,6 +21,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -70,6 +71,10 @@ class Tokenizer(Protocol):
 
     def __call__(self, texts: str | Iterable[str]) -> Int[np.ndarray, "n l"]:
         """Token ids, int32 [n, context_length], of n texts (a single string counts as one)."""
+        ...
+
+    def whole_ids(self, texts: str | Iterable[str]) -> list[list[int]]:
+        """The ids of n texts of any length, uncut and without special tokens."""
         ...
 
 
@@ -191,12 +196,22 @@ class ClipBpeTokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         return pad_and_cut([self.encode(text) for text in texts], self)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of one text without special tokens, cut a little after the context is full."""
-        ids = []
+    def whole_ids(self, texts: str | Iterable[str]) -> list[list[int]]:
+        """The ids of n texts of any length, uncut and without special tokens."""
+        texts = [texts] if isinstance(texts, str) else texts
+        return [self.encode(text, enough=math.inf) for text in texts]
+
+    def encode(self, text: str, *, enough: float | None = None) -> list[int]:
+        """The ids of one text without special tokens, cut a little after there are enough.
+
+        Args:
+          text: the text.
+          enough: how many ids are wanted; None is the context's length.
+        """
+        enough, ids = self.context_length if enough is None else enough, []
         for match in CLIP_WORD.finditer(clean(text)):
             ids += self._encode_word(match[0])
-            if len(ids) >= self.context_length:
+            if len(ids) >= enough:
                 break
         return ids
 
@@ -248,10 +263,13 @@ class SentencePieceTokenizer:
 
     def __call__(self, texts: str | Iterable[str]) -> Int[np.ndarray, "n l"]:
         """Token ids, int32 [n, context_length], of n texts (a single string counts as one)."""
+        return pad_and_cut(self.whole_ids(texts), self)
+
+    def whole_ids(self, texts: str | Iterable[str]) -> list[list[int]]:
+        """The ids of n texts of any length, uncut and without special tokens."""
         texts = [texts] if isinstance(texts, str) else texts
         # One thread: the processes that read the data are the parallelism.
-        ids = self._model.encode(list(map(_as_utf8, texts)), num_threads=1)
-        return pad_and_cut(ids, self)
+        return self._model.encode(list(map(_as_utf8, texts)), num_threads=1)
 
 
 TOKENIZERS: dict[str, Callable[..., Tokenizer]] = {

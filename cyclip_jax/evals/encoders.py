@@ -57,10 +57,10 @@ class Encoders:
     Attributes:
       encode_features: this process's rows, uint8 [b, H, W, 3] -> float32 [B, D] of all processes'
         rows, in NumPy, without the unit norm.
-      encode_text: the same for token ids int32 [b, L], with unit norm.
+      encode_text: the same for token ids int32 [b, L], or windows [b, W, L], with unit norm.
       gather: any array with this process's rows -> all processes' rows, in NumPy.
       loss: (image_embeds [n, D], text_embeds [n, D]) -> {name: scalar}, the training loss's terms.
-      tokenize: texts -> int32 [n, L].
+      tokenize: texts -> int32 [n, L], or windows [n, W, L].
       image_size: pixels per side.
       resize_mode: how a picture becomes a square, see `data.transform.Transform`.
       batch_size: rows B over all processes; also the size of the groups that losses are taken in.
@@ -72,10 +72,10 @@ class Encoders:
     """
 
     encode_features: Callable[[UInt8[np.ndarray, "b h w 3"]], Rows]
-    encode_text: Callable[[Int[np.ndarray, "b l"]], Rows]
+    encode_text: Callable[[Int[np.ndarray, "b ..."]], Rows]
     gather: Callable[[Shaped[np.ndarray, "b ..."]], Shaped[np.ndarray, "n ..."]]
     loss: Callable[[Rows, Rows], Mapping[str, Any]]
-    tokenize: Callable[[list[str]], Int[np.ndarray, "n l"]]
+    tokenize: Callable[[list[str]], Int[np.ndarray, "n ..."]]
     image_size: int
     batch_size: int
     resize_mode: str = "shortest"
@@ -164,7 +164,7 @@ class Encoders:
             tokens = self.tokenize(texts[first : first + self.batch_size])
             padding = self.batch_size - len(tokens)
             # The last text again, not zeros: a row needs an end-of-text token.
-            tokens = np.pad(tokens, ((0, padding), (0, 0)), mode="edge")
+            tokens = np.pad(tokens, ((0, padding), *[(0, 0)] * (tokens.ndim - 1)), mode="edge")
             embeds.append(self.encode_text(tokens[start : start + rows]))
             self.check_stop()
         return np.concatenate(embeds)[: len(texts)]

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from cyclip_jax import parallel
 from cyclip_jax.data.preprocess import preprocessor
+from cyclip_jax.data.text_windows import WindowedTokenizer
 from cyclip_jax.data.tokenizers import Tokenizer, create_tokenizer, vocabulary_of
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute
@@ -96,16 +97,24 @@ def workdir_and_step(
 
 
 def load(
-    path: str | os.PathLike[str], *, step: int | None = None, **model: Any
-) -> tuple[CLIP, Callable[[Any], Float[Array, "n h w 3"]], Callable[[Any], Int[np.ndarray, "n l"]]]:
+    path: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    text_windows: bool = False,
+    **model: Any,
+) -> tuple[
+    CLIP, Callable[[Any], Float[Array, "n h w 3"]], Callable[[Any], Int[np.ndarray, "n ..."]]
+]:
     """Does what `cyclip_jax.load` documents."""
     checkpoint = completed(open_checkpoint(path, step=step), **model)
 
-    def refuse(texts):
+    def tokenize(texts):
         """Raises the UserError of `tokenizer_of`: who embeds only images needs no tokenizer."""
         return tokenizer_of(checkpoint)(texts)
 
-    tokenize = refuse if checkpoint.tokenizer is None else tokenizer_of(checkpoint)
+    if checkpoint.tokenizer is not None:
+        tokenizer = tokenizer_of(checkpoint)
+        tokenize = WindowedTokenizer(tokenizer) if text_windows else tokenizer
     wanted = _own_preprocess(checkpoint)
     preprocess = preprocessor(
         checkpoint.model["image_size"],

@@ -48,6 +48,31 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef[Any], Tree, Tree]:
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
+def _in_turn(function, rows):
+    return jnp.stack([function(row) for row in rows])
+
+
+def over_windows(
+    encode: Callable[[Int[Array, "n l"]], Float[Array, "n d"]],
+    tokens: Int[Array, "n l"] | Int[Array, "n w l"],
+    each: Callable[..., Float[Array, "w n d"]] = _in_turn,
+) -> Float[Array, "n d"]:
+    """Embeddings of texts, or means over the windows of each (ClipMD, Glassberg and Hope 2023).
+
+    Args:
+      encode: function from token ids [N, L] to un-normalised embeddings [N, D].
+      tokens: ids of texts, int [N, L], or of windows, [N, W, L]; one of zeros alone counts as none.
+      each: maps a function over the windows [W, N, L]. `jax.lax.map` compiles it once; by default
+        it is called for one after the other, which rounds as a call without windows does.
+    """
+    if tokens.ndim == 2:
+        return encode(tokens)
+    is_there = (tokens != 0).any(axis=-1, keepdims=True)  # [N, W, 1]
+    embeds = jnp.swapaxes(each(encode, jnp.swapaxes(tokens, 0, 1)), 0, 1)
+    embeds = jnp.where(is_there, embeds, 0)  # [N, W, D]
+    return embeds.sum(axis=1) / is_there.sum(axis=1).astype(embeds.dtype)
+
+
 def _features(text, tokens, dropout):
     return text(tokens, dropout, is_projected=False)
 
@@ -95,9 +120,12 @@ class CLIP(nnx.Module):
         """
         return by_rows(self.visual, images, kept_patches)
 
-    def encode_text(self, tokens: Int[Array, "n l"]) -> Float[Array, "n d"]:
-        """Un-normalised text embeddings [N, D] of token ids int [N, L]."""
-        return by_rows(self.text, tokens)
+    def encode_text(self, tokens: Int[Array, "n l"] | Int[Array, "n w l"]) -> Float[Array, "n d"]:
+        """Un-normalised text embeddings [N, D] of token ids int [N, L].
+
+        Those of windows, [N, W, L], are as `over_windows` has them.
+        """
+        return over_windows(lambda rows: by_rows(self.text, rows), tokens)
 
     def encode_sentences(
         self, tokens: Int[Array, "n l"], dropout: Dropout | None = None

@@ -15,7 +15,7 @@ from cyclip_jax.evals.encoders import ClassRows
 from cyclip_jax.losses.classes import HEAD
 from cyclip_jax.models import create_model
 from cyclip_jax.models.batch_norm import BatchNorm
-from cyclip_jax.models.clip import CLIP, split_model, unit_norm
+from cyclip_jax.models.clip import CLIP, over_windows, split_model, unit_norm
 from cyclip_jax.models.initializers import undrawn
 from cyclip_jax.models.presets import abstract_model, normaliser, sizes_in
 from cyclip_jax.models.sentence_head import SentenceHead
@@ -107,7 +107,7 @@ class Model:
         def encode_text(params, batch_stats, tokens):
             model = nnx.merge(graphdef, params, batch_stats)
             with parallel.rows_over(mesh):
-                return unit_norm(model.encode_text(tokens))
+                return unit_norm(over_windows(model.encode_text, tokens, each=jax.lax.map))
 
         self._encode_features = jax.jit(encode_features, out_shardings=whole)
         self._encode_text = jax.jit(encode_text, out_shardings=whole)

@@ -11,6 +11,7 @@ import numpy as np
 
 from cyclip_jax import defaults, parallel
 from cyclip_jax.data.settings import Data, open_tokenizer
+from cyclip_jax.data.text_windows import WindowedTokenizer
 from cyclip_jax.evals.encoders import Encoders
 from cyclip_jax.interop.checkpoint import Checkpoint, check_vocabulary
 from cyclip_jax.interop.pretrained import described_by, open_checkpoint, workdir_and_step
@@ -49,6 +50,7 @@ def open_model(
     weights: str = "raw",
     config: Any = None,
     batch_size: int | None = None,
+    text_windows: bool = False,
 ) -> OpenedModel:
     """Opens a trained model on all devices.
 
@@ -58,6 +60,7 @@ def open_model(
       config: stands for the config that a model from elsewhere does not have; it gives the batch
         size, and what nothing says of the model. None are the defaults.
       batch_size: rows that are embedded at once; None is the config's.
+      text_windows: whether a text too long for the model is embedded as the mean of its windows.
 
     Raises:
       UserError: there is no such model, or it cannot embed.
@@ -76,12 +79,13 @@ def open_model(
     model = Model(config, _mesh_for(config.batch_size))
     tokenizer = open_tokenizer(data, path, model.sizes)
     check_vocabulary(opened, tokenizer)
+    tokenize = WindowedTokenizer(tokenizer) if text_windows else tokenizer
     bias = opened.weights.get("logit_bias")
 
     def encoders(weights):
         tree = fit(weights, model.abstract, source=opened.source)
         tree = parallel.place(tree, model.abstract)
-        return model.encoders(**tree, tokenize=tokenizer, classes=opened.classes)
+        return model.encoders(**tree, tokenize=tokenize, classes=opened.classes)
 
     return OpenedModel(
         encoders(opened.weights),

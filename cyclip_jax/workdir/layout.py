@@ -8,6 +8,7 @@ CHECKPOINTS = "checkpoints"
 DAMAGED_CHECKPOINTS = "damaged_checkpoints"
 EVALS = "evals"
 OF_AVERAGE = "_of_average"  # behind the name of an evaluation that scored the average of weights
+OF_WINDOWS = "_of_windows"  # behind that of one that read long texts in windows
 FIGURES = "figures"
 REPORT = "report.html"
 TENSORBOARD = "tensorboard"

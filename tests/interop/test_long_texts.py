@@ -7,7 +7,9 @@ import pytest
 from flax import nnx
 
 from configs import long_clip
+from cyclip_jax import load
 from cyclip_jax.errors import UserError
+from cyclip_jax.evaluate import evaluate_checkpoint
 from cyclip_jax.export import export_checkpoint
 from cyclip_jax.interop.files import write_safetensors
 from cyclip_jax.interop.long_texts import (
@@ -17,8 +19,10 @@ from cyclip_jax.interop.long_texts import (
 )
 from cyclip_jax.interop.pretrained import open_checkpoint
 from cyclip_jax.interop.weights import fit
+from cyclip_jax.models.clip import unit_norm
 from cyclip_jax.models.presets import create_model
 from cyclip_jax.train import train
+from cyclip_jax.training.opened_model import open_model
 from tests.interop.models import VIT, abstract, drawn_weights
 
 OLD = 77
@@ -144,6 +148,38 @@ def test_a_run_reads_longer_texts_and_is_exported(finished, pairs, tmp_path, mon
     np.testing.assert_allclose(after["positional_embedding"], expected, atol=1e-5)
     export_checkpoint(tmp_path / "run", export_format="open_clip", output=tmp_path / "export")
     assert open_checkpoint(tmp_path / "export").model["context_length"] == 20
+
+
+LONG = "a red disc and a blue bar and a green ring and a grey cross"
+
+
+def test_a_text_in_windows_is_the_mean_of_them_and_one_that_fits_is_as_before(finished):
+    model, _, tokenize = load(finished[0])
+    windowed = load(finished[0], text_windows=True)[2]
+    texts = ["red", LONG]
+    tokens = windowed(texts)
+    assert tokens.shape[1] > 2 and not tokens[0, 1:].any()
+    embeds = model.encode_text(tokens)
+    np.testing.assert_array_equal(embeds[0], model.encode_text(tokenize(texts))[0])
+    by_hand = np.mean([model.encode_text(window[None])[0] for window in tokens[1]], axis=0)
+    np.testing.assert_allclose(embeds[1], by_hand, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(embeds[1], model.encode_text(tokenize(texts))[1], atol=1e-3)
+
+
+def test_evaluators_read_windows_where_that_is_asked_for(finished, tmp_path):
+    plain, windowed = (
+        open_model(finished[0], batch_size=8, text_windows=is_asked).encoders
+        for is_asked in (False, True)
+    )
+    texts = ["red", LONG, "bar"]
+    cut, whole = (encoders.text_embeds(texts) for encoders in (plain, windowed))
+    np.testing.assert_array_equal(cut[[0, 2]], whole[[0, 2]])
+    model, _, tokenize = load(finished[0], text_windows=True)
+    np.testing.assert_allclose(whole, unit_norm(model.encode_text(tokenize(texts))), atol=1e-6)
+    assert abs(whole[1] - cut[1]).max() > 1e-3
+    results = evaluate_checkpoint(finished[0], text_windows=True, output=tmp_path)
+    assert results["val_of_windows/pairs"] == 24
+    assert [path.name for path in tmp_path.glob("*.json")] == ["step_120_of_windows.json"]
 
 
 def test_long_clip_says_what_is_missing(tmp_path):
