@@ -24,8 +24,6 @@ def get_config():
 
     config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 10
-    # Of a gradient near 0 Adam would take the sign alone, and with it what rounding left.
-    config.optimizer.eps = 1e-3
 
     config.data.tokenizer = "sentencepiece"
     config.data.augmentation = "random_resized_crop"
