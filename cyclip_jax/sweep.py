@@ -16,6 +16,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.files import expanded, how_written
 from cyclip_jax.runtime import command
 from cyclip_jax.runtime.config_file import configs_at_hand, errors_in, load_module
+from cyclip_jax.runtime.sections import flat
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -42,7 +43,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "total_steps",
         None,
-        "Length of each run in steps, for trying a sweep out.",
+        "Length of each run in steps, for trying a sweep out; warm-ups and cool-downs become a "
+        "third of it at most.",
         flag_values=values,
     )
     command.define_allow_changes(values)
@@ -98,7 +100,8 @@ def read_runs(
     Args:
       path: the file, which has a function get_runs().
       only: which runs to read, as a pattern of their names.
-      total_steps: length of each run in steps; None leaves the lengths as they are.
+      total_steps: length of each run in steps, of which each warm-up and cool-down has a third at
+        most; None leaves the lengths as they are.
 
     Returns:
       {name: config}.
@@ -121,7 +124,17 @@ def read_runs(
     for config in chosen.values():
         if total_steps is not None:
             config.total_steps, config.num_epochs = total_steps, None
+            _shorten_parts(config, total_steps // 3)
     return chosen
+
+
+def _shorten_parts(config, most):
+    """Cuts the warm-ups and cool-downs of a config, which a short run has no room for."""
+    for name, steps in flat(config.to_dict()).items():
+        # Deeper ones count what a kind of clipping remembers, which may be more than the run has.
+        is_of_section = name.count(".") == 1 and name.endswith(("warmup_steps", "cooldown_steps"))
+        if is_of_section and steps and steps > most:
+            config.update_from_flattened_dict({name: most})
 
 
 def main(values: Any) -> None:

@@ -13,10 +13,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def start_process(environment, *arguments):
-    """Starts `python -m cyclip_jax.<arguments>` in the repository and returns the process."""
+    """Starts `python -m cyclip_jax.<arguments>`, or a benchmark, in the repository."""
     module, *flags = arguments
+    module = module if module.startswith("benchmarks.") else f"cyclip_jax.{module}"
     return subprocess.Popen(
-        [sys.executable, "-m", f"cyclip_jax.{module}", *flags],
+        [sys.executable, "-m", module, *flags],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -67,6 +67,17 @@ def test_runs_are_trained_in_turn_and_reported_together(monkeypatch, tmp_path):
     assert pathlib.Path(output) == tmp_path / "report.html"
 
 
+@pytest.mark.parametrize("steps, warmup", [(1, 0), (60, 20), (760, 100)])
+def test_a_run_to_try_a_sweep_out_has_room_for_its_warmup(steps, warmup):
+    runs = sweep.read_runs(
+        ROOT / "configs" / "sweeps" / "losses.py", only="uniform_seed0", total_steps=steps
+    )
+    config = runs["uniform_seed0"]
+    assert config.total_steps == steps and config.optimizer.warmup_steps == warmup
+    assert config.loss.uniformity_warmup_steps == warmup
+    checked(config)
+
+
 def test_a_signal_ends_the_sweep(monkeypatch, tmp_path):
     trained = []
     monkeypatch.setattr(
