@@ -21,9 +21,12 @@ def small_model():
 
 
 def run_command(environment, command, *flags, of_module="main"):
-    """Runs a command to its end, one of `of_module` with further flags; returns what it printed."""
+    """Runs a command to its end, one of `of_module` with further flags; returns what it printed.
+
+    A sweep makes six runs, with an evaluation each, and has the time for them.
+    """
     python, dash, module, *own = shlex.split(command)
     assert (python, dash) == ("python", "-m")
     name = module.removeprefix("cyclip_jax.")
     own += flags if name == of_module else ()
-    return finish(start_process(environment, name, *own))
+    return finish(start_process(environment, name, *own), seconds=1500 if name == "sweep" else 300)
