@@ -53,7 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
     # The parts that are taken from there: "visual", "text" and "logit_scale". The others begin with
     # random weights. With () all are taken.
     config.init_parts = ()
-    # So many text positions stay; the others are stretched to a longer context. 20 in Long-CLIP.
+    # So many text positions stay; others are stretched to a longer context. By default none is.
     config.init_keep_positions = placeholder(int)
     # The run ends after so many steps in a row whose loss or gradient is not finite.
     config.max_skipped_in_a_row = 10

@@ -105,7 +105,7 @@ def evaluate_checkpoint(
         )
     except evals.EvaluationFailed as error:
         failed, results = error, error.results
-    results, file = flattened(results), output / f"results{OF_WINDOWS if text_windows else ''}.json"
+    results, file = flattened(results), output / f"results{ending}.json"
     if opened.checkpoint.step is not None:
         results = {"step": opened.checkpoint.step, **results}
         file = output / f"step_{opened.checkpoint.step}{ending}.json"
