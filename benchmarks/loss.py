@@ -306,7 +306,7 @@ def rows_and_notes(args, devices, side_by_side, keep=lambda rows: None):
                 f"N = {n} on {len(devices)} devices is measured, because an N×N matrix has "
                 f"{matrix:.1f} GiB on each"
             )
-        for loss in (*LOSSES, *([SIGMOID] if args.siglip else [])):
+        for loss in args.losses:
             forms = {"ours": compiled_form(ours(loss, mesh, args.chunk_size), embeds, mesh)}
             if fits:
                 forms["dense"] = compiled_form(dense(loss), embeds, mesh)
@@ -360,11 +360,21 @@ def parse_arguments(argv=None):
         "--siglip", action="store_true", help="measure the sigmoid loss of SigLIP, too"
     )
     parser.add_argument(
+        "--losses",
+        type=lambda text: text.split(","),
+        default=list(LOSSES),
+        help=f"which are measured, of {', '.join((*LOSSES, SIGMOID))}",
+    )
+    parser.add_argument(
         "--memory-only", action="store_true", help="compile the losses, and do not run them"
     )
     parser.add_argument("--topology", help="a TPU slice for --memory-only, e.g. v5e:2x4")
     parser.add_argument("--json", help="file to write the table's rows to")
     args = parser.parse_args(argv)
+    if args.siglip and SIGMOID not in args.losses:
+        args.losses.append(SIGMOID)
+    if not set(args.losses) <= {*LOSSES, SIGMOID}:
+        parser.error(f"--losses names another one than {', '.join((*LOSSES, SIGMOID))}")
     if args.topology and not args.memory_only:
         parser.error("--topology needs --memory-only, because the chips are not here")
     if args.side_by_side and not has_pytorch():
