@@ -2,7 +2,8 @@
 
 The model comes from a checkpoint, and so do its sizes but for the length of texts. The batch, the
 rate, the decay and the length are those that the authors recommend, and the label smoothing is that
-of their code. Their second term, for short captions, is left out.
+of their code. Beside the loss of long captions stands that of each caption's first sentence against
+the primary components of the pictures.
 """
 
 from cyclip_jax import defaults
@@ -33,6 +34,9 @@ def get_config(checkpoint=""):
     config.num_epochs = 6
     config.loss.inmodal_weight = config.loss.crossmodal_weight = 0.0
     config.loss.label_smoothing = 0.1
+    config.data.second_caption = "first_sentence"
+    config.loss.second_view_weight = 0.0  # The sentence is no view that a caption has to find.
+    config.loss.primary_components_weight = 1.0
     config.optimizer.learning_rate = 1e-6
     config.optimizer.warmup_steps = 200
     config.optimizer.weight_decay = 0.01

@@ -220,6 +220,11 @@ def _loss() -> ml_collections.ConfigDict:
     # Share of the contrastive loss that second views have (see data.second_image).
     loss.second_view_weight = 0.5
     loss.second_view_warmup_steps = 0  # That share grows linearly from 0 over so many steps.
+    # Weight of a term between short captions (see data.second_caption) and what is left of the
+    # pictures' embeddings when only the main components of the batch are kept (Long-CLIP).
+    loss.primary_components_weight = 0.0
+    loss.primary_components_kept = 32  # So many components are kept.
+    loss.primary_components_warmup_steps = 0  # The weight grows linearly from 0 over so many steps.
     # Weight of the mean of the images' and the texts' uniformity, which spreads them (Fahim et al.
     # 2024, with the weight 1 for this and the next two).
     loss.uniformity_weight = 0.0
@@ -472,7 +477,8 @@ def _add_beside_pairs(data: ml_collections.ConfigDict) -> None:
     # take the place of `policy`; or "crops", a second random crop.
     data.second_image = "none"
     # A second view of each caption: "none"; "eda", as published, which replaces, inserts, swaps or
-    # deletes words; or "another" of the example's captions, the same one where there is no other.
+    # deletes words; "another" of the example's captions, the same one where there is no other; or
+    # its "first_sentence", for loss.primary_components_weight.
     data.second_caption = "none"
     # "each_epoch", or "once", as published: a caption has the same second view in every epoch.
     data.second_caption_draws = "each_epoch"

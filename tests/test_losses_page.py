@@ -31,7 +31,7 @@ def test_every_command_of_the_page_runs(tmp_path, environment):
     small += ["--config.total_steps=2", "--config.num_epochs=None"]
     small += ["--config.optimizer.warmup_steps=1", "--config.batch_size=8"]
     small += ["--config.data.tokenizer=sentencepiece", "--config.data.max_bad_share=0.1"]
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7
     for command in COMMANDS:
         command = command.replace("/data/paraphrases.csv", str(sentences))
         command = re.sub(r"/data/cc3m/\w+\.csv", str(pairs), command)
@@ -41,5 +41,6 @@ def test_every_command_of_the_page_runs(tmp_path, environment):
             command = f"{command} --only=*_seed0 --total_steps=1"
             command = command.replace("/tmp/", f"{tmp_path}/")
         run_command(environment, command, *small)
-    for name in ("siglip", "negclip", "tripletclip", "laclip", "paraclip"):
+    names = ("siglip", "negclip", "tripletclip", "laclip", "paraclip", "long_captions")
+    for name in names:
         assert (tmp_path / "runs" / name / "checkpoints" / "2").is_dir()

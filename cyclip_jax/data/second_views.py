@@ -22,7 +22,7 @@ from cyclip_jax.files import FilePath
 SecondCaption: TypeAlias = Callable[[Record, str, int, int, int], str]
 
 SECOND_IMAGES = ("none", "autoaugment", "randaugment", "crops")
-SECOND_CAPTIONS = ("none", "eda", "another")
+SECOND_CAPTIONS = ("none", "eda", "another", "first_sentence")
 NEGATIVE_CAPTIONS = ("none", "swap", "given")
 DRAWS = ("each_epoch", "once")
 
@@ -34,7 +34,8 @@ class SecondViews:
     Attributes:
       second_image: "none"; "autoaugment" or "randaugment", which change the picture by this policy
         instead of the run's own; or "crops", another random crop of the picture.
-      second_caption: "none"; "eda" (see eda.py); or "another" of the example's captions.
+      second_caption: "none"; "eda" (see eda.py); "another" of the example's captions; or
+        "first_sentence", what is before the first full stop with a space behind it.
       second_caption_draws: "each_epoch", or "once", which shows the same second view of a caption
         in every epoch.
       negative_caption: a wrong caption: "none"; "swap" (see swaps.py); or "given" with the example.
@@ -104,6 +105,8 @@ class SecondViews:
         """
         if self.second_caption == "none":
             return None
+        if self.second_caption == "first_sentence":
+            return lambda record, caption, seed, epoch, index: caption.split(". ")[0]
         synonyms = open_synonyms(self.synonyms) if self.second_caption == "eda" else None
         is_drawn_once = self.second_caption_draws == "once"
 

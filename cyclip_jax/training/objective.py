@@ -14,6 +14,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.losses.classes import HEAD
 from cyclip_jax.losses.cyclip import contrastive_term, cyclic_term
 from cyclip_jax.losses.nested import check_nested_dims, nested
+from cyclip_jax.losses.primary_components import primary_components_term
 from cyclip_jax.losses.second_views import second_view_term
 from cyclip_jax.losses.sigmoid import INITIAL_LOGIT_SCALE
 from cyclip_jax.losses.terms import (
@@ -42,6 +43,7 @@ from cyclip_jax.training.sentences import sentences_term
 TERMS: Mapping[str, Callable[..., Term]] = {
     "contrastive": contrastive_term,
     "second_views": second_view_term,
+    "primary_components": primary_components_term,
     "cyclic": cyclic_term,
     "uniformity": uniformity_term,
     "sentences": sentences_term,
@@ -72,6 +74,8 @@ class Objective:
       second_view_weight: share of the contrastive part that second views have, where there are
         any (see `second_view_term`).
       second_view_warmup_steps: over so many steps it grows linearly from 0.
+      primary_components_weight, primary_components_kept, primary_components_warmup_steps: see
+        `primary_components_term`.
       uniformity_weight, cross_uniformity_weight, alignment_weight, uniformity_warmup_steps: see
         `uniformity_term`.
       nested_dims: sizes of the embeddings over which the terms of pairs are averaged (see
@@ -109,6 +113,9 @@ class Objective:
         cyclic_warmup_steps: int = 0,
         second_view_weight: Weight = 0.5,
         second_view_warmup_steps: int = 0,
+        primary_components_weight: Weight = 0.0,
+        primary_components_kept: int = 32,
+        primary_components_warmup_steps: int = 0,
         uniformity_weight: Weight = 0.0,
         cross_uniformity_weight: Weight = 0.0,
         alignment_weight: Weight = 0.0,
@@ -129,6 +136,9 @@ class Objective:
             "cyclic_warmup_steps": cyclic_warmup_steps,
             "second_view_weight": second_view_weight,
             "second_view_warmup_steps": second_view_warmup_steps,
+            "primary_components_weight": primary_components_weight,
+            "primary_components_kept": primary_components_kept,
+            "primary_components_warmup_steps": primary_components_warmup_steps,
             "uniformity_weight": uniformity_weight,
             "cross_uniformity_weight": cross_uniformity_weight,
             "alignment_weight": alignment_weight,
@@ -137,6 +147,8 @@ class Objective:
             "negatives": sections.pop("negatives", ()),
         }
         _check_sections(sections)
+        views = sections.get("second_views", {}).get("views", ())
+        loss["has_second_captions"] = "text" in views
         # What the second views leave of the contrastive loss between images and texts.
         loss["contrastive_weight"] = 1 - second_view_weight if "second_views" in sections else None
         sentences = sections.get("sentences")

@@ -255,6 +255,19 @@ def test_another_caption_is_one_of_the_others_by_their_weights():
     assert len({once(record, "a", 0, epoch, 0) for epoch in range(50)}) == 1
 
 
+@pytest.mark.parametrize(
+    "caption, short",
+    [
+        ("A dog. It runs. It is 1.5 m high.", "A dog"),
+        ("A dog 1.5 m high.", "A dog 1.5 m high."),
+        ("A dog", "A dog"),
+    ],
+)
+def test_the_first_sentence_ends_at_a_full_stop_with_a_space(caption, short):
+    view = SecondViews(second_caption="first_sentence").caption()
+    assert view(Record(b"", [caption], [1.0]), caption, 0, 3, 7) == short
+
+
 def test_a_folder_without_wordnet_is_missed_before_the_data_are_opened(tmp_path):
     config = defaults.get_config().data
     config.update(train=str(tmp_path / "no.csv"), second_caption="eda", synonyms=str(tmp_path))

@@ -119,24 +119,31 @@ def test_every_term_beside_the_contrastive_one_grows_under_a_name_of_its_own():
     assert warmups.keys() == {
         "cyclic_warmup_steps",
         "second_view_warmup_steps",
+        "primary_components_warmup_steps",
         "uniformity_warmup_steps",
     }
     rng = np.random.default_rng(0)
-    names = ("images", "texts", "second_images")
+    names = ("images", "texts", "second_images", "second_texts")
     embeds = {name: rng.normal(size=(6, 4)) for name in names}
     embeds = {n: x / np.linalg.norm(x, axis=1, keepdims=True) for n, x in embeds.items()}
     growing = Objective(
-        **warmups, uniformity_weight=0.5, second_view_weight=0.4, second_views={"views": ["image"]}
+        **warmups,
+        uniformity_weight=0.5,
+        primary_components_weight=0.6,
+        second_view_weight=0.4,
+        second_views={"views": ["image", "text"]},
     )
     for step, share in ((0, 0.0), (5, 0.5), (10, 1.0), (70, 1.0)):
         loss, metrics = growing(embeds, {}, {"logit_scale": 5.0}, step=jnp.asarray(step))
         assert metrics["uniformity_weight"] == pytest.approx(0.5 * share)
-        assert metrics["image_view_weight"] == pytest.approx(0.4 * share)
+        assert metrics["primary_components_weight"] == pytest.approx(0.6 * share)
+        assert metrics["image_view_weight"] == pytest.approx(0.2 * share)
         assert metrics["contrastive_weight"] == pytest.approx(1 - 0.4 * share)
         assert metrics["inmodal_weight"] == pytest.approx(0.25 * share)
         whole = (
             (1 - 0.4 * share) * metrics["contrastive_loss"]
-            + 0.4 * share * metrics["image_view_loss"]
+            + 0.2 * share * (metrics["image_view_loss"] + metrics["text_view_loss"])
+            + 0.6 * share * metrics["primary_components_loss"]
             + 0.25 * share * (metrics["inmodal_cyclic_loss"] + metrics["crossmodal_cyclic_loss"])
             + 0.5 * share * metrics["uniformity_loss"]
         )

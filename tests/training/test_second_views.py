@@ -41,7 +41,9 @@ def run(devices=1, **step):
     with jax.enable_x64(True):
         state, graphdef = of_step.perturbed_state("float64", **VIT)
         return of_step.run_on(
-            *(devices, state, graphdef, make_batch(), "float64"), objective=objective_of(), **step
+            *(devices, state, graphdef, make_batch(), "float64"),
+            objective=objective_of(primary_components_weight=0.6, primary_components_kept=3),
+            **step,
         )
 
 
