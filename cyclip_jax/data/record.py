@@ -66,8 +66,8 @@ class Source(Protocol):
         """The names of these examples in a report."""
         ...
 
-    def captions(self) -> list[str]:
-        """The first caption of every example."""
+    def captions(self, first: int = 0, end: int | None = None) -> list[str]:
+        """The first caption of each of these examples, by default of all of them."""
         ...
 
     @property

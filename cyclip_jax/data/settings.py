@@ -30,6 +30,7 @@ from cyclip_jax.data.sources import (
     mixture_from_anywhere,
     parts_of_mixture,
 )
+from cyclip_jax.data.sources.kept import kept_sum
 from cyclip_jax.data.sources.mixture import Weight
 from cyclip_jax.data.transform import Transform, check_colours
 from cyclip_jax.errors import UserError
@@ -48,6 +49,7 @@ class Data:
       train: where the training data lie, or None.
       validation: where the validation data lie, or None.
       mixture: {name: settings} of the source "mixture" (see `parts_of_mixture`).
+      kept: folder with a list of the examples of `train` that are trained on, or None.
       image_key, caption_key, caption_weights, templates, delimiter: see `Reading`.
       shuffle: whether each epoch has a random order of its own.
       shuffle_window: how many examples are mixed with one another; None mixes all.
@@ -68,6 +70,7 @@ class Data:
     train: DataPath | None
     validation: DataPath | None
     mixture: Annotated[Mapping[str, Mapping[str, Any]], Located(mixture_from_anywhere, Mapping)]
+    kept: FilePath | None
     image_key: str | None
     caption_key: str | Sequence[str] | None
     caption_weights: Sequence[float] | None
@@ -100,6 +103,11 @@ class Data:
     def __post_init__(self) -> None:
         tokenizers.check_name(self.tokenizer)
         self._part(Reading)
+        if self.kept is not None and self.source == "mixture":
+            raise UserError(
+                "config.data.kept is a list of examples of config.data.train, which a mixture does "
+                "not read; name it with its part, as part(…, kept=FOLDER)"
+            )
         self.second_views.transform(self.transform)
         check_colours("config.data", self.image_mean, self.image_std)
 
@@ -139,7 +147,7 @@ class Data:
         """
         if self.source == "mixture":
             return parts_of_mixture(self.mixture, self.reading)
-        return DataSet(self.source, self.train, self.reading, "config.data.train")
+        return DataSet(self.source, self.train, self.reading, "config.data.train", self.kept)
 
     def _part(self, part: type[_Part]) -> _Part:
         """The part of the settings that a smaller constructor takes, constructed by it."""
@@ -252,6 +260,12 @@ def check_continued(
         raise UserError(
             f"{sentences.name} has other sentences than those that the run has trained on; bring "
             "back the file, or start in a new --workdir with --config.init_from=WORKDIR"
+        )
+    if meta.get("kept_sum", kept_sum(source)) != kept_sum(source):
+        raise UserError(
+            "the run has trained on other examples of its data than those that config.data.kept "
+            "lists now; bring back the list, or start in a new --workdir with "
+            "--config.init_from=WORKDIR"
         )
     trained_on = meta.get("dataset_size", len(source))
     if trained_on != len(source):

@@ -88,7 +88,7 @@ def _receive(connection, process):
 
 def _work(connection, settings, folder):
     """A worker: writes the shards it is told to, until it is terminated."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         source, folder = Inputs(settings), absolute(folder)
         while True:
@@ -103,7 +103,7 @@ def _work(connection, settings, folder):
         connection.send(UserError(sentence(error)))
 
 
-def _end_with_parent():
+def end_with_parent():
     """Ends a worker whose parent was killed; else both it and the next run would write."""
     parent = multiprocessing.parent_process()
     if parent is not None:

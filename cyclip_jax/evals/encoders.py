@@ -18,6 +18,10 @@ class Interrupted(Exception):
     """The run was told to stop within an evaluation."""
 
 
+class NoneReadable(UserError):
+    """No picture of an ImageSet can be read."""
+
+
 class PairEmbeds(NamedTuple):
     """The M pictures of an ImageSet that can be read, and their captions.
 
@@ -98,7 +102,7 @@ class Encoders:
           places in the source.
 
         Raises:
-          UserError: none can be read.
+          NoneReadable: none can be read.
         """
         features, indices = self._keep(
             ("features", images.identity), lambda: self._features(images)
@@ -153,7 +157,7 @@ class Encoders:
             self.check_stop()
         indices = np.flatnonzero(np.concatenate(masks))
         if not len(indices):
-            raise UserError(f"none of the images of {images.path} can be read")
+            raise NoneReadable(f"none of the images of {images.path} can be read")
         return np.concatenate(features), indices
 
     def _texts(self, texts):

@@ -41,6 +41,7 @@ def run(
     doc: str | None,
     arguments: Sequence[str] | None = None,
     positional: str | None = None,
+    words: int = 0,
 ) -> None:
     """Runs a command; a mistake of the user's ends it with one sentence and exit status 1.
 
@@ -52,6 +53,7 @@ def run(
       arguments: the arguments of the command line. None means those of the process, which is then
         prepared first.
       positional: what the arguments without a flag are, for a command that takes some.
+      words: how many of the first arguments name the command itself.
 
     Raises:
       SystemExit: the command has ended. A call with `arguments` that succeeds returns instead.
@@ -62,7 +64,8 @@ def run(
     values = flags.FlagValues()
     define_flags(values)
     parse = functools.partial(_parse_or_end, values, doc=doc, positional=positional)
-    argv = [sys.argv[0], *(sys.argv[1:] if arguments is None else arguments)]
+    given = sys.argv[1:] if arguments is None else arguments
+    argv = [sys.argv[0], *given[words:]]
     if is_process:
         app.run(functools.partial(_call, main, values), argv, flags_parser=parse)
     status = _call(main, values, parse(argv))

@@ -185,7 +185,7 @@ def _comparable(config):
         settings.pop("micro_batches", None)  # which changes nothing where there is no BatchNorm
     for name, value in settings.items():
         is_data = name.startswith(("data.", "sentences."))
-        if is_data and name.endswith(".train") and value is not None:
+        if is_data and name.endswith((".train", ".kept")) and value is not None:
             # From any folder, as older runs recorded a path such as "." as it was given.
             value = place_from_anywhere(value, {})
             settings[name] = value.rstrip("/").rpartition("/")[2]

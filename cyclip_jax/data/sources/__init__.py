@@ -6,7 +6,8 @@ A source is an object with the methods and attributes of `Source`:
     source.read(index)      the example's Record: the picture's file, its captions and their weights
                             (raises Unreadable); many threads may call it
     source.keys(indices)    the names of these examples in a report, list[str]
-    source.captions()       the first caption of every example, list[str]
+    source.captions()       the first caption of every example, or of those from one number up to
+                            before another, list[str]
     source.boundaries       where runs of neighbours begin, and the end, int64 [runs + 1]
     source.mean_bytes       mean size of an example
     source.faults           [(key, reason, detail)] of what is lost before it has a number
@@ -22,6 +23,7 @@ from cyclip_jax.data.captions import CaptionRule, draw_caption
 from cyclip_jax.data.places import TFDS, DataPath, expanded_place
 from cyclip_jax.data.reading import Reading
 from cyclip_jax.data.record import Record, Source, Unreadable
+from cyclip_jax.data.sources.kept import open_kept
 from cyclip_jax.data.sources.mixture import Mixture, Weight, check_weights
 from cyclip_jax.data.sources.parquet import parquet_source
 from cyclip_jax.data.sources.table import csv_source, emoji_source
@@ -29,7 +31,7 @@ from cyclip_jax.data.sources.tfds import tfds_source
 from cyclip_jax.data.sources.tfrecord import tfrecord_source
 from cyclip_jax.data.sources.webdataset import webdataset_source
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import check_scheme, how_written, located_from_anywhere
+from cyclip_jax.files import FilePath, check_scheme, how_written, located_from_anywhere
 
 __all__ = [
     "SOURCES",
@@ -76,6 +78,7 @@ class DataSet:
       path: where the data set lies.
       reading: what of a record is the picture, and what its captions.
       config_key: full name of the config key that holds `path`, for messages ("config.data.train").
+      kept: folder with a list of the examples that are wanted (see kept.py); None is all of them.
 
     Raises:
       UserError: there is no source of this name or no path, or the path does not tell the source.
@@ -85,6 +88,7 @@ class DataSet:
     path: str | None
     reading: Reading
     config_key: str
+    kept: str | None = None
 
     def __post_init__(self) -> None:
         name = _by_path(self.path, self.config_key) if self.name == "auto" else self.name
@@ -101,7 +105,10 @@ class DataSet:
 
     def open(self) -> Source:
         """Opens the source; raises UserError where it refuses the data."""
-        return SOURCES[self.name](str(self.path), self.reading, config_key=self.config_key)
+        source = SOURCES[self.name](str(self.path), self.reading, config_key=self.config_key)
+        if self.kept is None:
+            return source
+        return open_kept(self.kept, source, f"{self.config_key.rpartition('.')[0]}.kept")
 
 
 def create_source(
@@ -130,7 +137,7 @@ def parts_of_mixture(
 
     Args:
       mixture: {name: settings}. Each part has "train", its path, and may have "weight" (see
-        `Mixture`), "source" and any of the settings of `Reading`.
+        `Mixture`), "source", "kept" and any of the settings of `Reading`.
       reading: the run's own settings, which hold where a part says nothing else.
 
     Raises:
@@ -147,11 +154,12 @@ def _part(
     train: DataPath | None = None,
     weight: Weight = 1.0,
     source: str = "auto",
+    kept: FilePath | None = None,
     **reading: Any,
 ) -> tuple[DataSet, Weight]:
     """One part of a mixture: its data set, and its weight."""
     config_key = f"config.data.mixture.{name}.train"
-    return DataSet(source, train, _reading(reading, config_key, usual), config_key), weight
+    return DataSet(source, train, _reading(reading, config_key, usual), config_key, kept), weight
 
 
 def mixture_from_anywhere(mixture: Any, settings: Mapping[str, Any]) -> Any:

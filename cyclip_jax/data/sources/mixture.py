@@ -53,9 +53,16 @@ class Mixture:
             keys.append(f"{self.names[part]}: {self.sources[part].keys([inner])[0]}")
         return keys
 
-    def captions(self) -> list[str]:
-        """The first caption of every example, list[str]."""
-        return [caption for source in self.sources for caption in source.captions()]
+    def captions(self, first: int = 0, end: int | None = None) -> list[str]:
+        """The first caption of these examples, list[str]."""
+        wanted = range(len(self))[first:end]
+        return [
+            caption
+            for source, start in zip(self.sources, self.starts.tolist(), strict=False)
+            for caption in source.captions(
+                max(wanted.start - start, 0), max(wanted.stop - start, 0)
+            )
+        ]
 
     def read(self, index: int) -> Record:
         """The Record of an example; raises Unreadable."""

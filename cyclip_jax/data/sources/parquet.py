@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import posixpath
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -101,16 +102,19 @@ class ParquetRows:
             keys.append(f"{posixpath.basename(self._paths[file])}#{row}")
         return keys
 
-    def captions(self) -> list[str]:
-        """The first caption of every row, list[str]; "" where there is none."""
-        captions = []
-        for group, rows in enumerate(np.diff(self.boundaries).tolist()):
+    def captions(self, first: int = 0, end: int | None = None) -> list[str]:
+        """The first caption of these rows, list[str]; "" where there is none."""
+        captions, wanted = [], range(len(self))[first:end]
+        for group, (start, stop) in enumerate(itertools.pairwise(self.boundaries.tolist())):
+            rows = range(max(start, wanted.start), min(stop, wanted.stop))
+            if not rows:
+                continue
             try:
                 columns = self._read_group(group, list(self._rule.fields))
             except Unreadable:
-                captions += [""] * rows
+                captions += [""] * len(rows)
             else:
-                captions += [first_caption(self._record, b"", columns, row) for row in range(rows)]
+                captions += [first_caption(self._record, b"", columns, row - start) for row in rows]
         return captions
 
     def read(self, index: int) -> Record:

@@ -13,31 +13,40 @@ class Subset:
 
     Args:
       source: whose they are.
-      rows: their numbers there, int [n].
+      rows: their numbers there, int [n]. Where they rise, runs of neighbours are those of the
+        source, as far as they are left.
+
+    Attributes:
+      source, rows: as given.
     """
 
-    faults: Sequence[tuple[str, str, str]] = ()
-
     def __init__(self, source: Source, rows: Int[np.ndarray, "n"]) -> None:
-        self._source, self._rows = source, rows
-        self.boundaries: Int[np.ndarray, "2"] = np.array([0, len(rows)], np.int64)
+        self.source, self.rows = source, np.asarray(rows)
+        self.boundaries: Int[np.ndarray, "runs+1"] = np.array([0, len(self.rows)], np.int64)
+        if (np.diff(self.rows) > 0).all():
+            self.boundaries = np.unique(np.searchsorted(self.rows, source.boundaries))
         self.mean_bytes: float = source.mean_bytes
+        self.faults: Sequence[tuple[str, str, str]] = source.faults
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def keys(self, indices: Iterable[int]) -> list[str]:
         """The names of these examples in the source, list[str]."""
-        return self._source.keys([int(self._rows[index]) for index in indices])
+        return self.source.keys([int(self.rows[index]) for index in indices])
 
-    def captions(self) -> list[str]:
-        """The first caption of every example, list[str]."""
-        captions = self._source.captions()
-        return [captions[row] for row in self._rows]
+    def captions(self, first: int = 0, end: int | None = None) -> list[str]:
+        """The first caption of these examples, list[str]."""
+        rows = self.rows[first:end]
+        if not len(rows):
+            return []
+        start = int(rows.min())
+        captions = self.source.captions(start, int(rows.max()) + 1)
+        return [captions[row - start] for row in rows]
 
     def read(self, index: int) -> Record:
         """The Record of an example; raises Unreadable."""
-        return self._source.read(int(self._rows[index]))
+        return self.source.read(int(self.rows[index]))
 
 
 class ClassPairs:
@@ -68,9 +77,9 @@ class ClassPairs:
         """The names of these examples in the source, list[str]."""
         return self._source.keys(indices)
 
-    def captions(self) -> list[str]:
+    def captions(self, first: int = 0, end: int | None = None) -> list[str]:
         """The first thing that may be said of each example's class, list[str]."""
-        return [self._prompts[label][0] for label in self._labels]
+        return [self._prompts[label][0] for label in self._labels[first:end]]
 
     def read(self, index: int) -> Record:
         """The Record of a picture with what may be said of its class; raises Unreadable."""

@@ -111,10 +111,11 @@ class CsvSource:
         """The image paths of these rows as they stand in the file, list[str]."""
         return [self._images[index] for index in indices]
 
-    def captions(self) -> list[str]:
+    def captions(self, first: int = 0, end: int | None = None) -> list[str]:
         """The first column of captions in file order, list[str]; "" where a row cannot be read."""
         column = self._captions[0]
-        return ["" if row in self.row_faults else column[row] for row in range(len(column))]
+        rows = range(len(column))[first:end]
+        return ["" if row in self.row_faults else column[row] for row in rows]
 
     def read(self, index: int) -> Record:
         """The Record of a row; raises Unreadable."""

@@ -126,9 +126,9 @@ class TfRecords:
             keys.append(f"{posixpath.basename(self._paths[shard])}#{number}")
         return keys
 
-    def captions(self) -> list[str]:
-        """The first caption of every example, list[str]; "" where there is none."""
-        return [first_caption(self.read, index) for index in range(len(self))]
+    def captions(self, first: int = 0, end: int | None = None) -> list[str]:
+        """The first caption of these examples, list[str]; "" where there is none."""
+        return [first_caption(self.read, index) for index in range(len(self))[first:end]]
 
     def read(self, index: int) -> Record:
         """The Record of an example; raises Unreadable."""

@@ -134,9 +134,9 @@ class WebDataset:
             names.append(f"{self._paths[shard]}/{keys[index - self.boundaries[shard]]}")
         return names
 
-    def captions(self) -> list[str]:
-        """The first caption of every example, list[str]; "" where there is none."""
-        return [first_caption(self._captions, index) for index in range(len(self))]
+    def captions(self, first: int = 0, end: int | None = None) -> list[str]:
+        """The first caption of these examples, list[str]; "" where there is none."""
+        return [first_caption(self._captions, index) for index in range(len(self))[first:end]]
 
     def read(self, index: int) -> Record:
         """The Record of an example; raises Unreadable."""

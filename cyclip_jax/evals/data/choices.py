@@ -119,9 +119,9 @@ class Pictures:
         pictures = [self._pictures[index] for index in indices]
         return [path if box is None else f"{path} {box}" for path, box in pictures]
 
-    def captions(self) -> list[str]:
-        """None of them has one: "" for each."""
-        return [""] * len(self)
+    def captions(self, first: int = 0, end: int | None = None) -> list[str]:
+        """None of them has one: "" for each of these."""
+        return [""] * len(self._pictures[first:end])
 
     def read(self, index: int) -> Record:
         """The Record of a picture; raises Unreadable."""

@@ -13,8 +13,9 @@ from etils import epath
 from jaxtyping import Int
 
 from cyclip_jax.data.record import first_caption, read_told
-from cyclip_jax.data.sources import CaptionRule, Record, Source, Unreadable, source_told_by
+from cyclip_jax.data.sources import CaptionRule, Unreadable, source_told_by
 from cyclip_jax.data.sources.ranges import READERS
+from cyclip_jax.data.sources.subset import Subset
 from cyclip_jax.data.sources.table import CsvSource
 from cyclip_jax.data.sources.webdataset import WebDataset
 from cyclip_jax.errors import UserError
@@ -122,32 +123,6 @@ def _is_json(path):
 def _source_of(source):
     """What `source` means for pairs; a mixture is a matter of training."""
     return "auto" if source == "mixture" else source
-
-
-class Subset:
-    """Some examples of a source, as a source (see data/sources)."""
-
-    def __init__(self, source: Source, indices: Int[np.ndarray, "n"]) -> None:
-        """Args: the source; the numbers of its examples, int [n]."""
-        self._source, self._indices = source, np.asarray(indices)
-        self.boundaries = np.array([0, len(indices)], np.int64)
-        self.mean_bytes, self.faults = source.mean_bytes, source.faults
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def keys(self, indices: Iterable[int]) -> list[str]:
-        """What the source calls these examples, list[str]."""
-        return self._source.keys(self._indices[np.asarray(indices)])
-
-    def captions(self) -> list[str]:
-        """The first caption of every example, list[str]."""
-        captions = self._source.captions()
-        return [captions[index] for index in self._indices]
-
-    def read(self, index: int) -> Record:
-        """The Record of an example; raises Unreadable."""
-        return self._source.read(int(self._indices[index]))
 
 
 def distinct(
