@@ -266,12 +266,8 @@ class Ours:
     def _view(self, variant):
         if variant.kept_patches == 1:
             return see_everything
-        reduction = TokenReduction(
-            patch_dropping="random",
-            kept_patches=variant.kept_patches,
-            text_length=None,
-            full_steps=0,
-        )
+        dropping = {"patch_dropping": "random", "kept_patches": variant.kept_patches}
+        reduction = TokenReduction(**defaults.get_config().tokens.to_dict() | dropping)
         return reduction.reduced_view(self.sizes)
 
 

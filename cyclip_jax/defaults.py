@@ -180,8 +180,13 @@ def _tokens() -> ml_collections.ConfigDict:
     # one patch of each window.
     tokens.patch_dropping = "none"
     tokens.kept_patches = 0.5  # Share of the patches that is seen where some are left out.
+    tokens.image_size = placeholder(int)  # A ViT sees images of so many pixels per side instead.
     tokens.text_length = placeholder(int)  # Tokens of a caption that are seen. By default all are.
+    tokens.text_choice = "first"  # Which they are, or a "block" of neighbours, or "random" ones.
     tokens.full_steps = 0  # So many steps at the end of the run see everything.
+    # Their highest learning rate. They then have a course of their own, and so has what is before.
+    tokens.full_learning_rate = placeholder(float)
+    tokens.full_warmup_steps = 0  # The warm-up of their own course.
     return tokens
 
 

@@ -299,7 +299,9 @@ def abstract_step(
         return state, metrics["loss"]
 
     sharding = parallel.batch_sharding(mesh)
-    batch = batch_shapes(config, stage.objective.inputs, sharding=sharding)
+    batch = batch_shapes(
+        config, stage.objective.inputs, sharding=sharding, image_size=stage.image_size
+    )
     return AbstractStep(step if with_metrics else step_and_loss, state, batch, mesh)
 
 

@@ -12,7 +12,13 @@ from cyclip_jax.models.attention import multi_head_attention
 from cyclip_jax.models.initializers import normal, torch_bias, torch_kernel, xavier_uniform
 from cyclip_jax.models.linear import Linear
 from cyclip_jax.models.transformer import Transformer, activation, layer_norm, vision_inits
-from cyclip_jax.models.vit import embed_patches, patch_embedding, side_of
+from cyclip_jax.models.vit import (
+    embed_patches,
+    grid_of,
+    patch_embedding,
+    resized_positions,
+    side_of,
+)
 
 # How the tower makes one vector of an image's tokens: what a learned query sees ("MAP", Zhai et al.
 # 2022, "Scaling vision transformers"), and an MLP of that.
@@ -93,9 +99,13 @@ class Trunk(nnx.Module):
     def __call__(
         self, images: Float[Array, "n h w 3"], kept_patches: Int[Array, "n k"] | None = None
     ) -> Float[Array, "n w"]:
-        x = embed_patches(self.patch_embed, images, self.grid, self.dtype)  # [N, h·w, W]
+        grid = grid_of(self.patch_embed, images)
+        x = embed_patches(self.patch_embed, images, grid, self.dtype)  # [N, h·w, W]
         bias: Any = self.patch_embed.bias
-        x = x + bias[...].astype(x.dtype) + self.pos_embed[...].astype(x.dtype)
+        positions = self.pos_embed[...]
+        if grid != self.grid:
+            positions = resized_positions(positions[0], self.grid, grid)
+        x = x + bias[...].astype(x.dtype) + positions.astype(x.dtype)
         if kept_patches is not None:
             x = jnp.take_along_axis(x, kept_patches[:, :, None], axis=1)  # [N, K, W]
         return self.attn_pool(self.norm(self.transformer(x)))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Int
 from cyclip_jax.errors import UserError, check_known
 
 PATCH_DROPPING = ("none", "random", "grid")
+TEXT_CHOICES = ("first", "block", "random")
 
 
 def check_patch_dropping(how: str, kept: float, grid: tuple[int, int] | None) -> None:
@@ -76,6 +77,41 @@ def shorten(tokens: Int[Array, "n l"], length: int) -> Int[Array, "n length"]:
     end_is_cut = jnp.argmax(tokens, axis=-1) >= length  # [N]
     last = jnp.where(end_is_cut, tokens.max(axis=-1), cut[:, -1])
     return cut.at[:, -1].set(last)
+
+
+def choose_tokens(
+    key: Array, tokens: Int[Array, "n l"], length: int, how: str
+) -> Int[Array, "n length"]:
+    """Draws the tokens that each text keeps, [N, L] -> [N, length] (CLIPA, Li et al. 2023, 3.1).
+
+    The first token and the end-of-text token, the largest id of its row, always stay, and a text
+    that fits stays as it is.
+
+    Args:
+      key: the random key of the draw.
+      tokens: ids of texts.
+      length: how many are kept, from 2 to L.
+      how: "block" keeps a run of neighbours, each run equally likely; "random" keeps any of them,
+        all equally likely, in their order.
+    """
+    n, whole = tokens.shape
+    end = jnp.argmax(tokens, axis=-1)[:, None]  # [N, 1]
+    kept = jnp.minimum(end - 1, length - 2)  # of those between both ends, [N, 1]
+    place = jnp.arange(length)  # in the shortened text
+    if how == "block":
+        first = jnp.floor(jax.random.uniform(key, (n, 1)) * (end - kept)).astype(end.dtype)
+        inner = place + jnp.minimum(first, end - 1 - kept)
+    else:
+        places = jnp.arange(whole)
+        is_inner = (places > 0) & (places < end)  # [N, L]
+        drawn = jnp.where(is_inner, jax.random.uniform(key, tokens.shape), 2.0)
+        # By their number, those that are drawn come first and in order, and behind them the others.
+        rank = jnp.argsort(jnp.argsort(drawn, axis=1), axis=1)
+        chosen = jnp.where(rank < kept, places, whole)
+        inner = jnp.pad(jnp.sort(chosen, axis=1), ((0, 0), (1, 0)))[:, :length]
+    behind = end + place - 1 - kept  # the end, and what is behind it
+    taken = jnp.where(place == 0, 0, jnp.where(place <= kept, inner, behind))
+    return jnp.take_along_axis(tokens, jnp.minimum(taken, whole - 1), axis=1)
 
 
 def _window(kept: float, grid: tuple[int, int]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Collection
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -84,6 +85,31 @@ def embed_patches(
     return x.reshape(n, h * w, -1)
 
 
+def grid_of(conv: nnx.Conv, images: Float[Array, "n h w 3"]) -> tuple[int, int]:
+    """(h, w) patches of images, [N, H, W, 3], under the kernel of a `patch_embedding`."""
+    size = conv.kernel[...].shape[0]
+    return images.shape[1] // size, images.shape[2] // size
+
+
+def resized_positions(
+    positions: Float[Array, "l w"], whole: tuple[int, int], grid: tuple[int, int]
+) -> Float[Array, "k w"]:
+    """Position embeddings of the patches of smaller images, interpolated (CLIPA, Li et al. 2023).
+
+    A patch of a smaller image covers several of the whole one, and has the position of their
+    centre, linearly between the patches there. What rises linearly along the rows and columns
+    stays exact.
+
+    Args:
+      positions: those of the whole grid, row by row, [h·w, W].
+      whole: (h, w) of that grid.
+      grid: (h, w) patches of the images, none more than in the whole one.
+    """
+    squares = positions.reshape(*whole, -1)
+    resized = jax.image.resize(squares, (*grid, squares.shape[-1]), "linear", antialias=False)
+    return resized.reshape(-1, squares.shape[-1])
+
+
 class _Query(nnx.Module):
     """Attention of one query to tokens of another width, as torch.nn.MultiheadAttention has it."""
 
@@ -146,7 +172,7 @@ class VisionTransformer(nnx.Module):
       **execution: `attention`, `remat` and `scan_blocks` of the Transformer.
 
     Attributes:
-      grid: (h, w) patches of an image.
+      grid: (h, w) patches of an image of the tower's size.
     """
 
     def __init__(
@@ -208,10 +234,18 @@ class VisionTransformer(nnx.Module):
     def __call__(
         self, images: Float[Array, "n h w 3"], kept_patches: Int[Array, "n k"] | None = None
     ) -> Float[Array, "n d"]:
-        """Embeds images, from the patches of which the indices [N, K] are given, or from all."""
-        x = embed_patches(self.conv1, images, self.grid, self.dtype)  # [N, h·w, W]
+        """Embeds images, from the patches of which the indices [N, K] are given, or from all.
+
+        Images may be smaller than the tower's, by whole patches (see `resized_positions`).
+        """
+        grid = grid_of(self.conv1, images)
+        x = embed_patches(self.conv1, images, grid, self.dtype)  # [N, h·w, W]
         n, _, width = x.shape
-        positions = self._positions(width).astype(x.dtype)  # [1 + h·w, W]
+        positions = self._positions(width)  # [1 + h·w, W]
+        if grid != self.grid:
+            smaller = resized_positions(positions[1:], self.grid, grid)
+            positions = jnp.concatenate([positions[:1], smaller])
+        positions = positions.astype(x.dtype)
         x = x + positions[1:]
         if kept_patches is not None:
             # Where a patch is belongs to it, so its position is added before others go.

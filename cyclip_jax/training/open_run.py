@@ -16,7 +16,7 @@ from etils import epath
 
 from cyclip_jax import evals, parallel
 from cyclip_jax.data.bad_examples import BadExamples
-from cyclip_jax.data.no_pairs import NoPairs, no_batches
+from cyclip_jax.data.no_pairs import NoPairs
 from cyclip_jax.data.order import Position, steps_per_epoch
 from cyclip_jax.data.sentences import SentenceBatches, SentenceSet
 from cyclip_jax.data.settings import (
@@ -337,6 +337,7 @@ def _schedule(settings, config, model, source, step, position):
             total_steps=total_steps,
             steps_per_epoch=an_epoch,
             steps_before=settings.sentences.only_steps,
+            own_course=settings.tokens.own_course,
         ),
     }
 
@@ -411,19 +412,20 @@ def _open_data(plan, workdir, step, position, stack):
     settings = plan.settings
     bad_examples = open_bad_examples(settings.data, workdir, plan.source, position=position)
     _closed_with(stack, bad_examples)
-    pairs = no_batches()
-    if settings.has_pairs:
-        pairs = open_batches(
+
+    def pairs_from(position, image_size):
+        return open_batches(
             settings.data,
             plan.source,
             plan.tokenizer,
             bad_examples,
             batch_size=settings.batch_size,
             seed=settings.seed,
-            image_size=plan.model.sizes["image_size"],
+            image_size=image_size or plan.model.sizes["image_size"],
             position=position,
             labels=None if plan.classes is None else plan.classes.labels.astype(np.int32),
         )
+
     sentences = None
     if plan.sentences is not None:
         name_faults(plan.sentences, settings.data, workdir)
@@ -435,7 +437,7 @@ def _open_data(plan, workdir, step, position, stack):
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-    batches = batches_of_run(plan.stages, step, _closed_with(stack, pairs), position, sentences)
+    batches = batches_of_run(plan.stages, step, pairs_from, position, sentences)
     return _closed_with(stack, batches), bad_examples
 
 

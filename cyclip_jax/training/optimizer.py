@@ -208,7 +208,12 @@ class Optimizer:
         return by_adam
 
     def learning_rate_schedule(
-        self, *, total_steps: int, steps_per_epoch: int, steps_before: int = 0
+        self,
+        *,
+        total_steps: int,
+        steps_per_epoch: int,
+        steps_before: int = 0,
+        own_course: tuple[int, float, int] | None = None,
     ) -> Schedule:
         """The learning rate as a function of the step.
 
@@ -222,10 +227,14 @@ class Optimizer:
           steps_before: steps before those on pairs. They have a schedule of their own, whose
             warm-up and cool-down are the same share of it; that of the pairs begins as in a run
             without them.
+          own_course: (steps, highest rate, warm-up) of so many last steps with a schedule of their
+            own; that of the others then ends before them. None is one schedule to the end.
 
         Raises:
-          UserError: the warm-up, with the cool-down, is as long as the run.
+          UserError: the warm-up, with the cool-down, is as long as the run, or as these parts.
         """
+        if own_course is not None:
+            return self._in_two(own_course, total_steps, steps_per_epoch, steps_before)
         steps = total_steps - steps_before
         course = {
             "learning_rate": self.learning_rate,
@@ -247,9 +256,25 @@ class Optimizer:
             total_steps=steps_before,
             cooldown_steps=self.cooldown_steps * steps_before // steps,
         )
-        return lambda step: jnp.where(
-            step < steps_before, before(step), on_pairs(step - steps_before)
+        return _then(before, steps_before, on_pairs)
+
+    def _in_two(self, own_course, total_steps, steps_per_epoch, steps_before):
+        """The schedule whose last steps have their own."""
+        steps, rate, warmup_steps = own_course
+        begins = max(total_steps - steps, steps_before)
+        last = dataclasses.replace(self, learning_rate=rate, warmup_steps=warmup_steps)
+        own = last.learning_rate_schedule(total_steps=total_steps - begins, steps_per_epoch=0)
+        if not begins:
+            return own
+        before = self.learning_rate_schedule(
+            total_steps=begins, steps_per_epoch=steps_per_epoch, steps_before=steps_before
         )
+        return _then(before, begins, own)
+
+
+def _then(before: Schedule, steps: int, after: Schedule) -> Schedule:
+    """A schedule of so many steps, and then another one."""
+    return lambda step: jnp.where(step < steps, before(step), after(step - steps))
 
 
 def create_optimizer(

@@ -55,7 +55,9 @@ def compile_phases(run: "Run", state: TrainState) -> list[Phase]:
         for stage, step_fn in run.steps:
             if stage.first_step < last:
                 continue
-            batch = batch_shapes(config, stage.objective.inputs, sharding=rows_over)
+            batch = batch_shapes(
+                config, stage.objective.inputs, sharding=rows_over, image_size=stage.image_size
+            )
             step_fn = jit_step(step_fn, mesh=run.mesh, state_sharding=shardings)
             step_fn = step_fn.lower(state, batch).compile()
             seen = jax.eval_shape(lambda *of, s=stage: seen_of(s, *of), state.rng, batch)

@@ -174,6 +174,12 @@ class Settings:
         self._check_schedule(total_steps)
 
     def _check_schedule(self, total_steps):
+        own = self.tokens.own_course
+        if own is not None:
+            steps, _, warmup_steps = own
+            check_lengths(warmup_steps, steps, self.optimizer.cooldown_steps)
+            if total_steps is not None and total_steps > steps:
+                total_steps -= steps
         check_lengths(self.optimizer.warmup_steps, total_steps, self.optimizer.cooldown_steps)
 
     def run_length(self, examples: int, step: int = 0, position: Position | None = None) -> int:

@@ -1,8 +1,9 @@
 """The stages of a run: what is trained, and on what, from which step on."""
 
+import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ from cyclip_jax.training.sentences import Sentences
 from cyclip_jax.training.step import Batch, View
 from cyclip_jax.training.token_reduction import TokenReduction, see_everything
 
+# Rows of pairs, with the place in the data after them.
+Pairs: TypeAlias = Generator[tuple[dict[str, np.ndarray], Position], None, None]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -29,6 +33,7 @@ class Stage:
       objective: what is minimised.
       trainable: which parameters train, see `make_train_step`.
       starts_anew: whether the optimiser's state is that of a new run when the stage begins.
+      image_size: pixels per side of the images that it sees; None is those of the model.
     """
 
     first_step: int
@@ -36,6 +41,7 @@ class Stage:
     objective: Objective
     trainable: Trainable | None = None
     starts_anew: bool = False
+    image_size: int | None = None
 
     @property
     def has_pairs(self) -> bool:
@@ -81,6 +87,7 @@ def stages_of_run(
                 view=[view for start, view in views if start <= first][-1],
                 objective=objective if first < end else pairs_alone,
                 starts_anew=0 < first == only,
+                image_size=tokens.image_size_at(first, total_steps),
             )
         )
     return stages
@@ -97,7 +104,11 @@ def stage_at(stages: Sequence[Stage], step: int) -> Stage:
 
 
 def batch_shapes(
-    config: Any, keys: Sequence[str], rows: int | None = None, sharding: Sharding | None = None
+    config: Any,
+    keys: Sequence[str],
+    rows: int | None = None,
+    sharding: Sharding | None = None,
+    image_size: int | None = None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """A global batch of a config as shapes.
 
@@ -106,12 +117,13 @@ def batch_shapes(
       keys: what the batch holds, as `Objective.inputs` names it.
       rows: pairs of the batch; None is config.batch_size.
       sharding: of the arrays.
+      image_size: pixels per side of the images; None is those of the model.
 
     Returns:
       {key: jax.ShapeDtypeStruct}.
     """
     sizes, rows = sizes_in(config.model), rows or config.batch_size
-    side, length = sizes["image_size"], sizes["context_length"]
+    side, length = image_size or sizes["image_size"], sizes["context_length"]
     shapes: dict[str, Any] = {}
     pictures = ("images", "second_images", "negative_images")
     shapes |= dict.fromkeys(pictures, ((rows, side, side, 3), jnp.uint8))
@@ -134,24 +146,42 @@ def seen_of(stage: Stage, key: jax.Array, batch: Batch) -> Batch:
 def batches_of_run(
     stages: Sequence[Stage],
     step: int,
-    pairs: Iterator[tuple[dict[str, np.ndarray], Position]],
+    pairs_from: Callable[[Position, int | None], Pairs],
     position: Position,
     sentences: SentenceBatches | None,
-) -> Generator[tuple[dict[str, np.ndarray], Position], None, None]:
-    """Yields what each step from `step` on sees, with the place in the pairs after it.
+) -> Pairs:
+    """What each step from `step` on sees, with the place in the pairs after it.
+
+    Pairs are opened at once, and anew where a stage sees images of another size.
 
     Args:
       stages: of the run.
       step: the first step.
-      pairs: yields (rows, position after them).
+      pairs_from: function from a place in the pairs, and the pixels per side of images, None for
+        those of the model, to a generator of (rows, position after them).
       position: the place in the pairs before the first step.
       sentences: function from a step to its rows; None where no stage asks for any.
     """
-    while True:
-        stage, batch = stage_at(stages, step), {}
-        if stage.has_pairs:
-            batch, position = next(pairs)
-        if sentences is not None and "sentences" in stage.objective.inputs:
-            batch = {**batch, **sentences(step)}
-        yield {key: batch[key] for key in stage.objective.inputs}, position
-        step += 1
+    of_pairs = [stage for stage in stages if stage.has_pairs]
+    at_first = stage_at(stages, step)
+    size = (at_first if at_first.has_pairs or not of_pairs else of_pairs[0]).image_size
+    first = pairs_from(position, size) if of_pairs else None
+
+    def batches(step, position, pairs, size) -> Pairs:
+        with contextlib.ExitStack() as opened:
+            if pairs is not None:
+                opened.enter_context(contextlib.closing(pairs))
+            while True:
+                stage, batch = stage_at(stages, step), {}
+                if stage.has_pairs:
+                    if stage.image_size != size:
+                        opened.close()
+                        size = stage.image_size
+                        pairs = opened.enter_context(contextlib.closing(pairs_from(position, size)))
+                    batch, position = next(pairs)
+                if sentences is not None and "sentences" in stage.objective.inputs:
+                    batch = {**batch, **sentences(step)}
+                yield {key: batch[key] for key in stage.objective.inputs}, position
+                step += 1
+
+    return batches(step, position, first, size)

@@ -7,7 +7,12 @@ from flax import nnx
 from cyclip_jax.errors import UserError
 from cyclip_jax.models import create_model
 from cyclip_jax.models.presets import patch_grid, resolve_sizes, sizes_in
-from cyclip_jax.models.tokens import check_patch_dropping, choose_patches, shorten
+from cyclip_jax.models.tokens import (
+    check_patch_dropping,
+    choose_patches,
+    choose_tokens,
+    shorten,
+)
 from tests.interop.models import VIT, drawn_model
 
 KEY = jax.random.key(0)
@@ -153,6 +158,44 @@ def test_shortened_texts_keep_their_end():
     )
     np.testing.assert_array_equal(shorten(texts(), 8), texts())
     assert shorten(texts(), 1).tolist() == [[END]] * 4
+
+
+@pytest.mark.parametrize("how", ["block", "random"])
+def test_chosen_tokens_keep_both_ends_and_their_order(how):
+    tokens = jnp.tile(texts(), (200, 1))
+    chosen = np.asarray(choose_tokens(KEY, tokens, 4, how)).reshape(200, 4, 4)
+    for row, end in enumerate((2, 3, 4, 7)):
+        first, *inner, last = chosen[:, row].T
+        assert (first == 1).all()
+        if end == 2:  # it fits, with padding behind it
+            assert (chosen[:, row] == [1, 2, END, 0]).all()
+            continue
+        assert (last == END).all()
+        steps = inner[1] - inner[0]
+        assert (steps == 1).all() if how == "block" else (steps >= 1).all()
+        assert min(inner[0]) >= 2 and max(inner[1]) <= end
+    assert (choose_tokens(jax.random.key(1), tokens, 4, how) != chosen.reshape(-1, 4)).any()
+    for length in (8, 2):
+        found = choose_tokens(KEY, texts(), length, how)
+        expected = texts() if length == 8 else [[1, END]] * 4
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("how, pairs", [("block", 5), ("random", 15)])
+def test_each_choice_of_tokens_is_equally_likely(how, pairs):
+    """Two of the six tokens between both ends: five runs, or fifteen pairs."""
+    n = 15_000
+    tokens = jnp.tile(texts()[3], (n, 1))
+    chosen, counts = np.unique(choose_tokens(KEY, tokens, 4, how), axis=0, return_counts=True)
+    assert len(chosen) == pairs
+    deviation = np.sqrt(n / pairs * (1 - 1 / pairs))
+    assert abs(counts - n / pairs).max() < 5 * deviation
+
+
+@pytest.mark.parametrize("how", ["block", "random"])
+def test_no_token_of_a_text_without_an_end_is_lost(how):
+    """Rows of zeros stand in for captions that are not there."""
+    np.testing.assert_array_equal(choose_tokens(KEY, jnp.zeros((2, 8), int), 4, how), 0)
 
 
 def test_a_text_whose_end_is_in_sight_keeps_its_embedding(x64):

@@ -78,6 +78,30 @@ def test_steps_on_sentences_alone_have_the_same_course_in_their_own_length(x64):
     np.testing.assert_allclose(on_pairs, [float(alone(step)) for step in range(40)], rtol=1e-12)
 
 
+def test_the_last_steps_may_have_a_course_of_their_own(x64):
+    """Each part is the schedule of a run of its length, also after steps on sentences alone."""
+    lengths = {"total_steps": 60, "steps_per_epoch": 7}
+    whole = optimizer(learning_rate=2.0).learning_rate_schedule(**lengths, own_course=(20, 0.2, 5))
+    before = optimizer(learning_rate=2.0).learning_rate_schedule(total_steps=40, steps_per_epoch=7)
+    last = optimizer(learning_rate=0.2, warmup_steps=5)
+    last = last.learning_rate_schedule(total_steps=20, steps_per_epoch=7)
+    expected = [*map(before, range(40)), *map(last, range(20))]
+    np.testing.assert_allclose([whole(step) for step in range(60)], expected, rtol=1e-12)
+    own = {"own_course": (20, 0.2, 5), "steps_before": 10}
+    found = optimizer(learning_rate=2.0).learning_rate_schedule(**lengths, **own)
+    before = optimizer(learning_rate=2.0).learning_rate_schedule(
+        total_steps=40, steps_per_epoch=7, steps_before=10
+    )
+    np.testing.assert_allclose(
+        [found(step) for step in range(60)],
+        [*map(before, range(40)), *map(last, range(20))],
+        rtol=1e-12,
+    )
+    all_full = optimizer().learning_rate_schedule(**lengths, own_course=(70, 0.2, 5))
+    alone = optimizer(learning_rate=0.2, warmup_steps=5).learning_rate_schedule(**lengths)
+    np.testing.assert_allclose(all_full(30), alone(30), rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     "own, sentence",
     [

@@ -1,5 +1,6 @@
 """Training on sentences: the step, its stages, and what the settings refuse."""
 
+import dataclasses
 import functools
 
 import jax
@@ -27,9 +28,7 @@ from tests.training.test_step import VIT, make_state, worst_difference
 M, LENGTH = 8, 5
 SECTION = {**defaults.get_config().sentences, "train": "wiki.txt", "batch_size": M}
 TRIPLETS = {"train": "nli.csv"}
-NO_REDUCTION = TokenReduction(
-    patch_dropping="none", kept_patches=0.5, text_length=None, full_steps=0
-)
+NO_REDUCTION = TokenReduction(**defaults.get_config().tokens)
 
 
 def objective_of(**section):
@@ -178,7 +177,7 @@ def test_a_run_has_its_stages(section, expected):
 
 
 def test_full_steps_of_the_towers_cut_the_stages_once_more():
-    tokens = TokenReduction(patch_dropping="none", kept_patches=0.5, text_length=4, full_steps=6)
+    tokens = dataclasses.replace(NO_REDUCTION, text_length=4, full_steps=6)
     found = stages(only_steps=5, until_step=8, tokens=tokens)
     assert [stage.first_step for stage in found] == [0, 5, 8, 14]
     batch = dict.fromkeys(("tokens", "second_tokens"), jnp.zeros((2, 6), jnp.int32))
