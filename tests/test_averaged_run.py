@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from cyclip_jax import defaults
 from cyclip_jax.average import average_models, main
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.errors import UserError
@@ -33,7 +34,7 @@ def averaged(pairs):
     config = configure(pairs, fsdp=2).copy_and_resolve_references().unlock()
     config.evals.val = tiny.get_config().evals.val.copy_and_resolve_references()
     config.evals.val.pairs = str(pairs)
-    config.tokens.patch_dropping, config.tokens.text_length = "none", None
+    config.tokens.update(defaults.get_config().tokens)
     config.model.context_length = 24
     config.total_steps, config.checkpoint_every_steps = STEPS, 2
     config.optimizer.freeze = ("visual/conv1/.*", "visual/.*_embedding")

@@ -1,5 +1,6 @@
 """Opens a trained model, whichever program wrote it, and makes a module of it."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Callable
@@ -190,7 +191,7 @@ def described_by(checkpoint: Checkpoint, config: Any) -> Any:
     Raises:
       UserError: the checkpoint needs a preprocessing that we do not have.
     """
-    config = config.copy_and_resolve_references()
+    config = copy.deepcopy(config)  # whose fields can still be set on a command line
     preprocess = _own_preprocess(checkpoint)
     with config.unlocked():
         config.model.update(checkpoint.model)

@@ -15,7 +15,6 @@ from cyclip_jax.losses.terms import (
     Term,
     Weight,
     check_weight_warmup,
-    is_zero,
     weight_reports,
 )
 from cyclip_jax.losses.tiles import (
@@ -81,7 +80,6 @@ def primary_components_term(
     primary_components_weight: Weight,
     primary_components_kept: int,
     primary_components_warmup_steps: int,
-    has_second_captions: bool,
     label_smoothing: float = 0.0,
     chunk_size: int = CHUNK_SIZE,
 ) -> Term:
@@ -95,22 +93,15 @@ def primary_components_term(
       primary_components_weight: of the term.
       primary_components_kept: how many components are kept.
       primary_components_warmup_steps: over so many steps the weight grows linearly from 0.
-      has_second_captions: whether the examples have second captions.
       label_smoothing: of the softmax (see `info_nce`).
       chunk_size: rows of each device in a tile of the similarities (see `info_nce`).
 
     Raises:
-      UserError: no component is kept, the warm-up is negative, or there are no second captions.
+      UserError: no component is kept, or the warm-up is negative.
     """
     check_weight_warmup(_NAME, primary_components_warmup_steps)
     if primary_components_kept < 1:
         raise UserError(f"config.loss.{_NAME}_kept {primary_components_kept} must be at least 1")
-    if not (is_zero(primary_components_weight) or has_second_captions):
-        raise UserError(
-            f"config.loss.{_NAME}_weight is that of a term with short captions, which are second "
-            "views of captions; set config.data.second_caption='first_sentence', or 'another' if "
-            "the examples have short captions of their own"
-        )
 
     def measure(embeds, batch, scales, axis_names):
         del batch

@@ -27,6 +27,7 @@ from cyclip_jax.losses.terms import (
     Term,
     Weight,
     check_detached_gather,
+    is_zero,
     weighted_sum,
 )
 from cyclip_jax.losses.tiles import CHUNK_SIZE
@@ -90,6 +91,8 @@ class Objective:
     Attributes:
       first_step: the first step of the run that sees pairs, from which on weights grow.
       warmups: {name of a setting of the loss: steps over which weights grow}.
+      wants_short_captions: whether there is a term of them, which an objective without second
+        captions leaves out.
       detached_gather_devices: as given.
       nested_dims: as given.
       initial_scalars: {name of a scalar parameter: its value in a new model}, where that is not
@@ -147,13 +150,12 @@ class Objective:
             "negatives": sections.pop("negatives", ()),
         }
         _check_sections(sections)
-        views = sections.get("second_views", {}).get("views", ())
-        loss["has_second_captions"] = "text" in views
         # What the second views leave of the contrastive loss between images and texts.
         loss["contrastive_weight"] = 1 - second_view_weight if "second_views" in sections else None
         sentences = sections.get("sentences")
         self.first_step = sentences["only_steps"] if sentences else 0  # none has pairs before
         self.warmups = {n: steps for n, steps in loss.items() if n.endswith("_warmup_steps")}
+        self.wants_short_captions = not is_zero(primary_components_weight)
         self.detached_gather_devices = detached_gather_devices
         self.nested_dims = nested_dims
         self.initial_scalars = _initial_scalars(
@@ -296,11 +298,14 @@ def _terms(loss, sections, nested_dims):
       sections: those of the terms with a section of their own.
       nested_dims: sizes over which the terms of pairs are averaged.
     """
-    terms = {}
+    views = sections.get("second_views", {}).get("views", ())
+    has_second_captions, terms = "text" in views, {}
     for name, make in TERMS.items():
         keys = inspect.signature(make).parameters.keys()
         if name not in sections and not keys <= loss.keys():
             continue  # a term whose section is missing
+        if name == "primary_components" and not has_second_captions:
+            continue
         settings = {key: loss[key] for key in keys if key in loss}
         term = make(**settings | dict(sections.get(name, {})))
         if nested_dims and all(row.tower != "sentences" for row in term.rows.values()):

@@ -107,6 +107,12 @@ class Settings:
         check_stretch(self.init_keep_positions, self.init_from, self.init_parts, sizes)
         check_profile_steps(self.profile_steps)
         self.loss.check_model(self.model)
+        if self.loss.wants_short_captions and self.data.second_caption == "none":
+            raise UserError(
+                "config.loss.primary_components_weight is that of a term with short captions, "
+                "which are second views of captions; set config.data.second_caption="
+                "'first_sentence', or 'another' if the examples have short captions of their own"
+            )
         self.tokens.reduced_view(sizes)
         self.check_length(self.total_steps)
         if self.classes.is_on:

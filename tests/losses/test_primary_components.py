@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cyclip_jax import parallel
-from cyclip_jax.errors import UserError
 from cyclip_jax.losses.contrastive import info_nce_dense
 from cyclip_jax.losses.primary_components import (
     primary_components,
@@ -14,6 +13,7 @@ from cyclip_jax.losses.primary_components import (
     primary_components_term,
 )
 from cyclip_jax.losses.terms import weighted_sum
+from cyclip_jax.training.objective import Objective
 from tests.conftest import unit_rows
 
 N, D, SCALE = 24, 6, 5.0
@@ -23,7 +23,6 @@ def term(kept=3, **settings):
     given = {
         "primary_components_weight": 0.7,
         "primary_components_warmup_steps": 0,
-        "has_second_captions": True,
         "chunk_size": 2,
     }
     return primary_components_term(**given | settings, primary_components_kept=kept)
@@ -100,7 +99,15 @@ def test_equal_embeddings_have_the_loss_of_a_guess_and_a_finite_gradient():
     assert all(bool(jnp.isfinite(x).all()) for x in gradient.values())
 
 
-def test_a_weight_of_zero_is_not_computed_and_wants_no_short_captions():
-    assert not term(primary_components_weight=0.0, has_second_captions=False).is_computed
-    with pytest.raises(UserError, match=r"set config\.data\.second_caption='first_sentence'"):
-        term(has_second_captions=False)
+def test_a_weight_of_zero_is_not_computed():
+    assert not term(primary_components_weight=0.0).is_computed
+
+
+def test_without_short_captions_the_term_is_left_out():
+    """As in evaluations, which have pairs alone; a run's settings refuse it."""
+    alone = Objective(primary_components_weight=1.0)
+    assert alone.wants_short_captions and "primary_components" not in alone.terms
+    views = {"views": ["text"]}
+    both = Objective(primary_components_weight=1.0, second_view_weight=0.0, second_views=views)
+    assert list(both.terms) == ["contrastive", "primary_components", "cyclic"]
+    assert both.inputs == ("images", "tokens", "second_tokens")

@@ -13,6 +13,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks import host_memory
+from cyclip_jax import defaults
 from cyclip_jax import train as training
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import watch
@@ -33,7 +34,7 @@ HITS = "/jax/compilation_cache/cache_hits"
 def configured(pairs):
     """A run of six steps with checkpoints at 3 and 6, that profiles and keeps what it compiles."""
     config = configure(pairs).unlock()
-    config.tokens.patch_dropping, config.tokens.text_length = "none", None  # one step to compile
+    config.tokens.update(defaults.get_config().tokens)  # one step to compile
     config.profile_steps = (2, 3)
     config.compilation_cache = "{workdir}/compiled"
     config.stall_factor = 2.0
