@@ -126,6 +126,7 @@ class Settings:
         others = {
             "data.train": self.data.train,
             "data.mixture": dict(self.data.mixture) or None,
+            "data.kept": self.data.kept,
             "sentences.train": self.sentences.train,
         }
         for name, value in others.items():
