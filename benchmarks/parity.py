@@ -232,14 +232,14 @@ def abstract_model(name, sizes, *, is_training=False, dtype="float32", quick_gel
     return (train_graphdef if is_training else graphdef), tree
 
 
-def our_encoder(name, sizes, *, quick_gelu=None):
-    """Compiles (weights, batch) -> (image, text) embeddings, which are float32 [N, D] each."""
-    graphdef, abstract = abstract_model(name, sizes, quick_gelu=quick_gelu)
+def our_encoder(name, sizes, *, quick_gelu=None, dtype="float32"):
+    """Compiles (weights, batch) -> (image, text) embeddings, which are [N, D] of `dtype` each."""
+    graphdef, abstract = abstract_model(name, sizes, quick_gelu=quick_gelu, dtype=dtype)
 
     @jax.jit
     def forward(tree, batch):
         model = nnx.merge(graphdef, tree["params"], tree["batch_stats"])
-        images = normalise_images(batch["images"])
+        images = normalise_images(batch["images"], np.dtype(dtype))
         return model.encode_image(images), model.encode_text(batch["tokens"])
 
     def encode(weights, batch):
@@ -266,10 +266,10 @@ def load(model, weights):
     return model
 
 
-def open_clip_embeddings(model, batch):
-    """Computes open_clip's image and text embeddings, float32 [N, D] each."""
+def open_clip_embeddings(model, batch, dtype=None):
+    """Computes open_clip's image and text embeddings, [N, D] each, by default in float32."""
     with torch.no_grad():
-        images, texts = torch_images(batch), torch_tokens(batch)
+        images, texts = torch_images(batch, dtype), torch_tokens(batch)
         return model.encode_image(images).numpy(), model.encode_text(texts).numpy()
 
 
