@@ -172,7 +172,8 @@ class _Worker:
 
     def __init__(self, entries, lower_case, seed=0, chances=None):
         self.names, self.entries = entries, Entries(entries)
-        self.lower_case, self.seed, self.chances = lower_case, seed, chances
+        self.lower_case, self.seed = lower_case, seed
+        self.chances: Any = chances  # of each entry, once all are counted
 
     def found_in(self, caption):
         return self.entries.found_in(caption.lower() if self.lower_case else caption)

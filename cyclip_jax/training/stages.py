@@ -167,9 +167,9 @@ def batches_of_run(
     size = (at_first if at_first.has_pairs or not of_pairs else of_pairs[0]).image_size
     first = pairs_from(position, size) if of_pairs else None
 
-    def batches(step, position, pairs, size) -> Pairs:
+    def batches(step: int, position: Position, pairs: Any, size: int | None) -> Pairs:
         with contextlib.ExitStack() as opened:
-            if pairs is not None:
+            if of_pairs:
                 opened.enter_context(contextlib.closing(pairs))
             while True:
                 stage, batch = stage_at(stages, step), {}

@@ -157,9 +157,8 @@ def _read_rows(folder, manifest, config_key):
 
 def _pictures(source: Source, rows: Iterable[int] | None = None):
     """Yields (row, SHA-256 of its picture's file, or None) of some examples."""
-    if rows is None:
-        rows = np.unique(np.linspace(0, len(source) - 1, _COMPARED).astype(int)).tolist()
-    for row in rows:
+    spread = np.unique(np.linspace(0, len(source) - 1, _COMPARED).astype(int))
+    for row in spread.tolist() if rows is None else rows:
         try:
             yield row, hashlib.sha256(read_told(source.read, row).image).hexdigest()
         except Unreadable:
