@@ -34,7 +34,7 @@ def averaged(pairs):
     config = configure(pairs, fsdp=2).copy_and_resolve_references().unlock()
     config.evals.val = tiny.get_config().evals.val.copy_and_resolve_references()
     config.evals.val.pairs = str(pairs)
-    config.tokens.update(defaults.get_config().tokens)
+    config.tokens.update(defaults.get_config().tokens.to_dict())
     config.model.context_length = 24
     config.total_steps, config.checkpoint_every_steps = STEPS, 2
     config.optimizer.freeze = ("visual/conv1/.*", "visual/.*_embedding")

@@ -91,7 +91,8 @@ def flags_of(name):
 
 def test_every_flag_that_a_message_names_exists():
     costs = re.findall(r'"--([\w-]+)"', (ROOT / "launch" / "aot_check.py").read_text())
-    known = {"config", *OTHERS, *costs}.union(*map(flags_of, COMMANDS))
+    commands = (*COMMANDS, "data.balance", "data.score")
+    known = {"config", *OTHERS, *costs}.union(*map(flags_of, commands))
     for where, flag in named(r"(?<![\w(-])--([a-z][\w-]*\w)(?![\w{-])", 30):
         assert flag in known, (where, flag)
 

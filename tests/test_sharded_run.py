@@ -79,7 +79,7 @@ def test_the_last_steps_see_everything():
     assert len(views_of_run(full_steps=0)) == 1
     assert views_of_run(full_steps=100) == [(0, see_everything)]
     assert views_of_run(**NOTHING) == [(0, see_everything)]
-    smaller = views_of_run(**NOTHING, image_size=16)
+    smaller = views_of_run(**NOTHING | {"image_size": 16})
     assert smaller == [(0, see_everything), (90, see_everything)]
     sizes = TokenReduction(**NOTHING | {"image_size": 16})
     assert [sizes.image_size_at(step, 100) for step in (0, 89, 90)] == [16, 16, None]

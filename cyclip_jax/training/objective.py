@@ -304,12 +304,12 @@ def _terms(loss, sections, nested_dims):
         keys = inspect.signature(make).parameters.keys()
         if name not in sections and not keys <= loss.keys():
             continue  # a term whose section is missing
-        if name == "primary_components" and not has_second_captions:
-            continue
         settings = {key: loss[key] for key in keys if key in loss}
         term = make(**settings | dict(sections.get(name, {})))
         if nested_dims and all(row.tower != "sentences" for row in term.rows.values()):
             term = nested(term, nested_dims)
+        if name == "primary_components" and not has_second_captions:
+            continue  # but its settings are checked
         if term.is_computed:
             terms[name] = term
     if "classes" in terms:  # in place of pairs

@@ -219,6 +219,12 @@ def test_wordnet_is_a_list_of_entries():
         module.balance(module.Balance(input="x.csv", entries="wordnet", limit=0), "out")
 
 
+@pytest.mark.parametrize("word, flag", [("balance", "--limit"), ("score", "--keep"), ("", "--r")])
+def test_each_command_has_its_own_help(capsys, word, flag):
+    assert status_of(main, [*word.split(), "--help"]) == 0
+    assert flag in capsys.readouterr().out
+
+
 def test_the_command_tells_what_stays(pool, tmp_path, environment):
     flags = [f"--input={pool / 'pool.csv'}", f"--entries={pool / 'entries.txt'}", "--lower_case"]
     flags += ["--limit=20", f"--output={tmp_path / 'out'}"]

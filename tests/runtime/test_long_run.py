@@ -34,7 +34,7 @@ HITS = "/jax/compilation_cache/cache_hits"
 def configured(pairs):
     """A run of six steps with checkpoints at 3 and 6, that profiles and keeps what it compiles."""
     config = configure(pairs).unlock()
-    config.tokens.update(defaults.get_config().tokens)  # one step to compile
+    config.tokens.update(defaults.get_config().tokens.to_dict())  # one step to compile
     config.profile_steps = (2, 3)
     config.compilation_cache = "{workdir}/compiled"
     config.stall_factor = 2.0
