@@ -97,9 +97,6 @@ class Entries:
         # {first word: how many words the entries have that begin with it}
         self._lengths = {word: tuple(sorted(found)) for word, found in lengths.items()}
 
-    def __len__(self) -> int:
-        return len(self._numbers)
-
     def found_in(self, text: str) -> list[int]:
         """The numbers of the entries in a text, rising: `found_in_dense`, but faster."""
         words = spaced(text).split(" ")

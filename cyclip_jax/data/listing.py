@@ -16,10 +16,9 @@ from absl import flags
 from etils import epath
 from jaxtyping import Shaped
 
-from cyclip_jax.data.reading import Reading
 from cyclip_jax.data.record import Source
 from cyclip_jax.data.result_folder import check_settings
-from cyclip_jax.data.sources import DataSet
+from cyclip_jax.data.sources import create_source
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import remove_unfinished, write_atomically, write_json
 
@@ -50,10 +49,15 @@ class Input:
 
     def open(self) -> Source:
         """Opens the data; raises UserError where something is wrong with them."""
-        reading = Reading(
-            image_key=self.image_key, caption_key=self.caption_key, delimiter=self.delimiter
+        return create_source(
+            self.source,
+            self.input,
+            config_key="data.input",
+            kept=self.kept,
+            image_key=self.image_key,
+            caption_key=self.caption_key,
+            delimiter=self.delimiter,
         )
-        return DataSet(self.source, self.input, reading, "data.input", self.kept).open()
 
 
 def define_input(values: flags.FlagValues) -> None:

@@ -261,7 +261,8 @@ def check_continued(
             f"{sentences.name} has other sentences than those that the run has trained on; bring "
             "back the file, or start in a new --workdir with --config.init_from=WORKDIR"
         )
-    if meta.get("kept_sum", kept_sum(source)) != kept_sum(source):
+    kept = kept_sum(source)
+    if meta.get("kept_sum", kept) != kept:
         raise UserError(
             "the run has trained on other examples of its data than those that config.data.kept "
             "lists now; bring back the list, or start in a new --workdir with "

@@ -103,7 +103,7 @@ def _work(connection, settings, folder):
         connection.send(UserError(sentence(error)))
 
 
-def end_with_parent():
+def end_with_parent() -> None:
     """Ends a worker whose parent was killed; else both it and the next run would write."""
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -15,7 +15,7 @@ from cyclip_jax.losses.classes import HEAD
 from cyclip_jax.losses.cyclip import contrastive_term, cyclic_term
 from cyclip_jax.losses.nested import check_nested_dims, nested
 from cyclip_jax.losses.primary_components import primary_components_term
-from cyclip_jax.losses.second_views import second_view_term
+from cyclip_jax.losses.second_views import VIEWS, second_view_term
 from cyclip_jax.losses.sigmoid import INITIAL_LOGIT_SCALE
 from cyclip_jax.losses.terms import (
     Embeds,
@@ -299,7 +299,8 @@ def _terms(loss, sections, nested_dims):
       nested_dims: sizes over which the terms of pairs are averaged.
     """
     views = sections.get("second_views", {}).get("views", ())
-    has_second_captions, terms = "text" in views, {}
+    absent = {second for view, (_, second, _) in VIEWS.items() if view not in views}
+    terms = {}
     for name, make in TERMS.items():
         keys = inspect.signature(make).parameters.keys()
         if name not in sections and not keys <= loss.keys():
@@ -308,8 +309,8 @@ def _terms(loss, sections, nested_dims):
         term = make(**settings | dict(sections.get(name, {})))
         if nested_dims and all(row.tower != "sentences" for row in term.rows.values()):
             term = nested(term, nested_dims)
-        if name == "primary_components" and not has_second_captions:
-            continue  # but its settings are checked
+        if absent & term.rows.keys():
+            continue  # a term of second views that there are not; its settings are checked
         if term.is_computed:
             terms[name] = term
     if "classes" in terms:  # in place of pairs

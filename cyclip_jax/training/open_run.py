@@ -48,6 +48,7 @@ from cyclip_jax.training.objective import configured_objective
 from cyclip_jax.training.sentences import name_faults, open_sentences, shorter_tokenizer
 from cyclip_jax.training.settings import Settings, checked, with_absolute_paths
 from cyclip_jax.training.stages import (
+    Pairs,
     Stage,
     batches_of_run,
     is_of_sentences,
@@ -413,7 +414,7 @@ def _open_data(plan, workdir, step, position, stack):
     bad_examples = open_bad_examples(settings.data, workdir, plan.source, position=position)
     _closed_with(stack, bad_examples)
 
-    def pairs_from(position, image_size):
+    def pairs_from(position: Position, image_size: int | None) -> Pairs:
         return open_batches(
             settings.data,
             plan.source,

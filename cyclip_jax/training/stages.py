@@ -162,9 +162,9 @@ def batches_of_run(
       position: the place in the pairs before the first step.
       sentences: function from a step to its rows; None where no stage asks for any.
     """
-    of_pairs = [stage for stage in stages if stage.has_pairs]
-    at_first = stage_at(stages, step)
-    size = (at_first if at_first.has_pairs or not of_pairs else of_pairs[0]).image_size
+    begun = stage_at(stages, step).first_step
+    of_pairs = [stage for stage in stages if stage.first_step >= begun and stage.has_pairs]
+    size = of_pairs[0].image_size if of_pairs else None
     first = pairs_from(position, size) if of_pairs else None
 
     def batches(step: int, position: Position, pairs: Any, size: int | None) -> Pairs:

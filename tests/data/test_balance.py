@@ -141,6 +141,11 @@ def test_a_limit_that_no_entry_reaches_keeps_all_that_have_one(pool, tmp_path):
     assert manifest["found_before"] == manifest["found_after"] == 391
 
 
+def test_data_in_the_home_folder_are_found(pool, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(pool))
+    run(pool, tmp_path / "out", "--input=~/pool.csv")
+
+
 def test_workers_and_blocks_change_nothing(pool, balanced, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", 37)
     assert run(pool, tmp_path / "two", "--lower_case", "--workers=2") == balanced

@@ -112,7 +112,13 @@ class DataSet:
 
 
 def create_source(
-    name: str, path: str | None, *, config_key: str, usual: Reading | None = None, **reading: Any
+    name: str,
+    path: str | None,
+    *,
+    config_key: str,
+    usual: Reading | None = None,
+    kept: str | None = None,
+    **reading: Any,
 ) -> Source:
     """Opens the data set at `path` with the source called `name`.
 
@@ -121,13 +127,14 @@ def create_source(
       path: where the data set lies.
       config_key: full name of the config key that holds `path`, for messages ("config.data.train").
       usual: the settings where `reading` says nothing else; None are those of `Reading()`.
+      kept: folder with a list of the examples that are wanted; None is all of them.
       **reading: arguments of `Reading`; a source uses those that mean something to it.
 
     Raises:
       UserError: there is no source or no setting of this name, or the source refuses the data.
     """
     path = None if path is None else expanded_place(str(path))
-    return DataSet(name, path, _reading(reading, config_key, usual), config_key).open()
+    return DataSet(name, path, _reading(reading, config_key, usual), config_key, kept).open()
 
 
 def parts_of_mixture(
