@@ -309,8 +309,8 @@ def _terms(loss, sections, nested_dims):
         term = make(**settings | dict(sections.get(name, {})))
         if nested_dims and all(row.tower != "sentences" for row in term.rows.values()):
             term = nested(term, nested_dims)
-        if absent & term.rows.keys():
-            continue  # a term of second views that there are not; its settings are checked
+        if name not in sections and absent & term.rows.keys():
+            continue  # it takes second views that there are not; its settings are checked
         if term.is_computed:
             terms[name] = term
     if "classes" in terms:  # in place of pairs

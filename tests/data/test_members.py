@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import time
 import zlib
 
 import google_crc32c
@@ -256,3 +257,22 @@ def test_compressed_shards_are_told_by_what_compressed_them(tmp_path):
     with open(path, "wb") as file:
         file.write(zlib.compress(content, wbits=31))
     assert "compressed with gzip as a whole; unpack it with gunzip" in refused(path)
+
+
+def test_indexes_are_read_one_at_a_time(tmp_path, monkeypatch):
+    for number in range(8):
+        tar_of(tmp_path / f"{number}.tar", *pairs("1")["1"])
+    opened(tmp_path / "*.tar")  # makes the indexes
+    load, reading, together = np.load, [], []
+
+    def watched(file, **settings):
+        reading.append(file)
+        time.sleep(0.01)
+        together.append(len(reading))
+        arrays = load(file, **settings)
+        reading.remove(file)
+        return arrays
+
+    monkeypatch.setattr(shard_index.np, "load", watched)
+    opened(tmp_path / "*.tar")
+    assert together == [1] * 8

@@ -13,6 +13,7 @@ import logging
 import os
 import struct
 import tarfile
+import threading
 import time
 import zipfile
 import zlib
@@ -35,6 +36,9 @@ VERSION = 2  # of what an index holds
 WORKERS = 16  # shards at a time: of remote ones most of the time is waiting
 READ_AHEAD = 1 << 20  # bytes of a remote shard that one request brings
 
+# NumPy parses an array's header as Python, and Python 3.11 counts the depth of what it parses for
+# all threads together: two at a time can end in SystemError.
+_PARSING = threading.Lock()
 # What NumPy raises of an index file that is cut or changed.
 _DAMAGED = (
     EOFError,
@@ -46,6 +50,7 @@ _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
+_KEPT = ("about", "names", "keys", "fault", "offsets", "sizes", "endings", "samples")
 _LENGTH = struct.Struct("<Q")
 _HEAD = struct.Struct("<QI")  # length and its checksum
 _TFRECORD_HEAD = _HEAD.size
@@ -360,7 +365,10 @@ def _read(place, size, stamp):
     """The Members in an index file; None if there is none, or it is another shard's."""
     try:
         with epath.Path(place).open("rb") as file:
-            arrays = np.load(io.BytesIO(file.read()))
+            content = io.BytesIO(file.read())
+        with _PARSING:
+            opened = np.load(content, allow_pickle=False)
+            arrays = {name: opened[name] for name in _KEPT}
         if arrays["about"].tolist() != [VERSION, size, stamp]:
             return None
         names, keys = (str(arrays[name]).split("\n") for name in ("names", "keys"))
