@@ -19,6 +19,7 @@ ONNX = [*TORCH, "open_clip_torch>=3.0", "onnx>=1.17", "onnxruntime>=1.20", "onnx
 # The versions that parity is shown for; torchvision has to be the one of torch.
 TEST = [
     "clip_benchmark==1.6.2",
+    "embedding-reader==1.8.1",
     "emoji==2.16.0",
     "gensim==4.4.0",
     "hypothesis",

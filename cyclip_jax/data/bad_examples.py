@@ -3,12 +3,32 @@
 import json
 import os
 from collections import Counter
+from typing import Protocol
 
 from etils import epath
 
 from cyclip_jax.data.order import Position
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import Appender, parse_json, write_atomically
+
+
+class NamesBadExamples(Protocol):
+    """What is told of examples that cannot be used."""
+
+    def __contains__(self, key_and_index: tuple[str, int]) -> bool:
+        """Whether an example was told of already."""
+        ...
+
+    def add(
+        self,
+        key: str,
+        index: int,
+        reason: str,
+        detail: str = "",
+        position: Position | None = None,
+    ) -> None:
+        """Takes an example's name and number, and why it cannot be used."""
+        ...
 
 
 class BadExamples:

@@ -91,6 +91,10 @@ class Blocks:
       examples: how many there are.
       size: examples of a block.
 
+    Attributes:
+      folder: where the blocks' files lie.
+      ranges: the numbers of the examples of each block.
+
     Raises:
       UserError: the folder was begun with other settings.
     """
@@ -98,7 +102,7 @@ class Blocks:
     def __init__(
         self, folder: epath.Path, settings: Mapping[str, Any], examples: int, size: int
     ) -> None:
-        self._folder = folder / _PARTS
+        self.folder: epath.Path = folder / _PARTS
         self.ranges: list[range] = [
             range(first, min(first + size, examples)) for first in range(0, examples, size)
         ]
@@ -133,9 +137,9 @@ class Blocks:
         Raises:
           UserError: a worker died.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        paths = [self._folder / f"{stage}-{number:06d}.npz" for number in range(len(self.ranges))]
-        done = {path.name for path in self._folder.iterdir()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = [self.folder / f"{stage}-{number:06d}.npz" for number in range(len(self.ranges))]
+        done = {path.name for path in self.folder.iterdir()}
         missing = [
             (path, rows)
             for path, rows in zip(paths, self.ranges, strict=True)
@@ -169,8 +173,8 @@ class Blocks:
 
     def remove(self) -> None:
         """Removes the files of the blocks, once the list is whole."""
-        if self._folder.exists():
-            self._folder.rmtree()
+        if self.folder.exists():
+            self.folder.rmtree()
 
 
 class Here(concurrent.futures.Executor):

@@ -33,24 +33,33 @@ class Loader:
         raising tf.errors.OpError.
       specs: {name in the batch: tf.TensorSpec} of what `pictures` gives.
       captions: {name in the batch: function (record, epoch, index) → text}.
+      words: {name in the batch: function of a record → text} of what is handed on as it is, in
+        UTF-8, and not tokenised.
     """
 
     source: Source | Mixture
     pictures: Callable[[tf.Tensor, tf.Tensor], Pictures]
     specs: Mapping[str, tf.TensorSpec]
     captions: dict[str, Callable[[Record, int, int], str]]
+    words: Mapping[str, Callable[[Record], str]] = dataclasses.field(default_factory=dict)
 
     @property
     def files(self) -> int:
         """How many files of pictures an example has: its own, and perhaps its negative one."""
         return 1 + (HAS_NEGATIVE_IMAGE in self.specs)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The names in the batch of all that is text."""
+        return (*self.captions, *self.words)
+
     def read(self, epoch: int, index: int) -> tuple[list[bytes], dict[str, bytes]]:
-        """(encoded images, {name in the batch: caption}) of one example; raises Unreadable."""
+        """(encoded images, {name in the batch: text}) of one example; raises Unreadable."""
         if index == NO_EXAMPLE:
             raise Unreadable("no example")
         record = read_told(self.source.read, index)
         texts = {name: text(record, epoch, index) for name, text in self.captions.items()}
+        texts |= {name: text(record) for name, text in self.words.items()}
         encoded = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
         return [record.image, record.negative_image][: self.files], encoded
 
@@ -62,11 +71,11 @@ class Loader:
 
         Returns:
           Whether each can be read, bool [n]; the encoded images, bytes [n, files], and each kind of
-          captions, bytes [n].
+          texts, bytes [n].
         """
         is_read = np.zeros(len(rows), bool)
         encoded = np.full((len(rows), self.files), b"", object)
-        captions = {name: np.full(len(rows), b"", object) for name in self.captions}
+        captions = {name: np.full(len(rows), b"", object) for name in self.texts}
         for i, (epoch, index) in enumerate(rows.tolist()):
             try:
                 encoded[i], texts = self.read(epoch, index)
@@ -125,17 +134,23 @@ def train_loader(
     return Loader(source, pictures, specs, captions)
 
 
-def eval_loader(source: Source | Mixture, image_size: int, resize_mode: str = "shortest") -> Loader:
+def eval_loader(
+    source: Source | Mixture,
+    image_size: int,
+    resize_mode: str = "shortest",
+    words: Mapping[str, Callable[[Record], str]] | None = None,
+) -> Loader:
     """What evaluations load examples with: nothing is random, and the first caption is taken.
 
     Args:
       source: where they come from.
       image_size: side of the images in pixels.
       resize_mode: how a picture becomes a square, see `Transform`.
+      words: as of `Loader`; None is nothing.
     """
     pictures = _eval_pictures(image_size, resize_mode)
     captions = {"tokens": lambda record, epoch, index: record.captions[0]}
-    return Loader(source, pictures, {"images": _image_spec(image_size)}, captions)
+    return Loader(source, pictures, {"images": _image_spec(image_size)}, captions, words or {})
 
 
 def _image_spec(side):
@@ -200,12 +215,12 @@ def load_chunk(
       candidates: row → int64 [k, 2], the examples that may stand for it, in order of preference.
 
     Returns:
-      ({name in the batch: images uint8 [c, h, w, 3], or captions [c]}, rows, used [c]): used is the
+      ({name in the batch: images uint8 [c, h, w, 3], or texts [c]}, rows, used [c]): used is the
       index of the example that was loaded in each place, or NO_EXAMPLE, with black images and empty
-      captions, where there was none.
+      texts, where there was none.
     """
     kinds = {name: spec.dtype for name, spec in loader.specs.items()}
-    texts = dict.fromkeys(loader.captions, tf.string)
+    texts = dict.fromkeys(loader.texts, tf.string)
 
     def load_rows(rows):
         is_read, encoded, *captions = tf.numpy_function(

@@ -9,14 +9,14 @@ import dataclasses
 import functools
 import logging
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 from jaxtyping import Int
 
 from cyclip_jax.data import images
-from cyclip_jax.data.bad_examples import BadExamples
+from cyclip_jax.data.bad_examples import BadExamples, NamesBadExamples
 from cyclip_jax.data.decoding import unreadable
 from cyclip_jax.data.loading import (
     HAS_NEGATIVE_IMAGE,
@@ -27,7 +27,7 @@ from cyclip_jax.data.loading import (
     train_loader,
 )
 from cyclip_jax.data.order import Position, examples_of_epoch, steps_per_epoch
-from cyclip_jax.data.record import Unreadable, told
+from cyclip_jax.data.record import Record, Unreadable, told
 from cyclip_jax.data.second_views import SecondCaption
 from cyclip_jax.data.sources import Mixture, Source
 from cyclip_jax.data.transform import PLAIN, Transform
@@ -169,9 +169,11 @@ def eval_batches(
     batch_size: int,
     image_size: int,
     resize_mode: str = "shortest",
-    bad_examples: BadExamples | None = None,
+    bad_examples: NamesBadExamples | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    ranges: Sequence[range] | None = None,
+    words: Mapping[str, Callable[[Record], str]] | None = None,
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """This process's rows of one pass over the source, in its order, every example once.
 
@@ -182,29 +184,39 @@ def eval_batches(
         `train_batches`.
       resize_mode: how a picture becomes a square, see `Transform`.
       bad_examples: counts the examples that cannot be read; without it they are only logged.
+      ranges: of the examples' numbers, each of which begins with a batch of its own; None is all
+        examples as one.
+      words: {name in the batch: function of a record → text}, what else is told of examples.
 
     Returns:
       An iterator of {"images": uint8 [b, h, w, 3], "tokens": int32 [b, l], "mask": bool [b]} with
-      b = batch_size / process_count, as many for every process. Rows whose mask is False, those
-      that fill up the last batch and those that cannot be read, have black images and the tokens
-      of an empty caption.
+      b = batch_size / process_count, as many for every process, and of `words` each as bytes [b] in
+      UTF-8. Rows whose mask is False, those that fill up the last batch of a range and those that
+      cannot be read, have black images and the tokens of an empty caption.
 
     Raises:
       UserError: the arguments do not fit each other.
     """
     rows_here = _rows_per_process(batch_size, process_count)
-    filled_up = -(-len(source) // batch_size) * batch_size
-    rows = np.full((filled_up, 2), NO_EXAMPLE, dtype=np.int64)
-    rows[: len(source), 1] = np.arange(len(source))
-    rows = _rows_of_process(rows, batch_size, process_index, process_count)
+    ranges = [range(len(source))] if ranges is None else ranges
+    bounds = np.array([(rows.start, rows.stop) for rows in ranges], np.int64).reshape(-1, 2)
     chunk = _chunk_size(rows_here)
-    loader = eval_loader(source, image_size, resize_mode)
+    loader = eval_loader(source, image_size, resize_mode, words)
+
+    def rows_of_range(bounds):
+        first, end = bounds[0], bounds[1]
+        starts = tf.range(first, end, batch_size) + rows_here * process_index
+        index = tf.reshape(starts[:, tf.newaxis] + tf.range(rows_here, dtype=tf.int64), [-1])
+        index = tf.where(index < end, index, NO_EXAMPLE)
+        return tf.stack([tf.fill(tf.shape(index), np.int64(NO_EXAMPLE)), index], axis=1)
 
     def itself(row):
         return tf.boolean_mask(row[tf.newaxis], row[tf.newaxis, 1] != NO_EXAMPLE)
 
     dataset = (
-        tf.data.Dataset.from_tensor_slices(rows.reshape(-1, chunk, 2))
+        tf.data.Dataset.from_tensor_slices(bounds)
+        .map(rows_of_range)
+        .flat_map(functools.partial(_chunks, chunk))
         .map(
             functools.partial(load_chunk, loader=loader, candidates=itself),
             num_parallel_calls=tf.data.AUTOTUNE,

@@ -12,11 +12,9 @@ at any moment; given again, it continues.
 
 import csv
 import dataclasses
-import hashlib
 import io
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -104,7 +102,7 @@ def score(
     with claimed(folder):
         source = settings.open()
         opened = open_model(model, step=step, weights=weights, batch_size=settings.batch_size)
-        told = dataclasses.asdict(settings) | {"weights_sum": _sum(opened.checkpoint.weights)}
+        told = dataclasses.asdict(settings) | {"weights_sum": opened.checkpoint.weights_sum()}
         blocks = Blocks(folder, told, len(source), _BLOCK)
         if (folder / MANIFEST).exists():
             return dict(parse_json((folder / MANIFEST).read_text()))
@@ -155,14 +153,6 @@ def _scored(encoders: Any, source: Source, rows: range) -> Float[np.ndarray, "n 
         scores[found, 0] = (embeds * texts[: len(own)]).sum(axis=1)
         scores[found, 1] = (embeds * texts[len(own) :]).sum(axis=1)
     return scores
-
-
-def _sum(weights: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of a model's weights."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode() + np.ascontiguousarray(weights[name]).tobytes())
-    return digest.hexdigest()
 
 
 def _write_scores(path, source, ranges, scores, rows):

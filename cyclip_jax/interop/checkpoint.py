@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,6 +53,13 @@ class Checkpoint:
     config: Any = None
     classes: list[str] | None = None
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def weights_sum(self) -> str:
+        """The SHA-256 of the weights, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        for name in sorted(self.weights):
+            digest.update(name.encode() + np.ascontiguousarray(self.weights[name]).tobytes())
+        return digest.hexdigest()
 
 
 OUR_PREPROCESS: dict[str, Any] = {

@@ -51,6 +51,7 @@ def open_model(
     config: Any = None,
     batch_size: int | None = None,
     text_windows: bool = False,
+    alone: bool = False,
 ) -> OpenedModel:
     """Opens a trained model on all devices.
 
@@ -61,6 +62,8 @@ def open_model(
         size, and what nothing says of the model. None are the defaults.
       batch_size: rows that are embedded at once; None is the config's.
       text_windows: whether a text too long for the model is embedded as the mean of its windows.
+      alone: whether each of several processes has the model on its own devices and embeds what it
+        is given, whatever the others do.
 
     Raises:
       UserError: there is no such model, or it cannot embed.
@@ -76,7 +79,7 @@ def open_model(
         config.batch_size = batch_size
     data = constructed(Data, config.data, "config.data")
     set_matmul_precision(config.matmul_precision)
-    model = Model(config, _mesh_for(config.batch_size))
+    model = Model(config, _mesh_for(config.batch_size, alone))
     tokenizer = open_tokenizer(data, path, model.sizes)
     check_vocabulary(opened, tokenizer)
     tokenize = WindowedTokenizer(tokenizer) if text_windows else tokenizer
@@ -85,7 +88,8 @@ def open_model(
     def encoders(weights):
         tree = fit(weights, model.abstract, source=opened.source)
         tree = parallel.place(tree, model.abstract)
-        return model.encoders(**tree, tokenize=tokenize, classes=opened.classes)
+        made = model.encoders(**tree, tokenize=tokenize, classes=opened.classes)
+        return dataclasses.replace(made, process_index=0, process_count=1) if alone else made
 
     return OpenedModel(
         encoders(opened.weights),
@@ -97,12 +101,13 @@ def open_model(
     )
 
 
-def _mesh_for(batch_size):
+def _mesh_for(batch_size, alone):
     """A mesh of as many devices as a batch divides among; the run may have had others."""
     check_type("config.batch_size", batch_size, int)
-    devices = jax.devices()
+    devices = jax.local_devices() if alone else jax.devices()
     # Of several processes none may be left without a device.
-    used = math.gcd(batch_size, len(devices)) if jax.process_count() == 1 else None
+    is_one = alone or jax.process_count() == 1
+    used = math.gcd(batch_size, len(devices)) if is_one else None
     mesh = parallel.create_mesh(devices[:used])
     parallel.check_batch_size(batch_size, mesh)
     return mesh

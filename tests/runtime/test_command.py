@@ -15,6 +15,7 @@ COMMANDS = {
     "main": "--workdir",
     "evaluate": "--checkpoint",
     "export": "--format",
+    "embed": "--shard_size",
     "average": "--alpha",
     "classify": "--classes",
     "finetune": "--choose",

@@ -1,0 +1,1 @@
+"""A data set's embeddings on disk: written, read again, searched, shown."""
