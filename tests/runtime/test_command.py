@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "--checkpoint",
     "export": "--format",
     "embed": "--shard_size",
+    "search": "--static",
     "average": "--alpha",
     "classify": "--classes",
     "finetune": "--choose",
