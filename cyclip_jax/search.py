@@ -66,7 +66,9 @@ def main(values: Any, *folders: str) -> None:
     is_static = values.static is not None
     if values.text and not is_static:
         raise UserError("--text is for --static; on the page it is typed")
-    _check_installed("pyarrow", "jinja2", *(() if is_static else ("flask", "waitress")))
+    _check_installed(
+        "pyarrow", "jinja2", *(() if is_static else ("flask", "threadpoolctl", "waitress"))
+    )
     from cyclip_jax.embeddings.opening import open_collection
     from cyclip_jax.files import absolute
 
@@ -147,6 +149,7 @@ def create_server(
     Returns:
       (waitress's server, the address to open).
     """
+    import threadpoolctl
     from waitress.server import create_server
 
     from cyclip_jax.embeddings.site import UPLOAD_BYTES, create_site
@@ -161,6 +164,8 @@ def create_server(
     hosts = {f"{name}:{port}" for name in names} | (set(names) if port == 80 else set())
     site = create_site(collection, title=title, hosts=frozenset(hosts), token=token)
     collection.mean_shared(1)  # so that no answer waits for it
+    # The threads of NumPy's products wait by turning in circles, and take the cores from the model.
+    threadpoolctl.threadpool_limits(1, "blas")
     server = create_server(
         site,
         sockets=[listening],

@@ -5,6 +5,7 @@ can be seen: its neighbours among the pictures and the neighbours of its caption
 should be the same examples.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
@@ -113,6 +114,7 @@ class Collection:
             for name, rows in (("images", self.images), ("texts", self.texts))
             if rows is not None
         }
+        self._pool = concurrent.futures.ThreadPoolExecutor(len(self._nearest))
         self._turn = threading.Lock()  # one query at a time is on the device
         self._small: Callable[[int], bytes] = functools.lru_cache(_KEPT_THUMBNAILS)(
             self._made_small
@@ -179,11 +181,15 @@ class Collection:
           spaces: those of "images" and "texts" that are looked through.
         """
         among = self._among(where, without)
-        found = {
-            space: self._nearest[space](vector, count, among)
+        asked = {
+            space: vector
             for space, vector in zip(Query._fields, query, strict=True)
             if vector is not None and space in self._nearest and space in spaces
         }
+        answers = self._pool.map(
+            lambda space: self._nearest[space](asked[space], count, among), asked
+        )
+        found = dict(zip(asked, answers, strict=True))
         sets = [set(rows.tolist()) for rows, _ in found.values()]
         both = sets[0] & sets[1] if len(sets) == 2 else set()
         hits = {
@@ -248,21 +254,29 @@ class Collection:
         return Hit(row, math.nan, self.name(row), self.caption(row), False)
 
     def _among(self, where, without) -> Bool[np.ndarray, "n"] | None:
-        words = where.split()
+        words = where.lower().split()
         if not words and without is None:
             return None
         among = np.ones(self.size, bool)
         for word in words:
-            is_there = np.zeros(self.size, bool)
-            for column in ("caption", "image_path"):
-                if column in self._metadata.column_names:
-                    texts = self._metadata[column].cast(pyarrow.string())
-                    found = _compute.match_substring(texts, word, ignore_case=True)
-                    is_there |= found.fill_null(False).to_numpy()
-            among &= is_there
+            among &= _compute.match_substring(self._searched, word).to_numpy()
         if without is not None:
             among[without] = False
         return among
+
+    @functools.cached_property
+    def _searched(self) -> Any:
+        """Captions and names together, in lower case."""
+        columns = [
+            self._metadata[name].cast(pyarrow.large_string()).fill_null("")
+            for name in ("caption", "image_path")
+            if name in self._metadata.column_names
+        ]
+        # Nobody types what stands between them.
+        joined = _compute.binary_join_element_wise(
+            *columns, pyarrow.scalar("\n", pyarrow.large_string())
+        )
+        return _compute.utf8_lower(joined)
 
     def _told(self, column, row):
         if column not in self._metadata.column_names:
