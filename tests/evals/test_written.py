@@ -27,10 +27,10 @@ RESULTS = {
 
 def test_the_table_has_a_line_for_each_metric_and_names_an_evaluation_once():
     assert as_table(RESULTS).splitlines() == [
-        "                               value  95 % interval  chance",
-        "pets_100%  top1 ↑              25.0%   [20.0, 30.0]   1.00%",
+        "                               value   95 % interval  chance",
+        "pets_100%  top1 ↑              25.0%    [20.0, 30.0]   1.00%",
         "           top5 ↑              50.0%",
-        "           median_rank ↓       3.000         [2, 4]",
+        "           median_rank ↓       3.000          [2, 4]",
         "           images                 24",
         "sts        spearman ↑        -0.5000  [-0.75, -0.25]",
         "           gap            not finite",
