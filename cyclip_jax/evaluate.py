@@ -105,11 +105,8 @@ def evaluate_checkpoint(
       EvaluationFailed: an evaluation failed; it has the results of the others.
       UserError: there is no such checkpoint, or the evaluations cannot run.
     """
-    import jax
-
     from cyclip_jax import evals
     from cyclip_jax.evals.flat import flattened
-    from cyclip_jax.files import write_json
     from cyclip_jax.interop.pretrained import open_checkpoint, workdir_and_step
     from cyclip_jax.runtime.sections import resolve_paths
     from cyclip_jax.training.opened_model import open_model
@@ -146,16 +143,26 @@ def evaluate_checkpoint(
         results = run(opened.encoders)
     except evals.EvaluationFailed as error:
         failed, results = error, error.results
-    results, file = flattened(results), output / f"results{ending}.json"
-    if opened.checkpoint.step is not None:
-        results = {"step": opened.checkpoint.step, **results}
-        file = output / f"step_{opened.checkpoint.step}{ending}.json"
-    if jax.process_index() == 0:
-        write_json(file, results)
+    results, file = _write(flattened(results), output, opened.checkpoint.step, ending)
     if failed is not None:
         message = f"{failed}; the other results are in {file}"
         raise evals.EvaluationFailed(message, failed.results) from failed
     return results
+
+
+def _write(results, folder, step, ending):
+    """(the results with their step where it is known, the file that they are written to)."""
+    import jax
+
+    from cyclip_jax.files import write_json
+
+    file = folder / f"results{ending}.json"
+    if step is not None:
+        results = {"step": step, **results}
+        file = folder / f"step_{step}{ending}.json"
+    if jax.process_index() == 0:
+        write_json(file, results)
+    return results, file
 
 
 def _told(run, evaluators, encoders):
