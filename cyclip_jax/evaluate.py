@@ -228,7 +228,13 @@ def _file_of(output: str | None) -> epath.Path | None:
     if output is None:
         return None
     path = absolute(output, "--output")
-    return None if path.suffix.lower() not in ENDINGS or path.is_dir() else path
+    if path.suffix.lower() not in ENDINGS or path.is_dir():
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={path} cannot be written: {error}; name another file") from error
+    return path
 
 
 def main(values: Any) -> None:
