@@ -8,9 +8,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.encoders import IMAGES, TEXTS
 from cyclip_jax.evals.evaluator import Needs, Opened
 from cyclip_jax.evals.progress import Progress, rows_to_embed
-from cyclip_jax.evals.retrieval import Retrieval
 from cyclip_jax.runtime.progress import duration_in_words
-from tests.pictures import write_pairs
 
 
 def test_what_evaluations_have_in_common_counts_once():
@@ -20,20 +18,6 @@ def test_what_evaluations_have_in_common_counts_once():
         Needs([pictures, Pictures(5)], [["a", "b", "a"], ["a", "c"]]),
     ]
     assert rows_to_embed(needs) == {IMAGES: 15, TEXTS: 4}
-
-
-def test_captions_that_are_not_scored_are_not_counted(tmp_path):
-    pairs = write_pairs(tmp_path)
-    text = pairs.read_text()
-    pairs.write_text(text + text.partition("\n")[2].replace(",a ", ",the "))  # 24 pictures, twice
-
-    def counted(**settings):
-        evaluator = Retrieval("x", pairs=str(pairs), **settings).open()
-        assert isinstance(evaluator, Opened)
-        return rows_to_embed([evaluator.needs()])
-
-    assert counted() == {IMAGES: 24, TEXTS: 48}
-    assert counted(captions_per_image=1) == {IMAGES: 24, TEXTS: 24}
 
 
 class Time:
