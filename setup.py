@@ -1,4 +1,4 @@
-"""Packaging: `pip install -e ".[quickstart]"`; also data, sentences, dev, docs, test, cuda, …"""
+"""Packaging: `pip install -e ".[quickstart]"`; also data, sentences, dev, test, cuda, cuda12, …"""
 
 import pathlib
 import re
@@ -103,6 +103,7 @@ setuptools.setup(
         "dev": DEV,
         "docs": DOCS,  # mkdocs build --strict
         "cuda": ["jax[cuda13]"],
+        "cuda12": ["jax[cuda12]"],  # for drivers that are too old for CUDA 13
         "tpu": ["jax[tpu]"],
         "torch": TORCH,
         "onnx": ONNX,

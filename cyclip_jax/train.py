@@ -25,7 +25,8 @@ from cyclip_jax.runtime.agreement import (
     process_zero_first,
     wait_for_all_processes,
 )
-from cyclip_jax.runtime.memory import give_back_memory
+from cyclip_jax.runtime.memory import give_back_memory, peak_in_words
+from cyclip_jax.runtime.outlook import Outlook
 from cyclip_jax.runtime.sections import flat
 from cyclip_jax.training.flops import utilisation
 from cyclip_jax.training.objective import configured_objective
@@ -101,6 +102,7 @@ def _loop(run, start):
     if start.owes_evaluation or step == run.total_steps:  # which may have new evaluations
         done = evaluated_at(run.workdir, step)
         owed = {name: one for name, one in run.evaluators.items() if name not in done}
+    outlook = _outlook(run)
     run.console.start(step, run.total_steps)
     clock.begin_training(step)
     while True:
@@ -139,6 +141,8 @@ def _loop(run, start):
                 mfu = utilisation(phase.flops, seconds / steps, run.mesh.devices.flat)
                 metrics |= {} if mfu is None else {"model_flops_utilisation": mfu}
             _log(run, step, position, metrics, seconds / steps, phase.stage)
+            if (told := outlook.after_lap(step, steps, seconds)) is not None:
+                run.console.say(told)
         clock.step_done(step)
     clock.end_training()
     return _end(run, step, is_done=is_last and is_evaluated)
@@ -194,6 +198,18 @@ def report_at_end(run: Run, step: int) -> None:
         )
     else:
         run.console.say(f"report: {page}")
+
+
+def _outlook(run):
+    """Tells how long the rest of the run takes, and what it holds of memory."""
+    every = {"evaluation": run.config.eval_every_steps} if run.evaluators else {}
+    every["checkpoint"] = run.config.checkpoint_every_steps
+    return Outlook(
+        run.clock,
+        total_steps=run.total_steps,
+        every=every,
+        memory=lambda: peak_in_words(jax.local_devices()),
+    )
 
 
 def _is_due(step, every):

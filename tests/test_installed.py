@@ -8,7 +8,18 @@ import sys
 
 import pytest
 
+from cyclip_jax.data.tokenizers import create_tokenizer, train_sentencepiece
+from cyclip_jax.interop.formats import write_open_clip
+from tests.interop.models import VIT
+from tests.interop.test_formats import CAPTIONS, checkpoint
 from tests.runs import ROOT
+from tests.runtime.test_command import COMMANDS
+
+
+def finish(command):
+    """Runs a command that must succeed."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +31,12 @@ def site(tmp_path_factory):
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("cyclip_jax", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
-    command += ["--quiet", "--no-index", "--target", str(site), str(source)]
-    installed = subprocess.run(command, capture_output=True, text=True)
-    assert installed.returncode == 0, installed.stderr
+    pip = [sys.executable, "-m", "pip"]
+    offline = ["--no-deps", "--no-index", "--quiet"]
+    wheels = ["wheel", "--no-build-isolation", *offline, "--wheel-dir", source / "dist", source]
+    finish([*pip, *wheels])
+    (wheel,) = (source / "dist").iterdir()
+    finish([*pip, "install", *offline, "--target", site, wheel])
     (site / "configs").mkdir()
     (site / "configs" / "__init__.py").write_text("THEIRS = True\n")
     return site
@@ -48,6 +61,51 @@ def test_a_wheel_holds_the_package_and_all_that_it_reads_and_no_configs(site):
     files |= {f"cyclip_jax/report/page.{ending}" for ending in ("html", "css", "js")}
     for file in (*files, "cyclip_jax/py.typed"):
         assert (site / file).is_file(), file
+
+
+# Of each command the help that it shows; then a model, and where all of the package came from.
+EXPLAIN_AND_LOAD = """
+import contextlib, io, json, runpy, sys
+
+shown = {}
+*commands, folder = sys.argv[1:]
+for name in commands:
+    sys.argv = [name, "--help"]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        try:
+            runpy.run_module(f"cyclip_jax.{name}", run_name="__main__")
+        except SystemExit as end:
+            shown[name] = [end.code, output.getvalue()]
+import cyclip_jax
+
+import numpy as np
+
+model, preprocess, _ = cyclip_jax.load(folder)
+pictures = preprocess([np.full((40, 50, 3), 128, np.uint8)])
+shapes = pictures.shape, model.visual.conv1.kernel.shape
+files = {m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "cyclip_jax"}
+print(json.dumps([shown, shapes, sorted(files)]))
+"""
+
+
+def test_from_any_folder_every_command_explains_itself_and_an_export_is_loaded(site, tmp_path):
+    vocabulary = str(tmp_path / "tokenizer.model")
+    train_sentencepiece(CAPTIONS, vocab_size=VIT["vocab_size"], output=vocabulary)
+    sizes = {name: VIT[name] for name in ("vocab_size", "context_length")}
+    tokenizer = create_tokenizer("sentencepiece", **sizes, vocabulary=vocabulary)
+    write_open_clip(tmp_path / "export", checkpoint(VIT, tokenizer), tokenizer, "float32")
+    done = run(site, tmp_path, "-c", EXPLAIN_AND_LOAD, *COMMANDS, tmp_path / "export")
+    assert done.returncode == 0, done.stderr
+    shown, shapes, files = json.loads(done.stdout.splitlines()[-1])
+    assert shown.keys() == COMMANDS.keys()
+    for name, flag in COMMANDS.items():
+        status, text = shown[name]
+        assert status == 0 and flag in text and f"python -m cyclip_jax.{name}" in text, name
+    side, patch, width = VIT["image_size"], VIT["patch_size"], VIT["vision_width"]
+    assert shapes == [[1, side, side, 3], [patch, patch, 3, width]]
+    # Not of an editable installation, which would lend what the wheel lacks.
+    assert all(file.startswith(str(site)) for file in files)
 
 
 def test_beside_a_package_configs_of_others_training_begins(site, tmp_path):

@@ -94,7 +94,10 @@ def test_a_run_writes_what_it_promises(finished):
     assert described["versions"]["jax"]
     for text in ("parameters", "train step compiled in", "step 120/120", "val", "120 steps done"):
         assert text in output
-    assert "visual/conv1/kernel" in (workdir / "train.log").read_text()
+    log = (workdir / "train.log").read_text()
+    assert "visual/conv1/kernel" in log
+    outlook = " at this speed for the remaining 109 steps; 3 evaluations and 6 checkpoints come on"
+    assert output.count(outlook) == log.count(outlook) == 1
 
 
 def test_bad_examples_are_named_and_counted(finished):

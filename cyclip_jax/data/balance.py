@@ -26,11 +26,12 @@ from absl import flags
 from jaxtyping import Float, Int
 
 from cyclip_jax.data.listing import Blocks, Found, Here, Input, define_input, input_of
-from cyclip_jax.data.result_folder import claimed, cores, progress_bar
+from cyclip_jax.data.result_folder import claimed, cores
 from cyclip_jax.data.shard_workers import end_with_parent
 from cyclip_jax.data.sources.kept import MANIFEST, write_kept
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, parse_json, read_text, write_atomically
+from cyclip_jax.runtime.progress import progress_bar
 
 WORDNET = "wordnet"  # in place of a file of entries
 COUNTS = "entries.csv"

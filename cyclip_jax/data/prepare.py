@@ -60,7 +60,7 @@ from typing import Any
 from absl import flags
 
 from cyclip_jax.data.order import order
-from cyclip_jax.data.result_folder import check_settings, claimed, cores, progress_bar
+from cyclip_jax.data.result_folder import check_settings, claimed, cores
 from cyclip_jax.data.shard_workers import write_in_processes
 from cyclip_jax.data.shard_writer import (
     READERS,
@@ -82,6 +82,7 @@ from cyclip_jax.files import (
     write_atomically,
 )
 from cyclip_jax.runtime import command
+from cyclip_jax.runtime.progress import progress_bar
 
 # {word after the command: the module that lists examples instead of writing them}
 LISTS = {"balance": "cyclip_jax.data.balance", "score": "cyclip_jax.data.score"}

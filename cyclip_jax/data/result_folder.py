@@ -4,11 +4,9 @@ import contextlib
 import fcntl
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import tqdm
 from etils import epath
 
 from cyclip_jax.data.sources.ranges import is_remote
@@ -73,24 +71,6 @@ def check_settings(path: epath.Path, wanted: Mapping[str, Any]) -> None:
             f"{folder} was begun with other settings: {'; '.join(differing)}; "
             "repeat the earlier command, or set --output to another folder"
         )
-
-
-@contextlib.contextmanager
-def progress_bar(
-    total: int, done: int, unit: str = "examples"
-) -> Iterator[Callable[[int, int], None]]:
-    """A function of (examples, dropped), shown as a bar, or in a log as a line a minute."""
-    interval = 0.2 if sys.stderr.isatty() else 60
-    with tqdm.tqdm(total=total, initial=done, unit=f" {unit}", mininterval=interval) as bar:
-        dropped = 0
-
-        def progress(more, more_dropped):
-            nonlocal dropped
-            dropped += more_dropped
-            bar.set_postfix_str(f"{dropped} dropped" if dropped else "", refresh=False)
-            bar.update(more)
-
-        yield progress
 
 
 def cores() -> int:

@@ -23,12 +23,13 @@ from jaxtyping import Float, Int
 
 from cyclip_jax.data.listing import Blocks, Found, Here, Input, define_input, input_of
 from cyclip_jax.data.record import Source
-from cyclip_jax.data.result_folder import claimed, progress_bar
+from cyclip_jax.data.result_folder import claimed
 from cyclip_jax.data.sources.kept import MANIFEST, write_kept
 from cyclip_jax.data.sources.subset import Subset
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, parse_json, unfinished_path
 from cyclip_jax.runtime.command import define_step, define_weights
+from cyclip_jax.runtime.progress import progress_bar
 
 SCORES = "scores.csv"
 # {what is scored: column of a block's scores}

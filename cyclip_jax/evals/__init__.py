@@ -180,6 +180,7 @@ def evaluate(
     directory: epath.Path | None,
     model: str = "",
     checkpoint: Any = "",
+    begin: Callable[[str], None] = lambda name: None,
 ) -> Results:
     """Runs evaluators.
 
@@ -189,6 +190,7 @@ def evaluate(
       directory: where each evaluation's details go, `<directory>/<name>/`, and its numbers in
         CLIP_benchmark's layout, `<directory>/clip_benchmark/<name>.json`; None writes nothing.
       model, checkpoint: the architecture's name and where the weights are from, for that layout.
+      begin: is told each evaluation's name before it runs.
 
     Returns:
       {evaluation: {name: Metric}}, among them `unreadable` where so many examples could not be
@@ -204,6 +206,7 @@ def evaluate(
     for name, evaluation in evaluators.items():
         output = Output(None if directory is None else directory / name, is_first_process)
         encoders.unreadable.clear()
+        begin(name)
         try:
             metrics = evaluation.run(encoders, output)
             if unreadable := sum(encoders.unreadable.values()):

@@ -14,7 +14,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_at_least, check_named, check_types
 from cyclip_jax.evals.data.scenes import Scenes, open_scenes
 from cyclip_jax.evals.encoders import Encoders, Rows
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.metric import count
 from cyclip_jax.evals.statistics.classification import class_rows, ranks_of_label, with_constant
 from cyclip_jax.evals.statistics.intervals import mean_with_interval
@@ -111,7 +111,18 @@ class Binding:
             output.outcomes({"things": things, "images": pictures})
             return {"images": count(len(nearer)), "things": count(int(told.sum())), **metrics}
 
-        return evaluate
+        def needs():
+            texts = [
+                captions
+                for scenes in (train, test)
+                for captions in (
+                    scenes.captions(self.template),
+                    scenes.swapped_captions(self.template),
+                )
+            ]
+            return Needs([train.images, test.images], texts)
+
+        return Opened(evaluate, needs)
 
     def _seen(self, encoders: Encoders, scenes: Scenes):
         """What a model makes of the scenes whose picture can be read."""

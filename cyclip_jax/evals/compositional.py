@@ -4,7 +4,7 @@ import dataclasses
 
 from cyclip_jax.evals.checks import check_named, check_types
 from cyclip_jax.evals.data.choices import check_layout, open_choices
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.statistics.choices import score_choices
 from cyclip_jax.files import FilePath
 
@@ -83,4 +83,4 @@ class Compositional:
             output.outcomes({"examples": scored.outcomes})
             return scored.metrics
 
-        return evaluate
+        return Opened(evaluate, lambda: Needs([choices.images], [choices.captions]))

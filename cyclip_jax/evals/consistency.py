@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from cyclip_jax.data.places import DataPath
 from cyclip_jax.evals.checks import check_named, check_types
 from cyclip_jax.evals.data.class_names import checked_templates
+from cyclip_jax.evals.data.image_set import first_captions
 from cyclip_jax.evals.data.labelled import (
     check_images,
     check_train_and_test,
@@ -16,9 +17,9 @@ from cyclip_jax.evals.data.labelled import (
     open_train_and_test,
 )
 from cyclip_jax.evals.data.superclasses import Superclasses, read_superclasses, superclass_of_each
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.metric import Metric, count, share_at
-from cyclip_jax.evals.statistics.classification import embed_classes
+from cyclip_jax.evals.statistics.classification import embed_classes, prompts_of
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
 from cyclip_jax.evals.statistics.intervals import mean_with_interval
 from cyclip_jax.evals.statistics.neighbours import nearest
@@ -126,7 +127,14 @@ class Consistency:
             output.outcomes(outcomes)
             return metrics
 
-        return evaluate
+        def needs():
+            further = [] if pair_set is None else [pair_set]
+            prompts = prompts_of(classes, templates)
+            return Needs(
+                [data.train, data.test, *further], [prompts, *map(first_captions, further)]
+            )
+
+        return Opened(evaluate, needs)
 
 
 def _both_predictions(zeroshot, majorities, labels, ks, classes):

@@ -1,17 +1,21 @@
 """What an evaluator sees of a model, and how it embeds a data set with it."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.data.image_set import ImageSet
+from cyclip_jax.evals.data.image_set import ImageSet, first_places
 from cyclip_jax.evals.statistics.unit_norm import unit_rows
 
 Rows = Float[np.ndarray, "n d"]
+IMAGES, TEXTS = "images", "texts"  # what is embedded
+# Of a kind and a number of rows: a context that is told how many of them each batch has.
+Embedding = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], None]]]
 
 
 class Interrupted(Exception):
@@ -51,6 +55,13 @@ class ClassRows(NamedTuple):
     biases: Float[np.ndarray, "c"]
 
 
+@contextlib.contextmanager
+def _unheard(kind: str, total: int) -> Iterator[Callable[[int], None]]:
+    """An Embedding that nobody looks at."""
+    del kind, total
+    yield lambda rows: None
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoders:
     """A model as two functions and the little that an evaluator needs besides.
@@ -71,6 +82,7 @@ class Encoders:
       head: the classes that the model itself scores; None where it has no such head.
       process_index, process_count: whose rows are this process's.
       check_stop: called after each batch; may raise Interrupted.
+      embedding: hears of every batch, see evals/progress.py.
       unreadable: {identity of an ImageSet: how many of its examples could not be read}, of those
         that were asked for.
     """
@@ -87,6 +99,7 @@ class Encoders:
     process_index: int = 0
     process_count: int = 1
     check_stop: Callable[[], None] = lambda: None
+    embedding: Embedding = _unheard
     unreadable: dict[Hashable, int] = dataclasses.field(
         default_factory=dict, init=False, compare=False
     )
@@ -118,8 +131,7 @@ class Encoders:
     def pair_embeds(self, pairs: ImageSet) -> PairEmbeds:
         """Embeds the pictures and captions of `pairs`, each picture once with its first caption."""
         image_embeds, indices = self.image_embeds(pairs)
-        keys = pairs.source.keys(indices)
-        first = np.sort(np.unique(np.asarray(keys, object), return_index=True)[1])
+        first = first_places(pairs, indices)
         captions = pairs.source.captions()
         captions = [captions[index] for index in indices[first]]
         return PairEmbeds(image_embeds[first], self.text_embeds(captions), captions, indices[first])
@@ -142,19 +154,22 @@ class Encoders:
     def _features(self, images):
         from cyclip_jax.data.pipeline import eval_batches  # TensorFlow: slow to import
 
-        features, masks = [], []
-        for batch in eval_batches(
-            images.source,
-            lambda captions: np.zeros((len(captions), 1), np.int32),  # the pictures alone
-            batch_size=self.batch_size,
-            image_size=self.image_size,
-            resize_mode=self.resize_mode,
-            process_index=self.process_index,
-            process_count=self.process_count,
-        ):
-            masks.append(self.gather(batch["mask"]))
-            features.append(self.encode_features(batch["images"])[masks[-1]])
-            self.check_stop()
+        features, masks, left = [], [], len(images.source)
+        with self.embedding(IMAGES, left) as advance:
+            for batch in eval_batches(
+                images.source,
+                lambda captions: np.zeros((len(captions), 1), np.int32),  # the pictures alone
+                batch_size=self.batch_size,
+                image_size=self.image_size,
+                resize_mode=self.resize_mode,
+                process_index=self.process_index,
+                process_count=self.process_count,
+            ):
+                masks.append(self.gather(batch["mask"]))
+                features.append(self.encode_features(batch["images"])[masks[-1]])
+                advance(min(left, self.batch_size))
+                left -= min(left, self.batch_size)
+                self.check_stop()
         indices = np.flatnonzero(np.concatenate(masks))
         if not len(indices):
             raise NoneReadable(f"none of the images of {images.path} can be read")
@@ -164,11 +179,14 @@ class Encoders:
         rows = self.batch_size // self.process_count
         start = self.process_index * rows
         embeds = []
-        for first in range(0, len(texts), self.batch_size):
-            tokens = self.tokenize(texts[first : first + self.batch_size])
-            padding = self.batch_size - len(tokens)
-            # The last text again, not zeros: a row needs an end-of-text token.
-            tokens = np.pad(tokens, ((0, padding), *[(0, 0)] * (tokens.ndim - 1)), mode="edge")
-            embeds.append(self.encode_text(tokens[start : start + rows]))
-            self.check_stop()
+        with self.embedding(TEXTS, len(texts)) as advance:
+            for first in range(0, len(texts), self.batch_size):
+                tokens = self.tokenize(texts[first : first + self.batch_size])
+                padding = self.batch_size - len(tokens)
+                # The last text again, not zeros: a row needs an end-of-text token.
+                pad_width = ((0, padding), *[(0, 0)] * (tokens.ndim - 1))
+                own = np.pad(tokens, pad_width, mode="edge")[start : start + rows]
+                embeds.append(self.encode_text(own))
+                advance(len(tokens))
+                self.check_stop()
         return np.concatenate(embeds)[: len(texts)]

@@ -12,7 +12,7 @@ from cyclip_jax.data.places import DataPath
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_at_least, check_named, check_types
 from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.metric import count, share_at
 from cyclip_jax.evals.statistics.classification import class_rows, ranks_of_label, with_constant
 from cyclip_jax.evals.statistics.intervals import floats, interval
@@ -119,7 +119,7 @@ class FewShot:
             output.outcomes({"images": outcomes})
             return metrics
 
-        return evaluate
+        return Opened(evaluate, lambda: Needs([data.train, data.test]))
 
 
 def _table_rows(k, is_hit, fits):

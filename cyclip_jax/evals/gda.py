@@ -11,9 +11,14 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_at_least, check_named, check_types
 from cyclip_jax.evals.data.class_names import checked_templates
 from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.metric import Metric, count
-from cyclip_jax.evals.statistics.classification import embed_classes, ranks_of_label, with_constant
+from cyclip_jax.evals.statistics.classification import (
+    embed_classes,
+    prompts_of,
+    ranks_of_label,
+    with_constant,
+)
 from cyclip_jax.evals.statistics.intervals import mean_with_interval
 from cyclip_jax.evals.statistics.splits import (
     check_share,
@@ -138,7 +143,10 @@ class Gda:
                 **{name: mean_with_interval(h, chance=1 / len(names)) for name, h in hits.items()},
             }
 
-        return evaluate
+        def needs():
+            return Needs([data.train, data.test], [prompts_of(names, templates)])
+
+        return Opened(evaluate, needs)
 
 
 def _hits(features, names, zeroshot, gaussian, weight):

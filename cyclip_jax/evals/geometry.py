@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float
 from cyclip_jax.data.places import DataPath
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_named, check_types
+from cyclip_jax.evals.data.image_set import first_captions
 from cyclip_jax.evals.data.labelled import check_images, open_images
 from cyclip_jax.evals.data.superclasses import Superclasses, normal, read_superclasses
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.known_metrics import KNOWN
 from cyclip_jax.evals.metric import Metric, count
 from cyclip_jax.evals.statistics.classification import with_constant
@@ -117,7 +118,8 @@ class Geometry:
             _write_drawn(output, images, texts, np.array(embeds.captions), np.array(groups))
             return metrics
 
-        return evaluate
+        sets = [pair_set, *([] if reference_set is None else [reference_set])]
+        return Opened(evaluate, lambda: Needs(sets, list(map(first_captions, sets))))
 
 
 def _measured(images, texts, references):

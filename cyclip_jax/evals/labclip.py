@@ -19,10 +19,10 @@ from cyclip_jax.data.second_views import NEGATIVE_CAPTIONS, SecondCaption, Secon
 from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.evals.checks import check_at_least, check_named, check_types
 from cyclip_jax.evals.data.choices import check_layout, open_choices
-from cyclip_jax.evals.data.image_set import ImageSet
+from cyclip_jax.evals.data.image_set import ImageSet, first_captions
 from cyclip_jax.evals.data.labelled import check_images, open_images
 from cyclip_jax.evals.encoders import Encoders, Rows
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.metric import count
 from cyclip_jax.evals.statistics.choices import score_choices
 from cyclip_jax.evals.statistics.unit_norm import unit_rows
@@ -134,7 +134,13 @@ class Labclip:
             }
             return {**after.metrics, **earlier, "train_pairs": count(learned_on)}
 
-        return evaluate
+        def needs():
+            own = first_captions(pairs)
+            # Each one's wrong caption is a text that is not made before it is needed.
+            wrong = [] if negative is None else [[f"no {text}" for text in own]]
+            return Needs([pairs, choices.images], [own, *wrong, choices.captions])
+
+        return Opened(evaluate, needs)
 
     def _learned(
         self, encoders: Encoders, pairs: ImageSet, negative: SecondCaption | None

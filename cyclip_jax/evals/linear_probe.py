@@ -15,7 +15,7 @@ from cyclip_jax.data.order import order
 from cyclip_jax.data.places import DataPath
 from cyclip_jax.evals.checks import check_at_least, check_named, check_types
 from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.metric import count
 from cyclip_jax.evals.statistics.probes import probe_scores
 from cyclip_jax.files import FilePath
@@ -91,7 +91,7 @@ class LinearProbe:
                 **probe_scores(features, kernel, bias, output),
             }
 
-        return evaluate
+        return Opened(evaluate, lambda: Needs([data.train, data.test]))
 
 
 def train_classifier(

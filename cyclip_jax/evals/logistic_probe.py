@@ -8,7 +8,7 @@ import dataclasses
 from cyclip_jax.data.places import DataPath
 from cyclip_jax.evals.checks import check_at_least, check_named, check_types
 from cyclip_jax.evals.data.labelled import check_train_and_test, open_train_and_test
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.metric import Metric, count
 from cyclip_jax.evals.statistics.logistic import (
     check_regularization,
@@ -109,4 +109,4 @@ class LogisticProbe:
                 **probe_scores(features, fit.kernel, fit.bias, output),
             }
 
-        return evaluate
+        return Opened(evaluate, lambda: Needs([data.train, data.test]))

@@ -15,7 +15,7 @@ from cyclip_jax.data.places import DataPath
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_at_least, check_types
 from cyclip_jax.evals.data.pairs import Pairs, check_pairs, distinct, open_pairs
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.known_metrics import KNOWN, LOSS
 from cyclip_jax.evals.metric import FURTHER_SHARE, SHARE, Metric, count, share_at
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
@@ -115,7 +115,7 @@ class Retrieval:
         read_pairs = open_pairs(self.pairs, images=self.images, split=self.split, **self._reading)
 
         def evaluate(encoders, output):
-            scored = _scored(read_pairs(), encoders, self.captions_per_image)
+            scored = _scored(read_pairs(), encoders, self._scored_pairs)
             recalls = recall_of_ranks(
                 scored.image_ranks, scored.text_ranks, scored.image_ids, scored.text_ids
             )
@@ -135,7 +135,18 @@ class Retrieval:
                 "pairs": count(len(scored.kept)),
             }
 
-        return evaluate
+        def needs():
+            dataset = read_pairs()
+            captions = [dataset.captions[pair] for pair in self._scored_pairs(dataset.image_ids)]
+            return Needs([dataset.images], [captions])
+
+        return Opened(evaluate, needs)
+
+    def _scored_pairs(self, image_ids: Int[np.ndarray, "p"]) -> Int[np.ndarray, "scored"]:
+        """Which pairs are scored, in their order: of each picture's the first so many."""
+        if self.captions_per_image is None:
+            return np.arange(len(image_ids))
+        return np.flatnonzero(_occurrence(image_ids) < self.captions_per_image)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,15 +175,14 @@ class _Scored:
     text_ranks: Int[np.ndarray, "t"]
 
 
-def _scored(dataset, encoders, captions_per_image):
-    """Embeds and ranks the pairs whose pictures can be read, or the first so many of a picture."""
+def _scored(dataset, encoders, scored_pairs):
+    """Embeds and ranks those of the pairs whose pictures can be read that are scored."""
     image_embeds, index = encoders.image_embeds(dataset.images)
     number = np.full(len(dataset.images.source), -1)
     number[index] = np.arange(len(index))
     image_ids = number[dataset.image_ids]
     kept = np.flatnonzero(image_ids >= 0)
-    if captions_per_image is not None:
-        kept = kept[_occurrence(image_ids[kept]) < captions_per_image]
+    kept = kept[scored_pairs(image_ids[kept])]
     image_ids = image_ids[kept]
     captions = [dataset.captions[pair] for pair in kept]
     text_ids, first_pair = distinct(captions)

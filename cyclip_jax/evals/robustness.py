@@ -21,9 +21,9 @@ from cyclip_jax.evals.data.labelled import (
     open_labelled,
     open_named,
 )
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.metric import SHARE, About, Metric, Unit, count
-from cyclip_jax.evals.statistics.classification import Embedded, embed, ranks_of_label
+from cyclip_jax.evals.statistics.classification import Embedded, embed, prompts_of, ranks_of_label
 from cyclip_jax.evals.statistics.intervals import RESAMPLES, floats, mean_with_interval
 from cyclip_jax.files import FilePath, Located, check_scheme, how_written, located_from_anywhere
 
@@ -177,7 +177,13 @@ class Robustness:
             output.outcomes(outcomes)
             return metrics
 
-        return evaluate
+        sets = [reference_set, *shift_sets.values()]
+
+        def needs():
+            prompts = [prompts_of(one.classes, one.templates) for one in sets]
+            return Needs(sets, [] if self.head else prompts)
+
+        return Opened(evaluate, needs)
 
 
 def _zeroshot_data(settings, config_key):

@@ -17,7 +17,7 @@ from cyclip_jax.evals.data.sentence_pairs import (
     read_table,
     read_whole_benchmark,
 )
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.known_metrics import KNOWN, known_about
 from cyclip_jax.evals.metric import count
 from cyclip_jax.evals.statistics.intervals import floats, interval, mean_with_interval
@@ -113,10 +113,11 @@ class Sts:
         if self.positive_from is not None:
             positive_from = self.positive_from
 
+        all_pairs = [*tasks.values(), *([] if measured is None else [measured])]
+        texts = [text for pairs in all_pairs for text in (*pairs.first, *pairs.second)]
+        texts = list(dict.fromkeys(texts))
+
         def evaluate(encoders, output):
-            all_pairs = [*tasks.values(), *([] if measured is None else [measured])]
-            texts = [text for pairs in all_pairs for text in (*pairs.first, *pairs.second)]
-            texts = list(dict.fromkeys(texts))
             embeds = encoders.text_embeds(texts).astype(np.float64)
             if not np.isfinite(embeds).all():  # the run has diverged
                 return {name: KNOWN[name].metric(np.nan) for name in _OF_EVERY_MODEL}
@@ -144,7 +145,7 @@ class Sts:
                 "sentences": count(len(sentences)),
             }
 
-        return evaluate
+        return Opened(evaluate, lambda: Needs([], [texts]))
 
     def _read(self):
         """({task: SentencePairs}, those of uniformity and alignment or None).

@@ -15,13 +15,14 @@ from cyclip_jax.evals.data.labelled import (
     open_named,
     part_of,
 )
-from cyclip_jax.evals.evaluator import Evaluator
+from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
 from cyclip_jax.evals.metric import count
 from cyclip_jax.evals.statistics.classification import (
     class_table,
     confusion,
     embed,
     predicted,
+    prompts_of,
     ranks_of_label,
     top_k,
 )
@@ -136,4 +137,8 @@ class Zeroshot:
                     output.arrays("confusion", counts=counts, classes=np.asarray(dataset.classes))
             return {"images": count(len(ranks)), "classes": count(len(dataset.classes)), **metrics}
 
-        return evaluate
+        def needs():
+            prompts = [] if self.head else [prompts_of(dataset.classes, dataset.templates)]
+            return Needs([dataset], prompts)
+
+        return Opened(evaluate, needs)

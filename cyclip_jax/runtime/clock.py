@@ -151,6 +151,12 @@ class Clock:
             **{f"{phase}_seconds": here[phase] for phase in PHASES[:-1]},
         }
 
+    def mean_seconds(self, phase: str) -> float | None:
+        """How long a phase lasted in the mean of the latest times; None where it never was."""
+        with self._lock:
+            durations = self._durations[phase]
+            return statistics.mean(durations) if durations else None
+
     def heartbeat(self) -> dict[str, Any]:
         """What a supervisor and the run's next process need to know, as a dict for JSON."""
         moment = self.moment()

@@ -1,10 +1,15 @@
-"""Keeps the host's memory flat over a long run by giving back what glibc and Python hold."""
+"""The memory that a run holds, and how it stays flat: what glibc and Python keep is given back."""
 
 import contextlib
 import ctypes
 import gc
 import os
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
+_GIBIBYTE = 2**30
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
@@ -29,3 +34,46 @@ def give_back_memory() -> None:
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+class Device(Protocol):
+    """What JAX knows of a device."""
+
+    def memory_stats(self) -> Mapping[str, int] | None:
+        """{name: bytes}; None where the device has no memory of its own, as the CPU."""
+        ...
+
+
+def peak_in_words(devices: Sequence[Device]) -> str:
+    """How much memory has been held at once: of the devices, and by this process on the host.
+
+    Nothing is computed on the devices, and nothing is waited for.
+
+    Args:
+      devices: those of this process. Of several the fullest one is told.
+    """
+    host = f"{_host_peak() / _GIBIBYTE:.1f} GiB"
+    told = [stats for device in devices if (stats := _stats(device)) is not None]
+    if not told:
+        return f"{host} of memory at the peak"
+    fullest = max(told, key=lambda stats: stats["peak_bytes_in_use"])
+    amount = f"{fullest['peak_bytes_in_use'] / _GIBIBYTE:.1f}"
+    if fullest.get("bytes_limit"):
+        amount += f" of {fullest['bytes_limit'] / _GIBIBYTE:.1f}"
+    whose = "each device's" if len(devices) > 1 else "the device's"
+    return f"{amount} GiB of {whose} memory at the peak, {host} of the host's"
+
+
+def _stats(device):
+    """What a device tells of its memory, or None."""
+    try:
+        stats = device.memory_stats()
+    except Exception:  # of the device's plugin, whatever it raises; the run is worth more
+        return None
+    return stats if stats and "peak_bytes_in_use" in stats else None
+
+
+def _host_peak():
+    """The most bytes that this process has held in the host's memory."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

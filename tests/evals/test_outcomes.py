@@ -1,5 +1,7 @@
 """What evaluators leave of each item: enough to compare two runs pair by pair."""
 
+import contextlib
+import dataclasses
 import json
 
 import jax
@@ -7,8 +9,10 @@ import numpy as np
 import pytest
 
 from cyclip_jax import evals
+from cyclip_jax.evals.encoders import IMAGES, TEXTS
 from cyclip_jax.evals.known_metrics import known_about
 from cyclip_jax.evals.output import read_abouts
+from cyclip_jax.evals.progress import rows_to_embed
 from tests.evals.everything import every_evaluation
 from tests.evals.fakes import fake_encoders
 from tests.pictures import COLOURS, SHAPES, write_pairs
@@ -38,8 +42,11 @@ NO_MEANS = {
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory):
-    """(settings, results, directory) of every evaluator and what a small model gets."""
+def one_pass(tmp_path_factory):
+    """(settings, results, directory) of every evaluator and what a small model gets.
+
+    And {name: Evaluation}, and {name: {kind: rows that were embedded for it}}.
+    """
     folder = tmp_path_factory.mktemp("outcomes")
     settings = every_evaluation(folder / "data")
     labelled = {name: settings["consistency"][name] for name in ("train", "test")}
@@ -62,10 +69,41 @@ def everything(tmp_path_factory):
         "examples": str(examples),
         "layout": "winoground",
     }
+    embedded = {}
+
+    def begin(name):
+        embedded[name] = {IMAGES: 0, TEXTS: 0}
+        encoders._kept.clear()  # each evaluation embeds all that it needs
+
+    @contextlib.contextmanager
+    def embedding(kind, total):
+        own = list(embedded.values())[-1]
+        before = own[kind]
+
+        def advance(rows):
+            own[kind] += rows
+
+        yield advance
+        assert own[kind] - before == total
+
     encoders = encoders_of(jax.devices()[:1], batch_size=8)
-    directory = folder / "evals"
-    results = evals.evaluate(evals.create_evaluators(settings), encoders, directory=directory)
-    return settings, results, directory
+    encoders = dataclasses.replace(encoders, embedding=embedding)
+    directory, evaluators = folder / "evals", evals.create_evaluators(settings)
+    results = evals.evaluate(evaluators, encoders, directory=directory, begin=begin)
+    return settings, results, directory, evaluators, embedded
+
+
+@pytest.fixture(scope="module")
+def everything(one_pass):
+    """(settings, results, directory)."""
+    return one_pass[:3]
+
+
+def test_every_evaluator_says_beforehand_what_it_has_embedded(one_pass):
+    settings, _, _, evaluators, embedded = one_pass
+    for name, evaluation in evaluators.items():
+        assert rows_to_embed([evaluation.run.needs()]) == embedded[name], name
+    assert embedded.keys() == settings.keys()
 
 
 def outcomes_in(directory):

@@ -145,9 +145,13 @@ def test_evaluate_gives_the_figures_of_the_run_for_an_export(exports, pairs, tmp
     assert json.loads((tmp_path / "step_120.json").read_text()) == results
 
 
-def test_evaluate_wants_data_for_what_is_no_run(exports):
-    with pytest.raises(UserError, match="name its data with --config"):
+def test_evaluate_wants_data_for_what_is_no_run(exports, pairs, tmp_path):
+    with pytest.raises(UserError, match=r"name its data with --zeroshot, --retr.* with --config$"):
         evaluate_checkpoint(exports["open_clip"])
+    named = {"pairs": {"type": "retrieval", "pairs": str(pairs)}}
+    results = evaluate_checkpoint(exports["open_clip"], evaluations=named, output=tmp_path)
+    recall = metrics_at(exports["workdir"], 120)["val/text_to_image_recall@5"]
+    assert results["pairs/text_to_image_recall@5"] == recall
 
 
 @pytest.mark.slow

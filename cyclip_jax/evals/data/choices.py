@@ -66,6 +66,11 @@ class Choices:
     images: ImageSet
     pictures: list[tuple[str, Box | None]]
 
+    @property
+    def captions(self) -> list[str]:
+        """All different captions, in the order in which they first stand."""
+        return list(dict.fromkeys(text for one in self.examples for text in one.captions))
+
 
 def open_choices(
     path: str,

@@ -30,7 +30,7 @@ from cyclip_jax.evals.encoders import Encoders
 from cyclip_jax.evals.statistics.splits import held_out
 from cyclip_jax.files import FilePath, how_written, read_text
 
-_SPLITS = {"train", "trainval", "training", "val", "valid", "validation", "test", "testing"}
+SPLITS = {"train", "trainval", "training", "val", "valid", "validation", "test", "testing"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -475,7 +475,7 @@ def _open_folders(folder, base, preset, config_key):
             f"{base}{how_written(base)} has neither labels.csv, nor nshards.txt, nor a folder for "
             f"each class; set {config_key} to labelled pictures"
         )
-    if _SPLITS.issuperset(keys):
+    if SPLITS.issuperset(keys):
         raise UserError(
             f"the folders of {base} are no classes but splits ({', '.join(keys)}); set "
             f"{config_key.rpartition('.')[0]}.split, or {config_key} to one of them"

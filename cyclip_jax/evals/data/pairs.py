@@ -176,7 +176,7 @@ def _open_clip_benchmark(path, split, config_key):
     """An ImageSet of the shards of a split."""
     folder = epath.Path(path)
     kind = read_text(folder / "dataset_type.txt").strip()
-    if kind != "retrieval":
+    if kind.lower() != "retrieval":
         raise UserError(
             f"{path} holds data for {kind!r} by its dataset_type.txt; set {config_key}.pairs to "
             "data for retrieval"

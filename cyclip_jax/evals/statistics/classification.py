@@ -159,9 +159,14 @@ def class_embeddings(
     Returns:
       float [C, D].
     """
-    prompts = [template.format(name) for name in classes for template in templates]
+    prompts = prompts_of(classes, templates)
     embeds = embed_texts(prompts).reshape(len(classes), len(templates), -1)  # [C, templates, D]
     return unit_rows(embeds.mean(axis=1))
+
+
+def prompts_of(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every class's name in every template, one class after the other."""
+    return [template.format(name) for name in classes for template in templates]
 
 
 def scores_of_classes(

@@ -15,7 +15,9 @@ from cyclip_jax.evals import Output
 from cyclip_jax.evals.data.labelled import open_images
 from cyclip_jax.evals.data.pairs import open_pairs
 from cyclip_jax.evals.encoders import unit_rows
+from cyclip_jax.evals.evaluator import Opened
 from cyclip_jax.evals.flat import flat_numbers
+from cyclip_jax.evals.progress import rows_to_embed
 from cyclip_jax.evals.retrieval import Retrieval
 from tests.evals.fakes import fake_encoders
 from tests.pictures import COLOURS, SHAPES, write_pairs
@@ -109,6 +111,17 @@ def test_karpathys_json_is_scored_from_its_own_folder_or_another(folder, tmp_pat
     assert results["text_to_image_recall@1"] == results["image_to_text_recall@1"] == 1.0
     below = write_karpathy(folder.parent, filepath="images")
     assert score(below) == results
+
+
+def test_captions_that_are_not_scored_are_not_counted_before(folder, tmp_path):
+    def counted(**settings):
+        evaluator = Retrieval("x", pairs=str(path), images=str(folder), **settings).open()
+        assert isinstance(evaluator, Opened)
+        return rows_to_embed([evaluator.needs()])
+
+    path = write_karpathy(tmp_path)
+    assert counted() == {"images": 24, "texts": 120}
+    assert counted(captions_per_image=2) == {"images": 24, "texts": 48}
 
 
 @pytest.mark.parametrize(
