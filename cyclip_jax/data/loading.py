@@ -153,6 +153,22 @@ def eval_loader(
     return Loader(source, pictures, {"images": _image_spec(image_size)}, captions, words or {})
 
 
+def prepared(
+    encoded: bytes, image_size: int, resize_mode: str = "shortest"
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture's file as evaluations prepare it.
+
+    Args:
+      encoded: the file's bytes.
+      image_size, resize_mode: as in `eval_loader`.
+
+    Raises:
+      tf.errors.OpError: it is no picture.
+    """
+    row = tf.constant([0, 0], tf.int64)  # nothing is random
+    return _eval_pictures(image_size, resize_mode)(tf.constant([encoded]), row)["images"].numpy()
+
+
 def _image_spec(side):
     return tf.TensorSpec([side, side, 3], tf.uint8)
 

@@ -16,15 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow
 import pyarrow.compute
-import tensorflow as tf
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 
-from cyclip_jax.data.decoding import pixels_of
-from cyclip_jax.data.loading import eval_loader
-from cyclip_jax.data.no_pairs import NoPairs
 from cyclip_jax.data.pillow import encoded_as
 from cyclip_jax.data.record import Source, Unreadable, read_told
+from cyclip_jax.data.transform import MAX_PIXELS
 from cyclip_jax.embeddings.layout import Embeddings
 from cyclip_jax.embeddings.nearest import Nearest
 from cyclip_jax.embeddings.write import picture_sum
@@ -149,10 +146,13 @@ class Collection:
         Raises:
           Unreadable: it is none, or has too many pixels.
         """
+        from cyclip_jax.data.loading import prepared  # TensorFlow: slow to import
+
         assert self.encoders is not None
-        thumbnail = _small(pixels_of(encoded, UPLOAD_PIXELS))
+        thumbnail = _small(encoded, UPLOAD_PIXELS)
+        image = prepared(encoded, self.encoders.image_size, self.encoders.resize_mode)
         with self._turn:
-            row = unit_rows(self.encoders.encode_features(self._prepared(encoded)))[0]
+            row = unit_rows(self.encoders.encode_features(image[np.newaxis]))[0]
         return Query(row, row), thumbnail
 
     def of_row(self, row: int) -> Query:
@@ -284,13 +284,6 @@ class Collection:
         value = self._metadata[column][row].as_py()
         return "" if value is None else str(value)
 
-    def _prepared(self, encoded):
-        """A picture as evaluations prepare it, uint8 [1, H, W, 3]."""
-        assert self.encoders is not None
-        loader = eval_loader(NoPairs(), self.encoders.image_size, self.encoders.resize_mode)
-        row = tf.constant([0, 0], tf.int64)
-        return loader.pictures(tf.constant([encoded]), row)["images"].numpy()[np.newaxis]
-
     def _made_small(self, row):
         columns = self._metadata.column_names
         example = self._metadata["example"][row].as_py() if "example" in columns else None
@@ -301,7 +294,7 @@ class Collection:
         # Nothing is shown but what was embedded, whatever has come to lie in its place.
         if embedded is not None and picture_sum(picture) != embedded:
             raise Unreadable("the picture is another one than was embedded")
-        return _small(pixels_of(picture))
+        return _small(picture)
 
 
 def _joined(parts):
@@ -316,8 +309,10 @@ def _joined(parts):
     return whole
 
 
-def _small(pixels):
+def _small(encoded, max_pixels=MAX_PIXELS):
     """A picture as a JPEG file, with nothing of the file that it came from."""
-    picture = Image.fromarray(pixels)
+    from cyclip_jax.data.decoding import pixels_of  # TensorFlow: slow to import
+
+    picture = Image.fromarray(pixels_of(encoded, max_pixels))
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=3.0)
     return encoded_as(picture, "JPEG", quality=85)

@@ -23,9 +23,8 @@ from etils import epath
 from jaxtyping import Float16
 
 from cyclip_jax.data.listing import Blocks
-from cyclip_jax.data.pipeline import eval_batches
 from cyclip_jax.data.record import Record, Source
-from cyclip_jax.data.result_folder import claimed, progress_bar
+from cyclip_jax.data.result_folder import claimed
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.embeddings.layout import (
     IMAGES,
@@ -55,6 +54,7 @@ from cyclip_jax.runtime.agreement import (
     process_zero_first,
     wait_for_all_processes,
 )
+from cyclip_jax.runtime.progress import progress_bar
 from cyclip_jax.training.opened_model import open_model
 
 SHARD_SIZE = 16384  # examples
@@ -301,6 +301,8 @@ class _Job:
             yield {**batch, "example": example}
 
     def _whole_batches(self, ranges, unusable):
+        from cyclip_jax.data.pipeline import eval_batches  # TensorFlow: slow to import
+
         words: dict[str, Callable[[Record], str]] = {
             _CAPTION: lambda record: record.captions[0],
             _SUM: lambda record: picture_sum(record.image),
