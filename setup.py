@@ -58,7 +58,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["cyclip_jax*"]),
-    package_data={"cyclip_jax": ["py.typed"], "cyclip_jax.report": ["page.*"]},
+    package_data={"cyclip_jax": ["py.typed"], "cyclip_jax.page": ["page.*"]},
     install_requires=[
         "absl-py",
         "braceexpand",
