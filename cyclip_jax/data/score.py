@@ -104,7 +104,9 @@ def score(
     with claimed(folder):
         source = settings.open()
         opened = open_model(model, step=step, weights=weights, batch_size=settings.batch_size)
-        told = dataclasses.asdict(settings) | {"weights_sum": _sum(opened.checkpoint.weights)}
+        told = dataclasses.asdict(settings) | {
+            "weights_sum": weights_sum(opened.checkpoint.weights)
+        }
         blocks = Blocks(folder, told, len(source), _BLOCK)
         if (folder / MANIFEST).exists():
             return dict(parse_json((folder / MANIFEST).read_text()))
@@ -157,7 +159,7 @@ def _scored(encoders: Any, source: Source, rows: range) -> Float[np.ndarray, "n 
     return scores
 
 
-def _sum(weights: Mapping[str, np.ndarray]) -> str:
+def weights_sum(weights: Mapping[str, np.ndarray]) -> str:
     """SHA-256 of a model's weights."""
     digest = hashlib.sha256()
     for name in sorted(weights):

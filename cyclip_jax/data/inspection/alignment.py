@@ -137,12 +137,12 @@ def _part_of(plane, margins, samples):
     """The part of each picture's plane [pairs, size, size] that margins leave, in samples²."""
     rows, columns = _weights(margins, plane.shape[-1], samples)
     part = rows @ plane.astype(np.float32) @ columns.transpose(0, 2, 1)
-    return part.reshape(len(plane), -1)
+    return part.reshape(len(plane), samples**2)
 
 
 def _whole_of(plane, samples):
     weights = sampling(0, 1, plane.shape[-1], samples)
-    return (weights @ plane.astype(np.float32) @ weights.T).reshape(len(plane), -1)
+    return (weights @ plane.astype(np.float32) @ weights.T).reshape(len(plane), samples**2)
 
 
 def _aligned(luma, other, margins):

@@ -4,6 +4,7 @@ A copy is told of the first picture that it is a copy of, and no copy has copies
 is left out an original stays.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -227,5 +228,5 @@ def _enter(originals, rows, found, numbers):
 
 def _as_bytes(thumbnails):
     """All bytes of each thumbnail, uint8 [n, …]."""
-    rows = len(thumbnails.luma)
-    return np.concatenate([plane.reshape(rows, -1) for plane in thumbnails], axis=1)
+    planes = [plane.reshape(len(plane), math.prod(plane.shape[1:])) for plane in thumbnails]
+    return np.concatenate(planes, axis=1)

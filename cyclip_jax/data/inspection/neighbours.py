@@ -41,7 +41,9 @@ class Cells:
     """
 
     def __init__(self, vectors: Float[np.ndarray, "n d"], owners: Int[np.ndarray, "n"]) -> None:
-        self._centres = _centres(vectors, max(1, round(len(vectors) ** 0.5)))
+        if not len(vectors):
+            vectors, owners = np.zeros((1, vectors.shape[1]), np.float32), np.array([0])
+        self._centres = _centres(vectors, round(len(vectors) ** 0.5))
         cells = _nearest(vectors, self._centres, 1)[:, 0]
         order = np.lexsort((owners, cells))
         self._vectors = vectors[order].astype(np.float16)

@@ -53,7 +53,7 @@ def thumbnail(pixels: UInt8[np.ndarray, "h w 3"]) -> Thumbnails:
 
 def is_flat(luma: UInt8[np.ndarray, "n 32 32"]) -> np.ndarray:
     """Which pictures show nothing, bool [n]."""
-    return luma.reshape(len(luma), -1).std(axis=1) < FLAT
+    return luma.std(axis=(1, 2)) < FLAT
 
 
 def sampling(begin, end, size: int, samples: int) -> Float[np.ndarray, "... samples size"]:
@@ -107,5 +107,5 @@ def descriptors(luma: UInt8[np.ndarray, "n 32 32"], part: int) -> Float[np.ndarr
     """
     rows, columns = _TRANSFORMS[part]
     spectrum = rows @ luma.astype(np.float32) @ columns.T
-    flat = spectrum.reshape(len(luma), -1)[:, 1:] * _WEIGHTS.astype(np.float32)
+    flat = spectrum.reshape(len(luma), _FREQUENCIES**2)[:, 1:] * _WEIGHTS.astype(np.float32)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
