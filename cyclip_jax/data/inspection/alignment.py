@@ -13,19 +13,20 @@ from jaxtyping import Bool, Complex, Float
 
 from cyclip_jax.data.inspection.thumbnails import (
     PARTS,
+    SAMPLES,
     Thumbnails,
     descriptors,
     sampling,
+    without_shading,
 )
 
 _PAIRS = 512  # of one step
-_SAMPLES = 16  # a side, in which brightness is compared; colours are in half of them
 _TILES = 4  # a side, of which none may differ much
 _STEPS = 3  # of the fit of a part
 _MOST_CUT = 0.125  # of a side, at each edge
 _MOST_MOVED = 0.04  # in a step
 _SHIFT = 0.004  # of which derivatives are taken
-_WHITE = 248  # what is white may have been brighter
+_BLACK, _WHITE = 7, 248  # what is white may have been brighter, and what is black darker
 _RIDGE = 0.02  # that colours move the brightness is believed where it explains enough
 
 # What a copy may have left over, in grey levels, at each sample: for rounding, of the standard
@@ -150,11 +151,11 @@ def _aligned(luma, other, margins):
 
     In each step brightness, contrast and the four margins are the unknowns of a linear equation.
     """
-    luma, own = luma.astype(np.float32), _whole_of(other, _SAMPLES)
+    luma, own = luma.astype(np.float32), _whole_of(other, SAMPLES)
     for _ in range(_STEPS):
-        part = _part_of(luma, margins, _SAMPLES)
+        part = _part_of(luma, margins, SAMPLES)
         moved = [
-            (_part_of(luma, margins + _SHIFT * unit, _SAMPLES) - part) / _SHIFT
+            (_part_of(luma, margins + _SHIFT * unit, SAMPLES) - part) / _SHIFT
             for unit in np.eye(4, dtype=np.float32)
         ]
         terms = np.stack([part, np.ones_like(part), *moved], axis=-1)
@@ -181,11 +182,12 @@ def _least_squares(terms, values, ridge, weights=None):
 
 def _fitted(first, second, margins):
     """The brightness of the second pictures as linear functions of the parts of the first."""
-    part = _part_of(first.luma, margins, _SAMPLES)
-    own = _whole_of(second.luma, _SAMPLES)
-    colours = [_part_of(first.chroma[:, c] - 128.0, margins, _SAMPLES) for c in (0, 1)]
+    part = _part_of(first.luma, margins, SAMPLES)
+    own = _whole_of(second.luma, SAMPLES)
+    colours = [_part_of(first.chroma[:, c] - 128.0, margins, SAMPLES) for c in (0, 1)]
     # White stays white in a brighter copy, and so does not tell how much brighter it is.
-    weights = np.where((part >= _WHITE) & (own >= _WHITE), 0.02, 1).astype(np.float32)
+    stays = ((part >= _WHITE) & (own >= _WHITE)) | ((part <= _BLACK) & (own <= _BLACK))
+    weights = np.where(stays, 0.02, 1).astype(np.float32)
     total = weights.sum(axis=1, keepdims=True)
 
     def mean(values):
@@ -205,11 +207,11 @@ def _fitted(first, second, margins):
 
 def _left_over(fitted):
     """What is left over, by what a copy may have left over: (all in all, of the worst tile)."""
-    sides = (-1, _SAMPLES, _SAMPLES)
+    sides = (-1, SAMPLES, SAMPLES)
     contrast = np.minimum(
         _contrast(fitted.own.reshape(sides)), _contrast(fitted.fitted.reshape(sides))
     )
-    detail = np.sqrt((_without_shading(fitted.own) ** 2).mean(axis=1))[:, None, None]
+    detail = np.sqrt((without_shading(fitted.own) ** 2).mean(axis=1))[:, None, None]
     allowed = _ROUNDING + _OF_DETAIL * detail + _OF_CONTRAST * contrast
     left = ((fitted.own - fitted.fitted).reshape(sides) / allowed) ** 2
     return np.sqrt(left.mean(axis=(1, 2))), np.sqrt(_tiles(left).max(axis=(1, 2)))
@@ -225,25 +227,11 @@ def _contrast(plane):
         padded = np.pad(most, width, mode="edge"), np.pad(least, width, mode="edge")
         ends = []
         for start in range(3):
-            shifted[axis] = slice(start, start + _SAMPLES)
+            shifted[axis] = slice(start, start + SAMPLES)
             ends.append(tuple(one[tuple(shifted)] for one in padded))
         most = np.maximum(np.maximum(ends[0][0], ends[1][0]), ends[2][0])
         least = np.minimum(np.minimum(ends[0][1], ends[1][1]), ends[2][1])
     return most - least
-
-
-def _shading():
-    """An orthonormal basis [samples², 6] of the quadratic functions of the place."""
-    y, x = np.mgrid[:_SAMPLES, :_SAMPLES].reshape(2, -1) / _SAMPLES - 0.5
-    return np.linalg.qr(np.stack([np.ones_like(x), y, x, y * x, y * y, x * x], axis=1))[0]
-
-
-_SHADING = _shading().astype(np.float32)
-
-
-def _without_shading(values):
-    """What a picture shows besides light that falls off, as a clear sky does."""
-    return values - (values @ _SHADING) @ _SHADING.T
 
 
 def _tiles(values):
@@ -259,7 +247,7 @@ def _colours(whole, part, margins):
       (strengths [2, pairs] before and after; factor, complex [pairs], by which the colours were
       made stronger and turned; squares of what is left over [pairs, side, side]).
     """
-    samples = _SAMPLES // 2
+    samples = SAMPLES // 2
     before = _complex(_part_of(whole.chroma[:, c] - 128.0, margins, samples) for c in (0, 1))
     after = _complex(_whole_of(part.chroma[:, c] - 128.0, samples) for c in (0, 1))
     strengths = np.sqrt(np.stack([(np.abs(one) ** 2).mean(axis=1) for one in (before, after)]))

@@ -48,7 +48,7 @@ def same_bytes(
 def changed_copies(thumbnails: Thumbnails, progress: Progress) -> Originals:
     """The original of each picture that is a changed copy of an earlier one (see `alignment.py`).
 
-    Flat pictures are copies where their thumbnails are equal.
+    Pictures that show nothing are copies where their thumbnails are equal.
 
     Args:
       thumbnails: of n pictures.

@@ -62,14 +62,14 @@ def summary_of(findings: dict[str, Any]) -> list[str]:
     if findings["lost"]:
         lines.append(f"{len(findings['lost'])} parts of the files are damaged.")
     lines.append(
-        f"{captions['cut']['count']} captions have more than {captions['context_length']} tokens "
-        "and are cut."
+        f"Of {_counted(captions['cut']['count'])} the caption has more than "
+        f"{captions['context_length']} tokens and is cut."
     )
     repeated = captions["repeated"]
     lines.append(
         f"{repeated['examples']} examples share {repeated['captions']} captions with others."
     )
-    lines.append(f"{pictures['flat']['count']} pictures are of one colour.")
+    lines.append(f"{pictures['flat']['count']} pictures show one colour alone, or shades of it.")
     for kind, copies in findings["copies"].items():
         differing = copies["with_another_caption"]
         other = f", {differing} of them with another caption" if differing else ""
@@ -129,7 +129,7 @@ def _pictures(found, source):
         for one in found["shapes"]
     ]
     smallest = [
-        join(_name(one), element("br"), f"{one['width']} × {one['height']}")
+        join(_name(one), element("div", f"{one['width']} × {one['height']}"))
         for one in found["smallest"][:_SHOWN]
     ]
     flat = found["flat"]
@@ -149,7 +149,7 @@ def _pictures(found, source):
         ),
         element("h3", "The smallest pictures"),
         _row(source, found["smallest"], smallest),
-        element("h3", f"Pictures of one colour: {flat['count']}") if flat["count"] else "",
+        element("h3", f"Pictures that show next to nothing: {flat['count']}"),
         _row(source, flat["examples"], [_name(one) for one in flat["examples"][:_SHOWN]]),
     )
 
@@ -157,7 +157,7 @@ def _pictures(found, source):
 def _spreads(caption, spreads):
     names = [key for key in next(iter(spreads.values())) if key != "histogram"]
     rows = [
-        [what, *(Cell(f"{spread[name]:,.4g}", spread[name]) for name in names)]
+        [what, *(Cell(f"{spread[name]:,.{name == 'mean':d}f}", spread[name]) for name in names)]
         for what, spread in spreads.items()
     ]
     return table(caption, ["", *names], rows)

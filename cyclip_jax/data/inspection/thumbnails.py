@@ -7,11 +7,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 LUMA, CHROMA = 32, 16  # pixels a side of a thumbnail's brightness and of its colours
-_SAMPLES = 16  # a side, of a part before its spectrum is taken
+SAMPLES = 16  # a side, in which parts are compared; their colours are in half of them
 _FREQUENCIES = 7  # of its cosine transform, along each side
 DIMENSION = _FREQUENCIES**2 - 1
-# Below this standard deviation of the brightness, in grey levels, a picture shows nothing.
-FLAT = 2.0
+# With less detail than this, a standard deviation in grey levels, a picture shows nothing.
+_FLAT = 1.0
 
 Span = tuple[float, float]
 # The parts of a picture that are compared with other pictures, as spans of its height and width:
@@ -52,8 +52,26 @@ def thumbnail(pixels: UInt8[np.ndarray, "h w 3"]) -> Thumbnails:
 
 
 def is_flat(luma: UInt8[np.ndarray, "n 32 32"]) -> np.ndarray:
-    """Which pictures show nothing, bool [n]."""
-    return luma.std(axis=(1, 2)) < FLAT
+    """Which pictures show nothing but one colour, or light that falls off, bool [n]."""
+    weights = sampling(0, 1, LUMA, SAMPLES)
+    values = (weights @ luma.astype(np.float32) @ weights.T).reshape(len(luma), SAMPLES**2)
+    return without_shading(values).std(axis=1) < _FLAT
+
+
+def without_shading(values: Float[np.ndarray, "n s"]) -> Float[np.ndarray, "n s"]:
+    """What a picture shows besides light that falls off, as that of a clear sky does.
+
+    Args:
+      values: brightness in SAMPLES² samples, of which the quadratic function of the place that is
+        nearest to it is taken away.
+    """
+    return values - (values @ _SHADING) @ _SHADING.T
+
+
+def _shading():
+    """An orthonormal basis [samples, 6] of the quadratic functions of the place."""
+    y, x = np.mgrid[:SAMPLES, :SAMPLES].reshape(2, -1) / SAMPLES - 0.5
+    return np.linalg.qr(np.stack([np.ones_like(x), y, x, y * x, y * y, x * x], axis=1))[0]
 
 
 def sampling(begin, end, size: int, samples: int) -> Float[np.ndarray, "... samples size"]:
@@ -78,19 +96,20 @@ def sampling(begin, end, size: int, samples: int) -> Float[np.ndarray, "... samp
 
 def _cosines():
     """The first rows of the orthonormal cosine transform, [frequencies, samples]."""
-    angles = np.outer(np.arange(_FREQUENCIES), np.arange(_SAMPLES) + 0.5) * np.pi / _SAMPLES
-    return np.cos(angles) * np.sqrt((2 - (np.arange(_FREQUENCIES) == 0)) / _SAMPLES)[:, None]
+    angles = np.outer(np.arange(_FREQUENCIES), np.arange(SAMPLES) + 0.5) * np.pi / SAMPLES
+    return np.cos(angles) * np.sqrt((2 - (np.arange(_FREQUENCIES) == 0)) / SAMPLES)[:, None]
 
 
 def _transforms():
     """{part's number: (of its rows, of its columns)}, each [frequencies, LUMA]."""
     return [
-        tuple((_cosines() @ sampling(*span, LUMA, _SAMPLES)).astype(np.float32) for span in part)
+        tuple((_cosines() @ sampling(*span, LUMA, SAMPLES)).astype(np.float32) for span in part)
         for part in PARTS
     ]
 
 
 _TRANSFORMS = _transforms()
+_SHADING = _shading().astype(np.float32)
 # Higher frequencies are weaker in pictures, and tell more.
 _WEIGHTS = np.sqrt(np.maximum(np.hypot(*np.mgrid[:_FREQUENCIES, :_FREQUENCIES]), 1)).ravel()[1:]
 
