@@ -75,8 +75,16 @@ def are_copies(first: Thumbnails, second: Thumbnails) -> Bool[np.ndarray, "p"]:
 
 
 def _are_copies(first, second):
+    found, are_whole = _found(first, second)
+    rows = np.flatnonzero(are_whole & ~found)  # of which either may have lost what the other has
+    found[rows], _ = _found(second.at(rows), first.at(rows))
+    return found
+
+
+def _found(first, second):
+    """(whether each pair is one of copies; whether neither is nearer to a part of the other)."""
     whole, part, margins = _whole_and_part(first, second)
-    found = np.zeros(len(margins), bool)
+    found, are_whole = np.zeros(len(margins), bool), (margins == 0).all(axis=1)
     rows = np.flatnonzero(_may_be_copies(whole, part, margins))
     whole, part = whole.at(rows), part.at(rows)
     margins = _aligned(whole.luma, part.luma, margins[rows])
@@ -89,7 +97,7 @@ def _are_copies(first, second):
         & (fitted.mixed <= _MOST_MIXED)
         & _has_colours_of(whole, part, margins, fitted)
     )
-    return found
+    return found, are_whole
 
 
 def _may_be_copies(whole, part, margins):

@@ -195,9 +195,10 @@ def look_at(
       UserError: a worker died.
     """
     faults, parts = [], {name: [rows] for name, rows in _blank(0).items()}
+    at_once = workers if workers > 1 else 0  # what this process finds out itself is kept at once
     with pool(workers, _begin_worker, data, config_key, tokens) as executor:
         for found in blocks.results(
-            "examples", _look, lambda rows: (rows,), executor, workers, progress
+            "examples", _look, lambda rows: (rows,), executor, at_once, progress
         ):
             for name, rows in parts.items():
                 rows.append(found[name])
