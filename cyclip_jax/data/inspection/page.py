@@ -258,7 +258,7 @@ def _in_validation(found, sources):
             own = _item(sources[0], one, join("training: ", _name(one)))
             other = _item(sources[places[of["data"]]], of, join("validation: ", _name(of)))
             told_of = element("p", kind)
-            shown.append(join(told_of, element("ol", own, other, class_="answers")))
+            shown.append(join(told_of, element("ol", own, other, class_="answers loose")))
     if not rows:
         return element("p", "None was found.")
     return join(
@@ -277,7 +277,7 @@ def _row(source, examples, texts):
     if not texts:
         return join()
     pairs = zip(examples, texts, strict=False)
-    return element("ol", *(_item(source, one, text) for one, text in pairs), class_="answers")
+    return element("ol", *(_item(source, one, text) for one, text in pairs), class_="answers loose")
 
 
 def _item(source, example, text):
