@@ -64,7 +64,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["cyclip_jax*"]),
     package_data={
         "cyclip_jax": ["py.typed"],
-        "cyclip_jax.report": ["page.*"],
+        "cyclip_jax.page": ["page.*"],
         "cyclip_jax.embeddings.pages": ["*.html", "*.css", "*.js"],
     },
     install_requires=[

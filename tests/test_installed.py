@@ -58,7 +58,7 @@ def test_a_wheel_holds_the_package_and_all_that_it_reads_and_no_configs(site):
     assert folders - {"__pycache__"} == {"cyclip_jax", "configs"}
     assert [path.name for path in (site / "configs").glob("*.py")] == ["__init__.py"]
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "cyclip_jax").rglob("*.py")}
-    files |= {f"cyclip_jax/report/page.{ending}" for ending in ("html", "css", "js")}
+    files |= {f"cyclip_jax/page/page.{ending}" for ending in ("html", "css", "js")}
     for file in (*files, "cyclip_jax/py.typed"):
         assert (site / file).is_file(), file
 

@@ -19,9 +19,9 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.flat import metrics_of
 from cyclip_jax.evals.metric import Metric, Unit
 from cyclip_jax.evals.output import read_abouts
+from cyclip_jax.page.markup import Cell, element, join, table
 from cyclip_jax.report import __main__ as command_line
 from cyclip_jax.report import charts, figures, parts, sections, style
-from cyclip_jax.report.markup import Cell, element, join, table
 from cyclip_jax.report.numbers import headlines, summary
 from cyclip_jax.report.parts import Drawings
 from cyclip_jax.report.runs import group_runs, objective, read_run, student_interval

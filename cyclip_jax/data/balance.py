@@ -9,15 +9,11 @@ trains on what the list keeps. The command may be killed at any moment; given ag
 """
 
 import collections
-import concurrent.futures
 import csv
 import dataclasses
 import hashlib
 import io
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,9 +21,8 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float, Int
 
-from cyclip_jax.data.listing import Blocks, Found, Here, Input, define_input, input_of
+from cyclip_jax.data.listing import Blocks, Found, Input, define_input, input_of, pool
 from cyclip_jax.data.result_folder import claimed, cores
-from cyclip_jax.data.shard_workers import end_with_parent
 from cyclip_jax.data.sources.kept import MANIFEST, write_kept
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, parse_json, read_text, write_atomically
@@ -213,14 +208,10 @@ def _counted(counts):
     }
 
 
-# The workers
-
 _own: list[_Worker] = []  # of a worker process
 
 
 def _begin_worker(*arguments):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
     _own[:] = [_Worker(*arguments)]
 
 
@@ -230,19 +221,6 @@ def _count(captions):
 
 def _keep(keys, captions):
     return _own[0].keep(keys, captions)
-
-
-def _pool(workers, *arguments):
-    """What runs `_count` and `_keep`: this process, or several."""
-    if workers == 1:
-        _own[:] = [_Worker(*arguments)]
-        return Here()
-    return concurrent.futures.ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),  # TensorFlow's threads do not survive a fork
-        initializer=_begin_worker,
-        initargs=arguments,
-    )
 
 
 def balance(
@@ -301,8 +279,8 @@ def _balanced(source, blocks, settings, entries, workers):
     with progress_bar(2 * len(source), 0, "captions") as progress:
 
         def passed(stage, compute, given, *chances):
-            with _pool(workers, *options, *chances) as pool:
-                yield from blocks.results(stage, compute, given, pool, workers, progress)
+            with pool(workers, _begin_worker, *options, *chances) as executor:
+                yield from blocks.results(stage, compute, given, executor, workers, progress)
 
         def captions(block):
             return source.captions(block.start, block.stop)

@@ -8,6 +8,9 @@ import concurrent.futures
 import dataclasses
 import io
 import json
+import multiprocessing
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +21,7 @@ from jaxtyping import Shaped
 
 from cyclip_jax.data.record import Source
 from cyclip_jax.data.result_folder import check_settings
+from cyclip_jax.data.shard_workers import end_with_parent
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import remove_unfinished, write_atomically, write_json
@@ -47,12 +51,16 @@ class Input:
     delimiter: str = ","
     kept: str | None = None
 
-    def open(self) -> Source:
-        """Opens the data; raises UserError where something is wrong with them."""
+    def open(self, config_key: str = "data.input") -> Source:
+        """Opens the data; raises UserError where something is wrong with them.
+
+        Args:
+          config_key: what the message calls their path.
+        """
         return create_source(
             self.source,
             self.input,
-            config_key="data.input",
+            config_key=config_key,
             kept=self.kept,
             image_key=self.image_key,
             caption_key=self.caption_key,
@@ -60,11 +68,22 @@ class Input:
         )
 
 
-def define_input(values: flags.FlagValues) -> None:
-    """Defines the flags of `Input`, and --output."""
+def define_input(
+    values: flags.FlagValues,
+    *,
+    flag: str = "input",
+    output: str = "Folder for the list, local or gs://….",
+) -> None:
+    """Defines the flags of `Input`, and --output.
+
+    Args:
+      values: where they are defined.
+      flag: what names the path of the data.
+      output: what --output is for.
+    """
     for name, meaning in (
-        ("input", "Path or pattern of the data, as config.data.train has it."),
-        ("output", "Folder for the list, local or gs://…."),
+        (flag, "Path or pattern of the data, as config.data.train has it."),
+        ("output", output),
     ):
         flags.DEFINE_string(name, None, meaning, required=True, flag_values=values)
     for name, default, meaning in (
@@ -77,9 +96,31 @@ def define_input(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, default, meaning, flag_values=values)
 
 
-def input_of(values: Any) -> dict[str, Any]:
-    """The arguments of `Input` that a command line gives."""
-    return {field.name: getattr(values, field.name) for field in dataclasses.fields(Input)}
+def input_of(values: Any, *, flag: str = "input") -> dict[str, Any]:
+    """The arguments of `Input` that a command line gives; `flag` names the path of the data."""
+    names = [field.name for field in dataclasses.fields(Input)]
+    return {name: getattr(values, flag if name == "input" else name) for name in names}
+
+
+def begin(folder: epath.Path, settings: Mapping[str, Any], flag: str) -> None:
+    """Notes in a new folder how it was begun, or compares that with an earlier begin.
+
+    Args:
+      folder: which is there.
+      settings: what decides about the result.
+      flag: what names the folder.
+
+    Raises:
+      UserError: the folder was begun with other settings, or holds something else.
+    """
+    remove_unfinished(folder)
+    wanted = json.loads(json.dumps({**settings, "version": VERSION}))
+    if (folder / SETTINGS).exists():
+        check_settings(folder / SETTINGS, wanted)
+    elif any(folder.iterdir()):
+        raise UserError(f"{folder} holds other files; set {flag} to a folder of its own")
+    else:
+        write_json(folder / SETTINGS, wanted)
 
 
 class Blocks:
@@ -106,14 +147,7 @@ class Blocks:
         self.ranges: list[range] = [
             range(first, min(first + size, examples)) for first in range(0, examples, size)
         ]
-        remove_unfinished(folder)
-        wanted = json.loads(json.dumps({**settings, "examples": examples, "version": VERSION}))
-        if (folder / SETTINGS).exists():
-            check_settings(folder / SETTINGS, wanted)
-        elif any(folder.iterdir()):
-            raise UserError(f"{folder} holds other files; set --output to a folder of its own")
-        else:
-            write_json(folder / SETTINGS, wanted)
+        begin(folder, {**settings, "examples": examples}, "--output")
 
     def results(
         self,
@@ -175,6 +209,33 @@ class Blocks:
         """Removes the files of the blocks, once the list is whole."""
         if self.folder.exists():
             self.folder.rmtree()
+
+
+def pool(
+    workers: int, begin_worker: Callable[..., object], *arguments: Any
+) -> concurrent.futures.Executor:
+    """What runs functions at top level of a module: this process, or several.
+
+    Args:
+      workers: how many processes; with 1 no further process is started.
+      begin_worker: function that each process calls first, also at the top level of a module.
+      *arguments: its arguments.
+    """
+    if workers == 1:
+        begin_worker(*arguments)
+        return Here()
+    return concurrent.futures.ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),  # TensorFlow's threads do not survive a fork
+        initializer=_begin_process,
+        initargs=(begin_worker, *arguments),
+    )
+
+
+def _begin_process(begin_worker, *arguments):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    begin_worker(*arguments)
 
 
 class Here(concurrent.futures.Executor):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.known_metrics import family_at_k
 from cyclip_jax.evals.metric import Unit
+from cyclip_jax.page.markup import Html
 from cyclip_jax.report import figures
-from cyclip_jax.report.markup import Html
 from cyclip_jax.report.parts import (
     Drawings,
     detailed,

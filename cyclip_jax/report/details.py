@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from cyclip_jax.evals.metric import SHARE
+from cyclip_jax.page.markup import Cell, Html, element, folded, image, join, table
 from cyclip_jax.report import figures
-from cyclip_jax.report.markup import Cell, Html, element, folded, image, join, table
 from cyclip_jax.report.parts import (
     Drawings,
     detailed,

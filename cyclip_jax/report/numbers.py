@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cyclip_jax.evals.flat import metrics_of
-from cyclip_jax.report.markup import Cell, Html, element, folded, join, table
+from cyclip_jax.page.markup import Cell, Html, element, folded, join, table
 from cyclip_jax.report.parts import (
     Drawings,
     evaluations_of,

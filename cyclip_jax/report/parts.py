@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.metric import Better, Metric
-from cyclip_jax.report.markup import Cell, Html, breakable, element, join
+from cyclip_jax.page.markup import Cell, Html, breakable, element, join
 from cyclip_jax.report.runs import Group, Run, read_json
 from cyclip_jax.report.style import Drawing, drawn, inline
 

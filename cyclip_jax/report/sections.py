@@ -7,6 +7,7 @@ of what evaluators write beside their numbers in details.py.
 
 from collections.abc import Callable, Sequence
 
+from cyclip_jax.page.markup import Html, folded, join, table
 from cyclip_jax.report.charts import at_k, comparison, fine_tuning, robustness, training
 from cyclip_jax.report.details import (
     agreements,
@@ -16,7 +17,6 @@ from cyclip_jax.report.details import (
     planes,
     similarities,
 )
-from cyclip_jax.report.markup import Html, folded, join, table
 from cyclip_jax.report.numbers import differences, headlines, summary
 from cyclip_jax.report.parts import Drawings, run_names
 from cyclip_jax.report.runs import Group, differing

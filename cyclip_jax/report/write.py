@@ -2,9 +2,6 @@
 
 import io
 import os
-import pathlib
-import re
-import string
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,15 +10,13 @@ from PIL import Image
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, write_atomically
-from cyclip_jax.report.markup import element, join
+from cyclip_jax.page.document import document
 from cyclip_jax.report.parts import Drawings
 from cyclip_jax.report.runs import group_runs, read_run
 from cyclip_jax.report.sections import SECTIONS
 from cyclip_jax.report.style import style
 from cyclip_jax.workdir.layout import FIGURES, REPORT, TENSORBOARD
 from cyclip_jax.workdir.tensorboard import Summaries
-
-_HERE = pathlib.Path(__file__).parent
 
 
 def write_report(
@@ -68,40 +63,10 @@ def write_report(
         write_atomically(folder / f"{name}.png", drawing.png)
         write_atomically(folder / f"{name}.svg", drawing.svg)
     title = " · ".join(dict.fromkeys(group.name for group in groups))
-    write_atomically(page, _page(title, contents))
+    write_atomically(page, document(title, contents))
     if tensorboard_step is not None:
         _write_tensorboard(paths[0], figures, tensorboard_step)
     return page
-
-
-def _page(title, contents):
-    """The HTML text of {section's title: content or None}."""
-    contents = {name: content for name, content in contents.items() if content is not None}
-    links = [element("li", element("a", name, href=f"#{_anchor(name)}")) for name in contents]
-    body = join(
-        element(
-            "header",
-            element("h1", title),
-            element("nav", element("ul", *links), aria_label="Sections"),
-        ),
-        element(
-            "main",
-            *(
-                element("section", element("h2", name), content, id=_anchor(name))
-                for name, content in contents.items()
-            ),
-        ),
-    )
-    return string.Template((_HERE / "page.html").read_text()).substitute(
-        title=element("title", title)[len("<title>") : -len("</title>")],
-        style=(_HERE / "page.css").read_text(),
-        body=body,
-        script=(_HERE / "page.js").read_text(),
-    )
-
-
-def _anchor(title):
-    return re.sub(r"\W+", "-", title.lower())
 
 
 def _write_tensorboard(workdir, figures, step):

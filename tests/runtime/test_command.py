@@ -22,6 +22,7 @@ COMMANDS = {
     "finetune": "--choose",
     "sweep": "--only",
     "report": "WORKDIR",
+    "data.inspect": "--clean",
     "data.prepare": "--examples_per_shard",
     "data.tokenizers": "--vocab_size",
     "evals.presets": "--preset",

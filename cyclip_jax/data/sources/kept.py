@@ -1,7 +1,7 @@
 """A list of the examples of a data set that are worth training on, and the data set with it.
 
-`data.prepare balance` and `data.prepare score` write it: a folder with the numbers of the kept
-examples, and with what was kept and why. The data stay where they are.
+`data.prepare balance`, `data.prepare score` and `data.inspect --clean` write it: a folder with the
+numbers of the kept examples, and with what was kept and why. The data stay where they are.
 """
 
 import hashlib
@@ -129,13 +129,13 @@ def _read_manifest(folder, config_key):
     except file_errors() as error:
         raise UserError(
             f"{config_key} {folder} holds no finished list of kept examples{how_written(folder)} "
-            f"({MANIFEST} cannot be read); name a folder that data.prepare balance or score wrote, "
-            "and let it finish"
+            f"({MANIFEST} cannot be read); name a folder that data.prepare balance or score, or "
+            "data.inspect --clean, wrote, and let it finish"
         ) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{config_key} {folder} holds no list of kept examples: its {MANIFEST} is another one; "
-            "name a folder that data.prepare balance or score wrote"
+            "name a folder that data.prepare balance or score, or data.inspect --clean, wrote"
         ) from error
 
 

@@ -2,10 +2,11 @@
 
 import pathlib
 
+from cyclip_jax.page import document
+
 PAGES = pathlib.Path(__file__).parent
 
 
 def style_sheet() -> str:
-    """The style of the report's pages, and of these ones' own parts."""
-    report = PAGES.parents[1] / "report" / "page.css"
-    return report.read_text() + (PAGES / "page.css").read_text()
+    """The style that all pages share, and that of these ones' own parts."""
+    return document.style_sheet() + (PAGES / "page.css").read_text()
