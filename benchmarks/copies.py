@@ -185,7 +185,7 @@ def write_examples(folder, count):
     rows = []
     for number in range(count):
         picture = whole[int(rng.integers(len(whole)))]
-        side = int(rng.integers(SIDE, min(picture.size) + 1))
+        side = int(rng.integers(SIDE // 2, max(SIDE // 2 + 1, min(picture.size) // 3)))
         left, top = (int(rng.integers(0, length - side + 1)) for length in picture.size)
         small = picture.crop((left, top, left + side, top + side)).resize((SIDE, SIDE))
         small.save(folder / f"{number:07d}.jpg", quality=90)
