@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import shutil
 import signal
 import time
 
@@ -14,8 +15,10 @@ from PIL import Image
 
 from cyclip_jax import load
 from cyclip_jax.embed import define_flags, main
+from cyclip_jax.embeddings import opening
 from cyclip_jax.embeddings import write as module
 from cyclip_jax.embeddings.layout import Embeddings
+from cyclip_jax.embeddings.opening import open_collection
 from cyclip_jax.embeddings.write import Wanted, embed_data, picture_sum
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import command
@@ -42,7 +45,8 @@ def data(tmp_path_factory):
 def compiled_once():
     """The model is opened, and compiled, once for all commands here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "open_model", functools.cache(module.open_model))
+        for using in (module, opening):
+            patch.setattr(using, "open_model", functools.cache(using.open_model))
         yield
 
 
@@ -212,6 +216,30 @@ def test_single_pictures_and_sentences_are_printed(data, finished, embedded, cap
     np.testing.assert_allclose(text["embedding"], shard.texts[0], atol=1e-3)
     assert status_of(run, [f"--checkpoint={finished[0]}"]) == 1
     assert "--data is missing" in capfd.readouterr().err
+
+
+def test_a_collection_is_opened_with_the_model_and_the_data_that_made_it(
+    data, embedded, tmp_path, caplog
+):
+    collection = open_collection(embedded)
+    row = collection.find(collection.of_text("a red square"), 1).texts[0].row
+    assert collection.caption(row) == "a red square"
+    assert collection.thumbnail(row)[:3] == b"\xff\xd8\xff"
+    shutil.copytree(embedded, tmp_path / "moved")
+    manifest = tmp_path / "moved/embeddings.json"
+    about = json.loads(manifest.read_text())
+
+    def opened(**changes):
+        manifest.write_text(json.dumps(about | changes))
+        return open_collection(tmp_path / "moved")
+
+    bare = opened(data=str(tmp_path / "none.csv"), checkpoint=str(tmp_path / "none"))
+    assert bare.encoders is bare.source is None and bare.size == 21
+    assert "--checkpoint" in caplog.text and "--data" in caplog.text
+    with pytest.raises(UserError, match="its weights are others"):
+        opened(weights_sum="0")
+    opened(data=str(tmp_path / "none.csv"))
+    assert open_collection(tmp_path / "moved", data=str(data)).thumbnail(row) is not None
 
 
 @pytest.mark.slow
