@@ -103,7 +103,7 @@ def test_every_command_that_a_message_names_is_understood():
         assert name in COMMANDS, where
         arguments = rest.replace(OPEN, "7").split()
         if arguments:
-            positional = "WORKDIR" if name == "report" else None
+            positional = {"report": "WORKDIR", "search": "DIR"}.get(name)
             command.parse(flags_of(name), [name, *arguments], positional=positional)
 
 
@@ -111,7 +111,7 @@ def test_every_package_that_a_message_installs_is_one_that_brings_all_it_needs(m
     given = {}
     monkeypatch.setattr(setuptools, "setup", lambda **settings: given.update(settings))
     runpy.run_path(str(ROOT / "setup.py"))
-    alone = {"pyarrow", "clip_benchmark", "open_clip_torch", "libtpu"}
+    alone = {"pyarrow", "clip_benchmark", "faiss-cpu", "open_clip_torch", "libtpu"}
     for where, package, extra in named(
         r"pip install (?:-e |--no-deps )?'?([\w.-]+)(?:\[(\w+)\])?", 8
     ):

@@ -112,7 +112,7 @@ class Wanted:
             )
         embeds_texts = has_captions if self.texts is None else self.texts
         if not self.images and not embeds_texts:
-            raise UserError("neither pictures nor captions are embedded; leave out --noimages")
+            raise UserError("neither pictures nor captions are embedded; set --images or --texts")
         return Opened(source, has_captions, embeds_texts)
 
 
