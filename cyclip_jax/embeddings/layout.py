@@ -96,7 +96,7 @@ class Embeddings:
         if not present or not paths[METADATA]:
             raise UserError(
                 f"{folder} holds no embeddings{how_written(folder)}: {IMAGES} or {TEXTS}, and "
-                f"{METADATA}, are missing; python -m cyclip_jax.embed writes them"
+                f"{METADATA}, are missing; `python -m cyclip_jax.embed` writes them"
             )
         numbers = {kind: list(map(_number, paths[kind])) for kind in (*present, METADATA)}
         for kind in present:
