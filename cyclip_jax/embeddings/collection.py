@@ -290,9 +290,8 @@ class Collection:
         if self.source is None or example is None or not 0 <= example < len(self.source):
             raise Unreadable("the data are not there")
         picture = read_told(self.source.read, example).image
-        embedded = self._metadata["picture_sum"][row].as_py()
         # Nothing is shown but what was embedded, whatever has come to lie in its place.
-        if embedded is not None and picture_sum(picture) != embedded:
+        if picture_sum(picture) != self._metadata["picture_sum"][row].as_py():
             raise Unreadable("the picture is another one than was embedded")
         return _small(picture)
 

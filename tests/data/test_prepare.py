@@ -339,7 +339,7 @@ def test_an_interrupted_run_says_that_the_command_continues(
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cyclip_jax.data.result_folder.tqdm.tqdm", Interrupting)
+        patch.setattr("cyclip_jax.runtime.progress.tqdm.tqdm", Interrupting)
         run(slow_data, tmp_path, *SLOW, code=130)
 
     assert capsys.readouterr().err.endswith("\ninterrupted; the same command continues\n")

@@ -6,7 +6,6 @@ from typing import Any
 
 from PIL import Image
 
-from cyclip_jax.data.decoding import pixels_of
 from cyclip_jax.data.inspection.findings import KINDS, left_out
 from cyclip_jax.data.pillow import encoded_as
 from cyclip_jax.data.record import Source, Unreadable, read_told
@@ -286,6 +285,8 @@ def _item(source, example, text):
 
 def _picture(source: Source, example: dict[str, Any]) -> Html:
     """A small picture of an example; words where it cannot be read any more."""
+    from cyclip_jax.data.decoding import pixels_of  # TensorFlow: slow to import
+
     try:
         pixels = pixels_of(read_told(source.read, example["example"]).image, MAX_PIXELS)
     except Unreadable as error:
