@@ -68,6 +68,7 @@ def random_encoders(name):
     """The towers of a preset with random weights; a word is one token."""
     config = defaults.get_config()
     config.model.name, config.model.embed_dim, config.batch_size = name, DIM, 1
+    config.model.context_length, config.model.vocab_size = 77, 49_408
     model = Model(config, parallel.create_mesh(jax.devices()[:1]))
     _, params, batch_stats = split_model(model.create())
     placed = parallel.place(
