@@ -117,13 +117,6 @@ class Collection:
             self._made_small
         )
 
-    @property
-    def dim(self) -> int:
-        """D, numbers of an embedding."""
-        rows = self.images if self.images is not None else self.texts
-        assert rows is not None
-        return rows.shape[1]
-
     def name(self, row: int) -> str:
         """What the data call an example."""
         return self._told("image_path", row)

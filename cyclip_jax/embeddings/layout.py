@@ -117,14 +117,12 @@ class Embeddings:
         ]
 
     @property
-    def has_images(self) -> bool:
-        """Whether there are embeddings of pictures."""
-        return bool(self._paths[IMAGES])
-
-    @property
-    def has_texts(self) -> bool:
-        """Whether there are embeddings of captions."""
-        return bool(self._paths[TEXTS])
+    def dim(self) -> int:
+        """D, the numbers of an embedding."""
+        images, texts, _ = self.shards[0]
+        rows = texts if images is None else images
+        assert rows is not None
+        return rows.shape[1]
 
     def _open(self, images, texts, metadata):
         rows = [None if path is None else _open_rows(path) for path in (images, texts)]

@@ -13,7 +13,10 @@ from cyclip_jax.embeddings.nearest import by_faiss, exact
 from cyclip_jax.embeddings.write import open_data
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.encoders import Encoders
+from cyclip_jax.interop.pretrained import workdir_and_step
+from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.training.opened_model import open_model
+from cyclip_jax.workdir.config_json import is_workdir
 
 _READING = ("source", "kept", "image_key", "caption_key", "delimiter")
 
@@ -52,11 +55,10 @@ def _model(embeddings: Embeddings, checkpoint: str | None) -> Encoders | None:
     if named is None:
         logging.warning("%s names no model; sentences need --checkpoint.", embeddings.folder)
         return None
-    own = {"step": about.get("step"), "weights": about.get("weights", "raw")}
-    if checkpoint is not None and not _is_run(checkpoint):
-        own = {}
     try:
-        opened = open_model(named, batch_size=1, **own)
+        # Of a run one checkpoint among several is meant. An export is one, and tells its step too.
+        own = {"step": about.get("step"), "weights": about.get("weights", "raw")}
+        opened = open_model(named, batch_size=1, **own if _is_run(named) else {})
     except UserError as error:
         if checkpoint is not None:
             raise
@@ -68,20 +70,16 @@ def _model(embeddings: Embeddings, checkpoint: str | None) -> Encoders | None:
             f"{named} is not the model that made {embeddings.folder}: its weights are others; "
             "name that model by --checkpoint, or embed the data again"
         )
-    rows = embeddings.shards[0].images if embeddings.has_images else embeddings.shards[0].texts
-    dim = opened.config.model.embed_dim or opened.encoders.text_embeds(["a"]).shape[1]
-    if rows is not None and rows.shape[1] != dim:
+    dim = sizes_in(opened.config.model)["embed_dim"]
+    if embeddings.dim != dim:
         raise UserError(
-            f"the embeddings in {embeddings.folder} have {rows.shape[1]} numbers, and those of "
+            f"the embeddings in {embeddings.folder} have {embeddings.dim} numbers, and those of "
             f"{named} have {dim}; name the model that made them by --checkpoint"
         )
     return opened.encoders
 
 
 def _is_run(checkpoint):
-    from cyclip_jax.interop.pretrained import workdir_and_step
-    from cyclip_jax.workdir.config_json import is_workdir
-
     return is_workdir(workdir_and_step(checkpoint, None)[0])
 
 

@@ -21,6 +21,7 @@ from cyclip_jax.embeddings.layout import Embeddings
 from cyclip_jax.embeddings.opening import open_collection
 from cyclip_jax.embeddings.write import Wanted, embed_data, picture_sum
 from cyclip_jax.errors import UserError
+from cyclip_jax.export import export_checkpoint
 from cyclip_jax.runtime import command
 from tests.pictures import write_pairs
 from tests.runs import finish, free_address, start_process, status_of
@@ -240,6 +241,17 @@ def test_a_collection_is_opened_with_the_model_and_the_data_that_made_it(
         opened(weights_sum="0")
     opened(data=str(tmp_path / "none.csv"))
     assert open_collection(tmp_path / "moved", data=str(data)).thumbnail(row) is not None
+
+
+def test_an_export_is_opened_as_the_model_that_made_them(finished, embedded, tmp_path):
+    shutil.copytree(embedded, tmp_path / "embedded")
+    export = tmp_path / "export"
+    export_checkpoint(finished[0], export_format="open_clip", output=export)
+    manifest = tmp_path / "embedded/embeddings.json"
+    about = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(about | {"checkpoint": str(export)}))
+    assert about["step"] is not None  # which an export tells of itself, but nobody chooses there
+    assert open_collection(tmp_path / "embedded").encoders is not None
 
 
 @pytest.mark.slow
