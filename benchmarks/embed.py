@@ -53,8 +53,8 @@ def measure(checkpoint, examples, rounds):
         path = pathlib.Path(folder)
         files = photographs(PICTURES, 500)
         data = write_tar(path / "data.tar", files, repeat=-(-examples // PICTURES))
-        wanted = Wanted(data=data, batch_size=BATCH)
-        source = wanted.open().source
+        wanted = Wanted(input=data, batch_size=BATCH)
+        source = wanted.opened().source
         runs = iter(range(rounds + 1))
 
         def whole():

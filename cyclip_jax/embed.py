@@ -11,13 +11,13 @@ Single pictures and sentences go to the terminal, a line of JSON for each:
 python -m cyclip_jax.embed --checkpoint=runs/cc3m --image=cat.jpg --text='a cat on a sofa'
 """
 
-import dataclasses
 import importlib.util
 import json
 from typing import Any
 
 from absl import flags
 
+from cyclip_jax.data.listing import define_reading, input_of
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import command
 from cyclip_jax.runtime.distributed_flags import define_distributed_flags
@@ -27,16 +27,12 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     command.define_checkpoint(values)
     command.define_weights(values)
-    for name, default, meaning in (
-        ("data", None, "Data as config.data.train has them, or a folder of pictures."),
-        ("output", None, "Folder for the embeddings, local or gs://…."),
-        ("source", "auto", "Kind of the data: csv, webdataset, …; auto chooses by the path."),
-        ("image_key", None, "Column, feature or ending of the picture; by default the usual one."),
-        ("caption_key", None, "Column, feature or ending of the caption, of which one counts."),
-        ("delimiter", ",", r"Character between the columns of a CSV; \t is a tab."),
-        ("kept", None, "Folder of a list of examples; only those that it keeps are embedded."),
+    for name, meaning in (
+        ("data", "Data as config.data.train has them, or a folder of pictures."),
+        ("output", "Folder for the embeddings, local or gs://…."),
     ):
-        flags.DEFINE_string(name, default, meaning, flag_values=values)
+        flags.DEFINE_string(name, None, meaning, flag_values=values)
+    define_reading(values)
     flags.DEFINE_bool("images", True, "Embeds the pictures.", flag_values=values)
     flags.DEFINE_bool(
         "texts", None, "Embeds the captions; by default where there are some.", flag_values=values
@@ -68,8 +64,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: Any) -> None:
     """Embeds what the flags name."""
-    import jax
-
     from cyclip_jax.runtime import distributed
 
     if values.image or values.text:
@@ -80,10 +74,8 @@ def main(values: Any) -> None:
             raise UserError(f"--{name} is missing; or name single --image and --text")
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError("the metadata are Parquet, which needs pyarrow; run pip install pyarrow")
-    # Nothing is to be saved first: SIGTERM simply ends it, however many processes there are.
-    jax.config.update("jax_enable_preemption_service", False)
     try:
-        distributed.join_as_told(values)
+        distributed.join_as_told(values, saves=False)
         _embed_data(values)
     except UserError as error:
         distributed.end(f"error: {error}")
@@ -98,8 +90,14 @@ def _embed_data(values):
     from cyclip_jax.embeddings.write import Wanted, embed_data
     from cyclip_jax.files import absolute
 
-    fields = [field.name for field in dataclasses.fields(Wanted)]
-    wanted = Wanted(**{name: getattr(values, name) for name in fields})
+    wanted = Wanted(
+        **input_of(values, flag="data"),
+        images=values.images,
+        texts=values.texts,
+        text_windows=values.text_windows,
+        batch_size=values.batch_size,
+        shard_size=values.shard_size,
+    )
     manifest = embed_data(
         wanted, values.checkpoint, values.output, step=values.step, weights=values.weights
     )

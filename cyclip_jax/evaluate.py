@@ -246,11 +246,9 @@ def main(values: Any) -> None:
     from cyclip_jax.evals.flat import flattened
     from cyclip_jax.runtime import distributed
 
-    # Nothing is to be saved first: SIGTERM simply ends it, however many processes there are.
-    jax.config.update("jax_enable_preemption_service", False)
     failure, evaluations = None, {}
     try:
-        distributed.join_as_told(values)
+        distributed.join_as_told(values, saves=False)
         file = _file_of(values.output)
         folder = values.output if file is None else None
         taken = () if values.config is None else values.config.evals

@@ -150,7 +150,7 @@ def create_server(
       (waitress's server, the address to open).
     """
     import threadpoolctl
-    from waitress.server import create_server
+    import waitress.server
 
     from cyclip_jax.embeddings.site import UPLOAD_BYTES, create_site
 
@@ -166,7 +166,7 @@ def create_server(
     collection.mean_shared(1)  # so that no answer waits for it
     # The threads of NumPy's products wait by turning in circles, and take the cores from the model.
     threadpoolctl.threadpool_limits(1, "blas")
-    server = create_server(
+    server = waitress.server.create_server(
         site,
         sockets=[listening],
         threads=4,

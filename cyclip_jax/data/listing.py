@@ -86,6 +86,11 @@ def define_input(
         ("output", output),
     ):
         flags.DEFINE_string(name, None, meaning, required=True, flag_values=values)
+    define_reading(values)
+
+
+def define_reading(values: flags.FlagValues) -> None:
+    """Defines the flags of `Input` that say how the data are read, and which of them."""
     for name, default, meaning in (
         ("source", "auto", "Kind of the data: csv, webdataset, …; auto chooses by the path."),
         ("image_key", None, "Column, feature or ending of the picture; by default the usual one."),

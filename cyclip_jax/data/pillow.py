@@ -5,6 +5,7 @@ import threading
 from typing import BinaryIO
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageFile
 
 # Guards Pillow's own limit of pixels, a variable of its module.
@@ -90,6 +91,13 @@ def _white(values, whites):
         if round(255 * float(greatest) / white) <= 255:  # as resizing may overshoot a little
             return white
     raise ValueError(f"its values go up to {greatest:g}, more than 16 bits hold")
+
+
+def small_jpeg(pixels: UInt8[np.ndarray, "h w 3"], side: int, *, quality: int = 85) -> bytes:
+    """The JPEG file of a picture, made to have at most `side` pixels in width and height."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((side, side))
+    return encoded_as(picture, "JPEG", quality=quality)
 
 
 def encoded_as(picture: Image.Image, file_format: str, **options: int) -> bytes:

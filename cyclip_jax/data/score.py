@@ -25,7 +25,6 @@ from cyclip_jax.data.listing import Blocks, Found, Here, Input, define_input, in
 from cyclip_jax.data.record import Source
 from cyclip_jax.data.result_folder import claimed
 from cyclip_jax.data.sources.kept import MANIFEST, write_kept
-from cyclip_jax.data.sources.subset import Subset
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, parse_json, unfinished_path
 from cyclip_jax.runtime.command import define_step, define_weights
@@ -135,16 +134,9 @@ def score(
 
 def _scored(encoders: Any, source: Source, rows: range) -> Float[np.ndarray, "n 2"]:
     """The cosines of pictures with their captions, and with these without numbers; NaN without."""
-    from cyclip_jax.evals.data.image_set import ImageSet
-    from cyclip_jax.evals.encoders import NoneReadable
-
     scores = np.full((len(rows), 2), np.nan)
     captions = source.captions(rows.start, rows.stop)
-    images = ImageSet(Subset(source, np.arange(rows.start, rows.stop)), (rows,), "the data")
-    try:
-        embeds, found = encoders.image_embeds(images)
-    except NoneReadable:
-        return scores
+    embeds, found = encoders.embeds_of_rows(source, rows)
     is_told = np.array([bool(captions[row].strip()) for row in found], bool)
     embeds, found = embeds[is_told], found[is_told]
     own = [captions[row] for row in found]

@@ -17,9 +17,8 @@ import numpy as np
 import pyarrow
 import pyarrow.compute
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 
-from cyclip_jax.data.pillow import encoded_as
+from cyclip_jax.data.pillow import small_jpeg
 from cyclip_jax.data.record import Source, Unreadable, read_told
 from cyclip_jax.data.transform import MAX_PIXELS
 from cyclip_jax.embeddings.layout import Embeddings
@@ -202,7 +201,7 @@ class Collection:
           count: up to MOST_HITS.
 
         Returns:
-          The mean, by all cosines; None where there is one space alone.
+          The mean, of what `find` finds; None where there is one space alone.
         """
         if self.images is None or self.texts is None:
             return None
@@ -210,20 +209,14 @@ class Collection:
         return float(np.mean([len(np.intersect1d(a[:count], b[:count])) for a, b in pairs]))
 
     @functools.cached_property
-    def _neighbours_of_sample(self) -> list[Int[np.ndarray, "s k"]]:
+    def _neighbours_of_sample(self) -> list[list[Int[np.ndarray, "k"]]]:
         """Of some rows the nearest others in each space."""
-        sample, found = self.spread(_SAMPLED), []
-        for rows in (self.images, self.texts):
-            assert rows is not None
-            nearest = []
-            for row in sample:
-                scores = rows @ rows[row]
-                scores[row] = -np.inf
-                count = min(MOST_HITS, len(scores) - 1)
-                best = np.argpartition(-scores, count)[:count]
-                nearest.append(best[np.argsort(-scores[best])])
-            found.append(np.array(nearest, int).reshape(len(sample), -1))
-        return found
+        sample = self.spread(_SAMPLED)
+        return [
+            [self._nearest[space](rows[row], MOST_HITS, self._among("", row))[0] for row in sample]
+            for space, rows in (("images", self.images), ("texts", self.texts))
+            if rows is not None
+        ]
 
     def thumbnail(self, row: int) -> bytes | None:
         """A picture of the collection as a small JPEG file; None where it cannot be shown."""
@@ -236,11 +229,8 @@ class Collection:
         """So many rows from all over the collection, of those with all these words."""
         among = self._among(where, None)
         rows = np.arange(self.size) if among is None else np.flatnonzero(among)
-        return (
-            rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))].tolist()
-            if len(rows)
-            else []
-        )
+        places = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)
+        return rows[np.unique(places)].tolist()
 
     def plain(self, row: int) -> Hit:
         """A row that was not looked for."""
@@ -305,6 +295,4 @@ def _small(encoded, max_pixels=MAX_PIXELS):
     """A picture as a JPEG file, with nothing of the file that it came from."""
     from cyclip_jax.data.decoding import pixels_of  # TensorFlow: slow to import
 
-    picture = Image.fromarray(pixels_of(encoded, max_pixels))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return encoded_as(picture, "JPEG", quality=85)
+    return small_jpeg(pixels_of(encoded, max_pixels), THUMBNAIL)

@@ -1,11 +1,13 @@
 """Opens a collection: its embeddings, the model that made them, and the data, as far as they are
 there."""
 
+import dataclasses
 import functools
 import os
 
 from absl import logging
 
+from cyclip_jax.data.listing import Input
 from cyclip_jax.data.record import Source
 from cyclip_jax.embeddings.collection import Collection
 from cyclip_jax.embeddings.layout import MANIFEST, Embeddings
@@ -18,7 +20,7 @@ from cyclip_jax.models.presets import sizes_in
 from cyclip_jax.training.opened_model import open_model
 from cyclip_jax.workdir.config_json import is_workdir
 
-_READING = ("source", "kept", "image_key", "caption_key", "delimiter")
+_READING = {field.name for field in dataclasses.fields(Input)} - {"input"}
 
 
 def open_collection(
@@ -90,7 +92,8 @@ def _data(embeddings: Embeddings, data: str | None) -> Source | None:
         logging.warning("%s has no %s; its pictures cannot be shown.", embeddings.folder, MANIFEST)
         return None
     try:
-        return open_data(named, **{name: about[name] for name in _READING})[0]
+        reading = {name: about[name] for name in _READING}
+        return open_data(Input(input=named, **reading))[0]
     except UserError as error:
         if data is not None:
             raise

@@ -142,7 +142,7 @@ class _Pages:
     def __init__(self, collection, title):
         self._collection, self._title = collection, title
 
-    def page(self):
+    def page(self) -> str:
         """What is asked by the address: it can be kept and sent."""
         asked = _asked(flask.request.args)
         collection, shown = self._collection, {}
@@ -160,7 +160,7 @@ class _Pages:
             return self._overview(asked)
         return self._answer(query, asked, shown)
 
-    def by_picture(self):
+    def by_picture(self) -> str:
         """The neighbours of a picture that the form carries."""
         if self._collection.encoders is None:
             raise Refused(400, "there is no model to embed a picture; give --checkpoint")
@@ -177,7 +177,7 @@ class _Pages:
         dropped = base64.b64encode(thumbnail).decode()
         return self._answer(query, asked, {"dropped": dropped, "name": given.filename or ""})
 
-    def thumbnail(self, row):
+    def thumbnail(self, row: int) -> flask.Response:
         """A picture of the collection, encoded here."""
         picture = self._collection.thumbnail(row) if row < self._collection.size else None
         if picture is None:

@@ -22,10 +22,9 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float16
 
-from cyclip_jax.data.listing import Blocks
+from cyclip_jax.data.listing import Blocks, Input
 from cyclip_jax.data.record import Record, Source
 from cyclip_jax.data.result_folder import claimed
-from cyclip_jax.data.sources import create_source
 from cyclip_jax.embeddings.layout import (
     IMAGES,
     MANIFEST,
@@ -65,13 +64,10 @@ Rows = Float16[np.ndarray, "n d"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What is to be embedded; each attribute has the name of its flag.
+class Wanted(Input):
+    """What is to be embedded of data, which may be a folder of pictures, too.
 
     Attributes:
-      data: path or pattern of the data, as config.data.train has it, or a folder of pictures.
-      source, image_key, caption_key, delimiter, kept: see `create_source`; None means the source's
-        defaults.
       images: whether pictures are embedded.
       texts: whether first captions are; None embeds them where the data have some.
       text_windows: whether a caption too long for the model is the mean of its windows.
@@ -79,35 +75,22 @@ class Wanted:
       shard_size: examples of a shard.
     """
 
-    data: str
-    source: str = "auto"
-    image_key: str | None = None
-    caption_key: str | None = None
-    delimiter: str = ","
-    kept: str | None = None
     images: bool = True
     texts: bool | None = None
     text_windows: bool = False
     batch_size: int = 64
     shard_size: int = SHARD_SIZE
 
-    def open(self) -> "Opened":
-        """Opens the data.
+    def opened(self) -> "Opened":
+        """The data, opened.
 
         Raises:
           UserError: something is wrong with them, or they lack what is to be embedded.
         """
-        source, has_captions = open_data(
-            self.data,
-            source=self.source,
-            kept=self.kept,
-            image_key=self.image_key,
-            caption_key=self.caption_key,
-            delimiter=self.delimiter,
-        )
+        source, has_captions = open_data(self)
         if self.texts and not has_captions:
             raise UserError(
-                f"--data={self.data} is pictures without captions; leave out --texts, or name the "
+                f"--data={self.input} is pictures without captions; leave out --texts, or name the "
                 "CSV or the shards that have both"
             )
         embeds_texts = has_captions if self.texts is None else self.texts
@@ -124,14 +107,11 @@ class Opened(NamedTuple):
     embeds_texts: bool
 
 
-def open_data(
-    data: str, *, source: str = "auto", kept: str | None = None, **reading: Any
-) -> tuple[Source, bool]:
+def open_data(data: Input) -> tuple[Source, bool]:
     """Opens what is embedded.
 
     Args:
-      data: path or pattern, as config.data.train has it, or a folder of pictures.
-      source, kept, reading: as `create_source`.
+      data: what `Input` may name, or a folder of pictures.
 
     Returns:
       (the data, whether they have captions).
@@ -139,9 +119,9 @@ def open_data(
     Raises:
       UserError: something is wrong with them.
     """
-    if source == "auto" and kept is None and absolute(data, "--data").is_dir():
-        return open_pictures(data).source, False
-    return create_source(source, data, config_key="--data", kept=kept, **reading), True
+    if data.source == "auto" and data.kept is None and absolute(data.input, "--data").is_dir():
+        return open_pictures(data.input).source, False
+    return data.open("--data"), True
 
 
 def picture_sum(picture: bytes) -> str:
@@ -167,7 +147,9 @@ class _Unusables:
     def __contains__(self, key_and_index: tuple[str, int]) -> bool:
         return key_and_index[1] in self._found
 
-    def add(self, key: str, index: int, reason: str, detail: str = "", position: Any = None):
+    def add(
+        self, key: str, index: int, reason: str, detail: str = "", position: Any = None
+    ) -> None:
         """Takes one."""
         del position
         self._found[index] = Unusable(index, key, reason, detail)
@@ -202,7 +184,7 @@ def embed_data(
     folder = absolute(output, "--output")
     is_first = jax.process_index() == 0
     with claimed(folder) if is_first else contextlib.nullcontext():
-        data = wanted.open()
+        data = wanted.opened()
         opened = open_model(
             checkpoint,
             step=step,
@@ -211,8 +193,9 @@ def embed_data(
             text_windows=wanted.text_windows,
             alone=True,
         )
-        told = dataclasses.asdict(wanted) | {
-            "data": from_anywhere(wanted.data),
+        settings = dataclasses.asdict(wanted)
+        told = {"data": from_anywhere(settings.pop("input"))} | settings
+        told |= {
             "kept": None if wanted.kept is None else from_anywhere(wanted.kept),
             "texts": data.embeds_texts,
             "weights_sum": opened.checkpoint.weights_sum(),
@@ -271,8 +254,7 @@ class _Job:
         missing = [(n, rows) for n, rows in ranges if _note(self.blocks, n).name not in done]
         unusable = _Unusables()
         batches = self._batches([rows for _, rows in missing], unusable)
-        total = sum(len(rows) for _, rows in ranges)
-        left = sum(len(rows) for _, rows in missing)
+        total, left = (sum(len(rows) for _, rows in some) for some in (ranges, missing))
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(progress_bar(total, total - left))
             # One thread: two would both compile.

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
+from cyclip_jax.data.record import Source
+from cyclip_jax.data.sources.subset import Subset
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.image_set import ImageSet, first_places
 from cyclip_jax.evals.statistics.unit_norm import unit_rows
@@ -122,6 +124,23 @@ class Encoders:
         )
         self.unreadable[images.identity] = len(images.source) - len(indices)
         return features, indices
+
+    def embeds_of_rows(self, source: Source, rows: range) -> tuple[Rows, Int[np.ndarray, "m"]]:
+        """Embeds some pictures of a large data set, of which nothing is kept.
+
+        Args:
+          source: the data.
+          rows: the examples' numbers.
+
+        Returns:
+          (unit-norm embeddings [m, D], places in `rows`) of the m pictures that can be read; D is 0
+          where none can.
+        """
+        images = ImageSet(Subset(source, np.arange(rows.start, rows.stop)), (rows,), "the data")
+        try:
+            return dataclasses.replace(self).image_embeds(images)
+        except NoneReadable:
+            return np.zeros((0, 0), np.float32), np.zeros(0, int)
 
     def image_embeds(self, images: ImageSet) -> tuple[Rows, Int[np.ndarray, "n"]]:
         """Embeds all pictures of `images` as `image_features` does, with unit norm."""

@@ -2,15 +2,14 @@
 
 import base64
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
-from PIL import Image
 from scipy.sparse.csgraph import connected_components
 
+from cyclip_jax.data.pillow import small_jpeg
 from cyclip_jax.data.places import DataPath
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_at_least, check_types
@@ -25,6 +24,7 @@ from cyclip_jax.files import FilePath
 
 _RECALL_AT = (1, 5, 10)
 _GALLERY_IMAGES = 6  # for each caption
+_GALLERY_SIDE = 96  # pixels of a picture, at most
 # Places in the published evaluation's array of ranks for each image; it fills one.
 _PUBLISHED_PLACES = 5
 
@@ -424,7 +424,7 @@ def _gallery(scored, count):
     for text, ranked in zip(chosen, np.argsort(-similarities, axis=1), strict=True):
         own = scored.image_ids[scored.text_ids == text]
         answers = [
-            {"jpeg": _thumbnail(_read(scored, image)), "is_partner": image in own}
+            {"jpeg": _thumbnail(scored, image), "is_partner": image in own}
             for image in ranked[:_GALLERY_IMAGES]
         ]
         query = {
@@ -437,17 +437,9 @@ def _gallery(scored, count):
     return queries
 
 
-def _read(scored, image):
-    """One of the pictures that are scored, uint8 [h, w, 3]."""
+def _thumbnail(scored, image):
+    """One of the pictures that are scored, as a small JPEG in base64."""
     from cyclip_jax.data.decoding import pixels_of  # TensorFlow: slow to import
 
-    return pixels_of(scored.dataset.images.source.read(scored.index[image]).image)
-
-
-def _thumbnail(pixels, side=96):
-    """A picture as JPEG in base64, at most `side` pixels wide and high."""
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((side, side))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return base64.b64encode(file.getvalue()).decode()
+    pixels = pixels_of(scored.dataset.images.source.read(scored.index[image]).image)
+    return base64.b64encode(small_jpeg(pixels, _GALLERY_SIDE)).decode()

@@ -90,8 +90,16 @@ def join(
         _watch.start(heartbeat_timeout)
 
 
-def join_as_told(values: Any) -> None:
-    """Joins the other processes where the flags say so; call it before JAX is used."""
+def join_as_told(values: Any, *, saves: bool = True) -> None:
+    """Joins the other processes where the flags say so; call it before JAX is used.
+
+    Args:
+      values: the flags.
+      saves: whether there is something to save before SIGTERM ends the processes; else it simply
+        ends them, however many there are.
+    """
+    if not saves:
+        jax.config.update("jax_enable_preemption_service", False)
     if values.distributed:
         join(
             values.coordinator_address,

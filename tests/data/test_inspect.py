@@ -1,7 +1,6 @@
 """What is in a data set: faults, copies, pictures of the validation data, and what is left."""
 
 import csv
-import io
 import json
 import re
 
@@ -10,6 +9,7 @@ import pytest
 import skimage.data
 from PIL import Image, ImageEnhance
 
+from benchmarks.copies import compressed, turned
 from cyclip_jax.data import inspect as door
 from cyclip_jax.data.decoding import pixels_of
 from cyclip_jax.data.inspection import duplicates, inspecting
@@ -40,19 +40,6 @@ def photographs():
             for left in range(0, whole.width - SIDE + 1, SIDE):
                 found.append(whole.crop((left, top, left + SIDE, top + SIDE)))
     return found
-
-
-def compressed(picture, quality=60):
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=quality)
-    return Image.open(file).convert("RGB")
-
-
-def turned(picture, share):
-    """Hues, turned by a share of the circle."""
-    planes = np.array(picture.convert("HSV"))
-    planes[..., 0] += np.uint8(round(255 * share) % 256)
-    return Image.fromarray(planes, "HSV").convert("RGB")
 
 
 def cut(picture, left, top, right, bottom):

@@ -52,7 +52,7 @@ def compiled_once():
 
 
 def embed(data, workdir, output, **wanted):
-    return embed_data(Wanted(data=str(data), **SHARDS | wanted), workdir, output)
+    return embed_data(Wanted(input=str(data), **SHARDS | wanted), workdir, output)
 
 
 def bytes_of(folder):
@@ -185,15 +185,15 @@ def test_captions_alone_or_pictures_alone(data, finished, embedded, tmp_path):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"data": "{folder}", "texts": True}, "pictures without captions"),
+        ({"input": "{folder}", "texts": True}, "pictures without captions"),
         ({"images": False, "texts": False}, "neither pictures nor captions"),
-        ({"data": "{folder}/none.csv"}, "none.csv"),
+        ({"input": "{folder}/none.csv"}, "none.csv"),
         ({"batch_size": 3}, "--batch_size was 4 and is 3"),
     ],
 )
 def test_what_is_wrong_is_said(data, finished, embedded, tmp_path, wanted, message):
-    wanted = {"data": str(data)} | wanted
-    wanted["data"] = wanted["data"].replace("{folder}", str(data.parent))
+    wanted = {"input": str(data)} | wanted
+    wanted["input"] = wanted["input"].replace("{folder}", str(data.parent))
     output = embedded if "batch_size" in wanted else tmp_path / "out"
     before = bytes_of(embedded)
     with pytest.raises(UserError, match=message):

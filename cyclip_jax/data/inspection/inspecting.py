@@ -11,11 +11,10 @@ from etils import epath
 from cyclip_jax.data.inspection.examples import BLOCK, Tokens, look_at
 from cyclip_jax.data.inspection.findings import DataSet, findings_of, left_out
 from cyclip_jax.data.inspection.page import page_of
-from cyclip_jax.data.listing import Blocks, Here, Input, begin
+from cyclip_jax.data.listing import Blocks, Found, Here, Input, begin
 from cyclip_jax.data.record import Source
 from cyclip_jax.data.result_folder import claimed
 from cyclip_jax.data.sources.kept import MANIFEST, write_kept
-from cyclip_jax.data.sources.subset import Subset
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, parse_json, write_atomically, write_json
 from cyclip_jax.runtime.progress import progress_bar
@@ -118,15 +117,16 @@ def inspect(
 
 
 def _findings(settings, sources: Mapping[str, Source], blocks, opened, workers):
-    embed = None if opened is None else _embedder(opened)
     total = sum(map(len, sources.values()))
     sets = []
-    with progress_bar(total * (1 if embed is None else 2), 0) as progress:
+    with progress_bar(total * (1 if opened is None else 2), 0) as progress:
         for name, data in settings.sets().items():
             config_key = "data.validation" if name else "data.train"
             examples = look_at(data, config_key, settings.tokens(), blocks[name], workers, progress)
             embeds = (
-                None if embed is None else _embedded(sources[name], blocks[name], embed, progress)
+                None
+                if opened is None
+                else _embedded(sources[name], blocks[name], opened.encoders, progress)
             )
             sets.append(DataSet(data.input, sources[name], examples, embeds))
     compared = int(sets[0].examples.is_readable.sum()) * len(sets)
@@ -154,34 +154,15 @@ def _opened(settings):
     )
 
 
-def _embedder(opened):
-    """Function (source, numbers of a block) -> (embeddings, or None of none; whose they are)."""
-    from cyclip_jax.evals.data.image_set import ImageSet
-    from cyclip_jax.evals.encoders import NoneReadable
-
-    def embed(source: Source, rows: range):
-        # Encoders keep what they have embedded: each block has its own.
-        encoders = dataclasses.replace(opened.encoders)
-        images = ImageSet(Subset(source, np.arange(rows.start, rows.stop)), (rows,), "the data")
-        has_one = np.zeros(len(rows), bool)
-        try:
-            found, places = encoders.image_embeds(images)
-        except NoneReadable:
-            return None, has_one
-        has_one[places] = True
-        embeds = np.zeros((len(rows), found.shape[1]), np.float32)
-        embeds[places] = found
-        return embeds, has_one
-
-    return embed
-
-
-def _embedded(source, blocks, embed, progress):
+def _embedded(source, blocks, encoders, progress):
     """(embeddings [n, d] of all pictures of a data set, which of them there are)."""
 
-    def compute(rows):
-        embeds, has_one = embed(source, rows)
-        return {"embeds": np.zeros((0, 0)) if embeds is None else embeds, "has_one": has_one}
+    def compute(rows: range) -> Found:
+        found, places = encoders.embeds_of_rows(source, rows)
+        embeds = np.zeros((len(rows), found.shape[1]), np.float32)
+        has_one = np.zeros(len(rows), bool)
+        embeds[places], has_one[places] = found, True
+        return {"embeds": embeds, "has_one": has_one}
 
     with Here() as pool:
         parts = list(blocks.results("embeds", compute, lambda rows: (rows,), pool, 0, progress))

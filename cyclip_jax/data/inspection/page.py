@@ -4,10 +4,8 @@ import base64
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from PIL import Image
-
 from cyclip_jax.data.inspection.findings import KINDS, left_out
-from cyclip_jax.data.pillow import encoded_as
+from cyclip_jax.data.pillow import small_jpeg
 from cyclip_jax.data.record import Source, Unreadable, read_told
 from cyclip_jax.data.transform import MAX_PIXELS
 from cyclip_jax.page.document import document
@@ -291,9 +289,7 @@ def _picture(source: Source, example: dict[str, Any]) -> Html:
         pixels = pixels_of(read_told(source.read, example["example"]).image, MAX_PIXELS)
     except Unreadable as error:
         return element("span", error.reason)
-    small = Image.fromarray(pixels)
-    small.thumbnail((_SIDE, _SIDE))
-    encoded = base64.b64encode(encoded_as(small, "JPEG", quality=80)).decode()
+    encoded = base64.b64encode(small_jpeg(pixels, _SIDE, quality=80)).decode()
     return image(encoded, f"The picture of {_short(example['name'])}")
 
 
