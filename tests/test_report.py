@@ -21,12 +21,15 @@ from cyclip_jax.evals.metric import Metric, Unit
 from cyclip_jax.evals.output import read_abouts
 from cyclip_jax.page.markup import Cell, element, join, table
 from cyclip_jax.report import __main__ as command_line
-from cyclip_jax.report import charts, figures, parts, sections, style
-from cyclip_jax.report.numbers import headlines, summary
+from cyclip_jax.report import charts, figures, matrices, parts, sections, style
+from cyclip_jax.report.card import card
+from cyclip_jax.report.numbers import alarms, all_headlines
 from cyclip_jax.report.parts import Drawings
 from cyclip_jax.report.runs import group_runs, objective, read_run, student_interval
 from cyclip_jax.report.write import write_report
 
+# How the captions of tables of headlines begin.
+FEW, HEADLINES = "In brackets 95 % intervals", "The headlines of all evaluations"
 EVIL = '<script>alert("1")</script> & $x_{'
 CONFIG = {
     "batch_size": 8,
@@ -156,6 +159,11 @@ class Page(html.parser.HTMLParser):
         return {row[0][2]: [cell[2] for cell in row[1:]] for row in rows}
 
 
+def shown_text(page):
+    """The text of a page as it is read."""
+    return " ".join("".join(page.texts["main"]).split())
+
+
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
     """Two seeds of CLIP and one of CyCLIP, whose evaluations wrote details."""
@@ -181,19 +189,24 @@ def page(report):
 
 def test_every_kind_of_content_has_its_section(page):
     assert page.texts["h2"] == [
-        "Summary",
+        "Pictures",
+        "Card",
         "Headline numbers",
-        "Metrics and their intervals",
-        "Training",
-        "Recall, accuracy and consistency over k",
         "Image space beside text space",
         "Images and texts on one plane",
+        "Training",
+        "Metrics and their intervals",
+        "All numbers",
+        "What the numbers mean",
+        "Recall, accuracy and consistency over k",
         "Zero-shot beside nearest neighbours",
         "Robustness to shifts",
         "Categories",
         "Classes",
-        "Retrieval",
         "Configuration",
+    ]
+    assert [attrs["id"] for _, attrs in page.elements if attrs.get("class") == "folded"] == [
+        re.sub(r"\W+", "-", name.lower()) for name in page.texts["h2"][5:]
     ]
     assert page.texts["h1"] == ["CLIP · CyCLIP"]
 
@@ -211,10 +224,12 @@ def test_a_section_without_content_is_left_out(tmp_path):
     written = write_report([write_run(tmp_path / "run")])
     assert written == tmp_path / "run" / "report.html"
     assert Page(written.read_text()).texts["h2"] == [
-        "Summary",
+        "Card",
         "Headline numbers",
-        "Metrics and their intervals",
         "Training",
+        "Metrics and their intervals",
+        "All numbers",
+        "What the numbers mean",
         "Configuration",
     ]
     written = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
@@ -227,14 +242,15 @@ def test_a_run_that_learned_nothing_has_an_alarm_that_is_seen(tmp_path):
     lines = [losses | {"step": step, "collapsed": step > 99} for step in (50, 100, 150, 200)]
     lines[-1]["collapsed"] = False
     (bad / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = str(summary(group_runs([read_run(good), read_run(bad)]), None))
+    assert alarms(group_runs([read_run(good)])) is None
+    text = str(alarms(group_runs([read_run(good), read_run(bad)])))
     assert text.count('<p class="alarm"><strong>Alarm: ') == 1
     assert "Alarm: bad had learned nothing at step 100. " in text
     assert "at 2 of the 3 logged steps from there on, the last time at step 150. Try" in text
 
 
 def test_groups_have_means_over_seeds_and_students_interval(page):
-    rows = page.rows("In brackets")
+    rows = page.rows(HEADLINES)
     assert rows["metric"] == ["CLIP, 2 seeds", "CyCLIP", "chance"]
     # Mean of 0.2 and 0.3; 12.7062 times 0.0707107 over the root of 2 is 0.63531 on either side.
     assert rows["image_to_text_recall@1 ↑ val"] == [
@@ -303,7 +319,7 @@ def test_sentences_are_told_of_and_name_a_group(tmp_path, section, name, told):
     run = write_run(tmp_path / "run", weights=(0.25, 0.25), sentences=SENTENCES | section)
     (group,) = group_runs([read_run(run)])
     assert group.name == name
-    assert told in str(sections.summary([group], None))
+    assert told in str(card([group], None))
 
 
 def test_without_clip_differences_are_taken_from_cyclip(tmp_path):
@@ -330,7 +346,8 @@ def test_a_run_on_sentences_alone_has_a_page(tmp_path):
 def test_the_differences_of_similarities_share_one_scale(directories, tmp_path, monkeypatch):
     scales = []
     monkeypatch.setattr(
-        "cyclip_jax.report.figures.similarities", lambda *arguments: scales.append(arguments[-1])
+        "cyclip_jax.report.matrices.similarities",
+        lambda *arguments, **_: scales.append(arguments[-1]),
     )
     for weight, size in ((0, 0.5), (0.25, 0.1)):
         run = write_run(tmp_path / str(weight), weights=(weight, weight))
@@ -338,9 +355,9 @@ def test_the_differences_of_similarities_share_one_scale(directories, tmp_path, 
         path = run / "evals" / "val" / "similarities.npz"
         write_arrays(path, groups=np.array(list("abc")), names=np.array(list("abc")), **cosines)
     groups = group_runs([read_run(tmp_path / name) for name in ("0", "0.25")])
-    drawings = types.SimpleNamespace(add=lambda *arguments, main: "")
+    drawings = types.SimpleNamespace(add=lambda *arguments, main, wide: "")
     sections.similarities(groups, drawings)
-    assert scales == [0.5, 0.5]
+    assert scales == [0.5] * 4  # each wide and narrow
 
 
 def test_students_interval_by_hand():
@@ -350,7 +367,7 @@ def test_students_interval_by_hand():
 
 
 def test_a_number_that_is_not_finite_says_so(page):
-    assert page.rows("All numbers")["top1 concepts"] == ["", "", "not finite"]
+    assert page.rows("All numbers of")["top1 concepts"] == ["", "", "not finite"]
 
 
 def test_strings_from_data_are_text_and_not_markup(page):
@@ -384,18 +401,19 @@ def test_ids_are_unique_and_every_reference_has_its_target(page):
 
 
 def test_tables_are_sorted_by_buttons_of_their_heads(page):
-    assert len(page.tables) == 7
-    for head, *body in page.tables.values():
+    sortable = {name: rows for name, rows in page.tables.items() if not name.startswith("How it")}
+    assert len(sortable) == 8 == len(page.tables) - 1
+    for head, *body in sortable.values():
         assert all(tag == "th" and attrs["aria-sort"] == "none" for tag, attrs, _ in head)
         assert all(row[0][:2] == ["th", row[0][1] | {"scope": "row"}] for row in body)
-    heads = sum(len(rows[0]) for rows in page.tables.values())
+    heads = sum(len(rows[0]) for rows in sortable.values())
     assert len(page.texts["button"]) == heads
     rows = Page(table("t", ["a", "b"], [["x", Cell("29.1%", 0.291)], ["y", Cell("", None)]])).tables
     assert [row[1][1]["data-sort"] for row in rows["t"][1:]] == ["0.291", ""]
 
 
 def test_figures_have_captions_and_are_drawn_in_the_pages_colours(page):
-    drawings = page.source.split("<figure>")[1:]
+    drawings = re.split("<figure[ >]", page.source)[1:]
     assert len(drawings) == len(page.texts["figcaption"]) >= 14
     for drawing in drawings:
         svg = drawing[: drawing.index("</svg>")]
@@ -412,23 +430,35 @@ def test_pictures_have_words_for_what_their_frame_says(page):
         "Answer 1: another picture",
         "Answer 2: a picture of this caption",
     ]
+    assert f"{EVIL} ✗ wrong – its own picture comes 2nd of 7" in shown_text(page)
     assert "2 ✓ own" in page.texts["ol"][0]
 
 
 def test_every_figure_is_written_as_png_and_svg(report, page):
     folder = report.parent / "all_figures"
     names = {path.stem for path in folder.iterdir()}
-    assert len(names) == len(page.texts["figure"])
+    wide = {name for name in names if name.endswith("_wide")}
+    assert len(names - wide) == len(page.texts["figure"]) and len(wide) == 3
     for name in names:
         root = xml.etree.ElementTree.parse(folder / f"{name}.svg").getroot()
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
-        assert Image.open(folder / f"{name}.png").width == pytest.approx(4.5 * 160, abs=1)
+        inches = style.WIDE if name in wide else 4.5
+        assert Image.open(folder / f"{name}.png").width == pytest.approx(inches * 160, abs=1)
+
+
+def test_the_page_holds_what_is_told_of_its_figures(page):
+    charts = [attrs for _, attrs in page.elements if "chart" in (attrs.get("class") or "")]
+    spots = [json.loads(chart["data-spots"]) for chart in charts if "data-spots" in chart]
+    grids = [json.loads(chart["data-grids"]) for chart in charts if "data-grids" in chart]
+    assert len(spots) > 8 and len(grids) == 4  # two figures, each wide and narrow
+    assert all(len(spot) == 3 for its in spots for spot in its)
+    assert any(EVIL in name for grid in grids for one in grid for name in one["rows"])
 
 
 def test_the_same_figure_gives_the_same_file():
     pairs = {"counts": np.eye(3), "classes": ["a", "b", "c"]}
     with style.style():
-        first, second = (style.drawn(figures.confusion(**pairs)) for _ in range(2))
+        first, second = (style.drawn(matrices.confusion(**pairs)) for _ in range(2))
     assert first == second
 
 
@@ -501,7 +531,7 @@ def test_the_newest_numbers_of_an_evaluation_count(tmp_path):
 def test_the_output_directory_of_an_evaluation_has_a_report_too(tmp_path):
     write_json(tmp_path / "results.json", EVALUATED)
     text = Page(write_report([tmp_path]).read_text())
-    assert text.texts["h2"][:2] == ["Summary", "Headline numbers"]
+    assert text.texts["h2"][:2] == ["Card", "Headline numbers"]
     assert "Training" not in text.texts["h2"]
 
 
@@ -515,7 +545,7 @@ def test_a_run_that_diverged_is_drawn_with_gaps(tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures are made but not drawn, which takes most of a report's time."""
-    monkeypatch.setattr(parts, "drawn", lambda figure: style.Drawing("<svg></svg>", b""))
+    monkeypatch.setattr(parts, "drawn", lambda figure: style.Drawing("<svg></svg>", b"", [], []))
 
 
 BROKEN = [
@@ -567,10 +597,10 @@ def test_a_report_goes_by_what_the_metrics_of_a_run_say(tmp_path, undrawn):
     }
     write_json(directory / "evals" / "val" / "metrics.json", told)
     page = Page(write_report([directory]).read_text())
-    rows = page.rows("In brackets")
+    rows = page.rows(HEADLINES)
     assert rows["alignment ↑ val"] == ["50.0%", ""]
     assert not any("image_to_text_recall@1" in name for name in rows)
-    every = page.rows("All numbers")
+    every = page.rows("All numbers of")
     assert every["image_to_text_recall@1 val"] == ["0.2500 [0.125, 0.5]"]
     assert every["pairs val"] == ["100"]  # of which nothing is said: by its name
 
@@ -716,11 +746,10 @@ def test_an_arrow_shows_where_a_metric_is_better(tmp_path):
     )
     text = text.replace('"val/image_to_text_recall@1"', numbers + '"val/image_to_text_recall@1"')
     (directory / "metrics.jsonl").write_text(text)
-    page = str(headlines(group_runs([read_run(directory)]), None)).replace("<wbr>", "")
-    shown, *_ = page.split("All numbers of all runs")
-    assert "image_to_text_recall@1 ↑ <" in shown
-    assert "image_to_text_median_rank ↓ <" in shown and "uniformity ↓ <" in shown
-    assert "modality_gap <" in shown
+    page = Page(str(all_headlines(group_runs([read_run(directory)]), None)))
+    shown = page.rows(HEADLINES)
+    better = ("image_to_text_recall@1 ↑", "image_to_text_median_rank ↓", "uniformity ↓")
+    assert {f"{name} val" for name in (*better, "modality_gap")} <= shown.keys()
 
 
 def test_the_end_of_a_run_reports_and_shows_the_main_figures_in_tensorboard(tmp_path):

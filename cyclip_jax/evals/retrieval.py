@@ -1,6 +1,5 @@
 """Retrieval in both directions, the validation loss, and consistency on held-out pairs."""
 
-import base64
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -9,12 +8,12 @@ import scipy.sparse
 from jaxtyping import Float, Int
 from scipy.sparse.csgraph import connected_components
 
-from cyclip_jax.data.pillow import small_jpeg
 from cyclip_jax.data.places import DataPath
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_at_least, check_types
 from cyclip_jax.evals.data.pairs import Pairs, check_pairs, distinct, open_pairs
 from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
+from cyclip_jax.evals.gallery import Answers, confused, gallery
 from cyclip_jax.evals.known_metrics import KNOWN, LOSS
 from cyclip_jax.evals.metric import FURTHER_SHARE, SHARE, Metric, count, share_at
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
@@ -23,8 +22,6 @@ from cyclip_jax.evals.statistics.ranking import ranks_of_best_partner
 from cyclip_jax.files import FilePath
 
 _RECALL_AT = (1, 5, 10)
-_GALLERY_IMAGES = 6  # for each caption
-_GALLERY_SIDE = 96  # pixels of a picture, at most
 # Places in the published evaluation's array of ranks for each image; it fills one.
 _PUBLISHED_PLACES = 5
 
@@ -44,8 +41,8 @@ class Retrieval:
       source, image_key, caption_key, delimiter: as in config.data.
       images: folder that the pictures of a .json lie in; default the file's own.
       split: of a .json or folder.
-      gallery_captions: how many captions the report shows with the images that they retrieve;
-        None shows none.
+      gallery_captions: how many captions the report shows with the images that they retrieve, and
+        at most how many with an image that it is most wrongly sure of; 0 or None shows none.
       captions_per_image: how many of each image's captions are scored, the first in file order, 5
         for COCO and Flickr30k; None scores all.
       published_recall: adds `image_to_text_recall@k_as_published`, see `published_recall_of`.
@@ -65,7 +62,7 @@ class Retrieval:
     image_key: str | None = None
     caption_key: str | Sequence[str] | None = None
     delimiter: str = ","
-    gallery_captions: int | None = 0
+    gallery_captions: int | None = 8
     captions_per_image: int | None = None
     published_recall: bool = False
     embed_dims: Sequence[int] = ()
@@ -104,7 +101,7 @@ class Retrieval:
           terms, as means over groups of batch_size pairs in file order, the last group smaller;
           `inmodal_consistency` and `crossmodal_consistency` over all pairs, with intervals over
           images; of each of `embed_dims` `mean_recall_<m>_dims`, with its interval; `images`,
-          `captions`, `pairs`: what was scored. Detail: `gallery.json`. Outcomes:
+          `captions`, `pairs`: what was scored. Details: `gallery.json`, `confused.json`. Outcomes:
           each of `images` and of `captions` has its recalls and its rank, 1 is first, and
           `cluster`, the draw that it belongs to; each caption the `image` of its first pair; each
           of `pairs` its `image` and its part in the two consistencies.
@@ -123,7 +120,9 @@ class Retrieval:
             consistencies, parts = cyclic_consistencies(*pair_embeds, clusters=scored.image_ids)
             output.outcomes(_outcomes(scored, parts))
             if self.gallery_captions and output.is_wanted:
-                output.json("gallery", _gallery(scored, self.gallery_captions))
+                answers = _answers(scored)
+                output.json("gallery", gallery(answers, self.gallery_captions))
+                output.json("confused", confused(answers, self.gallery_captions))
             return {
                 **_mean_loss(encoders, *pair_embeds),
                 **consistencies,
@@ -198,6 +197,22 @@ def _scored(dataset, encoders, scored_pairs):
         text_embeds,
         ranks_of_best_partner(image_embeds, text_embeds, image_ids, text_ids),
         ranks_of_best_partner(text_embeds, image_embeds, text_ids, image_ids),
+    )
+
+
+def _answers(scored):
+    """What the pictures that the report shows are chosen from."""
+    captions = [scored.dataset.captions[pair] for pair in scored.kept]
+    return Answers(
+        read=scored.dataset.images.source.read,
+        index=scored.index,
+        captions=[captions[pair] for pair in scored.first_pair],
+        caption_of_image=dict(zip(scored.image_ids[::-1], captions[::-1], strict=True)),
+        image_embeds=scored.image_embeds,
+        text_embeds=scored.text_embeds,
+        image_ids=scored.image_ids,
+        text_ids=scored.text_ids,
+        text_ranks=scored.text_ranks,
     )
 
 
@@ -409,37 +424,3 @@ def _occurrence(ids):
     occurrence = np.empty_like(ids)
     occurrence[order] = np.arange(len(ids)) - np.repeat(starts, counts)
     return occurrence
-
-
-def _gallery(scored, count):
-    """So many captions, drawn at random, with the images nearest to them, as the report shows them.
-
-    Returns:
-      [{"caption", "rank" of its best image from 1, "of", "images": [{"jpeg", "is_partner"}]}], for
-      JSON; pictures in base64.
-    """
-    chosen = np.random.default_rng(0).permutation(len(scored.text_embeds))[:count]
-    similarities = scored.text_embeds[chosen] @ scored.image_embeds.T  # [texts, images]
-    queries = []
-    for text, ranked in zip(chosen, np.argsort(-similarities, axis=1), strict=True):
-        own = scored.image_ids[scored.text_ids == text]
-        answers = [
-            {"jpeg": _thumbnail(scored, image), "is_partner": image in own}
-            for image in ranked[:_GALLERY_IMAGES]
-        ]
-        query = {
-            "caption": scored.dataset.captions[scored.kept[scored.first_pair[text]]],
-            "rank": int(scored.text_ranks[text]) + 1,
-            "of": len(ranked),
-            "images": answers,
-        }
-        queries.append(query)
-    return queries
-
-
-def _thumbnail(scored, image):
-    """One of the pictures that are scored, as a small JPEG in base64."""
-    from cyclip_jax.data.decoding import pixels_of  # TensorFlow: slow to import
-
-    pixels = pixels_of(scored.dataset.images.source.read(scored.index[image]).image)
-    return base64.b64encode(small_jpeg(pixels, _GALLERY_SIDE)).decode()

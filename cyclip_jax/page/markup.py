@@ -14,10 +14,17 @@ class Html(str):
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A cell of a table that is sorted by a number, not by its text."""
+    """A cell of a table that is sorted by a number, not by its text.
+
+    Attributes:
+      text: that is shown.
+      number: with all its digits; None where there is none.
+      bounds: the ends (low, high) of its interval, which a copy for programs has too.
+    """
 
     text: str
     number: float | None
+    bounds: tuple[float, float] | None = None
 
 
 def element(tag: str, *children: Any, **attributes: Any) -> Html:
@@ -77,8 +84,44 @@ def table(caption: str, columns: Iterable[str], rows: Iterable[Sequence[Any]]) -
 def _cell(cell, tag, **attributes):
     if isinstance(cell, Cell):
         number = "" if cell.number is None else repr(float(cell.number))
-        return element(tag, cell.text, class_="number", data_sort=number, **attributes)
+        low, high = (None, None) if cell.bounds is None else map(repr, map(float, cell.bounds))
+        known = {"class_": "number", "data_sort": number, "data_low": low, "data_high": high}
+        return element(tag, cell.text, **known, **attributes)
     return element(tag, cell, **attributes)
+
+
+def facts(caption: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Html:
+    """A table of facts that are read and not sorted; what is the same in a row stands once.
+
+    Args:
+      caption: what it shows.
+      columns: names of what the facts are about; with a single one no name is shown.
+      rows: the name of a fact, and for each column what is true of it.
+    """
+    lines = []
+    for name, *cells in rows:
+        is_common = len(cells) > 1 and all(cell == cells[0] for cell in cells)
+        shown = [element("td", cells[0], colspan=len(cells))] if is_common else None
+        lines.append(
+            element(
+                "tr",
+                element("th", name, scope="row"),
+                *(shown or [element("td", cell) for cell in cells]),
+            )
+        )
+    head = [element("th", name, scope="col") for name in ("", *columns)]
+    content = element(
+        "table",
+        element("caption", element("span", caption)),
+        *([element("thead", element("tr", *head))] if len(columns) > 1 else []),
+        element("tbody", *lines),
+    )
+    return element("div", content, class_="facts", tabindex="0", role="region", aria_label=caption)
+
+
+def told(text: str | Html, meaning: str) -> Html:
+    """Text whose meaning is told where the pointer or the keyboard comes to it."""
+    return element("span", text, class_="told", tabindex="0", data_tip=meaning)
 
 
 def breakable(name: str) -> Html:

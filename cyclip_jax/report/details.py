@@ -1,11 +1,11 @@
-"""The sections of what evaluators write beside their numbers: matrices, maps, classes, pictures."""
+"""The sections of what evaluators write beside their numbers: matrices, maps, classes."""
 
 import math
 from collections.abc import Sequence
 
 from cyclip_jax.evals.metric import SHARE
-from cyclip_jax.page.markup import Cell, Html, element, folded, image, join, table
-from cyclip_jax.report import figures
+from cyclip_jax.page.markup import Cell, Html, folded, join, table
+from cyclip_jax.report import figures, matrices
 from cyclip_jax.report.parts import (
     Drawings,
     detailed,
@@ -16,8 +16,10 @@ from cyclip_jax.report.parts import (
     require,
     require_shapes,
 )
-from cyclip_jax.report.runs import Group, read_arrays, read_json
+from cyclip_jax.report.runs import Group, read_all_arrays, read_arrays, read_json
+from cyclip_jax.report.style import short
 
+_TOLD = 80  # letters of a caption that is told beside a point
 _AGREEMENT = ("k", "both_right", "only_zeroshot", "only_knn", "both_wrong")
 
 
@@ -28,20 +30,26 @@ def similarities(groups: Sequence[Group], drawings: Drawings) -> Html | None:
         image_image, text_text, words = read_arrays(path, "image_image", "text_text", "groups")
         require_shapes(path, image_image, text_text, rows=len(words), columns=len(words))
         if len(words) > 1:
-            found.append((group, run, evaluation, image_image, text_text, words))
+            told = _names(path, len(words))
+            found.append((group, run, evaluation, image_image, text_text, words, told))
     # One scale for all: paler is to mean more consistent.
-    largest = max((figures.largest_difference(*one[3:5]) for one in found), default=0)
+    largest = max((matrices.largest_difference(*one[3:5]) for one in found), default=0)
     content = []
-    for group, run, evaluation, image_image, text_text, words in found:
-        figure = figures.similarities(image_image, text_text, words, largest)
+    for group, run, evaluation, image_image, text_text, words, told in found:
+        figure, wide = (
+            matrices.similarities(
+                image_image, text_text, words, largest, names=told, is_wide=is_wide
+            )
+            for is_wide in (False, True)
+        )
         caption = (
             f"{group.name} ({run.name}), {evaluation}: cosines among the same {len(words)} pairs' "
             "images and among their texts; the paler the difference, the more consistent the two "
             "spaces (one scale of differences in all of these figures)."
         )
         name = f"{evaluation}_similarities_{run.name}"
-        content.append(drawings.add(name, figure, caption, main=True))
-    return grid(content)
+        content.append(drawings.add(name, figure, caption, main=True, wide=wide))
+    return join(*content) if content else None
 
 
 def planes(groups: Sequence[Group], drawings: Drawings) -> Html | None:
@@ -56,9 +64,19 @@ def planes(groups: Sequence[Group], drawings: Drawings) -> Html | None:
             "apart lie what the model tells apart, and the two modalities where there is a gap."
         )
         name = f"{evaluation}_map_{run.name}"
-        figure = figures.plane(image_xy, text_xy, words)
-        content.append(drawings.add(name, figure, caption, main=True))
-    return grid(content)
+        told = _names(path, len(words))
+        figure, wide = (
+            matrices.plane(image_xy, text_xy, words, names=told, is_wide=is_wide)
+            for is_wide in (False, True)
+        )
+        content.append(drawings.add(name, figure, caption, main=True, wide=wide))
+    return join(*content) if content else None
+
+
+def _names(path, count):
+    """The captions of the pairs that a file is about, which older ones lack."""
+    names = read_all_arrays(path).get("names", ())
+    return [short(name, _TOLD) for name in names] if len(names) == count else []
 
 
 def agreements(groups: Sequence[Group], drawings: Drawings) -> Html | None:
@@ -87,7 +105,8 @@ def classes(groups: Sequence[Group], drawings: Drawings) -> Html | None:
             "1; what is bright off the diagonal is taken for another class."
         )
         name = f"{evaluation}_confusion_{run.name}"
-        content.append(drawings.add(name, figures.confusion(counts, names), caption))
+        figure, wide = (matrices.confusion(counts, names, is_wide=w) for w in (False, True))
+        content.append(drawings.add(name, figure, caption, wide=wide))
     for group, _, evaluation, path in detailed(groups, "classes.json"):
         rows = read_rows(path, ("class", "images", "top1", "most_confused_with"))
         tables.setdefault(evaluation, {})[group.name] = {row["class"]: row for row in rows}
@@ -101,7 +120,7 @@ def classes(groups: Sequence[Group], drawings: Drawings) -> Html | None:
             columns += [f"top1{its}", f"most often taken for{its}"]
         caption = f"{evaluation}: the {len(rows)} classes, sorted by a click on a column's head"
         folds.append(folded(f"{evaluation}: each class", table(caption, columns, rows)))
-    return join(grid(content) or "", *folds) if content or folds else None
+    return join(*content, *folds) if content or folds else None
 
 
 def _class_row(name, by_group):
@@ -162,48 +181,3 @@ def _by_category(path):
         metric = SHARE.metric(value, (low, high))
         found[row["category"]] = row["examples"], metric
     return what, found
-
-
-def galleries(groups: Sequence[Group], _: Drawings | None) -> Html | None:
-    """Captions and the pictures that they retrieve."""
-    content = []
-    for group, run, evaluation, path in detailed(groups, "gallery.json"):
-        queries = read_rows(path, ("caption", "rank", "of", "images"))
-        for query in queries:
-            for answer in query["images"]:
-                require(answer, ("jpeg", "is_partner"), path)
-        if queries:
-            title = f"{evaluation}: {group.name} ({run.name})"
-            shown = element("div", *map(_query, queries), class_="gallery")
-            content.append(join(element("h3", title), shown))
-    if not content:
-        return None
-    explained = (
-        "Each caption with the pictures nearest to it, best first; its own are framed and ticked."
-    )
-    return join(element("p", explained), *content)
-
-
-def _query(query):
-    answers = []
-    for place, answer in enumerate(query["images"], 1):
-        own = answer["is_partner"]
-        alt = f"Answer {place}: " + ("a picture of this caption" if own else "another picture")
-        mark = element("span", f"{place} ✓ own" if own else str(place))
-        answers.append(
-            element("li", image(answer["jpeg"], alt), mark, class_="own" if own else None)
-        )
-    told = f" – its own picture comes {_ordinal(query['rank'])} of {query['of']}"
-    return element(
-        "div",
-        element("p", element("q", query["caption"]), told),
-        element("ol", *answers, class_="answers"),
-        class_="query",
-    )
-
-
-def _ordinal(number):
-    suffix = (
-        "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    )
-    return f"{number}{suffix}"

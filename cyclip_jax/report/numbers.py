@@ -1,31 +1,41 @@
-"""The sections of numbers: a summary, the headlines, the differences, and all numbers there are."""
+"""The sections of numbers: the headlines, all numbers there are, and what they mean."""
 
 from collections.abc import Sequence
 
 from cyclip_jax.evals.flat import metrics_of
-from cyclip_jax.page.markup import Cell, Html, element, folded, join, table
+from cyclip_jax.evals.metric_words import in_words
+from cyclip_jax.page.markup import Cell, Html, element, join, table
+from cyclip_jax.report.differences import of_two, paired_cell
 from cyclip_jax.report.parts import (
+    ARROWS_MEAN,
     Drawings,
+    capital,
     evaluations_of,
     headlines_of,
     metric_cell,
     metric_names,
     named,
+    named_in_words,
     run_names,
 )
 from cyclip_jax.report.runs import Group, is_of_head, trained_sentences, without_folder
 from cyclip_jax.training.collapse import ADVICE, collapsed_steps
 
-_BASELINES = ("CLIP", "CyCLIP")  # the first that there is
-_ARROWS_MEAN = "of a metric with ↑ more is better, of one with ↓ less"
 # Of an evaluation's headlines the one that its summary tells: the first of these, or the first.
 _TOLD = ("image_to_text_recall@1", "top1", "consistency@1", "modality_gap")
+# Of an evaluation's headlines those that stand in the short table, in this order; then the others.
+_BEFORE_OTHERS = (
+    *("image_to_text_recall@1", "text_to_image_recall@1", "mean_recall"),
+    *("zeroshot_top1", "consistency@1", "coarse_top1", "top1"),
+    *("modality_gap", "alignment", "text_uniformity"),
+)
+_FEW = 3
 
 
-def summary(groups: Sequence[Group], _: Drawings | None) -> Html:
-    """Two sentences on each group: what was trained, and how good it is; and the alarms."""
-    alarms = [_alarm(run) for group in groups for run in group.runs]
-    return join(*(element("p", *_sentences(group)) for group in groups), *alarms)
+def alarms(groups: Sequence[Group]) -> Html | None:
+    """What is wrong with a run, before all else; None where nothing is."""
+    found = [_alarm(run) for group in groups for run in group.runs]
+    return join(*found) if any(found) else None
 
 
 def _alarm(run):
@@ -43,18 +53,20 @@ def _alarm(run):
     )
 
 
-def _sentences(group):
+def summary_sentences(group: Group) -> tuple[Html, str, str]:
+    """A group's name, and two sentences: what was trained, and how good it is."""
     run = group.runs[0]
+    config = run.config
     directories = ", ".join(run.name for run in group.runs)
     title = element("strong", group.name)
     first = f" ({directories}) is a model whose training is not recorded here"
-    if run.config is not None:
-        trained, rows = _trained(run.config)
+    if config is not None:
+        trained, rows = _trained(config)
         seeds = ", ".join(str(run.seed) for run in group.runs)
         first = (
-            f" ({directories}) is {run.config['model']['name']}, {trained} on "
-            f"{_data(run.config)}{_of_sentences(run.config)} in {_steps(group)} of "
-            f"{run.config['batch_size']} {rows}, "
+            f" ({directories}) is {config['model']['name']}, {trained} on "
+            f"{_data(config)}{_of_sentences(config)} in {_steps(group)} of "
+            f"{config['batch_size']} {rows}, "
             f"seed{'s' if len(group.runs) > 1 else ''} {seeds}"
         )
     for name, told in (
@@ -72,7 +84,8 @@ def _sentences(group):
         found = headlines_of([group], evaluation)
         for name, metric in [one for one in found if one[0] in _TOLD][:1] or found[:1]:
             chance = "" if metric.chance is None else f" (chance {metric.chance:.2%})"
-            told.append(f"{name} is {metric.with_interval()}{chance} on {evaluation}")
+            words = in_words(name).title
+            told.append(f"{words} on {evaluation} is {metric.with_interval()}{chance}")
     second = f" Its {'; '.join(told[:4])}." if told else " It was not evaluated."
     return title, first + ".", second
 
@@ -115,7 +128,70 @@ def _steps(group):
 
 
 def headlines(groups: Sequence[Group], _: Drawings | None) -> Html | None:
-    """The numbers that tell most, a column for each group."""
+    """The few numbers that tell most, in words, a column for each group."""
+    changes, rows = of_two(groups), []
+    for evaluation in evaluations_of(groups):
+        found = headlines_of(groups, evaluation)
+        first = {name: place for place, name in enumerate(_BEFORE_OTHERS)}
+        found = sorted(found, key=lambda one: first.get(one[0], len(first)))[:_FEW]
+        for name, metric in found:
+            cells = [_measured(group.metric(evaluation, name)) for group in groups]
+            row = [named_in_words(name, evaluation, metric.better), *cells]
+            if changes is not None:
+                row.append(paired_cell(changes.found.get((evaluation, name)), metric))
+            chance = "" if metric.chance is None else f"{metric.chance:.2%}"
+            rows.append([*row, Cell(chance, metric.chance)])
+    if not rows:
+        return None
+    columns = ["", *(_counted(group) for group in groups)]
+    columns += [] if changes is None else ["difference"]
+    caption = _caption(groups) + "; the upright line is chance, what a random order gets"
+    if changes is not None:
+        caption += f". The difference is {changes.name}, item by item"
+    shown = element("div", table(caption, [*columns, "chance"], rows), class_="meters")
+    return join(shown, *_behind(groups))
+
+
+def _caption(groups):
+    caption = "In brackets 95 % intervals"
+    if any(len(group.runs) > 1 for group in groups):
+        caption += " (of a mean over seeds by Student's t, of a single run by bootstrap)"
+    return f"{caption}; {ARROWS_MEAN}"
+
+
+def _behind(groups):
+    return [
+        element(
+            "p",
+            f"{run.name} is not in the means on {evaluation}: its evaluation is of step "
+            f"{run.steps[evaluation]}, that of other seeds of a later one.",
+        )
+        for group in groups
+        for evaluation in evaluations_of([group])
+        for run in group.behind(evaluation)
+    ]
+
+
+def _measured(metric):
+    """The cell of a metric; of a share with a bar, its interval and chance."""
+    cell = metric_cell(metric)
+    if metric is None or not metric.is_share or not metric.is_finite:
+        return cell
+    places = {"value": metric.value}
+    parts = [element("i")]
+    if metric.bounds is not None:
+        places |= dict(zip(("low", "high"), metric.bounds, strict=True))
+        parts.append(element("b"))
+    if metric.chance is not None:
+        places["chance"] = metric.chance
+        parts.append(element("u"))
+    style = "; ".join(f"--{n}: {100 * min(max(v, 0), 1):.2f}%" for n, v in places.items())
+    meter = element("span", *parts, class_="meter", style=style, aria_hidden="true")
+    return Cell(join(cell.text, meter), cell.number, cell.bounds)
+
+
+def all_headlines(groups: Sequence[Group], _: Drawings | None) -> Html | None:
+    """The headlines of all evaluations by their names, a column for each group."""
     rows = []
     for evaluation in evaluations_of(groups):
         for name, metric in headlines_of(groups, evaluation):
@@ -126,58 +202,26 @@ def headlines(groups: Sequence[Group], _: Drawings | None) -> Html | None:
             rows.append([row, *cells, Cell(chance, metric.chance)])
     if not rows:
         return None
-    caption = "In brackets 95 % intervals"
-    if any(len(group.runs) > 1 for group in groups):
-        caption += " (of a mean over seeds by Student's t, of a single run by bootstrap)"
-    caption += f"; chance is what a random order gets; {_ARROWS_MEAN}"
     columns = ["metric", *(_counted(group) for group in groups), "chance"]
-    behind = [
-        element(
-            "p",
-            f"{run.name} is not in the means on {evaluation}: its evaluation is of step "
-            f"{run.steps[evaluation]}, that of other seeds of a later one.",
-        )
-        for group in groups
-        for evaluation in evaluations_of([group])
-        for run in group.behind(evaluation)
+    caption = f"The headlines of all evaluations. {_caption(groups)}"
+    return join(table(caption, columns, rows), _all_numbers(groups))
+
+
+def meanings(groups: Sequence[Group], _: Drawings | None) -> Html | None:
+    """What each of the numbers means, for those who cannot point at it."""
+    names = [
+        name for evaluation in evaluations_of(groups) for name in metric_names(groups, evaluation)
     ]
-    return join(table(caption, columns, rows), *behind, _all_numbers(groups))
-
-
-def differences(groups: Sequence[Group], _: Drawings | None) -> Html | None:
-    """What each group changes beside plain CLIP, or else beside plain CyCLIP, seed by seed."""
-    plain = [group for name in _BASELINES for group in groups if group.name == name]
-    baseline = plain[0] if plain else None
-    others = [group for group in groups if group is not baseline]
-    if baseline is None or not others:
-        return None
-    rows = []
-    for evaluation in evaluations_of(groups):
-        for name, metric in headlines_of(groups, evaluation):
-            found = [group.difference(baseline, evaluation, name) for group in others]
-            if any(one is not None for one in found):
-                row = named(name, evaluation, metric.better)
-                rows.append([row, *map(_difference_cell, found)])
-    if not rows:
-        return None
-    caption = (
-        f"Means over seeds of a run's number less {baseline.name}'s with the same seed, of shares "
-        "in percentage points; in brackets 95 % intervals by Student's t over the seeds, bold "
-        f"where they leave out 0, as one in twenty does by chance; {_ARROWS_MEAN}"
-    )
-    return table(caption, ["metric", *(group.name for group in others)], rows)
-
-
-def _difference_cell(metric):
-    if metric is None or metric.bounds is None:
-        return Cell("", None)
-    low, high = metric.bounds
-    form = "{:+.1f}" if metric.is_share else "{:+.3g}"
-    scale = 100 if metric.is_share else 1
-    value, *ends = (form.format(scale * number) for number in (metric.value, low, high))
-    text = f"{value} [{', '.join(ends)}]"
-    is_clear = low > 0 or high < 0
-    return Cell(element("strong", text) if is_clear else text, metric.value)
+    known = [(in_words(name), name) for name in dict.fromkeys(names)]
+    items = [
+        join(
+            element("dt", capital(words.title), " ", element("span", name, class_="of")),
+            element("dd", f"{words.meaning}."),
+        )
+        for words, name in known
+        if words.meaning
+    ]
+    return element("dl", *items) if items else None
 
 
 def _all_numbers(groups):
@@ -191,7 +235,7 @@ def _all_numbers(groups):
         cells = [Cell("" if step is None else str(step), step) for step in steps]
         rows.append([named("step", evaluation), *cells])
     columns = ["metric", *run_names(groups)]
-    return folded("All numbers of all runs", table("All numbers of all runs", columns, rows))
+    return table("All numbers of all runs", columns, rows)
 
 
 def _counted(group):

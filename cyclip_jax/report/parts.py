@@ -1,55 +1,92 @@
 """What several sections of the page need: which numbers there are, how they are written, drawn."""
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from matplotlib.figure import Figure
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.metric import Better, Metric
-from cyclip_jax.page.markup import Cell, Html, breakable, element, join
+from cyclip_jax.evals.metric_words import in_words
+from cyclip_jax.page.markup import Cell, Html, breakable, element, join, told
 from cyclip_jax.report.runs import Group, Run, read_json
-from cyclip_jax.report.style import Drawing, drawn, inline
+from cyclip_jax.report.style import Chart, Drawing, drawn, for_paper, inline
 
 ARROWS = {"more": "↑", "less": "↓"}  # to the better values of a metric
+ARROWS_MEAN = "of a metric with ↑ more is better, of one with ↓ less"
 _HEADLINES = 14  # of an evaluation; all its numbers are in the folded table
 
 
 class Drawings:
     """Collects what the sections draw.
 
+    Args:
+      paper: (name, file format) of a figure that is wanted alone, as a publisher takes it; then
+        nothing else is drawn. None draws all for the page.
+
     Attributes:
       drawings: {name of the file: Drawing}.
       main: names of those that tell most.
+      names: of all figures there are.
+      file: the bytes of the one that was wanted alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, paper: tuple[str, str] | None = None) -> None:
         self.drawings: dict[str, Drawing] = {}
         self.main: list[str] = []
+        self.names: list[str] = []
+        self.file: bytes | None = None
+        self._paper = paper
 
-    def add(self, name: str, figure: Figure, caption: str, *, main: bool = False) -> Html:
-        """Draws a Figure; returns its place in the page.
+    def add(
+        self,
+        name: str,
+        figure: Chart,
+        caption: str,
+        *,
+        main: bool = False,
+        wide: Chart | None = None,
+    ) -> Html:
+        """Draws a Chart; returns its place in the page.
 
         Args:
           name: for its files; what a file system may not like is left out.
-          figure: of matplotlib.
+          figure: the Chart.
           caption: how to read it.
           main: whether it goes to TensorBoard, too.
+          wide: the same for the whole width of a page, where there is room.
         """
         name = re.sub(r"[^\w.@-]+", "_", name)
-        while name in self.drawings:
+        while name in self.names:
             name += "_"
-        self.drawings[name] = drawing = drawn(figure)
+        label = f"figure-{len(self.names) + 1}-caption"
+        if wide is None:
+            content = [self._drawn(name, figure, label, "chart")]
+        else:
+            content = [
+                self._drawn(f"{name}_wide", wide, label, "chart wide"),
+                self._drawn(name, figure, label, "chart narrow"),
+            ]
         if main:
             self.main.append(name)
-        number = len(self.drawings)
-        label = f"figure-{number}-caption"
-        svg = inline(drawing.svg, f"f{number}")
+        caption_ = element("figcaption", caption, id=label)
+        return element("figure", *content, caption_, class_=None if wide is None else "full")
+
+    def _drawn(self, name, chart, label, kind):
+        self.names.append(name)
+        if self._paper is not None:
+            if name == self._paper[0]:
+                self.file = for_paper(chart, self._paper[1])
+            return Html()
+        self.drawings[name] = drawing = drawn(chart)
+        svg = inline(drawing.svg, f"f{len(self.names)}")
         svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{label}"', 1)
-        return element("figure", Html(svg), element("figcaption", caption, id=label))
+        known = {"data_spots": drawing.spots, "data_grids": drawing.grids}
+        data = {name: json.dumps(told, ensure_ascii=False) for name, told in known.items() if told}
+        return element("div", Html(svg), class_=kind, **data)
 
 
 def evaluations_of(groups: Sequence[Group]) -> list[str]:
@@ -126,13 +163,35 @@ def metric_cell(metric: Metric | None) -> Cell:
     """The cell of a metric: its value and interval; empty where there is none."""
     if metric is None:
         return Cell("", None)
-    return Cell(metric.with_interval(), metric.value if metric.is_finite else None)
+    number = metric.value if metric.is_finite else None
+    return Cell(metric.with_interval(), number, metric.bounds)
 
 
 def named(metric: str, evaluation: str, better: Better = None) -> Html:
-    """The name of a metric with that of its evaluation, and with an arrow to what is better."""
+    """The name of a metric with that of its evaluation, and with an arrow to what is better.
+
+    What it means is told beside it.
+    """
+    words = in_words(metric)
     arrow = "" if better is None else f" {ARROWS[better]}"
-    return join(breakable(metric), arrow, " ", element("span", evaluation, class_="of"))
+    name = breakable(metric)
+    if words.meaning:
+        name = told(name, f"{capital(words.title)}. {words.meaning}.")
+    return join(name, arrow, " ", element("span", evaluation, class_="of"))
+
+
+def named_in_words(metric: str, evaluation: str, better: Better = None) -> Html:
+    """The same in words; its name as files have it is told beside it with what it means."""
+    title, meaning = in_words(metric)
+    arrow = "" if better is None else f" {ARROWS[better]}"
+    ending = "" if better is None else f" {better.capitalize()} is better."
+    text = f"{evaluation}/{metric}: {meaning}.{ending}" if meaning else f"{evaluation}/{metric}"
+    return join(told(capital(title), text), arrow, " ", element("span", evaluation, class_="of"))
+
+
+def capital(text: str) -> str:
+    """Text that begins with a capital letter; its others stay as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def run_names(groups: Sequence[Group], of: Sequence[Run] | None = None) -> list[str]:

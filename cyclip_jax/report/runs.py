@@ -26,6 +26,7 @@ from cyclip_jax.workdir.config_json import completed_config
 from cyclip_jax.workdir.layout import CONFIG, EVALS, METRICS
 from cyclip_jax.workdir.metrics import read_reports
 
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 _MOST_WORDS = 3  # settings that a name tells
 
 
@@ -37,6 +38,9 @@ class Run:
       path: of the directory.
       config: nested dict, or None.
       versions: {package: version} that it ran with.
+      command: with which it was begun or continued last; None where that was not kept.
+      machine: what computed it, as `workdir.config_json` writes it; empty where not kept.
+      commit: of the code; None where that was not kept.
       changes: settings that were changed on the way (see `workdir.changes.history`).
       training: lines of metrics.jsonl that a training step wrote; None stands for a number that is
         not finite.
@@ -49,6 +53,9 @@ class Run:
     path: epath.Path
     config: dict[str, Any] | None
     versions: dict[str, str]
+    command: str | None
+    machine: dict[str, Any]
+    commit: str | None
     changes: list[dict[str, Any]]
     training: list[dict[str, float | None]]
     reports: dict[str, Reported]
@@ -91,12 +98,16 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
         raise UserError(
             f"{path} has nothing to report: neither {METRICS} nor {EVALS}/step_….json with numbers"
         )
-    versions = written.get("versions", {})
+    versions, machine = written.get("versions", {}), written.get("machine", {})
     check_type(f"{path / CONFIG}: versions", versions, Mapping)
+    check_type(f"{path / CONFIG}: machine", machine, Mapping)
     return Run(
         path=path,
         config=completed_config(written["config"], path / CONFIG) if written else None,
         versions=versions,
+        command=_text(written.get("command")),
+        machine=machine,
+        commit=_text(written.get("git_commit")),
         changes=history(path),
         training=training,
         reports=read_reports(path),
@@ -104,6 +115,10 @@ def read_run(directory: str | os.PathLike[str]) -> Run:
         steps=steps,
         details={name: evals / name for name in evaluations if (evals / name).is_dir()},
     )
+
+
+def _text(value):
+    return None if value is None else str(value)
 
 
 def _newest_evaluations(lines, metrics_path, evals):
@@ -167,8 +182,17 @@ def read_arrays(path: epath.Path, *names: str) -> list[np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{path} cannot be read as arrays {', '.join(names)}: {error}") from error
+
+
+def read_all_arrays(path: epath.Path) -> dict[str, np.ndarray]:
+    """All arrays of the .npz file at `path`; UserError names a file that is none."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except _UNREADABLE as error:
+        raise UserError(f"{path} cannot be read as arrays: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,24 +1,26 @@
-"""The parts of the page, in their order.
+"""The parts of the page, in their order: pictures, a card, few numbers; then the rest, folded.
 
 Each is a function of the groups of runs and of what draws figures. It gives the HTML of its
-section, or None without content. Sections of numbers are in numbers.py, of charts in charts.py, and
-of what evaluators write beside their numbers in details.py.
+section, or None without content. Sections of pictures are in pictures.py, of numbers in numbers.py,
+of charts in charts.py, and of what evaluators write beside their numbers in details.py.
 """
 
 from collections.abc import Callable, Sequence
 
 from cyclip_jax.page.markup import Html, folded, join, table
+from cyclip_jax.report.card import card
 from cyclip_jax.report.charts import at_k, comparison, fine_tuning, robustness, training
 from cyclip_jax.report.details import (
     agreements,
     categories,
     classes,
-    galleries,
     planes,
     similarities,
 )
-from cyclip_jax.report.numbers import differences, headlines, summary
+from cyclip_jax.report.differences import differences, item_by_item
+from cyclip_jax.report.numbers import all_headlines, headlines, meanings
 from cyclip_jax.report.parts import Drawings, run_names
+from cyclip_jax.report.pictures import pictures
 from cyclip_jax.report.runs import Group, differing
 from cyclip_jax.runtime.sections import flat
 
@@ -64,20 +66,27 @@ def _written(value):
 
 
 SECTIONS: dict[str, Callable[[Sequence[Group], Drawings], Html | None]] = {
-    "Summary": summary,
+    "Pictures": pictures,
+    "Card": card,
     "Headline numbers": headlines,
+    "Differences, item by item": item_by_item,
     "Differences, seed by seed": differences,
-    "Metrics and their intervals": comparison,
-    "Before and after fine-tuning": fine_tuning,
-    "Training": training,
-    "Recall, accuracy and consistency over k": at_k,
     "Image space beside text space": similarities,
     "Images and texts on one plane": planes,
+    "Before and after fine-tuning": fine_tuning,
+    "Training": training,
+    "Metrics and their intervals": comparison,
+    "All numbers": all_headlines,
+    "What the numbers mean": meanings,
+    "Recall, accuracy and consistency over k": at_k,
     "Zero-shot beside nearest neighbours": agreements,
     "Robustness to shifts": robustness,
     "Categories": categories,
     "Classes": classes,
-    "Retrieval": galleries,
     "Changes on the way": changes,
     "Configuration": settings,
 }
+DRAWN = (similarities, planes, fine_tuning, training, comparison, at_k)
+DRAWN += (agreements, robustness, categories, classes)  # all sections with figures
+_FIRST_FOLDED = "Training"
+FOLDED = list(SECTIONS)[list(SECTIONS).index(_FIRST_FOLDED) :]

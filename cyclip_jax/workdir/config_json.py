@@ -3,11 +3,15 @@
 import importlib.metadata
 import json
 import os
+import pathlib
+import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 from etils import epath
 
@@ -77,8 +81,11 @@ def write_config(
       config: the run's, with {workdir} as it was written.
       workdir: the run's directory.
       changes: how it came to differ from the one that the run began with (see `changes.history`).
+
+    Beside the config stand the command and the machine of the process that wrote it last.
     """
-    described = describe_run(config) | ({"changes": list(changes)} if changes else {})
+    described = describe_run(config) | {"command": _command(), "machine": _machine()}
+    described |= {"changes": list(changes)} if changes else {}
     text = json.dumps(described, indent=2)
     write_atomically(epath.Path(workdir) / CONFIG, text + "\n")
 
@@ -155,6 +162,23 @@ def _versions():
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _command():
+    """The command line of this process, with the interpreter's name alone."""
+    return shlex.join([pathlib.PurePath(sys.executable).name, *sys.orig_argv[1:]])
+
+
+def _machine():
+    """What computes the run, without the name of the host, which is nobody's business."""
+    devices = jax.devices()
+    return {
+        "devices": len(devices),
+        "device_kind": devices[0].device_kind,
+        "processes": jax.process_count(),
+        "cpu_cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def _git_commit():

@@ -214,7 +214,10 @@ def test_a_model_that_knows_every_pair_scores_one_whatever_the_batch_size(
     assert results["chance_image_to_text_recall@1"] == pytest.approx(1 / 24)
     assert (results["pairs"], results["images"], results["captions"]) == (24, 24, 24)
     assert results["inmodal_consistency"] == pytest.approx(0, abs=1e-6)
-    assert [path.name for path in tmp_path.iterdir()] == ["outcomes.npz"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("outcomes.npz", "gallery.json", "confused.json")
+    }
+    assert json.loads((tmp_path / "confused.json").read_text()) == []
 
 
 def test_a_model_that_mixes_up_two_colours_scores_half(pairs_csv):
@@ -273,6 +276,26 @@ def test_the_gallery_has_the_captions_ranks_and_pictures(pairs_csv, tmp_path):
         shown = np.asarray(Image.open(io.BytesIO(jpeg)), float)
         colour, shape = row["caption"].split()[1:]
         assert np.abs(shown - draw(shape, colour)).mean() < 10
+
+
+def test_what_is_confused_is_shown_once_with_both_pictures(pairs_csv, tmp_path):
+    swapped = {"red": "blue", "blue": "red"}
+    encoders = fake_encoders(8, misread=lambda colour: swapped.get(colour, colour))
+    score(quick(encoders), pairs_csv, tmp_path, gallery_captions=3)
+    rows = json.loads((tmp_path / "confused.json").read_text())
+    assert len(rows) == 3
+    assert len({row["answer"]["caption"] for row in rows}) == 3
+    for row in rows:
+        colour, shape = row["caption"].split()[1:]
+        answer = row["answer"]["caption"].split()[1:]
+        assert row["rank"] > 1 and row["answer"]["cosine"] > row["cosine"]
+        for jpeg, (its_colour, its_shape) in (
+            (row["jpeg"], (colour, shape)),
+            (row["answer"]["jpeg"], answer),
+        ):
+            shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg))), float)
+            assert np.abs(shown - draw(its_shape, its_colour)).mean() < 10
+        assert answer == [swapped[colour], shape]
 
 
 def test_a_tie_in_the_gallery_is_a_miss_as_in_the_recall(pairs_csv, tmp_path):

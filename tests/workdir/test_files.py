@@ -1,4 +1,5 @@
 import json
+import platform
 import re
 
 import ml_collections
@@ -24,6 +25,17 @@ from cyclip_jax.workdir.console import Console
 from cyclip_jax.workdir.metrics import MetricWriter, metrics_at, read_metrics, read_reports
 from cyclip_jax.workdir.saved import newest_meta, read_meta
 from cyclip_jax.workdir.table import final_table, headline_lines
+
+
+def test_the_command_and_the_machine_stand_beside_the_config(tmp_path, monkeypatch):
+    command = ["/usr/bin/python3", "-m", "cyclip_jax.main", "--config=configs/my run.py"]
+    monkeypatch.setattr("sys.orig_argv", command)
+    monkeypatch.setattr("sys.executable", "/opt/env/bin/python3")
+    write_config(defaults.get_config(), tmp_path)
+    told = json.loads((tmp_path / "config.json").read_text())
+    assert told["command"] == "python3 -m cyclip_jax.main '--config=configs/my run.py'"
+    assert told["machine"]["devices"] == 8 and told["machine"]["device_kind"] == "cpu"
+    assert platform.node() not in json.dumps(told["machine"])
 
 
 def test_paths_in_the_config_follow_the_workdir():
