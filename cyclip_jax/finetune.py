@@ -110,6 +110,7 @@ def finetune(
     from cyclip_jax.train import train
     from cyclip_jax.training.choosing import choose
     from cyclip_jax.training.finetuning import fine_tuning_config
+    from cyclip_jax.training.starting_point import begun_from
     from cyclip_jax.training.wise_ft import (
         evaluations_of,
         is_scored,
@@ -119,6 +120,7 @@ def finetune(
     from cyclip_jax.workdir.layout import WISE_FT
 
     workdir = absolute(workdir, "--workdir")
+    wanted = dataclasses.replace(wanted, model=begun_from(wanted.model, workdir))
     opened, pictures = wanted.open_model(), wanted.open_pictures()
     config = fine_tuning_config(wanted, opened, pictures)
     alpha = 0.5
