@@ -125,6 +125,8 @@ def as_recorded(path: str, recorded: Any, *, goes_on: bool) -> str:
 def require_hub(what: str) -> ModuleType:
     """The module huggingface_hub; raises UserError, which begins with `what`, if there is none."""
     try:
+        for module in ("constants", "errors"):  # which it does not import by itself
+            importlib.import_module(f"huggingface_hub.{module}")
         return importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise UserError(

@@ -1,5 +1,6 @@
 """What of a person's machine must not be published with a model: folders, accounts, the token."""
 
+import contextlib
 import getpass
 import os
 import pathlib
@@ -62,10 +63,8 @@ def _last_name(path):
 def _logins() -> list[str]:
     """The person's login name, and the name of the home folder."""
     names = [os.path.basename(os.path.expanduser("~"))]
-    try:
+    with contextlib.suppress(KeyError, OSError):  # a container has users without a name
         names.append(getpass.getuser())
-    except (KeyError, OSError):  # a container has users without a name
-        pass
     return sorted({name for name in names if len(name) > 1})
 
 

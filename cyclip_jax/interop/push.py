@@ -1,4 +1,4 @@
-"""Sends an export to the Hugging Face Hub: the files that it describes as its own, and no others."""
+"""Sends an export to the Hugging Face Hub: the files that it describes as its own, no others."""
 
 import os
 import pathlib
