@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 _METHODS = ("linear", "contrastive", "margin")
 _POSITIONAL = (
-    "MODEL PICTURES: a workdir, an export, a folder of open_clip or transformers, or a weight "
-    "file; and labelled pictures to train on: a folder with one for each class, a CSV, tfds:NAME "
-    "or preset:NAME"
+    "MODEL PICTURES: a workdir, an export, a folder of open_clip or transformers, a weight "
+    "file, or hf-hub:user/name; and labelled pictures to train on: a folder with one for each "
+    "class, a CSV, tfds:NAME or preset:NAME"
 )
 
 

@@ -176,7 +176,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "Workdir of a run, an export, a folder of open_clip or transformers, or a weight file.",
+        "Workdir of a run, an export, a folder of open_clip or transformers, a weight file, or "
+        "hf-hub:user/name.",
         required=True,
         flag_values=values,
     )

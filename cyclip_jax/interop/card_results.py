@@ -15,7 +15,7 @@ _TASKS = {
     "sts": ("sentence-similarity", "Sentence similarity"),
 }
 # Settings of an evaluation that say which data it scores, the first first.
-_DATA = ("images", "pairs", "examples", "test", "benchmark", "train")
+_DATA = ("folder", "pairs", "examples", "sentences", "test", "train")
 
 
 def model_index(
