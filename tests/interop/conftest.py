@@ -3,27 +3,17 @@
 import pytest
 
 from cyclip_jax.data.tokenizers import train_sentencepiece
-from cyclip_jax.interop import formats
 from cyclip_jax.interop.pretrained import completed
 from tests.hub import hub
-from tests.interop.models import VIT, drawn_checkpoint
+from tests.interop.models import VIT, drawn_checkpoint, write_tokenizers_once
 
 __all__ = ["hub"]
-
-_TOKENIZERS = {}
 
 
 @pytest.fixture
 def tokenizer_written_once(monkeypatch):
-    """Exports write the tokenizer of others as it was made for the first: that takes a second."""
-    made, make = _TOKENIZERS, formats.tokenizer_files
-
-    def files(tokenizer):
-        if tokenizer.vocabulary_sum not in made:
-            made[tokenizer.vocabulary_sum] = make(tokenizer)
-        return made[tokenizer.vocabulary_sum]
-
-    monkeypatch.setattr(formats, "tokenizer_files", files)
+    """Lets exports write the tokenizer of others as it was made for the first."""
+    write_tokenizers_once(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Models of the Hugging Face Hub by name: what is fetched, and what is said where it cannot be."""
 
+import csv
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import pytest
 
 import cyclip_jax
 from cyclip_jax import defaults, evals
+from cyclip_jax.data.tokenizers import train_sentencepiece
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.metric import SHARE
 from cyclip_jax.evaluate import evaluate_checkpoint
@@ -21,12 +23,17 @@ from cyclip_jax.interop.class_head import FILE as HEAD_FILE
 from cyclip_jax.interop.files import read_weights, write_safetensors
 from cyclip_jax.interop.hub import LIMIT, as_recorded, parsed, pinned
 from cyclip_jax.interop.names import COUNT
-from cyclip_jax.interop.pretrained import open_checkpoint
+from cyclip_jax.interop.pretrained import completed, open_checkpoint
+from cyclip_jax.train import train
+from cyclip_jax.training.finetuning import set_field
 from cyclip_jax.training.settings import with_absolute_paths
 from cyclip_jax.training.starting_point import begun_from, inherit_vocabulary, with_commit
-from cyclip_jax.workdir.config_json import write_config
+from cyclip_jax.workdir.config_json import read_config, write_config
+from cyclip_jax.workdir.saved import newest_meta
 from tests.hub import READS, TOKEN, use_hub
+from tests.interop.models import VIT, drawn_checkpoint, write_tokenizers_once
 from tests.runs import ROOT
+from tests.tiny import get_config
 
 NAME = "hf-hub:lab/model"
 
@@ -37,6 +44,7 @@ def exports(small_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "torch", None)  # openai.pt is not needed
+        write_tokenizers_once(patch)
         for name in ("open_clip", "transformers"):
             write_export(small_checkpoint, folder / name, export_format=name)
     return {name: files_of(folder / name) for name in ("open_clip", "transformers")}
@@ -313,6 +321,7 @@ def test_evaluations_of_a_model_on_the_hub_leave_the_cache_as_it_is(
     assert not (of_hub.located(NAME) / "evals").exists()
 
 
+@pytest.mark.usefixtures("tokenizer_written_once")
 def test_a_model_of_the_hub_is_exported_as_one_of_this_machine(hub, exports, tmp_path):
     hub.add("lab/model", exports["open_clip"])
     export_checkpoint(NAME, export_format="transformers", output=tmp_path / "x")
@@ -339,3 +348,34 @@ def test_a_process_takes_the_hub_from_its_environment(hub, exports, tmp_path):
     assert TOKEN not in process.stdout + process.stderr
     written = [path for path in pathlib.Path(tmp_path).rglob("*") if path.is_file()]
     assert not any(TOKEN.encode() in path.read_bytes() for path in written)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_the_hub_and_goes_on_without_it(hub, tmp_path, pairs_csv):
+    vocabulary = tmp_path / "tokenizer.model"
+    captions = [row["caption"] for row in csv.DictReader(pairs_csv.read_text().splitlines())]
+    train_sentencepiece(captions, vocab_size=64, output=str(vocabulary))
+    told = {"tokenizer": "sentencepiece", "vocabulary": str(vocabulary)}
+    model = {**VIT, "vocab_size": 64}
+    write_export(
+        completed(drawn_checkpoint(model, told)), tmp_path / "x", export_format="open_clip"
+    )
+    repository = hub.add("lab/model", files_of(tmp_path / "x"))
+    config = get_config()
+    config.init_from, config.model.name = NAME, "ViT-tiny"
+    for name, value in VIT.items():
+        if name != "name":
+            set_field(config, f"model.{name}", value)
+    config.model.vocab_size = 64
+    config.data.train = config.data.validation = str(pairs_csv)
+    config.total_steps, config.optimizer.warmup_steps = 1, 0
+    recorded = f"{NAME}@{repository.branches['main']}"
+    train(config, tmp_path / "run")
+    assert read_config(tmp_path / "run").init_from == recorded
+    repository.commit({"README.md": b"newer"})
+    of_hub._commit.cache_clear()
+    count, config.total_steps = len(hub.requests), 2
+    train(config, tmp_path / "run", allow_changes=["total_steps"])
+    assert read_config(tmp_path / "run").init_from == recorded
+    assert newest_meta(tmp_path / "run")[1]["config"]["init_from"] == recorded
+    assert len(hub.requests) == count
