@@ -42,7 +42,7 @@ _made = formats.tokenizer_files
 
 
 def write_tokenizers_once(monkeypatch):
-    """Exports write the tokenizer of other programs as it was made for the first of a vocabulary."""
+    """Exports write the tokenizer of other programs as it was made for the first of them."""
 
     def files(tokenizer):
         if tokenizer.vocabulary_sum not in _TOKENIZERS:
