@@ -301,7 +301,7 @@ def status_of(error: BaseException) -> int | None:
 def reason_of(error: BaseException) -> str:
     """What an error says, in one line of bounded length and without a token."""
     line = " ".join(str(error).split()) or type(error).__name__
-    return masked(line[:200])
+    return masked(line)[:200]  # a token that was cut would not be found
 
 
 def masked(text: str) -> str:
