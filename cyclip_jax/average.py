@@ -15,7 +15,8 @@ from cyclip_jax.runtime import command
 
 _POSITIONAL = (
     "BEFORE AFTER: two models of one architecture, of which one began as the other. Each is a "
-    "workdir, an export, a folder of open_clip or transformers, or a weight file."
+    "workdir, an export, a folder of open_clip or transformers, a weight file, or "
+    "hf-hub:user/name."
 )
 
 

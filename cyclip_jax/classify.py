@@ -17,8 +17,9 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import command
 
 _POSITIONAL = (
-    "MODEL PICTURES …: a workdir, an export, a folder of open_clip or transformers, or a weight "
-    "file; and folders, pictures, or a table or shards named as config.data.train is"
+    "MODEL PICTURES …: a workdir, an export, a folder of open_clip or transformers, a weight "
+    "file, or hf-hub:user/name; and folders, pictures, or a table or shards named as "
+    "config.data.train is"
 )
 
 

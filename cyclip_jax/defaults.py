@@ -48,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
     # The checkpoint with the best value so far of this metric, such as "val/mean_recall", is kept
     # besides, and written right after the evaluation. By default none is.
     config.keep_best = placeholder(str)
-    # A new run starts from the weights of this workdir, export or weight file; by default of none.
+    # A new run starts from this workdir, export, weight file or hf-hub:user/name; by default none.
     config.init_from = placeholder(str)
     # The parts that are taken from there: "visual", "text" and "logit_scale". The others begin with
     # random weights. With () all are taken.

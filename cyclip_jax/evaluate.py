@@ -15,7 +15,7 @@ from absl import flags
 from etils import epath
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import absolute
+from cyclip_jax.files import absolute, is_on_hub
 from cyclip_jax.runtime import command
 from cyclip_jax.runtime.config_file import define_config
 from cyclip_jax.runtime.distributed_flags import define_distributed_flags
@@ -83,10 +83,11 @@ def evaluate_checkpoint(
     """Runs evaluators on a trained model and writes `<output>/step_<step>.json`.
 
     Args:
-      checkpoint: workdir of a run, an export, a folder of open_clip or transformers, or a PyTorch
-        or safetensors file.
+      checkpoint: workdir of a run, an export, a folder of open_clip or transformers, a PyTorch or
+        safetensors file, or hf-hub:user/name.
       step: which checkpoint of a workdir; None is the newest.
-      output: directory for the results; None is `<checkpoint>/evals`, or `<file>.evals`.
+      output: directory for the results; None is `<checkpoint>/evals`, or `<file>.evals`, or of a
+        model on the Hub `<name>.evals` in the folder that one is in.
       config: the config whose `evals` are run. A run has a config of its own; everything else needs
         this one, or `evaluations`. It also gives the batch size, and whatever a checkpoint does not
         say of its model, such as quick_gelu in a bare file of weights.
@@ -107,6 +108,7 @@ def evaluate_checkpoint(
     """
     from cyclip_jax import evals
     from cyclip_jax.evals.flat import flattened
+    from cyclip_jax.interop.hub import pinned
     from cyclip_jax.interop.pretrained import open_checkpoint, workdir_and_step
     from cyclip_jax.runtime.sections import resolve_paths
     from cyclip_jax.training.opened_model import open_model
@@ -114,7 +116,7 @@ def evaluate_checkpoint(
     from cyclip_jax.workdir.layout import OF_AVERAGE, OF_WINDOWS
 
     path, step = workdir_and_step(checkpoint, step)
-    output = _results_folder(path, output)
+    output = _results_folder(checkpoint, output)
     config = _checked_config(config, path, evaluations or {})
     if config is None:
         # That there is no such model says more than that its data are missing.
@@ -135,7 +137,7 @@ def evaluate_checkpoint(
         evaluators,
         directory=output,
         model=opened.config.model.name,
-        checkpoint=str(path),
+        checkpoint=pinned(checkpoint) if is_on_hub(checkpoint) else str(path),
     )
     failed = None
     try:
@@ -208,10 +210,13 @@ def _checked_config(config, path, evaluations):
 def _results_folder(checkpoint, output):
     """Where the results of a checkpoint go."""
     from cyclip_jax.evals.written import ENDINGS
+    from cyclip_jax.interop.hub import parsed
     from cyclip_jax.interop.pretrained import workdir_and_step
 
     path, _ = workdir_and_step(checkpoint, None)
     own = path / "evals" if path.is_dir() else path.parent / f"{path.name}.evals"
+    if is_on_hub(checkpoint):  # whose folder is the cache of other programs too
+        own = absolute(f"{parsed(checkpoint)[0].partition('/')[2]}.evals")
     folder = own if output is None else absolute(output, "--output")
     if folder.exists() and not folder.is_dir():
         raise UserError(

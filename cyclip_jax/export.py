@@ -1,6 +1,7 @@
 """Write a trained model in the format of another program.
 
 python -m cyclip_jax.export --checkpoint=WORKDIR --format=open_clip --output=DIR
+python -m cyclip_jax.export --checkpoint=WORKDIR --format=open_clip --output=DIR --push=user/name
 """
 
 import importlib.util
@@ -13,14 +14,23 @@ from absl import flags
 from etils import epath
 
 from cyclip_jax.errors import UserError, check_known
-from cyclip_jax.files import absolute, parse_json, write_json
+from cyclip_jax.files import (
+    absolute,
+    entries,
+    is_on_hub,
+    parse_json,
+    write_atomically,
+    write_json,
+)
 from cyclip_jax.interop.card import model_card
 from cyclip_jax.interop.checkpoint import Checkpoint
 from cyclip_jax.interop.class_head import parted_head, write_head
 from cyclip_jax.interop.files import DTYPES
 from cyclip_jax.interop.folders import DESCRIPTION
 from cyclip_jax.interop.formats import READERS_TOWERS, WRITERS, check_format
+from cyclip_jax.interop.pictures import FOLDER, card_pictures
 from cyclip_jax.runtime import command
+from cyclip_jax.workdir.layout import EVALS
 
 FORMATS = tuple(READERS_TOWERS)
 _VOCABULARIES = {"sentencepiece": "tokenizer.model", "clip_bpe": "bpe_simple_vocab_16e6.txt.gz"}
@@ -36,6 +46,8 @@ def export_checkpoint(
     license_name: str = "unknown",
     weights: str = "raw",
     text_map: str | os.PathLike[str] | None = None,
+    repository: str | None = None,
+    with_pictures: bool = False,
 ) -> list[str]:
     """Writes a trained model in the format of another program.
 
@@ -49,6 +61,8 @@ def export_checkpoint(
       weights: "raw", or "average" for the average that a run kept of them.
       text_map: file with the matrix that the evaluation `labclip` has learned for text embeddings,
         which becomes a part of the text projection; None is none.
+      repository: the repository on the Hugging Face Hub from which the card says how to load it.
+      with_pictures: whether the card shows the pictures that the run's evaluations kept.
 
     Returns:
       The names of the files that were written.
@@ -71,6 +85,8 @@ def export_checkpoint(
         export_format=export_format,
         dtype=dtype,
         license_name=license_name,
+        repository=repository,
+        with_pictures=with_pictures,
     )
 
 
@@ -81,6 +97,8 @@ def write_export(
     export_format: str,
     dtype: str = "float32",
     license_name: str = "unknown",
+    repository: str | None = None,
+    with_pictures: bool = False,
 ) -> list[str]:
     """Writes a completed Checkpoint as `export_checkpoint` does, with the same arguments."""
     from cyclip_jax.interop.pretrained import tokenizer_of
@@ -89,6 +107,7 @@ def write_export(
     head, opened = parted_head(opened)
     check_format(opened, export_format)
     tokenizer = tokenizer_of(opened)
+    shown, pictures = _pictures(opened) if with_pictures else ("", {})
     folder = output.parent / f".{output.name}.{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True)
@@ -99,7 +118,11 @@ def write_export(
             export_format=export_format,
             dtype=dtype,
             license_name=license_name,
+            repository=repository,
+            pictures=shown,
         )
+        for name, content in pictures.items():
+            write_atomically(folder / FOLDER / name, content)
         (folder / "README.md").write_text(card)
         write_head(folder, head)
         _write_description(
@@ -111,7 +134,17 @@ def write_export(
     finally:
         if folder.exists():
             folder.rmtree()
-    return sorted(path.name for path in output.iterdir())
+    return _names_in(output, [FOLDER])
+
+
+def _pictures(opened):
+    """What `card_pictures` finds of the run of a checkpoint."""
+    if opened.config is None:
+        raise UserError(
+            f"{opened.source} is not the workdir of a run, which alone has pictures; leave out "
+            "--with_pictures"
+        )
+    return card_pictures(epath.Path(opened.source) / EVALS)
 
 
 def _write_model(folder, opened, tokenizer, export_format, dtype):
@@ -137,9 +170,19 @@ def _write_description(folder, opened, tokenizer, weight_files, **values):
         "tokenizer": {**opened.tokenizer, "vocabulary": vocabulary},
         "vocabulary_sum": tokenizer.vocabulary_sum,
         "preprocess": opened.preprocess,
-        "files": sorted([*(path.name for path in folder.iterdir()), DESCRIPTION]),
+        "files": sorted([*_names_in(folder, [FOLDER]), DESCRIPTION]),
     }
     write_json(folder / DESCRIPTION, description)
+
+
+def _names_in(folder, inner):
+    """Names of what a folder holds, sorted; of the folders `inner` in it what these hold."""
+    names = [
+        f"{path.name}/{below.name}" if below is not path else path.name
+        for path in folder.iterdir()
+        for below in (entries(path) if path.name in inner and path.is_dir() else [path])
+    ]
+    return sorted(names)
 
 
 def _real(path):
@@ -156,7 +199,7 @@ def check_replaceable(output: str | os.PathLike[str], *checkpoints: str | os.Pat
       *checkpoints: where the models lie that are exported.
     """
     output = _real(output)
-    for checkpoint in map(_real, checkpoints):
+    for checkpoint in (_real(path) for path in checkpoints if not is_on_hub(path)):
         if output == checkpoint or output in checkpoint.parents:
             raise UserError(f"{output} holds the model to be exported; choose another --output")
     if not output.exists():
@@ -165,9 +208,8 @@ def check_replaceable(output: str | os.PathLike[str], *checkpoints: str | os.Pat
         listed = parse_json((output / DESCRIPTION).read_text())["files"]
     except (OSError, ValueError, KeyError):
         listed = []
-    other = (
-        sorted({path.name for path in output.iterdir()} - set(listed)) if output.is_dir() else []
-    )
+    inner = {name.partition("/")[0] for name in listed if "/" in name}
+    other = sorted(set(_names_in(output, inner)) - set(listed)) if output.is_dir() else []
     if other or not output.is_dir():
         raise UserError(
             f"{output} is left alone, because it is not an export or holds something else "
@@ -214,10 +256,36 @@ def define_flags(values: flags.FlagValues) -> None:
         "File text_map.npz of the evaluation labclip, which becomes a part of the text projection.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "push",
+        None,
+        "Repository on the Hugging Face Hub, user/name, to which the export is sent. The token is "
+        "that of `hf auth login` or $HF_TOKEN.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "public",
+        False,
+        "Makes a new repository public; otherwise it is private. One that is there stays as it is.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "with_pictures",
+        False,
+        "Adds the pictures that the run's evaluations kept to the card. They are of your data, so "
+        "they are left out otherwise.",
+        flag_values=values,
+    )
 
 
 def export(values: Any) -> None:
-    """Exports, and says what was written."""
+    """Exports, says what was written, and sends it where that is asked for."""
+    from cyclip_jax.interop.push import check_push, push
+
+    if values.push is not None:
+        check_push(values.push, values.output)
+    elif values.public:
+        raise UserError("--public is about the repository of --push, which is not given; add that")
     files = export_checkpoint(
         values.checkpoint,
         export_format=values.format,
@@ -227,10 +295,14 @@ def export(values: Any) -> None:
         license_name=values.license,
         weights=values.weights,
         text_map=values.text_map,
+        repository=values.push,
+        with_pictures=values.with_pictures,
     )
     print(f"{values.output}: {', '.join(files)}")
     if values.format == "open_clip" and importlib.util.find_spec("torch") is None:
         print("openai.pt is left out; to write it, run pip install 'cyclip_jax[torch]'")
+    if values.push is not None:
+        push(values.output, values.push, is_public=values.public)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

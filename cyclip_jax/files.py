@@ -27,6 +27,7 @@ from cyclip_jax.runtime.started import import_tensorflow
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNFINISHED = r"(\.\d+){1,2}\.tmp"  # how `unfinished_path` ends; earlier code gave one number
 _BLOCK = 16 << 20  # bytes of a file that are hashed at a time
+HUB = "hf-hub:"  # begins the name of a model that lies on the Hugging Face Hub
 _SCHEME = re.compile(r"(?:^|[:=])([A-Za-z][A-Za-z0-9+.-]*)://")  # also in preset:NAME=gs://…
 _SCHEMES_OF_EPATH = ("s3", "az", "hf")  # which it opens by itself, where it may not by TensorFlow
 
@@ -51,14 +52,19 @@ def absolute(path: str | os.PathLike[str], name: str = "") -> epath.Path:
     return epath.Path(path if "://" in path else os.path.abspath(path))
 
 
+def is_on_hub(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is the name of a model on the Hugging Face Hub, such as hf-hub:user/name."""
+    return os.fspath(path).startswith(HUB)
+
+
 def from_anywhere(path: str | os.PathLike[str]) -> str:
     """The path that means from any folder what `path` means from this one.
 
-    Only ./ and ../ at its beginning are resolved: within it they may follow links. What is empty or
-    remote, or holds {workdir}, has no folder of ours to begin in.
+    Only ./ and ../ at its beginning are resolved: within it they may follow links. What is empty,
+    remote or on the Hub, or holds {workdir}, has no folder of ours to begin in.
     """
     path = expanded(path)
-    if not path or path.startswith("/") or "://" in path or "{workdir}" in path:
+    if not path or path.startswith(("/", HUB)) or "://" in path or "{workdir}" in path:
         return path
     folder = os.getcwd()
     while path:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 _METHODS = ("linear", "contrastive", "margin")
 _POSITIONAL = (
-    "MODEL PICTURES: a workdir, an export, a folder of open_clip or transformers, or a weight "
-    "file; and labelled pictures to train on: a folder with one for each class, a CSV, tfds:NAME "
-    "or preset:NAME"
+    "MODEL PICTURES: a workdir, an export, a folder of open_clip or transformers, a weight "
+    "file, or hf-hub:user/name; and labelled pictures to train on: a folder with one for each "
+    "class, a CSV, tfds:NAME or preset:NAME"
 )
 
 
@@ -110,6 +110,7 @@ def finetune(
     from cyclip_jax.train import train
     from cyclip_jax.training.choosing import choose
     from cyclip_jax.training.finetuning import fine_tuning_config
+    from cyclip_jax.training.starting_point import begun_from
     from cyclip_jax.training.wise_ft import (
         evaluations_of,
         is_scored,
@@ -119,6 +120,7 @@ def finetune(
     from cyclip_jax.workdir.layout import WISE_FT
 
     workdir = absolute(workdir, "--workdir")
+    wanted = dataclasses.replace(wanted, model=begun_from(wanted.model, workdir))
     opened, pictures = wanted.open_model(), wanted.open_pictures()
     config = fine_tuning_config(wanted, opened, pictures)
     alpha = 0.5

@@ -53,7 +53,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "checkpoint",
         None,
         "A trained model, by whose embeddings pictures are compared too: workdir of a run, an "
-        "export, a folder of open_clip or transformers, or a weight file.",
+        "export, a folder of open_clip or transformers, a weight file, or hf-hub:user/name.",
         flag_values=values,
     )
     command.define_step(values)

@@ -92,6 +92,7 @@ def score(
       UserError: the input or the model cannot be read, the folder holds something else, or no
         example can be scored.
     """
+    from cyclip_jax.interop.hub import pinned
     from cyclip_jax.runtime.started import quieten_tensorflow
     from cyclip_jax.training.opened_model import open_model
 
@@ -121,7 +122,7 @@ def score(
         _write_scores(folder / SCORES, source, blocks.ranges, scores, rows)
         has_score = np.isfinite(scores[:, 0])
         told |= {
-            "model": str(model),
+            "model": pinned(model),
             "without_score": int((~has_score).sum()),
             "least_score_kept": float(scores[rows, _COLUMNS[settings.by]].min()),
             "mean_score_before": float(scores[has_score, 0].mean()),
@@ -175,7 +176,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "Workdir of a run, an export, a folder of open_clip or transformers, or a weight file.",
+        "Workdir of a run, an export, a folder of open_clip or transformers, a weight file, or "
+        "hf-hub:user/name.",
         required=True,
         flag_values=values,
     )

@@ -48,6 +48,7 @@ from cyclip_jax.files import (
     write_atomically,
     write_json,
 )
+from cyclip_jax.interop.hub import pinned
 from cyclip_jax.runtime.agreement import (
     check_same_everywhere,
     process_zero_first,
@@ -208,7 +209,7 @@ def embed_data(
             job.write_own_shards()
             wait_for_all_processes()
             about = {
-                "checkpoint": from_anywhere(checkpoint),
+                "checkpoint": from_anywhere(pinned(checkpoint)),
                 "step": opened.checkpoint.step,
                 "weights": weights,
                 "logit_scale": opened.logit_scale,

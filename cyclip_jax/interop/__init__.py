@@ -14,6 +14,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.interop.checkpoint import check_settings
 from cyclip_jax.interop.files import from_tensor, unwrapped
 from cyclip_jax.interop.folders import openai_names, read_checkpoint
+from cyclip_jax.interop.hub import located
 from cyclip_jax.interop.weights import fit, fixed_positions, weights_of
 from cyclip_jax.models.clip import CLIP, split_model
 from cyclip_jax.models.vit import VisionTransformer
@@ -53,13 +54,13 @@ def load_torch(
       model: a CLIP module; it keeps its dtypes.
       source: a state dict under the names of OpenAI, open_clip or transformers (tensors or arrays),
         or the path of a PyTorch or safetensors file, of a folder of open_clip or transformers, or
-        of an export. (`cyclip_jax.load` opens the workdir of a run.)
+        of an export, or hf-hub:user/name. (`cyclip_jax.load` opens the workdir of a run.)
 
     Raises:
       UserError: the weights do not fit the model; the error lists everything that does not.
     """
     if isinstance(source, str | os.PathLike):
-        checkpoint = read_checkpoint(source)
+        checkpoint = read_checkpoint(located(source))
         weights, name = checkpoint.weights, str(source)
     else:
         checkpoint = None

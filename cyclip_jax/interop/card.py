@@ -2,15 +2,16 @@
 
 import json
 import math
-import re
-from collections.abc import Mapping
-from typing import Any
 
+import yaml
 from etils import epath
 
 from cyclip_jax import __version__
 from cyclip_jax.evals.output import read_abouts
+from cyclip_jax.files import HUB
+from cyclip_jax.interop.card_results import model_index
 from cyclip_jax.interop.checkpoint import Checkpoint
+from cyclip_jax.interop.privacy import without_folders
 from cyclip_jax.workdir.layout import EVALS
 from cyclip_jax.workdir.metrics import read_reports
 from cyclip_jax.workdir.table import final_table
@@ -18,12 +19,12 @@ from cyclip_jax.workdir.table import final_table
 _OPEN_CLIP = """```python
 import open_clip
 
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
-tokenizer = open_clip.get_tokenizer("local-dir:{folder}")
+model, _, preprocess = open_clip.create_model_and_transforms("{schema}{place}")
+tokenizer = open_clip.get_tokenizer("{schema}{place}")
 model.eval()
 ```
 
-CLIP_benchmark takes `--model local-dir:{folder}`; add `--no_amp` to compare numbers.
+CLIP_benchmark takes `--model {schema}{place}`; add `--no_amp` to compare numbers.
 If there is a file `openai.pt`, it holds the same weights as a state dict under OpenAI's names."""
 
 _CYCLIP = """The official CyCLIP code reads `cyclip.pt`: `--checkpoint {folder}/cyclip.pt`."""
@@ -31,8 +32,8 @@ _CYCLIP = """The official CyCLIP code reads `cyclip.pt`: `--checkpoint {folder}/
 _TRANSFORMERS = """```python
 from transformers import CLIPModel, CLIPProcessor
 
-model = CLIPModel.from_pretrained("{folder}")
-processor = CLIPProcessor.from_pretrained("{folder}")
+model = CLIPModel.from_pretrained("{place}")
+processor = CLIPProcessor.from_pretrained("{place}")
 inputs = processor(text=texts, images=images, padding=True, truncation=True, return_tensors="pt")
 ```"""
 
@@ -57,6 +58,8 @@ _HOW_TO_LOAD = {
     "transformers": _TRANSFORMERS,
     "onnx": _ONNX,
 }
+_FILES_ALONE = ("cyclip", "onnx")  # the formats whose programs know no hub
+_DOWNLOAD = "`hf download {place} --local-dir {folder}` fetches the files.\n"
 _LIBRARIES = ("open_clip", "transformers", "onnx")  # the formats that hubs know as libraries
 
 _OURS = """cyclip_jax loads it as well:
@@ -64,14 +67,21 @@ _OURS = """cyclip_jax loads it as well:
 ```python
 import cyclip_jax
 
-model, preprocess, tokenize = cyclip_jax.load("{folder}")
+model, preprocess, tokenize = cyclip_jax.load("{ours}")
 image_embeds, text_embeds, scale = model(preprocess("cat.jpg"), tokenize("a cat"))
 ```
 """
 
 
 def model_card(
-    checkpoint: Checkpoint, *, name: str, export_format: str, dtype: str, license_name: str
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    export_format: str,
+    dtype: str,
+    license_name: str,
+    repository: str | None = None,
+    pictures: str = "",
 ) -> str:
     """Returns the text of a model card, which begins with the metadata that model hubs read.
 
@@ -81,9 +91,16 @@ def model_card(
       export_format: a format of export.py.
       dtype: the dtype of the weights.
       license_name: the license as hubs write it, e.g. "apache-2.0" or "unknown".
+      repository: the repository on the Hub to which the export goes, from which the model is then
+        loaded; None is the folder.
+      pictures: a section of its own, see pictures.py.
     """
+    title = name if repository is None else repository.rpartition("/")[2]
     values = {
-        "folder": name,
+        "folder": title,
+        "place": repository or name,
+        "schema": "local-dir:" if repository is None else HUB,
+        "ours": name if repository is None else f"{HUB}{repository}",
         "scale": math.exp(checkpoint.weights["logit_scale"]),
         **checkpoint.model,
     }
@@ -91,28 +108,50 @@ def model_card(
     origin = "a file of weights" if step is None else f"step {step} of a run"
     parts = [
         "---",
-        f"license: {license_name}",
-        *([f"library_name: {export_format}"] if export_format in _LIBRARIES else []),
-        "pipeline_tag: zero-shot-image-classification",
-        "tags: [clip, cyclip, contrastive, image-text]",
+        yaml.safe_dump(
+            _metadata(checkpoint, title, export_format, license_name),
+            sort_keys=False,
+            allow_unicode=True,
+        ).rstrip(),
         "---",
         "",
-        f"# {name}",
+        f"# {title}",
         "",
         f"This is {_objective(checkpoint.config)}. cyclip_jax {__version__} exported it from "
         f"{origin}, with weights in {dtype}.",
         "",
         "## How to load it",
         "",
+        *([_DOWNLOAD.format(**values)] if export_format in _FILES_ALONE and repository else []),
         _HOW_TO_LOAD[export_format].format(**values),
         "",
     ]
-    if export_format != "onnx":
+    # Of the Hub nothing but safetensors is fetched.
+    if export_format != "onnx" and not (export_format in _FILES_ALONE and repository):
         parts.append(_OURS.format(**values))
     parts += ["## Model", "", _table(checkpoint.model)]
     if checkpoint.config is not None:
         parts += ["## Training", "", _training(checkpoint)]
-    return "\n".join(parts)
+    return "\n".join([*parts, *([pictures] if pictures else [])])
+
+
+def _metadata(checkpoint, name, export_format, license_name):
+    """What stands in front of a card, as hubs read it."""
+    metadata = {
+        "license": license_name,
+        **({"library_name": export_format} if export_format in _LIBRARIES else {}),
+        "pipeline_tag": "zero-shot-image-classification",
+        "tags": ["clip", "cyclip", "contrastive", "image-text"],
+    }
+    if checkpoint.config is not None and checkpoint.metrics:
+        index = model_index(
+            name,
+            checkpoint.metrics,
+            read_abouts(epath.Path(checkpoint.source) / EVALS),
+            evaluations=checkpoint.config.evals.to_dict(),
+        )
+        metadata |= {"model-index": index} if index else {}
+    return metadata
 
 
 def _objective(config):
@@ -143,7 +182,7 @@ def _table(rows):
 def _training(checkpoint):
     config = checkpoint.config
     rows = {
-        "training data": _without_folders(config.classes.train or config.data.train),
+        "training data": without_folders(config.classes.train or config.data.train),
         "pairs per step": config.batch_size,
         "steps": checkpoint.step,
         "seed": config.seed,
@@ -160,14 +199,9 @@ def _training(checkpoint):
             "```",
             "",
         ]
-    settings = json.dumps(_without_folders(config.to_dict()), indent=2)
+    told = config.to_dict()
+    told.pop("wandb", None)  # it names an account
+    settings = json.dumps(without_folders(told), indent=2)
     parts += ["<details><summary>The whole configuration</summary>", "", "```json", settings]
     parts += ["```", "", "</details>", ""]
     return "\n".join(parts)
-
-
-def _without_folders(value: Any) -> Any:
-    """Settings in which paths are names alone: a card is published, with nobody's folders."""
-    if isinstance(value, Mapping):
-        return {name: _without_folders(inner) for name, inner in value.items()}
-    return re.sub(r"(^|[:=])/(?!/)(?:[^/]*/)*", r"\1", value) if isinstance(value, str) else value

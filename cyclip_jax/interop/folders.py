@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,12 @@ DESCRIPTION = "cyclip_jax.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 TRANSFORMERS_CONFIG = "config.json"
 CLIP_VOCAB_SIZE = 49_408
+# What a folder is read from, the first first: safetensors need no PyTorch.
 _WEIGHT_FILES = (
     "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.safetensors",
     "model.safetensors",
+    "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
 # The same, an index of their parts, and variants such as model.fp16.safetensors.
@@ -205,18 +207,30 @@ def openai_names(
 
 
 def _weight_file(folder):
-    for name in _WEIGHT_FILES:
-        for whole_or_index in (folder / name, folder / f"{name}.index.json"):
-            if whole_or_index.exists():
-                return whole_or_index
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(_ENDINGS))
-    if len(files) == 1:
-        return files[0]
-    found = f"several ({', '.join(path.name for path in files)})" if files else "none"
+    names = [path.name for path in folder.iterdir()]
+    chosen = weights_among(names)
+    if chosen is not None:
+        return folder / chosen
+    files = sorted(name for name in names if name.endswith(_ENDINGS))
+    found = f"several ({', '.join(files)})" if files else "none"
     raise UserError(
         f"{folder} is not the workdir of a run, and it should hold one file of weights but holds "
         f"{found}; name the file itself"
     )
+
+
+def weights_among(names: Collection[str]) -> str | None:
+    """The file of weights, or the index of several, that is read of a folder with these files.
+
+    Returns:
+      Its name; None where there is none, or no telling which is meant.
+    """
+    for name in _WEIGHT_FILES:
+        for whole_or_index in (name, f"{name}.index.json"):
+            if whole_or_index in names:
+                return whole_or_index
+    files = [name for name in names if name.endswith(_ENDINGS)]
+    return files[0] if len(files) == 1 else None
 
 
 def _json(path, *keys):

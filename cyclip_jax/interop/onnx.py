@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax import nnx
+from google.protobuf.message import Message
 
 from cyclip_jax import __version__
 from cyclip_jax.errors import UserError
@@ -184,6 +185,7 @@ def _convert(torch, onnx, tower, inputs, path, dtype, metadata):
             verbose=False,
         )
     graph = program.model_proto
+    _remove_traces(graph)
     if dtype == "float16":
         _store_in_float16(onnx, graph)
     for key, value in metadata.items():
@@ -193,6 +195,16 @@ def _convert(torch, onnx, tower, inputs, path, dtype, metadata):
     is_large = size > 2**31 - 2**20
     onnx.save(graph, str(path), save_as_external_data=is_large, location=f"{path.name}.data")
     onnx.checker.check_model(str(path))
+
+
+def _remove_traces(message):
+    """Removes what the converter notes of every node: where its code lies on this machine."""
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                _remove_traces(part)
 
 
 def _store_in_float16(onnx, graph):

@@ -18,7 +18,6 @@ from cyclip_jax.data.preprocess import preprocessor
 from cyclip_jax.data.text_windows import WindowedTokenizer
 from cyclip_jax.data.tokenizers import Tokenizer, create_tokenizer, vocabulary_of
 from cyclip_jax.errors import UserError
-from cyclip_jax.files import absolute
 from cyclip_jax.interop.checkpoint import (
     IMAGE_SETTINGS,
     OUR_PREPROCESS,
@@ -30,6 +29,7 @@ from cyclip_jax.interop.checkpoint import (
 )
 from cyclip_jax.interop.class_head import with_head_beside
 from cyclip_jax.interop.folders import read_checkpoint
+from cyclip_jax.interop.hub import located
 from cyclip_jax.interop.weights import fit, fixed_weights, weights_of
 from cyclip_jax.models.clip import CLIP
 from cyclip_jax.models.presets import abstract_model, sizes_in
@@ -48,7 +48,8 @@ def open_checkpoint(
 
     Args:
       path: the workdir of a run, a checkpoint in it (WORKDIR/checkpoints/STEP), an export,
-        a folder of open_clip or transformers, or a PyTorch or safetensors file.
+        a folder of open_clip or transformers, a PyTorch or safetensors file, or the name of a model
+        on the Hugging Face Hub, such as hf-hub:user/name@revision.
       step: the step of the checkpoint in a workdir; None takes the newest.
       weights: "raw", or "average" for the average that a run kept of them (see config.average).
 
@@ -80,12 +81,13 @@ def workdir_and_step(
     """Splits the path of a checkpoint in a workdir, such as RUN/checkpoints/60.
 
     Returns:
-      (the workdir, the step). Any other path is returned as it is, made absolute, with `step`.
+      (the workdir, the step). Any other path is returned as it is, made absolute, with `step`, and
+      for a model on the Hub the folder to which it was fetched.
 
     Raises:
-      UserError: the path names another step than `step`.
+      UserError: the path names another step than `step`, or the model cannot be fetched.
     """
-    path = absolute(path)
+    path = located(path)
     if path.name == CHECKPOINTS and is_workdir(path.parent):
         return path.parent, step
     is_step = path.name.isdigit() and path.parent.name == CHECKPOINTS

@@ -53,6 +53,17 @@ def wait_for_all_processes() -> None:
         multihost_utils.process_allgather(np.zeros(1))
 
 
+def of_process_zero(text: str) -> str:
+    """The text that process 0 has, on all processes."""
+    if jax.process_count() == 1:
+        return text
+    own = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.asarray(own.size)))
+    padded = np.zeros(size, np.uint8)
+    padded[: own.size] = own[:size]
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes().decode()
+
+
 def check_same_everywhere(settings: Mapping[str, Any]) -> None:
     """Raises UserError on all processes where one was started with other settings than process 0.
 

@@ -89,7 +89,8 @@ def define_checkpoint(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "checkpoint",
         None,
-        "Workdir of a run, an export, a folder of open_clip or transformers, or a weight file.",
+        "Workdir of a run, an export, a folder of open_clip or transformers, a weight file, or "
+        "hf-hub:user/name for a model on the Hugging Face Hub.",
         required=True,
         flag_values=values,
     )

@@ -59,6 +59,7 @@ from cyclip_jax.training.starting_point import (
     inherit_vocabulary,
     starting_point,
     takes_texts,
+    with_commit,
 )
 from cyclip_jax.training.step import Step, configured_step
 from cyclip_jax.workdir.best import BestSoFar
@@ -164,7 +165,7 @@ def open_run(
     """
     written_config = with_absolute_paths(config)
     settings = checked(resolve_paths(written_config, workdir))
-    written_config = with_preset_named(written_config)
+    written_config = with_commit(with_preset_named(written_config), workdir)
     config = resolve_paths(written_config, workdir)
     plan = _plan(settings, config, workdir, allow_changes)
     is_first_process = jax.process_index() == 0

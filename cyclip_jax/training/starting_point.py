@@ -23,7 +23,7 @@ from cyclip_jax.data.sources import Mixture, Source
 from cyclip_jax.data.tokenizers import Tokenizer, vocabulary_of
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.data.labelled import LabelledImages
-from cyclip_jax.files import write_atomically
+from cyclip_jax.files import is_on_hub, write_atomically
 from cyclip_jax.interop.checkpoint import (
     IMAGE_SETTINGS,
     OUR_PREPROCESS,
@@ -34,6 +34,7 @@ from cyclip_jax.interop.checkpoint import (
     check_vocabulary,
 )
 from cyclip_jax.interop.folders import settings_of
+from cyclip_jax.interop.hub import as_recorded
 from cyclip_jax.interop.long_texts import with_stretched_positions
 from cyclip_jax.interop.pretrained import (
     open_checkpoint,
@@ -43,6 +44,7 @@ from cyclip_jax.interop.pretrained import (
 from cyclip_jax.interop.weights import fit, only_parts, takes
 from cyclip_jax.losses.classes import HEAD
 from cyclip_jax.models.presets import sizes_in
+from cyclip_jax.runtime.agreement import of_process_zero, process_zero_first
 from cyclip_jax.runtime.sections import resolve_paths
 from cyclip_jax.training.averaging import OF_TRAINING, Average, completed, like, with_average
 from cyclip_jax.training.classes import first_head
@@ -56,7 +58,8 @@ from cyclip_jax.training.step import (
 )
 from cyclip_jax.workdir.config_json import is_workdir, read_config
 from cyclip_jax.workdir.console import Console
-from cyclip_jax.workdir.layout import LOG
+from cyclip_jax.workdir.layout import CONFIG, LOG
+from cyclip_jax.workdir.saved import saved_steps
 
 if TYPE_CHECKING:
     from cyclip_jax.workdir.checkpoints import Checkpointer
@@ -291,6 +294,35 @@ def _warn_of_other_data(preprocess, tokenizer, source, data):
             logging.warning(
                 "%s was trained with %s %s; this run has %s.", source, name, value, here
             )
+
+
+def begun_from(path: str, workdir: str | os.PathLike[str]) -> str:
+    """The path of a model that a run begins from, with the commit of one on the Hugging Face Hub.
+
+    A branch may move. What a run records is therefore the commit, and that of its first start stays
+    when it is started again.
+
+    Raises:
+      UserError: the Hub has no such model, or cannot be asked.
+    """
+    if not is_on_hub(path):
+        return path
+    recorded: Any = read_config(workdir) if (epath.Path(workdir) / CONFIG).exists() else None
+    return as_recorded(
+        path,
+        None if recorded is None else recorded.init_from,
+        goes_on=bool(saved_steps(workdir)),
+    )
+
+
+def with_commit(config: Any, workdir: str | os.PathLike[str]) -> Any:
+    """A locked copy of a config whose init_from is as `begun_from` has it, on all processes."""
+    if config.init_from is None or not is_on_hub(config.init_from):
+        return config
+    path = process_zero_first(lambda: begun_from(config.init_from, workdir))
+    config = config.copy_and_resolve_references().unlock()
+    config.init_from = of_process_zero(path)
+    return config.lock()
 
 
 def takes_texts(config: Any) -> bool:

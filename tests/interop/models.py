@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cyclip_jax.interop import formats
 from cyclip_jax.interop.checkpoint import OUR_PREPROCESS, Checkpoint
 from cyclip_jax.interop.weights import fit, weights_of
 from cyclip_jax.models.presets import abstract_model, sizes_in
@@ -35,6 +36,20 @@ VIT = {
     **TEXT,
 }
 SMALL = {"resnet": RESNET, "vit": VIT}
+
+_TOKENIZERS = {}  # {sum of a vocabulary: files for other programs}, which take a second to make
+_made = formats.tokenizer_files
+
+
+def write_tokenizers_once(monkeypatch):
+    """Exports write the tokenizer of other programs as it was made for the first of them."""
+
+    def files(tokenizer):
+        if tokenizer.vocabulary_sum not in _TOKENIZERS:
+            _TOKENIZERS[tokenizer.vocabulary_sum] = _made(tokenizer)
+        return _TOKENIZERS[tokenizer.vocabulary_sum]
+
+    monkeypatch.setattr(formats, "tokenizer_files", files)
 
 
 def abstract(settings):

@@ -42,5 +42,5 @@ def test_the_card_tells_no_folder_of_the_machine():
         checkpoint, name="x", export_format="cyclip", dtype="float32", license_name="unknown"
     )
     assert "/home" not in card and "| training data | {00..09}.tar |" in card
-    for kept in ('"preset:dtd=dtd@test"', '"gs://b/run"', '"{workdir}/../val.csv"'):
+    for kept in ('"preset:dtd=dtd@test"', '"init_from": "run"', '"{workdir}/../val.csv"'):
         assert kept in card

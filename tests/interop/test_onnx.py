@@ -16,6 +16,7 @@ from cyclip_jax.interop.onnx import check_onnx, write_onnx
 from cyclip_jax.models.clip import normalise_images
 from tests.interop.models import SMALL, drawn_checkpoint, drawn_model, embed
 from tests.pytorch import torch
+from tests.runs import ROOT
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]  # not the default
 FILES = {"image.onnx": ("images", "image_embeds"), "text.onnx": ("tokens", "text_embeds")}
@@ -113,6 +114,13 @@ def test_both_files_say_how_to_use_them(exported):
         assert [value.name for value in session.get_inputs()] == [taken]
         assert [value.name for value in session.get_outputs()] == [given]
         assert session.get_inputs()[0].shape[0] == session.get_outputs()[0].shape[0] == "batch"
+
+
+def test_neither_file_says_where_the_code_lies_that_made_it(exported):
+    for file in FILES:
+        content = (exported.folder / file).read_bytes()
+        for private in (b"stack_trace", b"site-packages", b".py", str(ROOT).encode()):
+            assert private not in content, private
 
 
 def test_normalised_pixels_and_other_sizes_are_refused(exported):
