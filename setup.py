@@ -28,7 +28,9 @@ TEST = [
     "hypothesis",
     "jax[tpu]; platform_system == 'Linux' and platform_machine == 'x86_64'",  # its compiler
     "jsonschema",
+    "ipykernel",
     "kubernetes-validate",
+    "nbclient",
     "nltk==3.10.0",
     "open_clip_torch==3.3.0",
     "pytest",

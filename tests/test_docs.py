@@ -102,15 +102,16 @@ def test_the_readme_is_a_front_page():
     )
 
 
-def test_the_picture_is_small_and_its_licence_stands_beside_it():
-    assert (ROOT / "docs" / "gallery.png").stat().st_size < 300_000
-    for page in DOCUMENTS:
-        text = page.read_text()
-        if "gallery.png" in text:
-            after = text.partition("gallery.png")[2][:1000]
-            assert {"OpenMoji", "CC-BY-SA-4.0", "Twemoji", "CC-BY-4.0"} <= set(
-                re.findall(r"[\w.-]*\w", after)
-            ), page.name
+@pytest.mark.parametrize("name", ["gallery.png", "search.png"])
+def test_a_picture_of_drawings_is_small_and_its_licence_stands_beside_it(name):
+    assert (ROOT / "docs" / name).stat().st_size < 300_000
+    showing = [page for page in DOCUMENTS if f"{name})" in page.read_text()]
+    assert len(showing) >= 2
+    for page in showing:
+        after = page.read_text().partition(f"{name})")[2][:1000]
+        assert {"OpenMoji", "CC-BY-SA-4.0", "Twemoji", "CC-BY-4.0"} <= set(
+            re.findall(r"[\w.-]*\w", after)
+        ), page.name
 
 
 def test_every_command_and_file_that_the_documents_name_exists():
