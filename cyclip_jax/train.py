@@ -103,6 +103,7 @@ def _loop(run, start):
         done = evaluated_at(run.workdir, step)
         owed = {name: one for name, one in run.evaluators.items() if name not in done}
     outlook = _outlook(run)
+    stop.begin(first_step)
     run.console.start(step, run.total_steps)
     clock.begin_training(step)
     while True:
@@ -223,6 +224,8 @@ def _evaluate(run, step, state, evaluators):
         if run.stop.requested():
             raise evals.Interrupted
 
+    if run.clock.mean_seconds("evaluation") is None:
+        run.console.say(f"step {step}  evaluating; the first time, the towers are compiled for it")
     model, training = checkpoint_items(state)
     weights = {"": model} | ({OF_AVERAGE: training["average"]} if "average" in training else {})
     results = {}

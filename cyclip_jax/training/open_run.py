@@ -208,7 +208,7 @@ def open_run(
             steps=_steps(config, plan, start.state),
             optimizer=plan.optimizer,
             feed=feed,
-            stop=stack.enter_context(StopOnSignal()),
+            stop=stack.enter_context(StopOnSignal(clock, console.say)),
             console=console,
             writer=writer,
             checkpointer=checkpointer,
