@@ -341,7 +341,7 @@ def _define_numbers(values, default):
 def starting(values: Any) -> str:
     """What is begun, in words."""
     inputs = [values.input] if isinstance(values.input, str) else values.input
-    return f"{', '.join(inputs)} for {values.output}"
+    return f"the data {', '.join(inputs)} for {values.output}"
 
 
 def prepare_as_told(values: Any) -> int | str:
