@@ -224,7 +224,7 @@ def _evaluate(run, step, state, evaluators):
         if run.stop.requested():
             raise evals.Interrupted
 
-    if run.clock.mean_seconds("evaluation") is None:
+    if evaluators and run.clock.mean_seconds("evaluation") is None:
         run.console.say(f"step {step}  evaluating; the first time, the towers are compiled for it")
     model, training = checkpoint_items(state)
     weights = {"": model} | ({OF_AVERAGE: training["average"]} if "average" in training else {})

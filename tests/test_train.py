@@ -120,7 +120,9 @@ def test_killed_and_terminated_and_continued_is_as_if_never_stopped(start, finis
     wait_for_step(process, tmp_path, 70)
     process.send_signal(signal.SIGTERM)
     output = finish(process)
-    assert "continuing from step" in output and "asked to stop at step" in output
+    assert "continuing from step" in output and ", as at the last start)\n" in output
+    step = re.search(r"asked to stop at step (\d+)", output)[1]
+    assert f"stopping: saving step {step}; once more ends the run at once" in output
     assert "Traceback" not in output
 
     output = finish(start(tmp_path))

@@ -26,7 +26,9 @@ def progress_bar(
     if not sys.stderr.isatty():
         # maxinterval, because tqdm shows a bar again that has not been shown for so long.
         look = {"mininterval": 60, "maxinterval": 60, "file": _Lines(), "bar_format": _LINE}
-    with tqdm.tqdm(total=total, initial=done, unit=f" {unit}", desc=title or None, **look) as bar:
+    with tqdm.tqdm(
+        total=total, initial=done, unit=f" {unit}", desc=title and f"{title}: ", **look
+    ) as bar:
         dropped = 0
 
         def progress(more, more_dropped):
