@@ -48,6 +48,7 @@ class StopOnSignal:
     def __init__(self, clock: Clock, say: Callable[[str], object]) -> None:
         self._clock, self._say = clock, say
         self._first_step: int | None = None
+        self._line: str | None = None
         self._signalled, self._is_told, self._turn = False, False, threading.Lock()
         self._previous: dict[int, Any] = {}
         self._heard: set[int] = set()
@@ -87,6 +88,7 @@ class StopOnSignal:
         self._previous[number] = signal.signal(number, self._request)
 
     def _request(self, number, _):
+        self._line = self._line or _stopping(*self._clock.phase_and_step(), self._first_step)
         self._signalled = True
         signal.signal(number, signal.SIG_DFL)
 
@@ -103,17 +105,18 @@ class StopOnSignal:
     def _tell_once(self):
         with self._turn:
             if not self._is_told:
-                self._say(_stopping(self._clock, self._first_step))
+                line = _stopping(*self._clock.phase_and_step(), self._first_step)
+                # In this order: the main thread may have taken note and be a step further by now.
+                self._say(self._line or line)
             self._is_told = True
 
 
-def _stopping(clock, first_step):
-    """What comes of a signal, in a sentence."""
-    phase = clock.moment().phase
+def _stopping(phase, step, first_step):
+    """What comes of a signal in a phase and with so many steps done, in a sentence."""
     if phase == "end":
         return "stopping: everything is saved; the report is being written"
     # A step that has begun is done first; what is evaluated or saved is a step that is done.
-    step = clock.step + (phase in ("training", "profile"))
+    step += phase in ("training", "profile")
     if first_step is None or step == first_step:
         return "stopping: there is nothing new to save"
     return f"stopping: saving step {step}; once more ends the run at once, unsaved"
