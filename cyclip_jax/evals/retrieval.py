@@ -15,6 +15,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_at_least, check_types
 from cyclip_jax.evals.data.pairs import Pairs, check_pairs, distinct, open_pairs
 from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
+from cyclip_jax.evals.gallery import as_picture
 from cyclip_jax.evals.known_metrics import KNOWN, LOSS
 from cyclip_jax.evals.metric import FURTHER_SHARE, SHARE, Metric, count, share_at
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
@@ -123,7 +124,10 @@ class Retrieval:
             consistencies, parts = cyclic_consistencies(*pair_embeds, clusters=scored.image_ids)
             output.outcomes(_outcomes(scored, parts))
             if self.gallery_captions and output.is_wanted:
-                output.json("gallery", _gallery(scored, self.gallery_captions))
+                gallery = _gallery(scored, self.gallery_captions)
+                output.json("gallery", gallery)
+                if output.is_shown:
+                    output.picture("gallery", as_picture(gallery, _GALLERY_SIDE))
             return {
                 **_mean_loss(encoders, *pair_embeds),
                 **consistencies,

@@ -36,7 +36,7 @@ from cyclip_jax.runtime.agreement import process_zero_first
 from cyclip_jax.runtime.clock import Clock
 from cyclip_jax.runtime.loop import Feed, StopOnSignal, keep_compiled, set_matmul_precision
 from cyclip_jax.runtime.profiling import Profiler
-from cyclip_jax.runtime.sections import resolve_paths
+from cyclip_jax.runtime.sections import flat, resolve_paths
 from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror
 from cyclip_jax.training.classes import as_pairs, write_classes
@@ -182,11 +182,19 @@ def open_run(
         batches, bad_examples = _open_data(plan, workdir, step, start.position, stack)
         _check_not_past(workdir, step, plan.total_steps)
         _record(written_config, workdir, step, changes, plan, console)
-        mirror = WandbMirror(written_config, workdir, say=console.say, enabled=is_first_process)
+        mirror = WandbMirror(config, workdir, say=console.say, enabled=is_first_process)
         _closed_with(stack, mirror)
         alarm = _alarm(config, workdir)  # before the writer cuts off what is trained anew
-        writer = MetricWriter(workdir, first_step=step, enabled=is_first_process, mirror=mirror)
-        _closed_with(stack, writer)
+        writer = _closed_with(
+            stack,
+            MetricWriter(
+                workdir,
+                first_step=step,
+                enabled=is_first_process,
+                mirror=mirror,
+                settings=flat(config.to_dict()),
+            ),
+        )
         best = BestSoFar(settings.keep_best, workdir, until=step)
         checkpointer.best = best.among
         _introduce(plan, start.state, workdir, console)

@@ -72,7 +72,7 @@ def compile_phases(run: "Run", state: TrainState) -> list[Phase]:
             compiled.append(Phase(stage, step_fn, flops, begun))
     seconds = run.clock.seconds()["compile"]
     run.console.say(f"train step compiled in {seconds:.1f} s")
-    run.writer.write(int(state.step), {"compile_seconds": seconds})
+    run.writer.write(int(state.step), {}, system={"compile_seconds": seconds})
     return compiled
 
 
