@@ -7,22 +7,21 @@ import importlib.util
 import os
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from etils import epath
 
 from cyclip_jax.errors import UserError, check_known
 from cyclip_jax.files import absolute, parse_json, write_json
-from cyclip_jax.interop.card import model_card
-from cyclip_jax.interop.checkpoint import Checkpoint
-from cyclip_jax.interop.class_head import parted_head, write_head
-from cyclip_jax.interop.files import DTYPES
-from cyclip_jax.interop.folders import DESCRIPTION
-from cyclip_jax.interop.formats import READERS_TOWERS, WRITERS, check_format
 from cyclip_jax.runtime import command
 
-FORMATS = tuple(READERS_TOWERS)
+if TYPE_CHECKING:  # it brings JAX, and the command's first line comes before that
+    from cyclip_jax.interop.checkpoint import Checkpoint
+
+# Of READERS_TOWERS in interop/formats.py, and of DTYPES in interop/files.py, for the same reason.
+FORMATS = ("open_clip", "cyclip", "transformers", "onnx")
+DTYPES = ("float32", "float16", "bfloat16")
 _VOCABULARIES = {"sentencepiece": "tokenizer.model", "clip_bpe": "bpe_simple_vocab_16e6.txt.gz"}
 
 
@@ -75,7 +74,7 @@ def export_checkpoint(
 
 
 def write_export(
-    opened: Checkpoint,
+    opened: "Checkpoint",
     output: str | os.PathLike[str],
     *,
     export_format: str,
@@ -83,6 +82,9 @@ def write_export(
     license_name: str = "unknown",
 ) -> list[str]:
     """Writes a completed Checkpoint as `export_checkpoint` does, with the same arguments."""
+    from cyclip_jax.interop.card import model_card
+    from cyclip_jax.interop.class_head import parted_head, write_head
+    from cyclip_jax.interop.formats import check_format
     from cyclip_jax.interop.pretrained import tokenizer_of
 
     output = _real(output)
@@ -117,6 +119,8 @@ def write_export(
 def _write_model(folder, opened, tokenizer, export_format, dtype):
     """Writes the weights and returns the names of the files from which they can be read back."""
     if export_format != "onnx":
+        from cyclip_jax.interop.formats import WRITERS
+
         return WRITERS[export_format](folder, opened, tokenizer, dtype)
     from cyclip_jax.interop.onnx import write_onnx
     from cyclip_jax.interop.pretrained import module_of
@@ -127,6 +131,8 @@ def _write_model(folder, opened, tokenizer, export_format, dtype):
 
 def _write_description(folder, opened, tokenizer, weight_files, **values):
     """Writes the vocabulary, and a file with everything for which the format has no place."""
+    from cyclip_jax.interop.folders import DESCRIPTION
+
     vocabulary = _VOCABULARIES[opened.tokenizer["tokenizer"]]
     absolute(tokenizer.vocabulary).copy(folder / vocabulary)
     description = {
@@ -155,6 +161,8 @@ def check_replaceable(output: str | os.PathLike[str], *checkpoints: str | os.Pat
       output: the directory to write.
       *checkpoints: where the models lie that are exported.
     """
+    from cyclip_jax.interop.folders import DESCRIPTION
+
     output = _real(output)
     for checkpoint in map(_real, checkpoints):
         if output == checkpoint or output in checkpoint.parents:
@@ -199,9 +207,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("output", None, "Directory to write.", required=True, flag_values=values)
-    flags.DEFINE_enum(
-        "dtype", "float32", list(DTYPES), "The type of the weights.", flag_values=values
-    )
+    flags.DEFINE_enum("dtype", "float32", DTYPES, "The type of the weights.", flag_values=values)
     flags.DEFINE_string(
         "license",
         "unknown",
@@ -214,6 +220,11 @@ def define_flags(values: flags.FlagValues) -> None:
         "File text_map.npz of the evaluation labclip, which becomes a part of the text projection.",
         flag_values=values,
     )
+
+
+def starting(values: Any) -> str:
+    """What is begun, in words."""
+    return f"export of {values.checkpoint} as {values.format}"
 
 
 def export(values: Any) -> None:
@@ -235,7 +246,7 @@ def export(values: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; None are the arguments of the process."""
-    command.run(export, define_flags, doc=__doc__, arguments=arguments)
+    command.run(export, define_flags, doc=__doc__, arguments=arguments, starting=starting)
 
 
 if __name__ == "__main__":
