@@ -10,7 +10,6 @@ from typing import Any
 from absl import flags
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.export import check_replaceable, write_export
 from cyclip_jax.runtime import command
 
 _POSITIONAL = (
@@ -44,6 +43,7 @@ def average_models(
       UserError: the models differ in more than their weights, have BatchNorm and no data are given,
         or the directory has something else in it. Nothing is written then.
     """
+    from cyclip_jax.export import check_replaceable, write_export  # brings JAX
     from cyclip_jax.interop.interpolation import interpolated
 
     check_replaceable(output, before, after)
@@ -69,6 +69,11 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
+def starting(values: Any, *models: str) -> str:
+    """What is begun, in words."""
+    return f"the average of {' and '.join(models)} for {values.output}"
+
+
 def average(values: Any, *models: str) -> None:
     """Averages, and says what was written."""
     if len(models) != 2:
@@ -79,7 +84,14 @@ def average(values: Any, *models: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; None are the arguments of the process."""
-    command.run(average, define_flags, doc=__doc__, arguments=arguments, positional=_POSITIONAL)
+    command.run(
+        average,
+        define_flags,
+        doc=__doc__,
+        arguments=arguments,
+        positional=_POSITIONAL,
+        starting=starting,
+    )
 
 
 if __name__ == "__main__":

@@ -158,6 +158,12 @@ def define_flags(values: flags.FlagValues) -> None:
     command.define_weights(values)
 
 
+def starting(values: Any, *paths: str) -> str:
+    """What is begun, in words."""
+    del values
+    return f"labels by {paths[0]} for {', '.join(paths[1:])}"
+
+
 def classify(values: Any, *paths: str) -> None:
     """Labels, writes, and says on stderr what could not be read."""
     from cyclip_jax.evals.data.class_names import checked_templates, named_classes
@@ -196,7 +202,14 @@ def classify(values: Any, *paths: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; None are the arguments of the process."""
-    command.run(classify, define_flags, doc=__doc__, arguments=arguments, positional=_POSITIONAL)
+    command.run(
+        classify,
+        define_flags,
+        doc=__doc__,
+        arguments=arguments,
+        positional=_POSITIONAL,
+        starting=starting,
+    )
 
 
 if __name__ == "__main__":

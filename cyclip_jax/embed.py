@@ -62,6 +62,12 @@ def define_flags(values: flags.FlagValues) -> None:
     define_distributed_flags(values)
 
 
+def starting(values: Any) -> str:
+    """What is begun, in words."""
+    data = "the pictures and texts named" if values.image or values.text else values.data
+    return f"embedding of {data} by {values.checkpoint}"
+
+
 def main(values: Any) -> None:
     """Embeds what the flags name."""
     from cyclip_jax.runtime import distributed
@@ -140,4 +146,4 @@ def _print(line):
 
 
 if __name__ == "__main__":
-    command.run(main, define_flags, doc=__doc__)
+    command.run(main, define_flags, doc=__doc__, starting=starting, continues=True)

@@ -242,6 +242,11 @@ def _file_of(output: str | None) -> epath.Path | None:
     return path
 
 
+def starting(values: Any) -> str:
+    """What is begun, in words."""
+    return f"evaluation of {values.checkpoint}"
+
+
 def main(values: Any) -> None:
     """Evaluates and prints the table."""
     import jax
@@ -311,4 +316,4 @@ def _reported(folder):
 
 
 if __name__ == "__main__":
-    command.run(main, define_flags, doc=__doc__)
+    command.run(main, define_flags, doc=__doc__, starting=starting)

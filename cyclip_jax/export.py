@@ -8,7 +8,7 @@ import importlib.util
 import os
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from etils import epath
@@ -22,17 +22,15 @@ from cyclip_jax.files import (
     write_atomically,
     write_json,
 )
-from cyclip_jax.interop.card import model_card
-from cyclip_jax.interop.checkpoint import Checkpoint
-from cyclip_jax.interop.class_head import parted_head, write_head
-from cyclip_jax.interop.files import DTYPES
-from cyclip_jax.interop.folders import DESCRIPTION
-from cyclip_jax.interop.formats import READERS_TOWERS, WRITERS, check_format
-from cyclip_jax.interop.pictures import FOLDER, card_pictures
 from cyclip_jax.runtime import command
 from cyclip_jax.workdir.layout import EVALS
 
-FORMATS = tuple(READERS_TOWERS)
+if TYPE_CHECKING:  # it brings JAX, and the command's first line comes before that
+    from cyclip_jax.interop.checkpoint import Checkpoint
+
+# Of READERS_TOWERS in interop/formats.py, and of DTYPES in interop/files.py, for the same reason.
+FORMATS = ("open_clip", "cyclip", "transformers", "onnx")
+DTYPES = ("float32", "float16", "bfloat16")
 _VOCABULARIES = {"sentencepiece": "tokenizer.model", "clip_bpe": "bpe_simple_vocab_16e6.txt.gz"}
 
 
@@ -91,7 +89,7 @@ def export_checkpoint(
 
 
 def write_export(
-    opened: Checkpoint,
+    opened: "Checkpoint",
     output: str | os.PathLike[str],
     *,
     export_format: str,
@@ -101,6 +99,10 @@ def write_export(
     with_pictures: bool = False,
 ) -> list[str]:
     """Writes a completed Checkpoint as `export_checkpoint` does, with the same arguments."""
+    from cyclip_jax.interop.card import model_card
+    from cyclip_jax.interop.class_head import parted_head, write_head
+    from cyclip_jax.interop.formats import check_format
+    from cyclip_jax.interop.pictures import FOLDER
     from cyclip_jax.interop.pretrained import tokenizer_of
 
     output = _real(output)
@@ -139,6 +141,8 @@ def write_export(
 
 def _pictures(opened):
     """What `card_pictures` finds of the run of a checkpoint."""
+    from cyclip_jax.interop.pictures import card_pictures
+
     if opened.config is None:
         raise UserError(
             f"{opened.source} is not the workdir of a run, which alone has pictures; leave out "
@@ -150,6 +154,8 @@ def _pictures(opened):
 def _write_model(folder, opened, tokenizer, export_format, dtype):
     """Writes the weights and returns the names of the files from which they can be read back."""
     if export_format != "onnx":
+        from cyclip_jax.interop.formats import WRITERS
+
         return WRITERS[export_format](folder, opened, tokenizer, dtype)
     from cyclip_jax.interop.onnx import write_onnx
     from cyclip_jax.interop.pretrained import module_of
@@ -160,6 +166,9 @@ def _write_model(folder, opened, tokenizer, export_format, dtype):
 
 def _write_description(folder, opened, tokenizer, weight_files, **values):
     """Writes the vocabulary, and a file with everything for which the format has no place."""
+    from cyclip_jax.interop.folders import DESCRIPTION
+    from cyclip_jax.interop.pictures import FOLDER
+
     vocabulary = _VOCABULARIES[opened.tokenizer["tokenizer"]]
     absolute(tokenizer.vocabulary).copy(folder / vocabulary)
     description = {
@@ -198,6 +207,8 @@ def check_replaceable(output: str | os.PathLike[str], *checkpoints: str | os.Pat
       output: the directory to write.
       *checkpoints: where the models lie that are exported.
     """
+    from cyclip_jax.interop.folders import DESCRIPTION
+
     output = _real(output)
     for checkpoint in (_real(path) for path in checkpoints if not is_on_hub(path)):
         if output == checkpoint or output in checkpoint.parents:
@@ -241,9 +252,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("output", None, "Directory to write.", required=True, flag_values=values)
-    flags.DEFINE_enum(
-        "dtype", "float32", list(DTYPES), "The type of the weights.", flag_values=values
-    )
+    flags.DEFINE_enum("dtype", "float32", DTYPES, "The type of the weights.", flag_values=values)
     flags.DEFINE_string(
         "license",
         "unknown",
@@ -278,6 +287,11 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
+def starting(values: Any) -> str:
+    """What is begun, in words."""
+    return f"export of {values.checkpoint} as {values.format}"
+
+
 def export(values: Any) -> None:
     """Exports, says what was written, and sends it where that is asked for."""
     from cyclip_jax.interop.push import check_push, push
@@ -307,7 +321,7 @@ def export(values: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; None are the arguments of the process."""
-    command.run(export, define_flags, doc=__doc__, arguments=arguments)
+    command.run(export, define_flags, doc=__doc__, arguments=arguments, starting=starting)
 
 
 if __name__ == "__main__":

@@ -196,6 +196,11 @@ def _as_told(values, paths):
     )
 
 
+def starting(values: Any, *paths: str) -> str:
+    """What is begun, in words."""
+    return f"fine-tuning of {' to '.join(paths[:2])} in {values.workdir}"
+
+
 def _named(text, number):
     """(name of the evaluation, pictures) of --test=NAME=PICTURES, or of --test=PICTURES."""
     name, equals, place = text.partition("=")
@@ -205,4 +210,12 @@ def _named(text, number):
 
 
 if __name__ == "__main__":
-    command.run(main, define_flags, doc=__doc__, positional=_POSITIONAL)
+    command.run(
+        main,
+        define_flags,
+        doc=__doc__,
+        positional=_POSITIONAL,
+        starting=starting,
+        is_run=True,
+        continues=True,
+    )

@@ -35,6 +35,12 @@ def define_flags(values: flags.FlagValues) -> None:
     define_distributed_flags(values)
 
 
+def starting(values: Any) -> str:
+    """What is begun, in words; the config is not loaded yet."""
+    name = pathlib.Path(values.config.partition(":")[0]).stem
+    return f"{values.config} in {values.workdir or pathlib.Path('runs') / name}"
+
+
 def main(values: Any) -> None:
     """Runs the configured experiment."""
     from cyclip_jax.runtime import distributed
@@ -58,4 +64,4 @@ def main(values: Any) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define_flags, doc=__doc__)
+    command.run(main, define_flags, doc=__doc__, starting=starting, is_run=True, continues=True)

@@ -59,6 +59,12 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
+def starting(values: Any, *folders: str) -> str:
+    """What is begun, in words."""
+    del values
+    return f"search in {', '.join(folders)}"
+
+
 def main(values: Any, *folders: str) -> None:
     """Opens the collection, and serves or writes the page."""
     if len(folders) != 1:
@@ -181,4 +187,4 @@ def create_server(
 
 
 if __name__ == "__main__":
-    command.run(main, define_flags, doc=__doc__, positional=_POSITIONAL)
+    command.run(main, define_flags, doc=__doc__, positional=_POSITIONAL, starting=starting)

@@ -137,14 +137,23 @@ def _shorten_parts(config, most):
             config.update_from_flattened_dict({name: most})
 
 
+def starting(values: Any) -> str:
+    """What is begun, in words."""
+    return f"the runs of {values.sweep} in {_workdir(values)}"
+
+
+def _workdir(values):
+    return values.workdir or pathlib.Path("runs") / pathlib.Path(values.sweep).stem
+
+
 def main(values: Any) -> None:
     """Runs the sweep."""
     runs = read_runs(values.sweep, only=values.only, total_steps=values.total_steps)
-    workdir = values.workdir or pathlib.Path("runs") / pathlib.Path(values.sweep).stem
+    workdir = _workdir(values)
     path = sweep(runs, workdir, allow_changes=values.allow_changes)
     if path is not None:
         print(f"the comparison is in {path}")
 
 
 if __name__ == "__main__":
-    command.run(main, define_flags, doc=__doc__)
+    command.run(main, define_flags, doc=__doc__, starting=starting, is_run=True, continues=True)

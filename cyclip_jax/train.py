@@ -17,7 +17,7 @@ from cyclip_jax.data.order import Position, drawn_from_parts
 from cyclip_jax.data.sources import Mixture
 from cyclip_jax.data.sources.kept import kept_sum
 from cyclip_jax.errors import UserError
-from cyclip_jax.evals.flat import flattened
+from cyclip_jax.evals.flat import flattened, values_alone
 from cyclip_jax.evals.output import read_abouts
 from cyclip_jax.files import FULL, absolute, check_literal
 from cyclip_jax.runtime.agreement import (
@@ -103,6 +103,7 @@ def _loop(run, start):
         done = evaluated_at(run.workdir, step)
         owed = {name: one for name, one in run.evaluators.items() if name not in done}
     outlook = _outlook(run)
+    stop.begin(first_step)
     run.console.start(step, run.total_steps)
     clock.begin_training(step)
     while True:
@@ -136,11 +137,11 @@ def _loop(run, start):
         if _is_due(step, config.log_every_steps) or step == run.total_steps:
             metrics = jax.device_get(metrics)
             steps, seconds, waited = clock.lap(step)
-            metrics |= clock.metrics() | {"data_wait_share": waited / seconds}
+            system = clock.metrics() | {"data_wait_share": waited / seconds}
             if phase.flops is not None:
                 mfu = utilisation(phase.flops, seconds / steps, run.mesh.devices.flat)
-                metrics |= {} if mfu is None else {"model_flops_utilisation": mfu}
-            _log(run, step, position, metrics, seconds / steps, phase.stage)
+                system |= {} if mfu is None else {"model_flops_utilisation": mfu}
+            _log(run, step, position, metrics, system, seconds / steps, phase.stage)
             if (told := outlook.after_lap(step, steps, seconds)) is not None:
                 run.console.say(told)
         clock.step_done(step)
@@ -223,9 +224,11 @@ def _evaluate(run, step, state, evaluators):
         if run.stop.requested():
             raise evals.Interrupted
 
+    if evaluators and run.clock.mean_seconds("evaluation") is None:
+        run.console.say(f"step {step}  evaluating; the first time, the towers are compiled for it")
     model, training = checkpoint_items(state)
     weights = {"": model} | ({OF_AVERAGE: training["average"]} if "average" in training else {})
-    results = {}
+    results, pictures = {}, {}
     for ending, trees in weights.items():
         encoders = run.model.encoders(
             **trees,
@@ -240,13 +243,16 @@ def _evaluate(run, step, state, evaluators):
                 directory=run.workdir / EVALS,
                 model=run.config.model.name,
                 checkpoint=run.workdir,
+                show=pictures.__setitem__,
             )
         except evals.EvaluationFailed as error:  # training is worth more than a number
             run.console.say(f"step {step}  {error}")
             results |= error.results
         except evals.Interrupted:
             return False
-    run.writer.write(step, flattened(results))
+    run.writer.write(step, flattened(results), curves=values_alone(results))
+    for name, pixels in pictures.items():
+        run.writer.write_image(step, name, pixels)
     if (reason := run.best.add(step, results)) is not None:
         run.console.say(f"step {step}  {reason}")
     for line in headline_lines(results):
@@ -254,25 +260,26 @@ def _evaluate(run, step, state, evaluators):
     return True
 
 
-def _log(run, step, position, metrics, seconds_per_step, stage):
+def _log(run, step, position, metrics, system, seconds_per_step, stage):
+    """Writes what a step measured, and what was measured of the machine; refuses a run astray."""
     # The most, not the latest: the metrics of most steps are never fetched.
     skipped = int(metrics.pop("most_skipped_in_a_row"))
     if stage.has_pairs:
-        metrics["images_per_second"] = run.config.batch_size / seconds_per_step
+        system["images_per_second"] = run.config.batch_size / seconds_per_step
     else:
-        metrics["sentences_per_second"] = run.config.sentences.batch_size / seconds_per_step
+        system["sentences_per_second"] = run.config.sentences.batch_size / seconds_per_step
     metrics["epoch"] = position.epoch
     metrics["bad_examples"] = run.bad_examples.count
     if isinstance(run.source, Mixture):
         drawn = drawn_from_parts(run.source, position, run.config.batch_size)
         metrics |= {f"examples/{name}": count for name, count in drawn.items()}
     judged, alarm = run.alarm.check(step, metrics)
-    run.writer.write(step, metrics | judged)
+    run.writer.write(step, metrics | judged, system=system)
     for told in (alarm, run.clip_alarm.check(metrics["grad_norm"])):
         if told is not None:
             run.console.say(told)
     seconds_left = (run.total_steps - step) * seconds_per_step
-    run.console.report(step, run.total_steps, metrics, seconds_left)
+    run.console.report(step, run.total_steps, metrics | system, seconds_left)
     if skipped >= run.config.max_skipped_in_a_row:
         raise UserError(
             f"the loss or its gradient was not finite in {skipped} steps in a row, up to step "

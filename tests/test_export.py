@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from cyclip_jax.errors import UserError
-from cyclip_jax.export import export_checkpoint, main
+from cyclip_jax.export import DTYPES, FORMATS, export_checkpoint, main
+from cyclip_jax.interop import files, formats
 from cyclip_jax.interop.files import read_weights, write_safetensors
 from cyclip_jax.workdir.metrics import metrics_at
 from tests.runs import ROOT, finish, start_process
@@ -165,3 +166,7 @@ def test_half_precision_halves_the_file(finished, tmp_path):
 def test_an_unknown_format_is_named(finished, tmp_path):
     with pytest.raises(UserError, match="unknown format 'keras'; choose one of open_clip, cyclip"):
         export_checkpoint(finished[0], export_format="keras", output=tmp_path / "x")
+
+
+def test_the_flags_choices_are_those_of_the_tables():
+    assert tuple(formats.READERS_TOWERS) == FORMATS and tuple(files.DTYPES) == DTYPES

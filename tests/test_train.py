@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import cc3m
 from cyclip_jax.errors import UserError
@@ -61,7 +62,13 @@ def test_a_run_writes_what_it_promises(finished):
         "tokenizer.model",
         "train.log",
     }
-    assert list((workdir / "tensorboard").glob("events*"))
+    curves = EventAccumulator(str(workdir / "tensorboard")).Reload().Tags()["tensors"]
+    assert {"train/loss", "train/grad_norm", "system/goodput", "val/loss"} <= set(curves)
+    assert {"system/compile_seconds", "system/images_per_second"} <= set(curves)
+    assert {name.partition("/")[0] for name in curves} == {
+        *("train", "system", "val", "report", "_hparams_"),
+    }
+    assert not [name for name in curves if "_ci_" in name or "chance_" in name]
     lines = [line for line in mathematics(workdir) if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, 121))
     assert lines[0].keys() >= {
@@ -120,7 +127,9 @@ def test_killed_and_terminated_and_continued_is_as_if_never_stopped(start, finis
     wait_for_step(process, tmp_path, 70)
     process.send_signal(signal.SIGTERM)
     output = finish(process)
-    assert "continuing from step" in output and "asked to stop at step" in output
+    assert "continuing from step" in output and ", as at the last start)\n" in output
+    step = re.search(r"asked to stop at step (\d+)", output)[1]
+    assert f"stopping: saving step {step}; once more ends the run at once" in output
     assert "Traceback" not in output
 
     output = finish(start(tmp_path))

@@ -11,7 +11,6 @@ again, it continues.
 """
 
 import shlex
-import sys
 from typing import Any
 
 from absl import flags
@@ -72,6 +71,11 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_integer(name, default, meaning, lower_bound=1, flag_values=values)
 
 
+def starting(values: Any) -> str:
+    """What is begun, in words."""
+    return f"inspection of {values.data}"
+
+
 def inspect_as_told(values: Any) -> int | str:
     """Inspects the data and prints a summary; returns the exit status, or what is wrong."""
     from cyclip_jax.data.inspection.inspecting import PAGE, Inspection, inspect
@@ -89,9 +93,6 @@ def inspect_as_told(values: Any) -> int | str:
     )
     try:
         findings = inspect(settings, values.output, clean=values.clean, workers=values.workers)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues", file=sys.stderr)
-        return 130
     except (UserError, *file_errors()) as error:
         return f"error: {sentence(error)}"
     print("\n".join(summary_of(findings)))
@@ -104,7 +105,14 @@ def inspect_as_told(values: Any) -> int | str:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; None are the arguments of the process."""
-    command.run(inspect_as_told, define_flags, doc=__doc__, arguments=arguments)
+    command.run(
+        inspect_as_told,
+        define_flags,
+        doc=__doc__,
+        arguments=arguments,
+        starting=starting,
+        continues=True,
+    )
 
 
 if __name__ == "__main__":

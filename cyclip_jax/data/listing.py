@@ -8,8 +8,6 @@ import concurrent.futures
 import dataclasses
 import io
 import json
-import multiprocessing
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,7 +19,7 @@ from jaxtyping import Shaped
 
 from cyclip_jax.data.record import Source
 from cyclip_jax.data.result_folder import check_settings
-from cyclip_jax.data.shard_workers import end_with_parent
+from cyclip_jax.data.shard_workers import Workers, end_with_parent
 from cyclip_jax.data.sources import create_source
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import remove_unfinished, write_atomically, write_json
@@ -231,14 +229,13 @@ def pool(
         return Here()
     return concurrent.futures.ProcessPoolExecutor(
         workers,
-        multiprocessing.get_context("spawn"),  # TensorFlow's threads do not survive a fork
+        Workers(),
         initializer=_begin_process,
         initargs=(begin_worker, *arguments),
     )
 
 
 def _begin_process(begin_worker, *arguments):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     begin_worker(*arguments)
 

@@ -338,6 +338,12 @@ def _define_numbers(values, default):
     )
 
 
+def starting(values: Any) -> str:
+    """What is begun, in words."""
+    inputs = [values.input] if isinstance(values.input, str) else values.input
+    return f"the data {', '.join(inputs)} for {values.output}"
+
+
 def prepare_as_told(values: Any) -> int | str:
     """Prepares the data and prints a summary; returns the exit status, or what is wrong."""
     given: dict[str, Any] = {
@@ -349,9 +355,6 @@ def prepare_as_told(values: Any) -> int | str:
     output = values.output
     try:
         manifest = prepare(settings, output, workers=values.workers, verify=values.verify)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues", file=sys.stderr)
-        return 130
     except (UserError, *file_errors()) as error:
         return f"error: {sentence(error)}"
     dropped = manifest["dropped"]
@@ -377,9 +380,6 @@ def list_as_told(listed: Callable[[Any], tuple[dict[str, Any], str]], values: An
     """
     try:
         manifest, why = listed(values)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command continues", file=sys.stderr)
-        return 130
     except (UserError, *file_errors()) as error:
         return f"error: {sentence(error)}"
     print(f"{values.output}: {manifest['examples']} of {manifest['input_examples']} examples stay")
@@ -393,11 +393,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; None are the arguments of the process."""
     first = next(iter(sys.argv[1:] if arguments is None else arguments), None)
     if first not in LISTS:
-        command.run(prepare_as_told, define_flags, doc=__doc__, arguments=arguments)
+        command.run(
+            prepare_as_told,
+            define_flags,
+            doc=__doc__,
+            arguments=arguments,
+            starting=starting,
+            continues=True,
+        )
         return
     module = importlib.import_module(LISTS[first])
-    listed = functools.partial(list_as_told, module.listed_as_told)
-    command.run(listed, module.define_flags, doc=module.__doc__, arguments=arguments, words=1)
+    command.run(
+        functools.partial(list_as_told, module.listed_as_told),
+        module.define_flags,
+        doc=module.__doc__,
+        arguments=arguments,
+        words=1,
+        starting=starting,
+        continues=True,
+    )
 
 
 if __name__ == "__main__":

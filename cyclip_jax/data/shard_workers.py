@@ -1,8 +1,8 @@
 """Shards written by several processes, of which any may be killed."""
 
-import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.context
 import os
 import signal
 import threading
@@ -16,6 +16,22 @@ from jaxtyping import Int
 from cyclip_jax.data.shard_writer import Inputs, Preparation, sentence, write_shard
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import absolute, file_errors
+from cyclip_jax.runtime.interrupts import interrupts_ignored
+
+
+class _Deaf(multiprocessing.context.SpawnProcess):
+    """A process that ignores Ctrl-C from its first moment on."""
+
+    def start(self) -> None:
+        """Starts it."""
+        with interrupts_ignored():
+            super().start()
+
+
+class Workers(multiprocessing.context.SpawnContext):
+    """A way to start processes: anew, as TensorFlow's threads do not survive a fork, and deaf."""
+
+    Process = _Deaf  # pyright: ignore[reportAssignmentType]
 
 
 def write_in_processes(
@@ -37,17 +53,16 @@ def write_in_processes(
     Raises:
       UserError: a worker raised it, or a worker died.
     """
-    context = multiprocessing.get_context("spawn")  # TensorFlow's threads do not survive a fork
+    context = Workers()
     waiting: Iterator[Any] = iter(shards.items())
     processes: dict[Any, Any] = {}
     try:
-        with _interrupts_ignored():  # by the workers, for good: they inherit it
-            for _ in range(min(workers, len(shards))):
-                here, there = context.Pipe()
-                arguments = (there, settings, os.fspath(folder))
-                processes[here] = context.Process(target=_work, args=arguments, daemon=True)
-                processes[here].start()
-                there.close()  # so that a worker's death ends the pipe
+        for _ in range(min(workers, len(shards))):
+            here, there = context.Pipe()
+            arguments = (there, settings, os.fspath(folder))
+            processes[here] = context.Process(target=_work, args=arguments, daemon=True)
+            processes[here].start()
+            there.close()  # so that a worker's death ends the pipe
         for connection in processes:
             connection.send(next(waiting))
         busy = set(processes)
@@ -109,12 +124,3 @@ def end_with_parent() -> None:
     if parent is not None:
         parent.join()
     os._exit(1)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored():
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)

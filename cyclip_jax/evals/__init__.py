@@ -32,7 +32,7 @@ from cyclip_jax.evals.linear_probe import LinearProbe
 from cyclip_jax.evals.logistic_probe import LogisticProbe
 from cyclip_jax.evals.metric import Metric
 from cyclip_jax.evals.old_settings import in_todays_words
-from cyclip_jax.evals.output import Output
+from cyclip_jax.evals.output import Output, Show
 from cyclip_jax.evals.retrieval import Retrieval
 from cyclip_jax.evals.robustness import Robustness
 from cyclip_jax.evals.sts import Sts
@@ -173,6 +173,10 @@ def _required(signature):
     return {p.name for p in parameters if p.default is p.empty and p.kind is p.KEYWORD_ONLY}
 
 
+def _within(evaluation: str, show: Show) -> Show:
+    return lambda name, pixels: show(f"{evaluation}/{name}", pixels)
+
+
 def evaluate(
     evaluators: Mapping[str, Evaluation],
     encoders: Encoders,
@@ -181,6 +185,7 @@ def evaluate(
     model: str = "",
     checkpoint: Any = "",
     begin: Callable[[str], None] = lambda name: None,
+    show: Show | None = None,
 ) -> Results:
     """Runs evaluators.
 
@@ -191,6 +196,7 @@ def evaluate(
         CLIP_benchmark's layout, `<directory>/clip_benchmark/<name>.json`; None writes nothing.
       model, checkpoint: the architecture's name and where the weights are from, for that layout.
       begin: is told each evaluation's name before it runs.
+      show: takes the pictures that evaluations draw, by names such as `<evaluation>/gallery`.
 
     Returns:
       {evaluation: {name: Metric}}, among them `unreadable` where so many examples could not be
@@ -204,7 +210,8 @@ def evaluate(
     results, failures = {}, []
     is_first_process = encoders.process_index == 0
     for name, evaluation in evaluators.items():
-        output = Output(None if directory is None else directory / name, is_first_process)
+        own_folder = None if directory is None else directory / name
+        output = Output(own_folder, is_first_process, show and _within(name, show))
         encoders.unreadable.clear()
         begin(name)
         try:

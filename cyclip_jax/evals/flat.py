@@ -22,6 +22,15 @@ def flattened(evaluations: Mapping[str, Mapping[str, Metric]]) -> dict[str, floa
     }
 
 
+def values_alone(evaluations: Mapping[str, Mapping[str, Metric]]) -> dict[str, float]:
+    """{"<evaluation>/<metric>": value}, for curves: without intervals and without chance."""
+    return {
+        f"{evaluation}/{name}": float(metric.value)
+        for evaluation, metrics in evaluations.items()
+        for name, metric in metrics.items()
+    }
+
+
 def flat_numbers(metrics: Mapping[str, Metric]) -> dict[str, float]:
     """The numbers of one evaluation's metrics by their names: each value, its interval, chance."""
     numbers = {}

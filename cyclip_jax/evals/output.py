@@ -2,11 +2,12 @@
 
 import dataclasses
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 from numpy.typing import ArrayLike
 
 from cyclip_jax.errors import UserError
@@ -16,6 +17,9 @@ from cyclip_jax.files import entries, parse_json, write_atomically, write_json
 
 _BETTER: dict[Any, Better] = {"more": "more", "less": "less", None: None}
 _ABOUT, _OUTCOMES = "metrics", "outcomes"
+
+
+Show = Callable[[str, UInt8[np.ndarray, "h w 3"]], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,15 +40,27 @@ class Output:
     Attributes:
       directory: `<workdir>/evals/<evaluation>`; None writes nothing.
       enabled: true on process 0 alone.
+      show: takes pictures by their names, for whoever follows a run; None takes none.
     """
 
     directory: epath.Path | None = None
     enabled: bool = True
+    show: Show | None = None
 
     @property
     def is_wanted(self) -> bool:
         """Whether anything is written: what is dear to compute need not be."""
         return self.enabled and self.directory is not None
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether anybody looks at pictures, which need not be drawn otherwise."""
+        return self.enabled and self.show is not None
+
+    def picture(self, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Shows a picture; it is no file."""
+        if self.enabled and self.show is not None:
+            self.show(name, pixels)
 
     def json(self, name: str, content: Any) -> None:
         """Writes `<name>.json` with content that JSON can hold."""

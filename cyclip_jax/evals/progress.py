@@ -1,6 +1,7 @@
 """What evaluations cost, said before they begin, and how far they are."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
@@ -11,6 +12,7 @@ from cyclip_jax.runtime.progress import duration_in_words, progress_bar, say_abo
 
 _TIMED = 3  # batches from which the rest is told; the first of a data set opens files, or compiles
 _TELLING = 5.0  # seconds; nobody needs to be told of less
+_COMPILING = 5.0  # seconds that the first batch may take without a word
 _KINDS = (IMAGES, TEXTS)
 
 
@@ -42,6 +44,7 @@ class Progress:
         # Of each kind the batches, rows and seconds that tell how long a row takes.
         self._timed: dict[str, tuple[int, int, float]] = dict.fromkeys(_KINDS, (0, 0, 0.0))
         self._has_estimated = False
+        self._compiled: set[str] = set()
 
     def say_costs(self) -> None:
         """Says how many pictures and texts have to be embedded in all."""
@@ -73,11 +76,12 @@ class Progress:
         if not self._is_heard:
             yield lambda rows: None
             return
-        last = None
-        with self._bar(total, 0, kind, title=self._title) as progress:
+        last, compiling = None, self._compiling(kind)
+        with self._bar(total, 0, kind, title=self._title) as progress, compiling as compiled:
 
             def advance(rows: int) -> None:
                 nonlocal last
+                compiled()
                 progress(rows, 0)
                 self._left[kind] = max(self._left[kind] - rows, 0)
                 now = self._now()
@@ -88,6 +92,33 @@ class Progress:
                 self._estimate_once()
 
             yield advance
+
+    @contextlib.contextmanager
+    def _compiling(self, kind):
+        """A function to call when the first batch is done; says what keeps it, if it takes long."""
+        if kind in self._compiled:
+            yield lambda: None
+            return
+        began, is_long = self._now(), threading.Event()
+
+        def tell() -> None:
+            is_long.set()
+            self._say(f"the first {kind} wait for the compiler, which the others do not")
+
+        timer = threading.Timer(_COMPILING, tell)
+        timer.daemon = True
+        timer.start()
+
+        def compiled() -> None:
+            if kind not in self._compiled and is_long.is_set():
+                self._say(f"the first {kind} are done after {self._now() - began:.0f} s")
+            self._compiled.add(kind)
+            timer.cancel()
+
+        try:
+            yield compiled
+        finally:
+            timer.cancel()
 
     def _estimate_once(self):
         """Says about how long the rest takes, once it is known of what there is most of."""

@@ -13,7 +13,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.checks import check_at_least, check_types
 from cyclip_jax.evals.data.pairs import Pairs, check_pairs, distinct, open_pairs
 from cyclip_jax.evals.evaluator import Evaluator, Needs, Opened
-from cyclip_jax.evals.gallery import Answers, confused, gallery
+from cyclip_jax.evals.gallery import Answers, as_picture, confused, gallery
 from cyclip_jax.evals.known_metrics import KNOWN, LOSS
 from cyclip_jax.evals.metric import FURTHER_SHARE, SHARE, Metric, count, share_at
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
@@ -121,8 +121,11 @@ class Retrieval:
             output.outcomes(_outcomes(scored, parts))
             if self.gallery_captions and output.is_wanted:
                 answers = _answers(scored)
-                output.json("gallery", gallery(answers, self.gallery_captions))
+                found = gallery(answers, self.gallery_captions)
+                output.json("gallery", found)
                 output.json("confused", confused(answers, self.gallery_captions))
+                if output.is_shown:
+                    output.picture("gallery", as_picture(found))
             return {
                 **_mean_loss(encoders, *pair_embeds),
                 **consistencies,

@@ -177,6 +177,13 @@ class Clock:
             usual = self._usual(self._phase)
             return Moment(self._phase, self._waits_for, self._began, seconds, usual)
 
+    def phase_and_step(self) -> tuple[str, int]:
+        """The phase and the number of steps done, for a signal's handler, which may wait for none.
+
+        The thread that it interrupts may be in the middle of anything else here.
+        """
+        return self._phase, self.step
+
     def _turn_to(self, phase, *, is_done=False):
         with self._lock:
             now = self._now()

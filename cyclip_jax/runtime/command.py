@@ -20,6 +20,8 @@ from absl import app, flags
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime import config_file
+from cyclip_jax.runtime.distributed_flags import is_first_process
+from cyclip_jax.runtime.interrupts import INTERRUPTED, ctrl_c_ends, tell_of_interrupt
 from cyclip_jax.runtime.started import prepare_command
 
 _WIDTH = 100  # columns of the help
@@ -42,6 +44,9 @@ def run(
     arguments: Sequence[str] | None = None,
     positional: str | None = None,
     words: int = 0,
+    starting: Callable[..., str] | None = None,
+    is_run: bool = False,
+    continues: bool = False,
 ) -> None:
     """Runs a command; a mistake of the user's ends it with one sentence and exit status 1.
 
@@ -54,23 +59,40 @@ def run(
         prepared first.
       positional: what the arguments without a flag are, for a command that takes some.
       words: how many of the first arguments name the command itself.
+      starting: function of the same arguments as `main` that says in words what is begun, before
+        anything slow is imported. Of the flags, --config is then still the name of its file.
+      is_run: whether the command's output is what a run says, and nothing that programs read; the
+        first line then goes there, and else to the error output.
+      continues: whether the same command, given again, goes on where it was.
 
     Raises:
       SystemExit: the command has ended. A call with `arguments` that succeeds returns instead.
     """
-    is_process = arguments is None
-    if is_process:
+    told = "interrupted; the same command continues" if continues else "interrupted"
+    if arguments is not None:
+        values = flags.FlagValues()
+        define_flags(values)
+        argv = [sys.argv[0], *arguments[words:]]
+        rest = _parse_or_end(values, argv, doc=doc, positional=positional)
+        try:
+            status = _call(main, values, rest)
+        except KeyboardInterrupt:
+            tell_of_interrupt(told)
+            status = INTERRUPTED
+        if status:
+            sys.exit(status)
+        return
+    with ctrl_c_ends(told):
         prepare_command()
-    values = flags.FlagValues()
-    define_flags(values)
-    parse = functools.partial(_parse_or_end, values, doc=doc, positional=positional)
-    given = sys.argv[1:] if arguments is None else arguments
-    argv = [sys.argv[0], *given[words:]]
-    if is_process:
+        argv = [sys.argv[0], *sys.argv[1 + words :]]
+        if starting is not None:
+            words_of_start = _start_in_words(starting, define_flags, argv, positional)
+            if words_of_start is not None:
+                print(words_of_start, file=sys.stdout if is_run else sys.stderr, flush=True)
+        values = flags.FlagValues()
+        define_flags(values)
+        parse = functools.partial(_parse_or_end, values, doc=doc, positional=positional)
         app.run(functools.partial(_call, main, values), argv, flags_parser=parse)
-    status = _call(main, values, parse(argv))
-    if status:
-        sys.exit(status)
 
 
 def define_allow_changes(values: flags.FlagValues) -> None:
@@ -147,6 +169,29 @@ def parse(
     if positional is not None and not rest:
         raise UserError(f"{positional} is missing")
     return rest
+
+
+def _start_in_words(starting, define_flags, argv, positional) -> str | None:
+    """The first line of a command; None where it only shows its help, or is about to be refused."""
+    if _HELP.intersection(argv[1:]):
+        return None
+    early = flags.FlagValues()
+    define_flags(early)
+    if "config" in early:  # loading that file takes seconds: it imports JAX
+        delattr(early, "config")
+        flags.DEFINE_string("config", None, "", flag_values=early)
+    try:
+        rest = early(_without_dashed_no(early, argv), known_only=True)[1:]
+    except flags.Error:
+        return None  # `parse` says what is wrong
+    unknown = [argument for argument in rest if argument.startswith("-")]
+    named = [re.match(r"--?(?:no)?(\w+\.)?(\w*)", argument) for argument in unknown]
+    if any(not match[1] and match[2] not in flags.FLAGS for match in named if match):
+        return None
+    rest = [argument for argument in rest if argument not in unknown]
+    if bool(rest) != (positional is not None) or not is_first_process(early):
+        return None
+    return f"starting: {starting(early, *rest)}"
 
 
 def _call(main, values, rest):

@@ -2,8 +2,11 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +19,7 @@ from jaxtyping import Array
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.runtime.clock import Clock
+from cyclip_jax.runtime.interrupts import heard_at_once
 
 
 def keep_compiled(directory: str | None) -> None:
@@ -32,22 +36,40 @@ _questions = itertools.count(1)
 class StopOnSignal:
     """Turns the first SIGTERM or Ctrl-C into a request to save and stop; a second one kills.
 
-    With several processes JAX's preemption service hears SIGTERM instead, and tells all of them.
+    Until `begin`, Ctrl-C is left to the command, which it ends: there is nothing to save yet. With
+    several processes JAX's preemption service hears SIGTERM instead, and tells all of them.
+
+    Args:
+      clock: tells what the run is doing when it is told to stop.
+      say: shows a person what comes of that. It is called in the moment of the signal, by a thread;
+        of several processes once they all know of it.
     """
 
-    def __init__(self) -> None:
-        self._signalled = False
-        self._previous = {}
+    def __init__(self, clock: Clock, say: Callable[[str], object]) -> None:
+        self._clock, self._say = clock, say
+        self._first_step: int | None = None
+        self._line: str | None = None
+        self._signalled, self._is_told, self._turn = False, False, threading.Lock()
+        self._previous: dict[int, Any] = {}
+        self._heard: set[int] = set()
+        self._listening = contextlib.ExitStack()
 
     def __enter__(self) -> "StopOnSignal":
         if jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._request)
+            self._listening.enter_context(heard_at_once(self._hear))
+            self._take(signal.SIGTERM)
         return self
+
+    def begin(self, first_step: int) -> None:
+        """From now on there may be something to save that `first_step` did not have."""
+        self._first_step = first_step
+        if jax.process_count() == 1:
+            self._take(signal.SIGINT)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._listening.close()
 
     def requested(self) -> bool:
         """Whether a signal has come to any process.
@@ -55,13 +77,49 @@ class StopOnSignal:
         Several processes must ask equally often, between steps and within evaluations, so that all
         of them get the answer yes to the same question.
         """
-        if jax.process_count() == 1:
-            return self._signalled
-        return multihost_utils.reached_preemption_sync_point(next(_questions))
+        is_requested = self._signalled
+        if jax.process_count() > 1:
+            is_requested = multihost_utils.reached_preemption_sync_point(next(_questions))
+        if is_requested:
+            self._tell_once()
+        return is_requested
+
+    def _take(self, number):
+        self._previous[number] = signal.signal(number, self._request)
 
     def _request(self, number, _):
+        self._line = self._line or _stopping(*self._clock.phase_and_step(), self._first_step)
         self._signalled = True
         signal.signal(number, signal.SIG_DFL)
+
+    def _hear(self, number):
+        """What the listening thread calls; the main thread may be in the middle of a step."""
+        if number not in self._previous:
+            return False
+        if number in self._heard:
+            os._exit(128 + number)  # as shells tell of what a signal has ended
+        self._heard.add(number)
+        self._tell_once()
+        return True
+
+    def _tell_once(self):
+        with self._turn:
+            if not self._is_told:
+                line = _stopping(*self._clock.phase_and_step(), self._first_step)
+                # In this order: the main thread may have taken note and be a step further by now.
+                self._say(self._line or line)
+            self._is_told = True
+
+
+def _stopping(phase, step, first_step):
+    """What comes of a signal in a phase and with so many steps done, in a sentence."""
+    if phase == "end":
+        return "stopping: everything is saved; the report is being written"
+    # A step that has begun is done first; what is evaluated or saved is a step that is done.
+    step += phase in ("training", "profile")
+    if first_step is None or step == first_step:
+        return "stopping: there is nothing new to save"
+    return f"stopping: saving step {step}; once more ends the run at once, unsaved"
 
 
 class Feed:

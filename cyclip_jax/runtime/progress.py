@@ -3,10 +3,12 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import tqdm
 
 _HOUR, _MINUTE = 3_600, 60  # seconds
+_LINE = "{desc}{n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left{postfix}"
 
 
 @contextlib.contextmanager
@@ -20,9 +22,12 @@ def progress_bar(
       unit: what they are called.
       title: stands before the bar.
     """
-    interval = 0.2 if sys.stderr.isatty() else 60
+    look: dict[str, Any] = {"mininterval": 0.2}
+    if not sys.stderr.isatty():
+        # maxinterval, because tqdm shows a bar again that has not been shown for so long.
+        look = {"mininterval": 60, "maxinterval": 60, "file": _Lines(), "bar_format": _LINE}
     with tqdm.tqdm(
-        total=total, initial=done, unit=f" {unit}", mininterval=interval, desc=title or None
+        total=total, initial=done, unit=f" {unit}", desc=title and f"{title}: ", **look
     ) as bar:
         dropped = 0
 
@@ -33,6 +38,19 @@ def progress_bar(
             bar.update(more)
 
         yield progress
+
+
+class _Lines:
+    """The error output, where a bar that begins its line anew becomes a line of its own."""
+
+    def write(self, text: str) -> None:
+        """Writes a state of the bar; what only moves within the line is left out."""
+        if text := text.strip():
+            sys.stderr.write(f"{text}\n")
+
+    def flush(self) -> None:
+        """Flushes."""
+        sys.stderr.flush()
 
 
 def say_above_bars(text: str) -> None:

@@ -8,10 +8,13 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.files import write_atomically
+from cyclip_jax.runtime.sections import flat
 
 _ID = "wandb_id"
 _MODES = (None, "online", "offline", "disabled")
@@ -56,12 +59,13 @@ class WeightsAndBiases:
 
 
 class WandbMirror:
-    """Sends what metrics.jsonl gets to a run of Weights & Biases, the same one after a restart.
+    """Sends what TensorBoard gets to a run of Weights & Biases, the same one after a restart.
 
     If anything goes wrong there, this is said once, and training goes on without it.
 
     Args:
-      config: the run's config, with `wandb`; nothing is done where its project is None.
+      config: the run's config, resolved, with `wandb`; nothing is done where its project is None.
+        It is shown by full names, such as optimizer.learning_rate.
       workdir: the run's directory, which keeps the id.
       say: function that shows a line of text to a person.
       enabled: true on process 0 alone.
@@ -90,16 +94,26 @@ class WandbMirror:
                 id=_run_id(epath.Path(workdir)),
                 resume="allow",
                 dir=None if "://" in str(workdir) else str(workdir),
-                config=config.to_dict(),
+                config=flat(config.to_dict()),
+                allow_val_change=True,  # as --allow_changes lets a run go on
                 settings=wandb.Settings(console="off", finish_timeout=_FINISH_SECONDS),
             )
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(self, step: int, numbers: dict[str, float]) -> None:
         """Sends named numbers of a step."""
+        self._log(step, lambda wandb: numbers)
+
+    def write_image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Sends a picture of a step."""
+        self._log(step, lambda wandb: {name: wandb.Image(pixels)})
+
+    def _log(self, step, content_by):
         # What is there cannot be written again; what a restart does again is the same.
         if self._run is not None and step >= self._run.step:
             with self._forgiving():
-                self._run.log(metrics, step=step)
+                import wandb
+
+                self._run.log(content_by(wandb), step=step)
 
     def close(self) -> None:
         """Sends what is left."""

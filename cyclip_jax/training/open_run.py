@@ -36,7 +36,7 @@ from cyclip_jax.runtime.agreement import process_zero_first
 from cyclip_jax.runtime.clock import Clock
 from cyclip_jax.runtime.loop import Feed, StopOnSignal, keep_compiled, set_matmul_precision
 from cyclip_jax.runtime.profiling import Profiler
-from cyclip_jax.runtime.sections import resolve_paths
+from cyclip_jax.runtime.sections import flat, resolve_paths
 from cyclip_jax.runtime.watch import Watch, read_heartbeat
 from cyclip_jax.runtime.weights_and_biases import WandbMirror
 from cyclip_jax.training.classes import as_pairs, write_classes
@@ -168,7 +168,6 @@ def open_run(
     written_config = with_commit(with_preset_named(written_config), workdir)
     config = resolve_paths(written_config, workdir)
     plan = _plan(settings, config, workdir, allow_changes)
-    is_first_process = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         console, clock, profiler = _open_instruments(settings, workdir, began, stack)
         checkpointer = _closed_with(stack, _open_checkpointer(settings, workdir))
@@ -183,11 +182,8 @@ def open_run(
         batches, bad_examples = _open_data(plan, workdir, step, start.position, stack)
         _check_not_past(workdir, step, plan.total_steps)
         _record(written_config, workdir, step, changes, plan, console)
-        mirror = WandbMirror(written_config, workdir, say=console.say, enabled=is_first_process)
-        _closed_with(stack, mirror)
         alarm = _alarm(config, workdir)  # before the writer cuts off what is trained anew
-        writer = MetricWriter(workdir, first_step=step, enabled=is_first_process, mirror=mirror)
-        _closed_with(stack, writer)
+        writer = _open_writer(config, workdir, step, console, stack)
         best = BestSoFar(settings.keep_best, workdir, until=step)
         checkpointer.best = best.among
         _introduce(plan, start.state, workdir, console)
@@ -209,7 +205,7 @@ def open_run(
             steps=_steps(config, plan, start.state),
             optimizer=plan.optimizer,
             feed=feed,
-            stop=stack.enter_context(StopOnSignal()),
+            stop=stack.enter_context(StopOnSignal(clock, console.say)),
             console=console,
             writer=writer,
             checkpointer=checkpointer,
@@ -399,6 +395,20 @@ def _open_instruments(settings, workdir, began, stack):
     _closed_with(stack, Watch(clock, workdir, stall_factor=settings.stall_factor, console=told))
     profiler = Profiler(workdir, settings.profile_steps, clock=clock, say=console.say)
     return console, clock, stack.enter_context(profiler)
+
+
+def _open_writer(config, workdir, step, console, stack):
+    """What takes the numbers of a run from a step on."""
+    is_first_process = jax.process_index() == 0
+    mirror = WandbMirror(config, workdir, say=console.say, enabled=is_first_process)
+    writer = MetricWriter(
+        workdir,
+        first_step=step,
+        enabled=is_first_process,
+        mirror=_closed_with(stack, mirror),
+        settings=flat(config.to_dict()),
+    )
+    return _closed_with(stack, writer)
 
 
 def _open_checkpointer(settings, workdir):

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import optax
+from etils import epath
 
 from cyclip_jax import parallel
+from cyclip_jax.runtime.progress import duration_in_words
 from cyclip_jax.training.flops import model_flops, peak_flops
 from cyclip_jax.training.freezing import frozen_towers
 from cyclip_jax.training.stages import Stage, batch_shapes, seen_of
 from cyclip_jax.training.step import Step, TrainState, jit_step
+from cyclip_jax.workdir.metrics import read_metrics
 
 if TYPE_CHECKING:
     from cyclip_jax.training.open_run import Run
@@ -51,6 +54,7 @@ def compile_phases(run: "Run", state: TrainState) -> list[Phase]:
     config: Any = run.config
     rows_over = parallel.batch_sharding(run.mesh)
     compiled = []
+    run.console.say(f"compiling the train step ({_how_long(run.workdir)})")
     with run.clock.phase("compile"):
         for stage, step_fn in run.steps:
             if stage.first_step < last:
@@ -68,8 +72,19 @@ def compile_phases(run: "Run", state: TrainState) -> list[Phase]:
             compiled.append(Phase(stage, step_fn, flops, begun))
     seconds = run.clock.seconds()["compile"]
     run.console.say(f"train step compiled in {seconds:.1f} s")
-    run.writer.write(int(state.step), {"compile_seconds": seconds})
+    run.writer.write(int(state.step), {}, system={"compile_seconds": seconds})
     return compiled
+
+
+def _how_long(workdir: epath.Path) -> str:
+    """About how long compilation takes: as long as at the last start of this run."""
+    if jax.process_index() != 0:
+        return ""  # which is not said
+    lines = read_metrics(workdir)
+    seconds = [line["compile_seconds"] for line in lines if line.get("compile_seconds")]
+    if seconds:
+        return f"about {duration_in_words(seconds[-1])}, as at the last start"
+    return "about a minute; large models take several"
 
 
 def _begun(

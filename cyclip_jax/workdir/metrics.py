@@ -7,9 +7,12 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
+import numpy as np
 from etils import epath
+from jaxtyping import UInt8
 
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals.known_metrics import KNOWN_REPORTS
@@ -18,12 +21,18 @@ from cyclip_jax.losses.terms import Reported
 from cyclip_jax.workdir.layout import MEANINGS, METRICS, OF_AVERAGE, TENSORBOARD
 from cyclip_jax.workdir.tensorboard import Summaries
 
+_TRAINING, _SYSTEM = "train", "system"  # groups of curves
+
 
 class Mirror(Protocol):
-    """What is told everything that goes to metrics.jsonl."""
+    """What is told everything that TensorBoard is."""
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Takes the numbers of a step by their names."""
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Takes the numbers of a step by the names of their curves."""
+        ...
+
+    def write_image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Takes a picture of a step."""
         ...
 
 
@@ -36,7 +45,8 @@ class MetricWriter:
       workdir: the run's directory.
       first_step: lines of later steps, which a resumed run writes again, are cut off.
       enabled: true on process 0 alone.
-      mirror: what is told everything too, by its `write`; or None.
+      mirror: what is told everything too; or None.
+      settings: the run's settings by their full names, which TensorBoard shows in a table.
     """
 
     def __init__(
@@ -46,8 +56,9 @@ class MetricWriter:
         first_step: int,
         enabled: bool,
         mirror: Mirror | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self._enabled, self._mirror = enabled, mirror
+        self._enabled, self._mirror, self._settings = enabled, mirror, settings
         if not enabled:
             return
         self._path = epath.Path(workdir) / METRICS
@@ -55,24 +66,46 @@ class MetricWriter:
         write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = Appender(self._path)
         self._tensorboard = str(epath.Path(workdir) / TENSORBOARD)
-        self._summary, self._unshown = None, []
+        self._summary, self._unshown, self._has_failed = None, [], False
 
-    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def write(
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        *,
+        system: Mapping[str, Any] = MappingProxyType({}),
+        curves: Mapping[str, Any] | None = None,
+    ) -> None:
         """Writes one line, at once: a number that is not finite becomes null.
+
+        The line has the names as they are. Curves stand in groups: `train/` for what training
+        measures, `system/` for the machine, and the evaluation's name for its numbers.
 
         Args:
           step: that the numbers are of.
-          metrics: {name: number}, also of NumPy or JAX.
+          metrics: {name: number}, also of NumPy or JAX. A name with a slash has its group already.
+          system: what is measured of the machine: its speed, and where its time goes.
+          curves: what there is a curve of in place of `metrics`; None is all of them.
         """
         if not self._enabled:
             return
-        numbers = {name: float(value) for name, value in metrics.items()}
+        numbers = {name: float(value) for name, value in {**metrics, **system}.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._file.write(json.dumps({"step": int(step), **finite}) + "\n")
-        self._unshown.append((step, numbers))
+        shown = _grouped(_TRAINING, metrics if curves is None else curves)
+        shown |= _grouped(_SYSTEM, system)
+        self._unshown.append((step, shown))
         self._show()
         if self._mirror is not None:
-            self._mirror.write(step, numbers)
+            self._mirror.write(step, shown)
+
+    def write_image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Shows a picture of a step beside the curves; one that finds no room is left out."""
+        if not self._enabled:
+            return
+        self._show((step, name, pixels))
+        if self._mirror is not None:
+            self._mirror.write_image(step, name, pixels)
 
     def describe(self, reports: Mapping[str, Reported]) -> None:
         """Writes metrics.json: what the terms of the loss say of their metrics."""
@@ -96,18 +129,22 @@ class MetricWriter:
             self._file.close()
             self._end_summary()
 
-    def _show(self):
+    def _show(self, *images):
         try:
             if self._summary is None:
-                self._summary = Summaries(self._tensorboard)
+                self._summary = Summaries(self._tensorboard, self._settings)
             for step, numbers in self._unshown:
                 self._summary.write_scalars(step, numbers)
+            for step, name, pixels in images:
+                self._summary.write_image(step, name, pixels)
             self._summary.flush()
             self._unshown.clear()
+            self._has_failed = False
         except file_errors() as error:
-            if len(self._unshown) == 1:
+            if not self._has_failed:
                 reason = getattr(error, "message", error)
                 logging.error("TensorBoard's files wait until they can be written: %s", reason)
+            self._has_failed = True
             self._end_summary()  # what follows half an event in a file is never read
 
     def _end_summary(self):
@@ -115,6 +152,14 @@ class MetricWriter:
         with contextlib.suppress(*file_errors()):
             if summary is not None:
                 summary.close()
+
+
+def _grouped(group, numbers):
+    """{the name of its curve: number}; what has a group of its own keeps it."""
+    return {
+        name if "/" in name else f"{group}/{name}": float(number)
+        for name, number in numbers.items()
+    }
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import tarfile
 import time
 
@@ -342,7 +343,9 @@ def test_an_interrupted_run_says_that_the_command_continues(
         patch.setattr("cyclip_jax.runtime.progress.tqdm.tqdm", Interrupting)
         run(slow_data, tmp_path, *SLOW, code=130)
 
-    assert capsys.readouterr().err.endswith("\ninterrupted; the same command continues\n")
+    said = capsys.readouterr().err
+    assert said.endswith("\ninterrupted; the same command continues\n")
+    assert re.match(r"0 of \d+ examples, \? examples/s, \? left\n\d+ of \d+ examples, ", said)
     assert not list(tmp_path.glob("*.tmp"))
     assert 0 < len(list(tmp_path.glob("00*.json"))) < 12
 

@@ -1,6 +1,9 @@
 """What evaluations say of their cost before they begin, and of how far they are."""
 
 import contextlib
+import io
+import re
+import threading
 
 import pytest
 
@@ -8,7 +11,7 @@ from cyclip_jax.errors import UserError
 from cyclip_jax.evals.encoders import IMAGES, TEXTS
 from cyclip_jax.evals.evaluator import Needs, Opened
 from cyclip_jax.evals.progress import Progress, rows_to_embed
-from cyclip_jax.runtime.progress import duration_in_words
+from cyclip_jax.runtime.progress import duration_in_words, progress_bar
 
 
 def test_what_evaluations_have_in_common_counts_once():
@@ -99,6 +102,38 @@ def test_of_texts_alone_the_time_is_told_too_and_of_unknown_texts_that_they_come
     assert said[1:] == [
         "about 6 s to embed the 10 images that are left; texts and scores come on top"
     ]
+
+
+def test_a_first_batch_that_takes_long_is_said_to_wait_for_the_compiler(monkeypatch):
+    monkeypatch.setattr("cyclip_jax.evals.progress._COMPILING", 0.01)
+    progress, said, _, now = heard({"a": needing([Pictures(3)], ["x"])})
+    is_said = threading.Event()
+    progress._say = lambda text: (said.append(text), is_said.set())
+    for kind in (IMAGES, IMAGES):
+        with progress.embedding(kind, 3) as advance:
+            assert is_said.wait(10)
+            now.seconds += 30
+            advance(3)
+    assert said == [
+        "the first images wait for the compiler, which the others do not",
+        "the first images are done after 30 s",
+    ]
+
+
+def test_bars_are_bars_in_a_terminal_and_whole_lines_elsewhere(monkeypatch):
+    shown = {}
+    for is_terminal in (True, False):
+        file = io.StringIO()
+        file.isatty = lambda is_terminal=is_terminal: is_terminal
+        monkeypatch.setattr("sys.stderr", file)
+        with progress_bar(200, 50, "images", title="1 of 2, val") as progress:
+            progress(100, 3)
+        shown[is_terminal] = file.getvalue()
+    assert shown[True].count("\r") == 2 and "| 150/200 [00:00<00:00, " in shown[True]
+    first, last = shown[False].splitlines()
+    assert first == "1 of 2, val: 50 of 200 images, ? images/s, ? left"
+    assert re.fullmatch(r"1 of 2, val: 150 of 200 images, .* images/s, 00:00 left, 3 dropped", last)
+    assert "\r" not in shown[False]
 
 
 def test_data_that_cannot_be_counted_are_told_and_end_nothing():

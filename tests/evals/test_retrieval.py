@@ -13,6 +13,7 @@ from cyclip_jax import evals
 from cyclip_jax.errors import UserError
 from cyclip_jax.evals import Output
 from cyclip_jax.evals.flat import flat_numbers
+from cyclip_jax.evals.gallery import as_picture
 from cyclip_jax.evals.retrieval import Retrieval, chance_recall, recall_of_ranks
 from cyclip_jax.evals.statistics.ranking import ranks_of_best_partner
 from tests.conftest import unit_rows
@@ -296,6 +297,29 @@ def test_what_is_confused_is_shown_once_with_both_pictures(pairs_csv, tmp_path):
             shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(jpeg))), float)
             assert np.abs(shown - draw(its_shape, its_colour)).mean() < 10
         assert answer == [swapped[colour], shape]
+
+
+def test_who_follows_a_run_sees_the_gallery_as_one_picture_of_bounded_size(pairs_csv, tmp_path):
+    pictures = {}
+    for name, count in (("few", 3), ("many", 24)):
+        output = Output(tmp_path, show=lambda _, pixels, name=name: pictures.update({name: pixels}))
+        evaluation = Retrieval("x", pairs=str(pairs_csv), gallery_captions=count)
+        evaluation.open()(quick(fake_encoders(8)), output)
+    assert pictures["few"].dtype == np.uint8 and pictures["few"].shape[2] == 3
+    assert pictures["many"].shape[0] == 8 / 3 * pictures["few"].shape[0] < 1000
+    assert pictures["many"].shape[1] == pictures["few"].shape[1] < 1000
+    (row, *_) = json.loads((tmp_path / "gallery.json").read_text())
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(row["images"][1]["jpeg"]))))
+    side = len(shown)
+    # The second picture of the first row, beside the first, which has a frame.
+    assert np.array_equal(pictures["many"][22 : 22 + side, 108 : 108 + side], shown)
+    assert (pictures["many"][22, 6 : 6 + side] == (0, 90, 181)).all()
+
+
+def test_a_gallery_draws_any_caption():
+    query = {"caption": "a cat\n猫 🐈 " * 30, "rank": 1, "of": 2, "images": []}
+    assert as_picture([query], 96).any()
+    assert as_picture([], 96).size
 
 
 def test_a_tie_in_the_gallery_is_a_miss_as_in_the_recall(pairs_csv, tmp_path):

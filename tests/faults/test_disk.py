@@ -175,7 +175,7 @@ def test_metrics_and_tensorboard_lack_nothing_once_there_is_room(tmp_path, caplo
         assert (failure is None) == (step < 3 or step > 6)
     writer.close()
     assert [line["step"] for line in read_metrics(tmp_path)] == list(range(1, 9))
-    assert events(tmp_path)["loss"] == [(step, step / 8) for step in range(1, 9)]
+    assert events(tmp_path)["train/loss"] == [(step, step / 8) for step in range(1, 9)]
     assert caplog.text.count("CANNOT BE WRITTEN") == 1
     assert caplog.text.count("TensorBoard's files wait") == 1
 
@@ -189,7 +189,7 @@ def test_a_disk_that_was_full_for_a_while_costs_a_run_nothing(
         at_step(9, lambda: limit(None))
         assert small_run(tmp_path)["step"] == 12
     assert mathematics(tmp_path) == mathematics(undisturbed)
-    assert len(events(tmp_path)["loss"]) == 12
+    assert len(events(tmp_path)["train/loss"]) == 12
     assert steps_on_disk(tmp_path) == [12]
     assert "CHECKPOINT 4 COULD" in caplog.text and "CHECKPOINT 8 COULD" in caplog.text
     assert "step 9/12" in (tmp_path / "train.log").read_text()

@@ -1,9 +1,10 @@
-"""Weights & Biases gets what metrics.jsonl gets, here offline; by default it is not imported."""
+"""Weights & Biases gets what TensorBoard gets, here offline; by default it is not imported."""
 
 import json
 import struct
 import sys
 
+import numpy as np
 import pytest
 
 from cyclip_jax import defaults
@@ -69,7 +70,7 @@ def write(config, workdir, lines, first_step=0):
     mirror = WandbMirror(config, workdir, say=said.append, enabled=True)
     writer = MetricWriter(workdir, first_step=first_step, enabled=True, mirror=mirror)
     for step, metrics in lines:
-        writer.write(step, metrics)
+        writer.write(step, metrics, system={"goodput": 0.5})
     writer.close()
     mirror.close()
     return said
@@ -78,7 +79,7 @@ def write(config, workdir, lines, first_step=0):
 def test_every_metric_arrives_under_its_name_and_step_in_one_run_over_restarts(tmp_path):
     import wandb
 
-    first = [(1, {"loss": 2.5, "goodput": 0.5}), (2, {"loss": 2.0}), (2, {"val/top1": 0.25})]
+    first = [(1, {"loss": 2.5}), (2, {"loss": 2.0}), (2, {"val/top1": 0.25})]
     second = [(3, {"loss": 1.0}), (4, {"val/top1": 0.5})]
     assert write(offline(), tmp_path / "run", first) == []
     wandb.teardown()  # as at the end of a process
@@ -89,14 +90,34 @@ def test_every_metric_arrives_under_its_name_and_step_in_one_run_over_restarts(t
     arrived = {step: line for process in processes for step, line in history(process).items()}
     expected = {}
     for line in read_metrics(tmp_path / "run"):
-        expected.setdefault(line.pop("step"), {}).update(line)
+        curves = {"system/goodput": line.pop("goodput")}
+        if "loss" in line:
+            curves["train/loss"] = line.pop("loss")
+        expected.setdefault(line.pop("step"), {}).update(line | curves)
     assert arrived == expected and len(expected) == 4
     runs = [run_of(process) for process in processes]
     assert runs[0].run_id == runs[1].run_id == (tmp_path / "run" / "wandb_id").read_text()
     assert {run.project for run in runs} == {"cyclip"}
     assert {run.display_name for run in runs} == {"run"}
     config = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
-    assert config["optimizer"]["learning_rate"] == 5e-4
+    assert config["optimizer.learning_rate"] == 5e-4
+
+
+def test_pictures_of_evaluations_arrive_at_their_step_and_once(tmp_path, monkeypatch):
+    class Remembering(Failing):
+        step, sent = 7, []
+
+        def log(self, content, step):
+            self.sent.append((step, content))
+
+        def Image(self, pixels):
+            return pixels.shape
+
+    monkeypatch.setitem(sys.modules, "wandb", Remembering(None))
+    mirror = WandbMirror(offline(), tmp_path, say=pytest.fail, enabled=True)
+    for step in (6, 8):  # from a checkpoint before what was sent
+        mirror.write_image(step, "val/gallery", np.zeros((4, 6, 3), np.uint8))
+    assert Remembering.sent == [(8, {"val/gallery": (4, 6, 3)})]
 
 
 def test_nothing_is_sent_by_default(tmp_path, monkeypatch):
@@ -127,6 +148,15 @@ class Failing:
             return self
 
         return called
+
+
+def test_a_picture_that_it_refuses_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", Failing("Image"))
+    said = []
+    mirror = WandbMirror(offline(), tmp_path, say=said.append, enabled=True)
+    for step in (1, 2):
+        mirror.write_image(step, "val/gallery", np.zeros((4, 6, 3), np.uint8))
+    assert len(said) == 1 and "no network" in said[0]
 
 
 @pytest.mark.parametrize("call", ["init", "log", "finish"])

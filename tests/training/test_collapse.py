@@ -131,7 +131,7 @@ def log_steps(workdir, steps, *, first_step):
     equal = {"contrastive_loss": math.log(8), "embedding_rank": 1.0, "loss": math.log(8)}
     for step in steps:
         metrics = equal | {"most_skipped_in_a_row": 0, "grad_norm": 1.0}
-        train._log(run, step, Position(epoch=0, examples=0, seed=0), metrics, 1.0, stage)
+        train._log(run, step, Position(epoch=0, examples=0, seed=0), metrics, {}, 1.0, stage)
     run.writer.close()
     run.console.close()
 
