@@ -161,7 +161,7 @@ def parse(
             values[flag.name] = flag
     with _one_sentence(values, argv):
         kept, unset = config_file.without_unset(argv)
-        rest = values(_without_dashed_no(values, kept))[1:]
+        rest = values(_as_absl_writes(values, kept))[1:]
         config_file.settle(values, unset)
     flags.FLAGS.mark_as_parsed()
     if rest and positional is None:
@@ -181,7 +181,7 @@ def _start_in_words(starting, define_flags, argv, positional) -> str | None:
         delattr(early, "config")
         flags.DEFINE_string("config", None, "", flag_values=early)
     try:
-        rest = early(_without_dashed_no(early, argv), known_only=True)[1:]
+        rest = early(_as_absl_writes(early, argv), known_only=True)[1:]
     except flags.Error:
         return None  # `parse` says what is wrong
     unknown = [argument for argument in rest if argument.startswith("-")]
@@ -218,14 +218,25 @@ def _parse_or_end(values, argv, *, doc, positional) -> list[str]:
         sys.exit(f"error: {error}")
 
 
-def _without_dashed_no(values, argv):
-    """The arguments with --no-check, as other programs write it, as absl's --nocheck."""
-    return [
-        f"--no{arg[5:]}"
-        if arg.startswith("--no-") and arg[5:] in values and values[arg[5:]].boolean
-        else arg
-        for arg in argv
-    ]
+def _as_absl_writes(values, argv):
+    """The arguments with dashes within a name, as other programs write them, as absl's.
+
+    --no-check is --nocheck, and --with-pictures is --with_pictures.
+    """
+    return [_flag_as_absl_writes(values, argument) for argument in argv]
+
+
+def _flag_as_absl_writes(values, argument):
+    found = re.match(r"--([a-z][a-z-]*-[a-z-]*)(=.*)?$", argument, re.DOTALL)
+    if found is None:
+        return argument
+    name, value = found[1].replace("-", "_"), found[2] or ""
+    if name in values:
+        return f"--{name}{value}"
+    known = name.removeprefix("no_")
+    if known != name and known in values and values[known].boolean:
+        return f"--no{known}{value}"
+    return argument
 
 
 @contextlib.contextmanager

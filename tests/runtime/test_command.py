@@ -34,6 +34,7 @@ def define_flags(values):
     flags.DEFINE_integer("count", 3, "How many.", lower_bound=1, flag_values=values)
     flags.DEFINE_multi_string("name", [], "Repeatable.", flag_values=values)
     flags.DEFINE_bool("check", True, "Whether.", flag_values=values)
+    flags.DEFINE_bool("with_words", False, "Whether in words.", flag_values=values)
     flags.DEFINE_enum("format", "a", ["a", "b"], "Which.", flag_values=values)
 
 
@@ -56,6 +57,9 @@ def test_flags_have_their_types_and_defaults_and_no_call_leaves_anything_behind(
     assert (values.count, values.name, values.check, rest) == (3, [], True, ())
     values, _ = run(["--output=y", "--no-check"])  # as other programs write it
     assert values.check is False
+    for given, expected in (("--with-words", True), ("--no-with-words", False)):
+        assert run(["--output=-a-b", given])[0].with_words is expected
+    assert run(["--output=x", "--with-words=true"])[0].with_words
 
 
 @pytest.mark.parametrize(
