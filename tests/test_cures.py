@@ -29,7 +29,7 @@ from tests.runs import ROOT
 from tests.runtime.test_command import COMMANDS
 
 OPEN = "{…}"  # what a message fills in
-# Flags of other programs: of tar, pip, git and CLIP_benchmark.
+# Flags of other programs: of tar, pip, git, CLIP_benchmark and hf.
 OTHERS = {
     "sort",
     "no-deps",
@@ -42,6 +42,7 @@ OTHERS = {
     "help",
     "helpfull",
     "helpshort",
+    "local-dir",
 }
 
 
