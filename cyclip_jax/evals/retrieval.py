@@ -17,7 +17,7 @@ from cyclip_jax.evals.gallery import Answers, as_picture, confused, gallery
 from cyclip_jax.evals.known_metrics import KNOWN, LOSS
 from cyclip_jax.evals.metric import FURTHER_SHARE, SHARE, Metric, count, share_at
 from cyclip_jax.evals.statistics.cyclic import cyclic_consistencies
-from cyclip_jax.evals.statistics.intervals import floats, interval
+from cyclip_jax.evals.statistics.intervals import floats, interval, weighted_median
 from cyclip_jax.evals.statistics.ranking import ranks_of_best_partner
 from cyclip_jax.files import FilePath
 
@@ -315,7 +315,7 @@ def recall_of_ranks(
             statistics[f"{name}_recall@{k}"] = _weighted_mean(ranks < k, clusters, n)
             blank[f"{name}_recall@{k}"] = share_at(k).metric(np.nan, chance=chance)
         median = f"{name}_median_rank"
-        statistics[median] = _weighted_median(ranks + 1, clusters)
+        statistics[median] = weighted_median(ranks + 1, clusters)
         blank[median] = KNOWN[median].metric(np.nan)
     is_recall = [metric.is_share for metric in blank.values()]
     chances = [metric.chance for metric in blank.values() if metric.chance is not None]
@@ -362,21 +362,6 @@ def _weighted_mean(values, clusters, n):
         return weights @ sums / total if total else np.nan
 
     return mean
-
-
-def _weighted_median(values, clusters):
-    """A function of weights of the clusters -> the median of values, each that often; or NaN."""
-    order = np.argsort(values, kind="stable")
-    values, clusters = values[order], clusters[order]
-
-    def median(weights):
-        ends = np.cumsum(weights[clusters])
-        if not ends[-1]:
-            return np.nan
-        middle = np.searchsorted(ends, [(ends[-1] - 1) // 2, ends[-1] // 2], side="right")
-        return values[middle].mean()
-
-    return median
 
 
 def chance_recall(

@@ -138,7 +138,10 @@ def _code(run: Run) -> str:
 
 
 def _command(run: Run):
-    return element("code", run.command) if run.command else ""
+    if not run.command:
+        return ""
+    words = (element("span", word, class_="word") for word in run.command.split(" "))
+    return element("code", Html(" ".join(words)))
 
 
 def _changes(run: Run) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from cyclip_jax.evals.statistics.intervals import interval
+from cyclip_jax.evals.statistics.intervals import interval, weighted_median
 from cyclip_jax.evals.statistics.rank_correlation import Spearman
 from cyclip_jax.report.runs import Run, read_all_arrays
 
@@ -208,25 +208,12 @@ def _of_medians(kinds, mine, others):
                 continue
             both = [np.asarray(one[rank], np.float64) for one in (items.ours, items.theirs)]
             number = np.unique(items.clusters, return_inverse=True)[1]
-            ours, theirs = (_weighted_median(ranks, number) for ranks in both)
+            ours, theirs = (weighted_median(ranks, number) for ranks in both)
             ends = _interval(
                 lambda weights, a=ours, b=theirs: a(weights) - b(weights), int(number.max()) + 1
             )
             found |= _finite_pairs([name], *([end] for end in ends))
     return found
-
-
-def _weighted_median(values, clusters):
-    """A function of weights of the clusters -> the median of values, each that often."""
-    order = np.argsort(values, kind="stable")
-    values, clusters = values[order], clusters[order]
-
-    def median(weights):
-        ends = np.cumsum(weights[clusters])
-        middle = np.searchsorted(ends, [(ends[-1] - 1) // 2, ends[-1] // 2], side="right")
-        return values[middle].mean()
-
-    return median
 
 
 def _of_correlations(kinds, mine, others):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from cyclip_jax.evals.metric import SHARE, About, Metric
 
@@ -84,6 +84,28 @@ def mean_over_pairs_with_interval(
     once = mean_with_interval(rows, clusters=clusters).interval or (np.nan, np.nan)
     low, high = (2 * bound - mean for bound in once)
     return about.metric(mean, (low, high))
+
+
+def weighted_median(
+    values: Shaped[np.ndarray, "n"], clusters: Int[np.ndarray, "n"]
+) -> Callable[[Int[np.ndarray, "c"]], float]:
+    """A function of weights of the clusters to the median of values, each that often; NaN of none.
+
+    Args:
+      values: [N].
+      clusters: the cluster of each, int [N].
+    """
+    order = np.argsort(values, kind="stable")
+    values, clusters = values[order], clusters[order]
+
+    def median(weights):
+        ends = np.cumsum(weights[clusters])
+        if not ends[-1]:
+            return np.nan
+        middle = np.searchsorted(ends, [(ends[-1] - 1) // 2, ends[-1] // 2], side="right")
+        return values[middle].mean()
+
+    return median
 
 
 def floats(bounds: tuple[Any, Any]) -> tuple[float, float]:
