@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 
 # The models are so small that optimising their machine code costs minutes and saves nothing.
 os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
@@ -13,6 +14,10 @@ import pytest
 
 from tests.pictures import write_pairs
 from tests.runs import finish, start_process
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would all commands tested here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
