@@ -32,7 +32,8 @@ def exported(finished, environment_with_torch, tmp_path_factory):
 def test_the_command_says_what_it_wrote(exported):
     folder, output = exported
     files = sorted(path.name for path in folder.iterdir())
-    *warnings, last = output.strip().splitlines()
+    first, *warnings, last = output.strip().splitlines()
+    assert first.startswith("starting: export of ") and first.endswith(" as open_clip")
     assert last == f"{folder}: {', '.join(files)}"
     assert len(warnings) == 1 and "Readers of openai.pt" in warnings[0]
     assert {"open_clip_config.json", "open_clip_model.safetensors", "openai.pt"} < set(files)

@@ -353,7 +353,8 @@ def test_a_bad_value_ends_the_command_with_one_line_and_exit_status_one(tmp_path
         capture_output=True,
         text=True,
     )
-    assert (process.returncode, process.stdout) == (1, "")
+    started = f"starting: configs/cc3m.py in {tmp_path}\n"  # said before the settings are read
+    assert (process.returncode, process.stdout) == (1, started)
     *_, last = process.stderr.strip().splitlines()
     assert last == "error: config.optimizer.warmup_steps -1 must be at least 0"
     assert "Traceback" not in process.stderr
