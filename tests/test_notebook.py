@@ -72,7 +72,8 @@ def test_the_notebook_runs(tmp_path, environment_with_torch, monkeypatch):
         shutil.copytree(ROOT / name, tmp_path / name)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (training,) = (cell for cell in notebook.cells if "cyclip_jax.main" in cell.source)
-    training.source = training.source.replace(" 2>&1", " --config.total_steps=40 2>&1")
+    short = "--config.total_steps=40 --config.optimizer.warmup_steps=5"
+    training.source = training.source.replace(" 2>&1", f" {short} 2>&1")
     for name, value in environment_with_torch.items():
         monkeypatch.setenv(name, value)
     python = os.path.dirname(sys.executable)
