@@ -7,7 +7,7 @@ from cyclip_jax.files import parse_json
 from cyclip_jax.page.markup import Html, element, facts, join
 from cyclip_jax.report.numbers import summary_sentences
 from cyclip_jax.report.parts import Drawings
-from cyclip_jax.report.runs import Group, Run, is_of_head, objective, without_folder
+from cyclip_jax.report.runs import Group, Run, is_of_head, objective, trained_data
 from cyclip_jax.runtime.progress import duration_in_words
 from cyclip_jax.workdir.layout import HEARTBEAT
 
@@ -65,10 +65,7 @@ def _objective(config):
 
 
 def _data(config):
-    data = config["data"]
-    if data["source"] == "mixture":
-        return ", ".join(data["mixture"])
-    return without_folder(config["classes"]["train"] or data["train"]) or ""
+    return ", ".join(trained_data(config))
 
 
 def _length(group):

@@ -18,7 +18,13 @@ from cyclip_jax.report.parts import (
     named_in_words,
     run_names,
 )
-from cyclip_jax.report.runs import Group, is_of_head, trained_sentences, without_folder
+from cyclip_jax.report.runs import (
+    Group,
+    is_of_head,
+    trained_data,
+    trained_sentences,
+    without_folder,
+)
 from cyclip_jax.training.collapse import ADVICE, collapsed_steps
 
 # Of an evaluation's headlines the one that its summary tells: the first of these, or the first.
@@ -116,10 +122,8 @@ def _of_sentences(config):
 
 
 def _data(config):
-    data = config["data"]
-    if data["source"] == "mixture":
-        return "a mixture of " + " and ".join(data["mixture"])
-    return without_folder(config["classes"]["train"] or data["train"]) or "no pairs"
+    mixture = "a mixture of " if config["data"]["source"] == "mixture" else ""
+    return mixture + (" and ".join(trained_data(config)) or "no pairs")
 
 
 def _steps(group):

@@ -1,6 +1,7 @@
 """Differences between two runs, item by item: both answered the same questions."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -35,6 +36,7 @@ class Difference:
     reason: str = ""
 
 
+@functools.lru_cache(maxsize=64)  # several sections of a page ask for the same
 def paired_differences(ours: Run, theirs: Run, evaluation: str) -> dict[str, Difference]:
     """{metric: Difference} of every number that both runs have of an evaluation.
 

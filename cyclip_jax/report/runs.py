@@ -30,9 +30,9 @@ _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 _MOST_WORDS = 3  # settings that a name tells
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What a directory tells of one model.
+    """What a directory tells of one model; a run is equal to itself alone.
 
     Attributes:
       path: of the directory.
@@ -348,6 +348,15 @@ def is_of_head(config: Mapping[str, Any]) -> bool:
     """Whether a run trains by a head of classes, in place of pairs."""
     classes = config.get("classes", {})  # which older workdirs lack
     return classes.get("train") is not None and classes["loss"] == "head"
+
+
+def trained_data(config: Mapping[str, Any]) -> list[str]:
+    """Names of the data that a run is trained on: the parts of a mixture, else one or none."""
+    data = config["data"]
+    if data["source"] == "mixture":
+        return list(data["mixture"])
+    name = without_folder(config["classes"]["train"] or data["train"])
+    return [name] if name else []
 
 
 def trained_sentences(config: Mapping[str, Any]) -> Mapping[str, Any]:
