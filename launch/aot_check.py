@@ -16,6 +16,9 @@ and its figures for temporaries say little.
 With --compare=model.attention=xla,pallas the step is compiled with each of these values, and a
 table has a row for each. --compare may be given several times; then every combination is compiled.
 
+With --pairs=2862387, the size of the training data, it also says what the whole run takes at least,
+and with --price=1.20, an hour of one chip, what it costs at least.
+
 If the step does not fit, or with --suggest, a few more compilations look for the largest batch that
 fits, and for settings with which the wanted batch fits. The exit code is 0 if the step fits, 1 if
 it does not, and 2 if the check cannot be made.
@@ -66,6 +69,8 @@ def parse_arguments(argv):
         "--topology", required=True, help="the chips, e.g. v5e:16x16, v4:2x2x4, h100:4x8"
     )
     parser.add_argument("--batch", type=int, help="value for config.batch_size")
+    parser.add_argument("--pairs", type=int, help="size of the training data: bounds the whole run")
+    parser.add_argument("--price", type=float, help="with --pairs: that of an hour of one chip")
     parser.add_argument("--mesh", help="the mesh, e.g. data:64,fsdp:4; it sets config.mesh.fsdp")
     parser.add_argument(
         "--suggest",
@@ -89,6 +94,10 @@ def parse_arguments(argv):
         "--dry-run", action="store_true", help="print what would be compiled, and compile nothing"
     )
     args, rest = parser.parse_known_args(argv)
+    if args.pairs is not None and args.compare:
+        parser.error("--pairs bounds the run of one step, and --compare has several; leave out one")
+    if args.price is not None and (args.pairs is None or not 0 <= args.price < math.inf):
+        parser.error("--price is what a chip-hour of a whole run costs, and goes with --pairs=N")
     values, rest = flags.FlagValues(), [parser.prog, *rest]
     config_file.define_config(values, "the experiment's file", required=True, argv=rest)
     try:
@@ -352,6 +361,8 @@ def run(args, config):
       UserError: the config, the mesh and the chips do not fit each other, or a package is missing.
     """
     from cyclip_jax.costs import aot
+    from cyclip_jax.costs.whole_run import least_of_run, line_of_run
+    from cyclip_jax.data.order import steps_per_epoch
     from cyclip_jax.runtime.loop import set_matmul_precision
 
     chip, sides = aot.parse_topology(args.topology)
@@ -359,6 +370,9 @@ def run(args, config):
     if args.mesh is not None:
         settings["mesh.fsdp"] = fsdp_of(args.mesh, math.prod(sides))
     config = with_settings(config, settings)
+    if args.pairs is not None and config.num_epochs is not None:
+        steps = config.num_epochs * steps_per_epoch(args.pairs, config.batch_size)
+        config = with_settings(config, {"num_epochs": None, "total_steps": steps})
     set_matmul_precision(config.matmul_precision)
     devices, compiler = find_devices(chip, sides, args.topology)
     check = Check(config, chip, devices, functools.partial(print, file=sys.stderr, flush=True))
@@ -377,6 +391,10 @@ def run(args, config):
             print(f"\nfrom step {figures['first_step']}")
         print("", *lines_of(figures, check), sep="\n", flush=True)
     fits = all(figures["fits"] for figures in found)
+    whole = None
+    if args.pairs is not None and fits:
+        whole = least_of_run(found, steps=config.total_steps, chips=len(devices))
+        print("", line_of_run(whole, args.price), sep="\n")
     instead = []
     if args.suggest or (args.suggest is None and not fits):
         instead = suggestions(check, max(figures["needed"] for figures in found))
@@ -384,7 +402,7 @@ def run(args, config):
         for each in instead:
             print(f"  {each['needed'] / GIB:6.2f} GiB with {shown(each['settings'])}")
     if args.json:
-        write_json(args, config, compiler, {"phases": found, "suggestions": instead})
+        write_json(args, config, compiler, {"phases": found, "suggestions": instead, "run": whole})
     return fits
 
 

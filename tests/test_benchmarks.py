@@ -201,3 +201,47 @@ def test_parts_of_a_gpu_session_do_not_stop_one_another(tmp_path):
     assert all(text.startswith("done") for text in said.values())
     for name in said:
         assert (tmp_path / f"out/{name}.json").exists() and (tmp_path / f"out/{name}.log").exists()
+
+
+def _gpu_objectives(tmp_path, python, *arguments):
+    """Runs the script with a stand-in for python."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f"#!/usr/bin/env bash\n{python}")
+    stand_in.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "benchmarks/gpu_objectives.sh", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments", [(), ("out",), ("out", "nowhere"), ("--data",)])
+def test_a_gpu_comparison_that_is_misspelt_says_how_to_start_one(tmp_path, arguments):
+    said = _gpu_objectives(tmp_path, "exit 9", *arguments)
+    assert said.returncode == 2 and "OUT DATA [SECONDS] [--rehearse]" in said.stdout
+
+
+def test_a_gpu_comparison_that_runs_out_of_time_reports_on_what_is_done(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.csv").touch()
+    sweep = (
+        f'echo "$@" >> {tmp_path}/said\n'
+        "[[ $* == *cyclip_jax.sweep* ]] || exit 0\n"
+        'runs="${@: -1}"; runs="${runs#--workdir=}"; [[ -f $runs/data/train.csv ]] || exit 3\n'
+        'mkdir -p "$runs/clip_seed0" "$runs/cyclip_seed0"; touch "$runs/cyclip_seed0/report.html"\n'
+        "exec sleep 60\n"
+    )
+    out = tmp_path / "out"
+    done = _gpu_objectives(tmp_path, sweep, out, data, 1)
+    assert done.returncode == 0, done.stderr
+    assert "finished: 1 runs" in done.stdout
+    *_, report = (tmp_path / "said").read_text().splitlines()
+    assert report == (
+        f"-m cyclip_jax.report {out}/objectives/cyclip_seed0 --output={out}/report.html"
+    )
+
+
+def test_a_gpu_comparison_that_fails_says_so(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.csv").touch()
+    assert _gpu_objectives(tmp_path, "exit 3", tmp_path / "out", data).returncode == 3

@@ -11,7 +11,7 @@ STEPS, AVERAGED = 200, 50
 
 def mean_of_last_losses(workdir, environment, dtype):
     flags = [
-        "--config=configs/quickstart.py",
+        "--config=configs/drawings.py",
         f"--config.total_steps={STEPS}",
         "--config.log_every_steps=1",
         "--config.eval_every_steps=0",
@@ -27,7 +27,7 @@ def mean_of_last_losses(workdir, environment, dtype):
 
 @pytest.mark.slow
 def test_bfloat16_loses_as_float32_does(environment, tmp_path):
-    """Within 2 %, over the first steps of the quickstart, whose packages it needs."""
+    """Within 2 %, over the first steps on drawings; it needs the packages of the quickstart."""
     # Two minutes of compiling buy back more than they cost in 400 steps.
     optimised = {name: value for name, value in environment.items() if name != "XLA_FLAGS"}
     single, half = (

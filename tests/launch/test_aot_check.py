@@ -176,6 +176,10 @@ def test_a_dry_run_says_what_it_would_compile_and_compiles_nothing(monkeypatch, 
         (["--topology=h100:8", "--compare=model.dtype"], "write FIELD=VALUE,VALUE"),
         (["--topology=h100:8", "--compare=model.nme=a"], "model.nme=a: the config has no such"),
         (["--topology=h100:8", "--compare=batch_size=a"], "batch_size=a: the field is of another"),
+        (["--topology=h100:8", "--pairs=9", "--compare=batch_size=8,16"], "leave out one"),
+        (["--topology=h100:8", "--pairs=7", "--config.num_epochs=1"], "has only 7 examples"),
+        (["--topology=h100:8", "--price=1.2"], "goes with --pairs=N"),
+        (["--topology=h100:8", "--pairs=9", "--price=-1"], "goes with --pairs=N"),
         (["--topology=h100:8", "--nope"], "nope"),
         (["--topology=h100:8", "nope"], "unknown argument nope"),
         ([], "--topology"),
@@ -209,6 +213,32 @@ def test_a_comparison_has_a_row_for_each_combination(monkeypatch, tmp_path, caps
     rows = capsys.readouterr().out.splitlines()[-4:]
     assert rows[0].startswith("| `batch_size=16`, `mesh.fsdp=1` | 16.0 GB |")
     assert [row.endswith("does not fit |") for row in rows] == [True, False, True, False]
+
+
+def test_a_whole_run_is_bound_by_the_slowest_bounds_of_its_phases(monkeypatch, tmp_path, capsys):
+    seconds = iter((0.5, 1.0))
+
+    def examine(self, config):
+        assert (config.total_steps, config.num_epochs) == (100, None)
+        return [
+            {"first_step": first, "fits": True, "needed": 1, "floors": {"a": next(seconds), "b": 0}}
+            for first in (0, 60)
+        ]
+
+    monkeypatch.setattr(aot, "GPU_PLUGINS", ())
+    monkeypatch.setattr(aot_check.Check, "examine", examine)
+    monkeypatch.setattr(aot_check, "lines_of", lambda figures, check: ())
+    pairs = ("--config.total_steps=None", "--config.num_epochs=4", "--batch=16", "--pairs=415")
+    code, figures = figures_of(*TINY, "--topology=h100:2", *pairs, "--price=90", tmp_path=tmp_path)
+    assert code == 0
+    seconds_of_run = 60 * 0.5 + 40 * 1.0
+    assert figures["run"] == pytest.approx(
+        {"steps": 100, "hours": seconds_of_run / 3600, "chip_hours": 2 * seconds_of_run / 3600}
+    )
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == (
+        "the whole run: 100 steps, at least 0.0194 hours, 0.03889 chip-hours, 3.5 at 90 a chip-hour"
+    )
 
 
 def test_what_the_compiler_refuses_is_a_row_too():
