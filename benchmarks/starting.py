@@ -34,9 +34,9 @@ from cyclip_jax.data import emoji
 from cyclip_jax.data.tokenizers import create_tokenizer, train_sentencepiece
 from cyclip_jax.losses import contrastive_loss, cyclic_consistency
 from cyclip_jax.losses.rank import embedding_rank
-from cyclip_jax.models.clip import split_model
+from cyclip_jax.models.clip import split_model, unit_norm
 from cyclip_jax.models.presets import create_model
-from cyclip_jax.training.optimizer import weight_decay_mask
+from cyclip_jax.training.optimizer import Optimizer
 
 TOWERS = ("ViT-tiny", "RN-tiny")
 BATCHES = (32, 128, 512)
@@ -75,8 +75,7 @@ def load(folder):
 
 def embedded(model, images, tokens):
     """Unit-norm embeddings of both towers."""
-    pairs = model.encode_image(images), model.encode_text(tokens)
-    return [rows / jnp.linalg.norm(rows, axis=-1, keepdims=True) for rows in pairs]
+    return unit_norm(model.encode_image(images)), unit_norm(model.encode_text(tokens))
 
 
 def make_run(tower, batch_size, data):
@@ -84,11 +83,8 @@ def make_run(tower, batch_size, data):
     config = drawings.get_config().optimizer
     images, tokens = map(jnp.asarray, data["train"])
     rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    optimizer = optax.adamw(
-        rate,
-        b2=config.beta2,
-        weight_decay=config.weight_decay,
-        mask=weight_decay_mask,
+    optimizer = optax.chain(
+        Optimizer(**config).transformation(), optax.scale_by_learning_rate(rate)
     )
 
     def create(seed):
